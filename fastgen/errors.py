@@ -1,0 +1,90 @@
+"""Every error that fastgen raises on purpose.
+
+::
+
+    FastgenError                  one clear line for the user, never a traceback      exit code
+    ├── InputError                a flag, file or server answer that a person must mend       2
+    │   ├── DamagedLogError       a log line whose checksum or chain does not hold            2
+    │   └── RunFolderError        in use, foreign, newer, or meant for another run            2
+    ├── StoppedError              the run stopped and can go on with the same command         3
+    │   ├── BackendUnavailable    no endpoint has answered for the outage timeout             3
+    │   ├── DiskError             the run folder cannot be written                            3
+    │   └── ServerError           a server that fastgen starts did not start or died          3
+    └── RequestError              about one request; never reaches the user by itself         -
+        ├── TransientError        worth another attempt (connection, 429, 5xx, bad body)      -
+        └── RequestRejected       the server will never accept this request (400, 413, 422)   -
+            └── PromptTooLong     ... because prompt and completion exceed the context        -
+
+Model misbehaviour (an unusable completion) is not an error but data: a ``Rejection`` in the log.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FastgenError(Exception):
+    """Base of all of them; ``str(error)`` is one line that names the thing and the remedy."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(FastgenError):
+    """Bad input: a flag, a file, an unknown model, a refused key."""
+
+    exit_code = 2
+
+
+class DamagedLogError(InputError):
+    """A log is damaged somewhere other than at its torn end."""
+
+
+class RunFolderError(InputError):
+    """A run folder cannot be used as asked: locked, foreign, newer, or of another meaning."""
+
+
+class StoppedError(FastgenError):
+    """The run stopped early; everything committed is kept and the same command goes on."""
+
+    exit_code = 3
+
+
+class BackendUnavailable(StoppedError):
+    """No endpoint has answered for the outage timeout."""
+
+
+class DiskError(StoppedError):
+    """The run folder cannot be written (full, read-only, gone)."""
+
+
+class ServerError(StoppedError):
+    """A server that fastgen started did not become ready, or died."""
+
+
+class RequestError(FastgenError):
+    """Something about one request; the scheduler handles it."""
+
+
+class TransientError(RequestError):
+    """Another attempt may succeed.
+
+    ``kind`` is a short stable word for the ledger and metrics (``"connection"``, ``"timeout"``, ``"http_429"``,
+    ``"bad_body"`` ...). ``retry_after_s`` is the server's own wish, if it stated one. ``reached_server`` is false when no
+    HTTP answer came back, which is what an outage looks like.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str, retry_after_s: float | None = None, reached_server: bool = True
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        self.reached_server = reached_server
+
+
+class RequestRejected(RequestError):
+    """The server refuses this very request and always will; recorded, never retried."""
+
+
+class PromptTooLong(RequestRejected):
+    """The prompt does not fit the model's context; the plan asks again with fewer demonstrations."""
