@@ -95,3 +95,25 @@ class Completion:
     finish_reason: str | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request failed for good.
+
+    ``kind`` is a short stable word (``"http_400"``, ``"prompt_too_long"``, ...), ``detail`` one line for people.
+    ``settles`` tells that the plan gives the request's subject up.
+    """
+
+    kind: str
+    detail: str
+    settles: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice of a request's completion, or why the request failed for good."""
+
+    request: Request
+    choice: int
+    result: Completion | Failure

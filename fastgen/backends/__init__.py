@@ -1,0 +1,69 @@
+"""What stands between the scheduler and the servers: one small contract, and the figures every backend gives.
+
+Knows nothing of HTTP and imports nothing heavy; `fastgen.backends.openai` and `fastgen.backends.router` hold the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastgen.records import Completion, Request
+
+
+@dataclass(slots=True)
+class EndpointCounters:
+    """What one endpoint has seen; changed by its backend only. Times are of ``time.monotonic``."""
+
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    last_answer_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """A snapshot of one endpoint.
+
+    ``url`` carries no credentials. ``completed`` and ``failed`` count requests since the start (cancelled ones are neither).
+    ``last_answer_s`` is the ``time.monotonic`` of the last HTTP answer of any status, ``None`` before the first.
+    """
+
+    url: str
+    in_flight: int
+    completed: int
+    failed: int
+    healthy: bool
+    last_answer_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatistics:
+    """A snapshot of all endpoints; ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while one is up."""
+
+    endpoints: tuple[EndpointStatistics, ...]
+    all_down_since_s: float | None = None
+
+
+class Backend(Protocol):
+    """Turns requests into completions.
+
+    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries by
+    itself: one call is at most one request to a server. Cancelling a call closes its connection, which frees the sequence on
+    the server. `close` may be called once, when no call is running; nothing may be called after it.
+    """
+
+    async def complete(self, request: Request) -> tuple[Completion, ...]:
+        """One completion per choice (``request.n`` of them), in choice order.
+
+        :raises TransientError: another attempt may succeed.
+        :raises PromptTooLong: prompt and completion do not fit the model's context.
+        :raises RequestRejected: the server will never accept this request.
+        :raises InputError: a person must mend something (key, model, URL, API) before anything can succeed.
+        """
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+    def statistics(self) -> BackendStatistics:
+        """A snapshot; cheap enough to be asked several times a second."""

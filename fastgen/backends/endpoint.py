@@ -1,0 +1,155 @@
+"""Where an OpenAI-compatible server is and how to talk to it: the address, the secret, the time allowed. No I/O.
+
+Guarantees: neither the API key nor credentials in a URL appear in the ``repr`` of an `Endpoint`, in its ``display_url`` or in
+any message made here. Knows nothing of HTTP libraries.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from fastgen.errors import InputError
+
+Api = Literal["completions", "chat"]
+
+_VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
+_ROUTES = ("/chat/completions", "/completions", "/models")
+_RESERVED = ("model", "prompt", "messages", "n", "stream")
+
+
+def redact_url(url: str) -> str:
+    """``url`` without user, password, query and fragment: what may be shown and stored. Never raises."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(unreadable URL)"
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if host else url.rpartition("@")[2].partition("?")[0]
+
+
+def normalise_base_url(url: str) -> str:
+    """``url`` as ``scheme://[user:password@]host[:port]/path/vN``, without a slash at its end.
+
+    ``/v1`` is added where the path names no version; a pasted route (``.../v1/chat/completions``) is cut back.
+
+    :raises InputError: no http(s) URL, no host, a bad port, a query or a fragment.
+    """
+    shown = redact_url(url.strip())
+    parts = _split(url.strip(), shown)
+    if parts.query or parts.fragment:
+        raise InputError(f"--base-url {shown}: leave out what follows '?' or '#'; keys belong to --api-key-env")
+    path = parts.path.rstrip("/")
+    for route in _ROUTES:
+        path = path.removesuffix(route)
+    if not any(_VERSION_SEGMENT.fullmatch(segment) for segment in path.split("/")):
+        path += "/v1"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _split(url: str, shown: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"--base-url {shown}: not a URL ({error}); use a form such as http://127.0.0.1:8000/v1") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
+        raise InputError(f"--base-url {shown}: use a form such as http://127.0.0.1:8000/v1")
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutPolicy:
+    """How long one request may take from its start to the last byte: ``base_s + max_tokens / floor_tokens_per_s``.
+
+    ``base_s`` covers the server's queue and the prompt, ``floor_tokens_per_s`` is the slowest decoding of one sequence that
+    still counts as alive (choices of one request decode side by side, so ``n`` does not count). ``total_s``, if given,
+    replaces the formula. ``connect_s`` bounds opening a TCP connection (and TLS) alone.
+    """
+
+    base_s: float = 60.0
+    floor_tokens_per_s: float = 2.0
+    connect_s: float = 10.0
+    total_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("base_s", "floor_tokens_per_s", "connect_s", "total_s"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"timeout {name} is {value}: use a positive number")
+
+    def request_s(self, max_tokens: int) -> float:
+        """Seconds allowed for a request of ``max_tokens``."""
+        return self.total_s if self.total_s is not None else self.base_s + max_tokens / self.floor_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One OpenAI-compatible server and how to use it.
+
+    ``base_url`` is normalised (`normalise_base_url`); ``display_url`` is the same without credentials. The URL may carry ``user:password@`` (sent as basic authentication, instead of ``api_key``). ``model`` may be empty
+    while the server is only asked what it offers. ``extra_body`` is merged last into every request's body: it may replace
+    sampling fields, and ``null`` removes a field (``{"max_tokens": null, "max_completion_tokens": 512}``).
+    ``max_body_bytes`` bounds a response, per choice.
+
+    :raises InputError: a bad URL, API, timeout or body, in one line that names the flag.
+    """
+
+    base_url: str = field(repr=False)
+    model: str
+    api: Api = "completions"
+    api_key: str | None = field(default=None, repr=False)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
+    max_body_bytes: int = 1 << 20
+    display_url: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.api not in ("completions", "chat"):
+            raise InputError(f"--api {self.api}: use 'completions' or 'chat'")
+        for name in _RESERVED:
+            if name in self.extra_body:
+                raise InputError(f"--extra-body: '{name}' is fastgen's own field; leave it out")
+        base_url = normalise_base_url(self.base_url)
+        display_url = redact_url(base_url)
+        if self.api_key is not None and display_url != base_url:
+            raise InputError(f"--base-url {display_url}: give either user:password in the URL or --api-key-env, not both")
+        key = None if self.api_key is None else self.api_key.strip()
+        if key is not None and not (key and key.isascii() and key.isprintable()):
+            raise InputError("--api-key-env: the key is empty or holds characters that no HTTP header can carry")
+        object.__setattr__(self, "base_url", base_url)
+        object.__setattr__(self, "display_url", display_url)
+        object.__setattr__(self, "api_key", key)
+        object.__setattr__(self, "extra_body", MappingProxyType(dict(self.extra_body)))
+
+    @property
+    def completions_url(self) -> str:
+        """Where completions are asked for; no credentials."""
+        return self.display_url + ("/chat/completions" if self.api == "chat" else "/completions")
+
+    @property
+    def root_url(self) -> str:
+        """The server's root (``/health``, ``/metrics``): the base URL without its version; no credentials."""
+        head, _, last = self.display_url.rpartition("/")
+        return head if _VERSION_SEGMENT.fullmatch(last) else self.display_url
+
+    def authorization(self) -> str | None:
+        """The ``Authorization`` header, if any."""
+        if self.api_key is not None:
+            return f"Bearer {self.api_key}"
+        user_info = urlsplit(self.base_url).netloc.rpartition("@")[0]
+        return "Basic " + base64.b64encode(unquote(user_info).encode()).decode() if user_info else None
+
+    def redact(self, text: str) -> str:
+        """``text`` without this endpoint's secrets, should a server or library have echoed them."""
+        secrets = [self.api_key, urlsplit(self.base_url).password]
+        for secret in secrets:
+            if secret:
+                text = text.replace(secret, "***").replace(unquote(secret), "***")
+        return text

@@ -1,0 +1,254 @@
+"""The command line: the only reader of argv and the environment, and the only place that ends the process.
+
+Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every error is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+
+from fastgen import __version__
+from fastgen.config import Options, preset_values
+from fastgen.errors import FastgenError, InputError
+
+if TYPE_CHECKING:
+    from cyclopts.argument import Argument, ArgumentCollection
+
+    from fastgen.pipeline import Outcome, Place
+
+INTERRUPTED = 130
+_HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
+classification tasks from others, writes instances, and everything low-quality or too similar is filtered out.
+
+Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
+"""
+
+app = App(name="fastgen", help=_HELP, version=__version__, help_format="plaintext", version_flags=["--version"])
+seeds_app = App(name="seeds", help="Look after seed tasks.")
+embedded_app = App(name="embedded", help="The small CPU server that fastgen brings along: where it is, remove it.")
+app.command(seeds_app)
+app.command(embedded_app)
+
+RunDir = Annotated[Path, Parameter(group=Group("The job", sort_key=0))]
+
+
+@app.command
+def generate(*, run_dir: RunDir, config: Annotated[Path | None, Parameter(group=Group("The job"))] = None, options: Options = Options()) -> int:  # noqa: B008 - frozen
+    """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; made if it is not there. On resume it supplies every option that is not given.
+    config
+        TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature = 0.9).
+    """
+    from fastgen.pipeline import Place, require_target
+
+    require_target(options)
+    place = Place(run_dir, _cache_dir(), _api_key(options.server.api_key_env))
+    return _run(place, options)
+
+
+@app.command
+def export(
+    *,
+    run_dir: Path,
+    output: Path,
+    format: Literal["raw", "instances", "rejected"] = "raw",  # noqa: A002 - the flag's name
+    include_empty: bool = False,
+) -> int:
+    """Write a run's instructions as JSON lines; works while the run goes on, and what was exported once stays.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    output
+        File to write; - is standard output.
+    format
+        raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output a line;
+        rejected: what the filters rejected, with rule, neighbour and ROUGE-L.
+    include_empty
+        raw only: also instructions that were settled without any instance.
+    """
+    from fastgen.export import export as write
+
+    count = write(run_dir, format, output, include_empty=include_empty)
+    print(f"{count} rows written to {output}" + ("" if count else " (warning: the run has none yet)"), file=sys.stderr)
+    return 0
+
+
+@app.command
+def status(*, run_dir: Path, json: bool = False) -> int:
+    """Show a run's counts, yield and rejection ledger; works while the run goes on.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    json
+        Print one JSON object instead.
+    """
+    import orjson
+
+    from fastgen.status import render
+    from fastgen.status import status as read
+
+    figures = read(run_dir)
+    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if json else render(figures))
+    return 0
+
+
+@seeds_app.command
+def check(file: Path, /) -> int:
+    """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
+
+    Parameters
+    ----------
+    file
+        Seed tasks as JSON lines.
+    """
+    from fastgen.seeds import check_seed_tasks
+
+    print(check_seed_tasks(file))
+    return 0
+
+
+def _run(place: Place, options: Options) -> int:
+    import uvloop
+
+    from fastgen.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
+    try:
+        outcome = uvloop.run(_generate(place, options, reporter))
+    finally:
+        reporter.close()
+    how_to_go_on = f"fastgen generate --run-dir {place.run_dir}"
+    if outcome is None or outcome.interrupted:
+        print(f"interrupted; everything committed is kept, go on with: {how_to_go_on}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
+          f"{place.run_dir} --output FILE", file=sys.stderr)
+    return 0
+
+
+async def _generate(place: Place, options: Options, reporter: Any) -> Outcome | None:  # noqa: ANN401
+    import asyncio
+
+    from fastgen.pipeline import Stopper
+    from fastgen.pipeline import generate as run
+
+    stopper = Stopper(reporter)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopper)
+    try:
+        return await run(place, options, reporter, stopper)
+    except asyncio.CancelledError:
+        if not stopper.stopped:
+            raise
+        return None
+
+
+def _cache_dir() -> Path:
+    if given := os.environ.get("FASTGEN_CACHE_DIR"):
+        return Path(given).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fastgen")
+
+
+def _api_key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise InputError(f"--api-key-env {name}: that environment variable is not set or empty")
+    return key
+
+
+# -- where option values come from ---------------------------------------------------------------------------------------
+
+
+def _given(arguments: ArgumentCollection, name: str) -> str | None:
+    """The value that a flag has so far, as text."""
+    for argument in arguments:
+        if name in argument.names and argument.tokens:
+            return argument.tokens[0].value
+    return None
+
+
+def _fill_from(values: dict[str, Any], source: str, allow_unknown: bool = False) -> Callable[..., None]:
+    return cyclopts.config.Dict(values, source=source, use_commands_as_keys=False, allow_unknown=allow_unknown)
+
+
+def _config_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """After the flags: ``--config``, then the run folder, then the preset; each fills only what is still open."""
+    if commands != ("generate",):
+        return
+    if (config := _given(arguments, "--config")) is not None:
+        _fill_from(_read_toml(Path(config)), config)(app, commands, arguments)
+    if (run_dir := _given(arguments, "--run-dir")) is not None:
+        _fill_from(_saved_options(Path(run_dir)), f"{run_dir}/run.json")(app, commands, arguments)
+    preset = _given(arguments, "--preset") or "default"
+    if preset in ("default", "paper"):
+        _fill_from(preset_values(preset), f"--preset {preset}")(app, commands, arguments)
+
+
+def _saved_options(run_dir: Path) -> dict[str, Any]:
+    from fastgen.store import RunFolder
+
+    folder = RunFolder(run_dir)
+    return folder.header().options if folder.exists() else {}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--config {path}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {path}: {error}") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+app.config = (_config_sources,)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command line."""
+    try:
+        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split())} ('fastgen --help' lists what there is)", InputError.exit_code)
+    except FastgenError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"fastgen: {message}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,172 @@
+"""What the log says: one ``Commit`` per judged choice of one completion, and its JSON form.
+
+A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
+rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw text.
+Knows nothing of files, checksums or asyncio.
+
+JSON keys of a line (the store adds ``crc``)::
+
+    req, choice, stage, t          request number, choice index, stage, Unix time (s)
+    subject                        machine instruction number that the request works on (downstream stages)
+    demos                          pool indexes of the demonstrations (instruction stage)
+    text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
+    kept                           [[start, end, number, [seed, rouge_l] | null, [[pool index, rouge_l], ...]], ...]
+    rejected                       instruction stage: [[start, end, rule] or [start, end, rule, rouge_l, pool index], ...]
+                                   instance stage: [rule, ...]
+    is_classification              the classification stage's answer
+    instances                      [[input start, input end, output start, output end], ...]
+    failed, detail, settles        instead of an outcome: the request failed for good
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastgen.records import Completion, Failure, Neighbour, Span, Stage
+
+SCORE_DIGITS = 4  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A kept instruction: where its text is, its machine number, and what the similarity check met."""
+
+    span: Span
+    number: int
+    nearest_seed: Neighbour | None
+    nearest_checked: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A rejected instruction; ``neighbour`` and its ROUGE-L are set when the rule is similarity."""
+
+    span: Span
+    rule: str
+    neighbour: Neighbour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionOutcome:
+    """What an instruction completion gave."""
+
+    kept: tuple[Kept, ...]
+    rejected: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationOutcome:
+    """Whether the subject is a classification task."""
+
+    is_classification: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceOutcome:
+    """Instances as (input span, output span), and the rules that rejected others. None left: the subject is empty."""
+
+    instances: tuple[tuple[Span, Span], ...]
+    rejected: tuple[str, ...]
+
+
+Outcome = InstructionOutcome | ClassificationOutcome | InstanceOutcome | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One judged choice of one completion (or one failed request): one log line."""
+
+    request: int
+    choice: int
+    stage: Stage
+    subject: int | None
+    demonstrations: tuple[int, ...]
+    completion: Completion
+    outcome: Outcome
+    time_s: float
+
+
+def encode(commit: Commit) -> dict[str, Any]:
+    """The line's JSON object, in key order, without the checksum."""
+    line: dict[str, Any] = {
+        "req": commit.request,
+        "choice": commit.choice,
+        "stage": commit.stage.value,
+        "t": round(commit.time_s, 2),
+    }
+    if commit.subject is not None:
+        line["subject"] = commit.subject
+    if commit.demonstrations:
+        line["demos"] = commit.demonstrations
+    completion = commit.completion
+    line["text"] = completion.text
+    line["finish"] = completion.finish_reason
+    line["tokens"] = (completion.prompt_tokens, completion.completion_tokens)
+    return line | _encode_outcome(commit.outcome)
+
+
+def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case InstructionOutcome(kept, rejected):
+            return {
+                "kept": [(*k.span, k.number, _score(k.nearest_seed), [_score(n) for n in k.nearest_checked]) for k in kept],
+                "rejected": [_encode_rejection(r) for r in rejected],
+            }
+        case ClassificationOutcome(is_classification):
+            return {"is_classification": is_classification}
+        case InstanceOutcome(instances, rules):
+            return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
+        case Failure(kind, detail, settles):
+            return {"failed": kind, "detail": detail, "settles": settles}
+
+
+def _score(neighbour: Neighbour | None) -> Neighbour | None:
+    return None if neighbour is None else (neighbour[0], round(neighbour[1], SCORE_DIGITS))
+
+
+def _encode_rejection(rejection: Rejection) -> tuple[Any, ...]:
+    if rejection.neighbour is None:
+        return (*rejection.span, rejection.rule)
+    index, score = rejection.neighbour
+    return (*rejection.span, rejection.rule, round(score, SCORE_DIGITS), index)
+
+
+def decode(line: dict[str, Any]) -> Commit:
+    """The inverse of `encode` (scores as rounded there).
+
+    :raises KeyError, TypeError, ValueError: the object is not one that `encode` wrote; the store names the line.
+    """
+    prompt_tokens, completion_tokens = line["tokens"]
+    return Commit(
+        request=line["req"],
+        choice=line["choice"],
+        stage=Stage(line["stage"]),
+        subject=line.get("subject"),
+        demonstrations=tuple(line.get("demos", ())),
+        completion=Completion(line["text"], line["finish"], prompt_tokens, completion_tokens),
+        outcome=_decode_outcome(line),
+        time_s=line["t"],
+    )
+
+
+def _decode_outcome(line: dict[str, Any]) -> Outcome:
+    if "failed" in line:
+        return Failure(line["failed"], line["detail"], line["settles"])
+    if "kept" in line:
+        kept = tuple(_decode_kept(*k) for k in line["kept"])
+        return InstructionOutcome(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
+    if "instances" in line:
+        instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
+        return InstanceOutcome(instances, tuple(line["rejected"]))
+    return ClassificationOutcome(line["is_classification"])
+
+
+def _decode_kept(start: int, end: int, number: int, seed: list[Any] | None, checked: list[list[Any]]) -> Kept:
+    nearest_seed = None if seed is None else (seed[0], seed[1])
+    return Kept((start, end), number, nearest_seed, tuple((i, s) for i, s in checked))
+
+
+def _decode_rejection(start: int, end: int, rule: str, score: float | None = None, index: int | None = None) -> Rejection:
+    neighbour = None if index is None or score is None else (index, score)
+    return Rejection((start, end), rule, neighbour)

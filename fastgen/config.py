@@ -1,0 +1,243 @@
+"""Every option of ``fastgen generate``: its name, default and help exist here once, for flags, TOML files and run folders.
+
+Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these defaults.
+`MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is how it is carried
+out and may change on every resume. Knows nothing of argv, files or servers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from fastgen.errors import InputError
+from fastgen.records import Sampling
+from fastgen.rules import PRESETS, SAMPLING_PRESETS, Rules
+
+_JOB = Group("The job", sort_key=0)
+_SERVER = Group("The server", sort_key=1)
+_SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
+_METHOD = Group("The method (fixed for a run's life)", sort_key=3)
+_RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
+_SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
+
+
+@Parameter(name="*", group=_JOB)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What to make and how to show it."""
+
+    num_instructions: int = 100
+    """Instructions to make: counted are those that pass every filter and have at least one valid instance."""
+    quiet: bool = False
+    """Say nothing but errors and the last line."""
+    log_json: bool = False
+    """Write progress and events as JSON lines on standard error."""
+
+    def __post_init__(self) -> None:
+        _at_least("--num-instructions", self.num_instructions, 0)
+
+
+@Parameter(name="*", group=_SERVER)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Who writes. Without ``--base-url`` fastgen starts a vLLM server itself."""
+
+    base_url: tuple[str, ...] = ()
+    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it: vLLM on the
+    GPU if there is one, else a small model on the CPU, set up on first use."""
+    model: str | None = None
+    """The model's name at the server, or what to serve; default: the server's only model, Qwen/Qwen3-4B-Base on a GPU."""
+    api: Literal["completions", "chat"] = "completions"
+    """completions for base models (the method's own way), chat for instruct models and hosts without completions."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key."""
+    extra_body: str = "{}"
+    """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
+    server_args: str = ""
+    """More arguments for the 'vllm serve' that fastgen starts, in one string."""
+    server_timeout: float = 900.0
+    """Seconds to wait until a server answers at the start."""
+
+    def __post_init__(self) -> None:
+        _above("--server-timeout", self.server_timeout, 0)
+
+
+@Parameter(name="*", group=_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedOptions:
+    """How fast and how stubbornly; none of it changes what a run means."""
+
+    concurrency: int | None = None
+    """Requests in flight; default: 256 for a server of yours, what fits for one that fastgen starts."""
+    max_attempts: int = 8
+    """Attempts of one request before it is recorded as failed and replaced by another."""
+    outage_timeout: float = 600.0
+    """Seconds without any answer from any server before the run stops (resumable, exit code 3)."""
+    drain_timeout: float = 60.0
+    """Seconds that requests in flight get to finish after the first Ctrl-C."""
+    request_timeout: float | None = None
+    """Seconds one request may take; default: derived from its max_tokens."""
+    max_fruitless: int = 1000
+    """Instruction completions in a row without one kept instruction before the run stops (resumable, exit code 3)."""
+    sync_interval: float = 1.0
+    """Seconds between forced writes to disk: what a power cut can cost; a killed process loses nothing committed."""
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None:
+            _at_least("--concurrency", self.concurrency, 1)
+        _at_least("--max-attempts", self.max_attempts, 1)
+        _at_least("--max-fruitless", self.max_fruitless, 1)
+        for name in ("outage_timeout", "drain_timeout", "sync_interval"):
+            _above(_flag(name), getattr(self, name), 0)
+        if self.request_timeout is not None:
+            _above("--request-timeout", self.request_timeout, 0)
+
+
+@Parameter(name="*", group=_METHOD)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """What the run means, apart from rules and sampling."""
+
+    preset: Literal["default", "paper"] = "default"
+    """paper: the original's rules and figures to the letter; default: the same method without its defects (docs/rules.md)."""
+    seed_tasks: Path | None = None
+    """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""
+    prompts: Path | None = None
+    """Folder with prompt templates and demonstrations that replace the shipped ones of the same names."""
+    num_prompt_instructions: int = 8
+    """Demonstrations in an instruction prompt."""
+    num_machine_instructions: int = 2
+    """How many of them are machine-generated, once there are any."""
+    classification_only: bool = False
+    """Ask for classification tasks only, with classification seeds as demonstrations."""
+    threshold: float = 0.7
+    """ROUGE-L F1 to any seed or kept instruction above which a new one is rejected (0..1)."""
+    reject_at: Literal["gt", "ge"] = "gt"
+    """gt: reject above the threshold (the original's code); ge: at the threshold too (the paper's text)."""
+    tokenizer: Literal["unicode", "rouge"] = "unicode"
+    """What ROUGE-L counts as tokens: every script's words, or rouge_score's [a-z0-9]+ only."""
+    index: Literal["lsh", "exact", "exhaustive"] = "lsh"
+    """Similarity index: MinHash-LSH with a known miss rate, an exact prefix index, or the full scan."""
+    seed: int = 0
+    """Keys every random draw together with the request's number."""
+
+    def __post_init__(self) -> None:
+        _at_least("--num-prompt-instructions", self.num_prompt_instructions, 1)
+        _at_least("--num-machine-instructions", self.num_machine_instructions, 0)
+        if self.num_machine_instructions >= self.num_prompt_instructions:
+            raise InputError("--num-machine-instructions: must be below --num-prompt-instructions, seeds fill the rest")
+        if not 0 < self.threshold <= 1:
+            raise InputError(f"--threshold: {self.threshold} is not above 0 and at most 1")
+
+
+def _sampling(stage: str) -> Any:  # noqa: ANN401 - a dataclass field specifier
+    return dataclasses.field(default=SAMPLING_PRESETS["default"][stage])
+
+
+@Parameter(name="*", group=_SAMPLING)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How each stage samples."""
+
+    instruction: Sampling = _sampling("instruction")
+    """Writing new instructions."""
+    classification: Sampling = _sampling("classification")
+    """Telling classification tasks from others."""
+    instance_input_first: Sampling = _sampling("instance_input_first")
+    """Writing instances, input before output."""
+    instance_output_first: Sampling = _sampling("instance_output_first")
+    """Writing instances of classification tasks, label before input."""
+
+    def by_stage(self) -> dict[str, Sampling]:
+        """The four, by the names that the plan uses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything that ``fastgen generate`` can be told, except where the run folder is."""
+
+    job: JobOptions = JobOptions()
+    server: ServerOptions = ServerOptions()
+    speed: SpeedOptions = SpeedOptions()
+    method: MethodOptions = MethodOptions()
+    rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
+    sampling: SamplingOptions = SamplingOptions()
+
+
+def preset_values(preset: str) -> dict[str, Any]:
+    """What ``--preset`` stands for, by option name."""
+    values = _plain(PRESETS[preset]) | {name: _plain(sampling) for name, sampling in SAMPLING_PRESETS[preset].items()}
+    if preset == "paper":
+        values |= {"tokenizer": "rouge", "index": "exact"}
+    return values
+
+
+NOT_SAVED = frozenset({"seed_tasks", "prompts", "quiet", "log_json"})
+"""Options that a run folder does not remember: it keeps the seeds and prompts themselves, and display is for one session."""
+
+
+def saved_values(options: Options) -> dict[str, Any]:
+    """All options by name, as JSON values, for the run folder. Holds no secret: keys are only named."""
+    values: dict[str, Any] = {}
+    for part in (options.job, options.server, options.speed, options.method, options.rules, options.sampling):
+        values |= _plain(part)
+    return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
+
+
+def meaning(options: Options, *, model: str, seeds: str, prompts: str) -> dict[str, Any]:
+    """What resume must not change, flat: option name to JSON value. ``seeds`` and ``prompts`` are fingerprints."""
+    values = _plain(options.method) | _plain(options.rules)
+    values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
+    for stage, sampling in options.sampling.by_stage().items():
+        values |= {f"{stage}.{name}": value for name, value in _plain(sampling).items()}
+    return values | {"seed_tasks": seeds, "prompts": prompts}
+
+
+def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
+    """:raises InputError: resuming would change what the run means; names the first differences."""
+    changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
+    if not changed:
+        return
+    shown = "; ".join(_difference(name, saved.get(name), asked.get(name)) for name in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""  # noqa: PLR2004 - as shown above
+    raise InputError(f"--run-dir {place}: was made with {shown}{more}; leave that as it was, or name a new run folder")
+
+
+def _difference(name: str, saved: object, asked: object) -> str:
+    if name in {"seed_tasks", "prompts"}:
+        return f"other contents of {_flag(name)}"
+    return f"{_flag(name)} {saved} (not {asked})"
+
+
+def _plain(part: Any) -> dict[str, Any]:  # noqa: ANN401 - any options dataclass
+    return {field.name: _plain_value(getattr(part, field.name)) for field in dataclasses.fields(part)}
+
+
+def _plain_value(value: Any) -> Any:  # noqa: ANN401
+    if dataclasses.is_dataclass(value):
+        return _plain(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{flag}: {value} is below {least}")
+
+
+def _above(flag: str, value: float, limit: float) -> None:
+    if not value > limit:
+        raise InputError(f"{flag}: {value} is not above {limit}")

@@ -1,0 +1,31 @@
+"""How every kernel of the similarity filter is compiled: machine code kept on disk, the GIL released, IEEE arithmetic.
+
+Guarantees: floats behave as Python's do (no fast-math), so a score computed in a kernel is rouge_score's float. The
+machine code is cached beside the module or, from a read-only installation, in the user's cache folder (numba's own
+fallback); where neither can be written it is compiled anew in each process. Knows nothing of the kernels themselves.
+
+Numba checks only the file of the called function for staleness, not the files it calls into: after editing a kernel
+here, delete the ``__pycache__`` folders.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+import numba
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile ``function`` on its first call (nopython, ``nogil``, cached on disk where a disk can be written)."""
+    compile_with = functools.partial(numba.njit, nogil=True, error_model="numpy", boundscheck=False)
+    try:
+        return cast("Callable[P, R]", compile_with(cache=True)(function))
+    except RuntimeError:  # numba found no folder that it may write to
+        return cast("Callable[P, R]", compile_with()(function))

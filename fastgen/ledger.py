@@ -1,0 +1,103 @@
+"""The counts of a run: what was asked, kept, rejected and why. A pure fold over commits, so live, resumed and read runs agree.
+
+Knows nothing of files; the store saves it beside the log as a snapshot that a reader brings up to date from the log's end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.records import Failure
+
+
+def _counter() -> Counter[str]:
+    return Counter()
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts since the start of the run; tokens are the server's figures.
+
+    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts; ``empty`` ones
+    are settled without any; the rest of ``kept`` is on its way.
+    """
+
+    kept: int = 0
+    complete: int = 0
+    empty: int = 0
+    classification_tasks: int = 0
+    instances: int = 0
+    empty_inputs: int = 0
+    started_s: float = 0.0
+    last_s: float = 0.0
+    completions: Counter[str] = field(default_factory=_counter)  # by stage
+    prompt_tokens: Counter[str] = field(default_factory=_counter)
+    completion_tokens: Counter[str] = field(default_factory=_counter)
+    rejected: Counter[str] = field(default_factory=_counter)  # instructions, by rule
+    rejected_instances: Counter[str] = field(default_factory=_counter)
+    failures: Counter[str] = field(default_factory=_counter)  # requests given up, by kind
+
+    def apply(self, commit: Commit) -> None:
+        """Count one commit."""
+        stage = commit.stage.value
+        self.started_s = self.started_s or commit.time_s
+        self.last_s = commit.time_s
+        self.prompt_tokens[stage] += commit.completion.prompt_tokens
+        self.completion_tokens[stage] += commit.completion.completion_tokens
+        if isinstance(commit.outcome, Failure):
+            self.failures[commit.outcome.kind] += 1
+            self.empty += commit.outcome.settles
+            return
+        self.completions[stage] += 1
+        match commit.outcome:
+            case InstructionOutcome(kept, rejected):
+                self.kept += len(kept)
+                self.rejected.update(rejection.rule for rejection in rejected)
+            case ClassificationOutcome(is_classification):
+                self.classification_tasks += is_classification
+            case InstanceOutcome(instances, rules):
+                self._count_instances(len(instances), sum(i == (0, 0) for i, _ in instances))
+                self.rejected_instances.update(rules)
+
+    def _count_instances(self, count: int, empty_inputs: int) -> None:
+        self.complete += count > 0
+        self.empty += count == 0
+        self.instances += count
+        self.empty_inputs += empty_inputs
+
+    @property
+    def pending(self) -> int:
+        """Kept instructions whose instances are still to come."""
+        return self.kept - self.complete - self.empty
+
+    @property
+    def generated_tokens(self) -> int:
+        """Completion tokens of all stages."""
+        return self.completion_tokens.total()
+
+    @property
+    def yield_per_1000_tokens(self) -> float:
+        """Complete instructions per 1,000 generated tokens."""
+        return 1000 * self.complete / self.generated_tokens if self.generated_tokens else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Kept share of all instructions that the model wrote."""
+        written = self.kept + self.rejected.total()
+        return self.kept / written if written else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the inverse."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """:raises KeyError, TypeError: not what `as_dict` gave."""
+        ledger = cls()
+        for name in (f.name for f in fields(cls)):
+            value = values[name]
+            setattr(ledger, name, Counter(value) if isinstance(value, dict) else value)
+        return ledger

@@ -1,0 +1,302 @@
+"""The append-only, checksummed, segmented log under a run folder: the only truth of a run.
+
+A segment is ``log/NNNNNN.jsonl`` while it is written and ``log/NNNNNN.jsonl.zst`` once it is closed. Every line is a JSON
+object whose first key is ``crc``: eight hex digits of CRC-32 over the rest of the line, chained with the line before it, so
+a flipped byte, a lost line or two swapped ones are all found. The first line of a segment is a header that names the run,
+the segment and the checksum that the chain starts from.
+
+Guarantees:
+
+- one ``append`` is one ``write``: after a crash, a line is there whole or is the torn end of the last segment;
+- the torn end (no newline) is dropped on opening; damage anywhere else raises `DamagedLogError` with file and line;
+- a write that fails (disk full) is taken back before `DiskError` is raised.
+
+Knows nothing of what the lines mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+import zstandard
+
+from fastgen.errors import DamagedLogError, DiskError, RunFolderError
+
+LOG_FORMAT = 1
+SEGMENT_BYTES = 64 * 1024 * 1024
+_CRC_LENGTH = len(b'{"crc":"01234567",')
+
+
+class Position(NamedTuple):
+    """A place between two lines: segment number, byte offset in the uncompressed segment, checksum of the line before."""
+
+    segment: int
+    offset: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class TornTail:
+    """An unfinished last line that a crash left behind: where it starts and how many bytes it has."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+def seal(body: dict[str, Any], previous_crc: int) -> tuple[bytes, int]:
+    """One log line with its checksum, and the checksum to chain the next one with."""
+    rest = orjson.dumps(body)[1:]
+    crc = zlib.crc32(rest, previous_crc)
+    return b'{"crc":"%08x",%b\n' % (crc, rest), crc
+
+
+def unseal(line: bytes, previous_crc: int) -> int | None:
+    """The line's checksum if it holds (``line`` without its newline), else ``None``."""
+    crc = zlib.crc32(line[_CRC_LENGTH:], previous_crc)
+    return crc if line[:_CRC_LENGTH] == b'{"crc":"%08x",' % crc else None
+
+
+def segment_files(directory: Path) -> list[tuple[int, Path]]:
+    """The segments in order; where a closed one exists plain and compressed (a crash in between), the plain one."""
+    found: dict[int, Path] = {}
+    for path in directory.glob("*.jsonl*"):
+        stem, _, ending = path.name.partition(".")
+        if stem.isdigit() and ending in {"jsonl", "jsonl.zst"} and (ending == "jsonl" or int(stem) not in found):
+            found[int(stem)] = path
+    return sorted(found.items())
+
+
+def _open_segment(path: Path) -> IO[bytes]:
+    try:
+        if path.suffix == ".zst":
+            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), 1 << 20)
+        return path.open("rb", buffering=1 << 20)
+    except FileNotFoundError:  # closed and compressed between listing and opening
+        if path.suffix == ".zst":
+            raise
+        return _open_segment(path.with_name(path.name + ".zst"))
+
+
+def read_log(
+    directory: Path, *, run_id: str, start: Position | None = None
+) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
+    """Every line from ``start`` (default: the beginning) with the position after it; then the torn tail, if there is one.
+
+    Reads while another process appends: what that process is in the middle of writing looks like a torn tail.
+
+    :raises DamagedLogError: a checksum, the chain, a header or a whole segment is wrong or missing.
+    """
+    expected = start.segment if start else 0
+    crc = start.crc if start else 0
+    segments = [(n, p) for n, p in segment_files(directory) if n >= expected]
+    for index, (number, path) in enumerate(segments):
+        if number != expected:
+            raise DamagedLogError(f"{path.parent}: log segment {expected:06d} is missing; restore it from a copy")
+        offset = start.offset if start and number == start.segment else 0
+        for item in _read_segment(path, number, run_id, Position(number, offset, crc), last=index == len(segments) - 1):
+            if not isinstance(item, TornTail):
+                crc = item[1].crc
+            yield item
+        expected += 1
+
+
+def _read_segment(
+    path: Path, number: int, run_id: str, start: Position, *, last: bool
+) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
+    offset, crc = start.offset, start.crc
+    with _open_segment(path) as lines:
+        for index, line in enumerate(_guarded(lines, path, offset)):
+            if not line.endswith(b"\n"):
+                if not last:
+                    raise _damaged(path, offset, "is cut short")
+                yield TornTail(path, offset, len(line))
+                return
+            checked = unseal(line[:-1], crc)
+            if checked is None:
+                raise _damaged(path, offset, "does not match its checksum")
+            body = orjson.loads(line)
+            offset, crc = offset + len(line), checked
+            if index == 0 and start.offset == 0:
+                _check_header(body, path, number, run_id)
+            else:
+                yield body, Position(number, offset, crc)
+
+
+def _guarded(lines: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
+    try:
+        for _ in _blocks(lines, offset):  # a compressed segment cannot seek
+            pass
+        yield from lines
+    except zstandard.ZstdError as error:
+        raise DamagedLogError(f"{path}: the compressed segment is damaged ({error}); restore it from a copy") from None
+
+
+def _damaged(path: Path, offset: int, what: str) -> DamagedLogError:
+    with _open_segment(path) as lines:
+        number = 1 + sum(block.count(b"\n") for block in _blocks(lines, offset))
+    return DamagedLogError(
+        f"{path}:{number}: the line {what}; nothing after it can be trusted: restore the segment from a copy, "
+        f"or keep the run up to here by deleting this line, all below it and all later segments"
+    )
+
+
+def _blocks(lines: IO[bytes], size: int) -> Iterator[bytes]:
+    while size > 0 and (block := lines.read(min(size, 1 << 20))):
+        size -= len(block)
+        yield block
+
+
+def _check_header(header: dict[str, Any], path: Path, number: int, run_id: str) -> None:
+    if header.get("format", 0) > LOG_FORMAT:
+        raise RunFolderError(f"{path}: written by a newer fastgen (log format {header['format']}); upgrade fastgen")
+    if header.get("run") != run_id or header.get("segment") != number:
+        raise DamagedLogError(f"{path}:1: the segment belongs to another run or place; restore the right one")
+
+
+class LogWriter:
+    """Appends to the log; the only writer of it. Not thread-safe: one thread at a time calls `append`.
+
+    Give it the position that `read_log` ended at; a torn tail there is cut off, and half-done compressions are cleaned up.
+
+    :raises DiskError: the folder cannot be written.
+    """
+
+    def __init__(self, directory: Path, *, run_id: str, end: Position | None, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._directory = directory
+        self._run_id = run_id
+        self._segment_bytes = segment_bytes
+        self._synced = True
+        self._file_lock = threading.Lock()  # sync may run beside append; neither may meet a file that roll has closed
+        self.position = end or Position(0, 0, 0)
+        with _as_disk_error(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = self._open_for_append()
+            if self.position.offset == 0:
+                self._write_header()
+
+    def _open_for_append(self) -> int:
+        number, offset, _ = self.position
+        path = self._path(number)
+        for later, leftover in segment_files(self._directory):
+            if later > number:  # a crash while rolling: a segment without a single whole line
+                leftover.unlink()
+        for unfinished in self._directory.glob("*.zst.tmp"):
+            unfinished.unlink()
+        if offset and not path.exists():  # the last segment was closed; go on in a new one
+            self.position = Position(number + 1, 0, self.position.crc)
+            path, offset = self._path(number + 1), 0
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(file, offset)
+        return file
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:06d}.jsonl"
+
+    def _write_header(self) -> None:
+        header = {"format": LOG_FORMAT, "run": self._run_id, "segment": self.position.segment}
+        self._write([header])
+        self.sync()
+        _sync_directory(self._directory)
+
+    def append(self, bodies: Iterable[dict[str, Any]]) -> None:
+        """Write the lines in one go; durable after the next `sync`.
+
+        :raises DiskError: nothing of these lines was kept.
+        """
+        with _as_disk_error(self._directory):
+            self._write(bodies)
+
+    def _write(self, bodies: Iterable[dict[str, Any]]) -> None:
+        segment, offset, crc = self.position
+        sealed = []
+        for body in bodies:
+            line, crc = seal(body, crc)
+            sealed.append(line)
+        block = b"".join(sealed)
+        self._synced = False
+        try:
+            written = 0
+            while written < len(block):
+                written += os.write(self._file, block[written:] if written else block)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, offset)  # take back a part that did go out
+            raise
+        self.position = Position(segment, offset + len(block), crc)
+
+    @property
+    def segment_full(self) -> bool:
+        """Whether `roll` is due."""
+        return self.position.offset >= self._segment_bytes
+
+    def roll(self) -> Path:
+        """Close this segment and start the next; returns the closed one, for `compress_segment`."""
+        self.sync()
+        closed = self._path(self.position.segment)
+        following = Position(self.position.segment + 1, 0, self.position.crc)
+        with _as_disk_error(self._directory):
+            file = os.open(self._path(following.segment), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+            with self._file_lock:
+                os.close(self._file)
+                self._file, self.position = file, following
+            self._write_header()
+        return closed
+
+    def sync(self) -> None:
+        """Make everything appended so far durable. May run in another thread than `append`."""
+        if self._synced:
+            return
+        self._synced = True
+        with _as_disk_error(self._directory), self._file_lock:
+            os.fdatasync(self._file)
+
+    def close(self) -> None:
+        """Sync and close."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+
+
+def compress_segment(path: Path) -> None:
+    """Replace a closed segment by its zstd form, so that at every moment at least one whole copy exists."""
+    target = path.with_name(path.name + ".zst")
+    temporary = path.with_name(path.name + ".zst.tmp")
+    with _as_disk_error(path.parent):
+        with path.open("rb") as source, temporary.open("wb") as sink:
+            zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        temporary.replace(target)
+        _sync_directory(path.parent)
+        path.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _as_disk_error(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(
+            f"{place}: cannot be written ({reason}); everything committed is kept: make room or mend the permissions, "
+            f"then run the same command again"
+        ) from error

@@ -1,0 +1,201 @@
+"""Shows a run to its user: a live line on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
+
+`ProgressMeter` turns ledger snapshots into rates over the last minute; the reporters only print. Everything goes to standard
+error: standard output belongs to data.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import orjson
+
+from fastgen.ledger import Ledger
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_WINDOW_S = 60.0
+_PLAIN_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look at a run; rates are over the last minute, ``eta_s`` is ``None`` while nothing can be said."""
+
+    complete: int
+    target: int
+    kept: int
+    pending: int
+    in_flight: int
+    waiting_retries: int
+    acceptance: float
+    yield_per_1000_tokens: float
+    complete_per_min: float
+    generated_tokens_per_s: float
+    eta_s: float | None
+
+    def line(self) -> str:
+        """For people."""
+        eta = "-" if self.eta_s is None else _duration(self.eta_s)
+        return (
+            f"{self.complete}/{self.target} complete  {self.complete_per_min:.1f}/min  "
+            f"{self.generated_tokens_per_s:,.0f} tokens/s  yield {self.yield_per_1000_tokens:.2f}/1k tokens  "
+            f"acceptance {self.acceptance:.0%}  on the way {self.pending}  in flight {self.in_flight}"
+            f"{f'  retrying {self.waiting_retries}' if self.waiting_retries else ''}  ETA {eta}"
+        )
+
+
+class ProgressMeter:
+    """Rates from what the ledger said at different times. ``now_s`` is any steady clock."""
+
+    def __init__(self, ledger: Ledger, target: int, now_s: float) -> None:
+        self._ledger = ledger
+        self._target = target
+        self._past: deque[tuple[float, int, int]] = deque([(now_s, ledger.complete, ledger.generated_tokens)])
+
+    def look(self, now_s: float, *, in_flight: int, waiting_retries: int) -> Progress:
+        """The figures now; call it regularly."""
+        ledger = self._ledger
+        self._past.append((now_s, ledger.complete, ledger.generated_tokens))
+        while len(self._past) > 2 and self._past[0][0] < now_s - _WINDOW_S:  # noqa: PLR2004 - a rate needs two
+            self._past.popleft()
+        then_s, complete, tokens = self._past[0]
+        elapsed_s = max(now_s - then_s, 1e-9)
+        per_s = (ledger.complete - complete) / elapsed_s
+        return Progress(
+            complete=ledger.complete,
+            target=self._target,
+            kept=ledger.kept,
+            pending=ledger.pending,
+            in_flight=in_flight,
+            waiting_retries=waiting_retries,
+            acceptance=ledger.acceptance,
+            yield_per_1000_tokens=ledger.yield_per_1000_tokens,
+            complete_per_min=60 * per_s,
+            generated_tokens_per_s=(ledger.generated_tokens - tokens) / elapsed_s,
+            eta_s=(self._target - ledger.complete) / per_s if per_s > 0 else None,
+        )
+
+
+class Reporter(Protocol):
+    """Where a run's words go."""
+
+    def say(self, text: str) -> None:
+        """One line that the user should read."""
+
+    def show(self, progress: Progress) -> None:
+        """The figures now; called about once a second."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class QuietReporter:
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def show(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class PlainReporter:
+    """Plain lines for logs and pipes: every event, and the figures every ten seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown_s = 0.0
+
+    def say(self, text: str) -> None:
+        """Print the line."""
+        print(text, file=self._stream, flush=True)
+
+    def show(self, progress: Progress) -> None:
+        """Print the figures, not more often than every ten seconds."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= _PLAIN_EVERY_S:
+            self._shown_s = now_s
+            self.say(progress.line())
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class JsonReporter:
+    """One JSON object a line: ``{"event": "message" | "progress", "t": Unix time, ...}``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def _write(self, event: str, values: dict[str, object]) -> None:
+        line = orjson.dumps({"event": event, "t": round(time.time(), 3), **values})
+        print(line.decode(), file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """A message event."""
+        self._write("message", {"text": text})
+
+    def show(self, progress: Progress) -> None:
+        """A progress event."""
+        self._write("progress", asdict(progress))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class LiveReporter:
+    """A bar and a line that stay at the bottom of the terminal, events scrolling above."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        """Print above the live line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, progress: Progress) -> None:
+        """Redraw."""
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=max(progress.target, 1), completed=progress.complete)
+        shown = Group(bar, Text(progress.line(), overflow="fold"))
+        if self._live is None:
+            self._live = Live(shown, console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(shown, refresh=True)
+
+    def close(self) -> None:
+        """Stop redrawing; the last figures stay on screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
+    """The reporter that fits the flags and where standard error goes."""
+    if log_json:
+        return JsonReporter(sys.stderr)
+    if quiet:
+        return QuietReporter()
+    return LiveReporter() if sys.stderr.isatty() else PlainReporter(sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"

@@ -1,0 +1,316 @@
+"""Keeps a fixed number of requests in flight and hands what comes back to one committer, in order of arrival.
+
+Knows nothing of Self-Instruct: a `Source` says what to ask, a sink takes the answers. Guarantees:
+
+- never more than ``concurrency`` requests in flight; a slot that is free is filled at once if the source has work;
+- a failed request waits for its next attempt without holding a slot (full jitter, exponential; the server's Retry-After
+  is obeyed), and requests waiting so are bounded, so an outage does not pile up work;
+- every request that was taken ends as answers given to the sink, or is given back to the source;
+- answers reach the sink in batches, one batch at a time; the queue to it is bounded, so a slow sink slows the asking;
+- the first `stop` asks nothing more and drains what is in flight; cancelling `run` drops it.
+
+Attempts count only where the server was alive (it answered, or it answered others meanwhile); when nothing has answered for
+the outage timeout, `BackendUnavailable` ends the run. Back-off after AWS's "Exponential Backoff And Jitter".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastgen.backends import Backend
+from fastgen.errors import BackendUnavailable, PromptTooLong, RequestRejected, TransientError
+from fastgen.records import Answer, Failure, Request
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where requests come from. All methods are quick and synchronous."""
+
+    def next(self) -> Request | None:
+        """The next request; ``None`` while only answers on their way can create more."""
+
+    def give_back(self, request: Request) -> None:
+        """A request taken from `next` will not be answered."""
+
+    def shrink(self, request: Request) -> Request | None:
+        """A shorter form of a request whose prompt was too long, if there is one."""
+
+
+Sink = Callable[[Sequence[Answer]], Awaitable[bool]]
+"""Takes a batch of answers; returns true when the work is done and nothing more is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How hard to try."""
+
+    concurrency: int
+    max_attempts: int = 8
+    outage_timeout_s: float = 600.0
+    drain_timeout_s: float = 60.0
+    backoff_base_s: float = 0.5
+    backoff_cap_s: float = 30.0
+    reconnect_cap_s: float = 5.0
+    retry_after_cap_s: float = 300.0
+    max_batch: int = 64
+
+
+@dataclass(slots=True)
+class _Attempts:
+    tries: int = 0
+    counted: int = 0  # those where the server was alive
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """A snapshot; counts are since the start."""
+
+    in_flight: int
+    waiting_retries: int
+    queued_answers: int
+    faults: dict[str, int]
+
+
+class Scheduler:
+    """Runs one source against one backend; see the module's docstring. Use once."""
+
+    def __init__(self, source: Source, backend: Backend, sink: Sink, limits: Limits, *, jitter: random.Random) -> None:
+        self._source = source
+        self._backend = backend
+        self._sink = sink
+        self._limits = limits
+        self._jitter = jitter
+        self._in_flight = 0
+        self._workers: set[asyncio.Task[None]] = set()
+        self._asked: dict[int, Request] = {}  # in flight, by number
+        self._retries: deque[Request] = deque()
+        self._backing_off: dict[int, tuple[Request, asyncio.TimerHandle]] = {}
+        self._attempts: dict[int, _Attempts] = {}
+        self._faults: Counter[str] = Counter()
+        self._answers: asyncio.Queue[Answer] = asyncio.Queue(maxsize=max(256, 2 * limits.concurrency))
+        self._last_answer_s = 0.0
+        self._failing_since_s: float | None = None
+        self._unjudged = 0
+        self._committing = False
+        self._stopping = False
+        self._ended: asyncio.Future[None] | None = None
+
+    def statistics(self) -> SchedulerStatistics:
+        """Where the requests are now."""
+        waiting = len(self._retries) + len(self._backing_off)
+        return SchedulerStatistics(self._in_flight, waiting, self._answers.qsize(), dict(self._faults))
+
+    async def run(self) -> None:
+        """Ask until the sink is satisfied, nothing is left to ask, or `stop` was called and everything is drained.
+
+        :raises BackendUnavailable: nothing has answered for the outage timeout.
+        :raises Exception: whatever the sink or the backend raises other than request errors.
+        """
+        self._ended = asyncio.get_running_loop().create_future()
+        committer = asyncio.create_task(self._commit())
+        committer.add_done_callback(self._end_with)
+        try:
+            self._fill()
+            self._check_idle()
+            await self._ended
+        finally:
+            await self._abandon(committer)
+
+    def stop(self) -> None:
+        """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
+        if self._stopping or self._ended is None:
+            return
+        self._stopping = True
+        self._drop_waiting()
+        asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
+        self._check_idle()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start a worker for every free slot that there is work for."""
+        while self._in_flight < self._limits.concurrency and (request := self._take()) is not None:
+            self._in_flight += 1
+            self._asked[request.number] = request
+            worker = asyncio.create_task(self._work(request))
+            self._workers.add(worker)
+            worker.add_done_callback(self._worker_ended)
+
+    def _take(self) -> Request | None:
+        if self._stopping:
+            return None
+        if self._retries:
+            return self._retries.popleft()
+        if len(self._backing_off) >= 2 * self._limits.concurrency:  # an outage must not pile up work
+            return None
+        return self._source.next()
+
+    async def _work(self, request: Request | None) -> None:
+        """One slot: ask, hand over the answers, pull the next request; ends when there is none."""
+        while request is not None:
+            await self._ask(request)
+            request = self._take()
+            if request is not None:
+                self._asked[request.number] = request
+
+    async def _ask(self, request: Request) -> None:
+        started_s = asyncio.get_running_loop().time()
+        try:
+            completions = await self._backend.complete(request)
+        except TransientError as error:
+            await self._try_later(request, error, started_s)
+        except PromptTooLong as error:
+            await self._ask_shorter(request, error)
+        except RequestRejected as error:
+            self._saw_answer()
+            await self._give_up(request, Failure("rejected", str(error)))
+        else:
+            self._saw_answer()
+            self._forget(request)
+            for choice, completion in enumerate(completions):
+                await self._hand_over(Answer(request, choice, completion))
+
+    async def _hand_over(self, answer: Answer) -> None:
+        self._unjudged += 1
+        await self._answers.put(answer)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self._in_flight -= 1
+        self._workers.discard(worker)
+        if not worker.cancelled() and worker.exception() is not None:
+            self._end_with(worker)
+        else:
+            self._check_idle()
+
+    def _saw_answer(self) -> None:
+        self._last_answer_s = asyncio.get_running_loop().time()
+        self._failing_since_s = None
+
+    # -- failing -------------------------------------------------------------------------------------------------------
+
+    async def _ask_shorter(self, request: Request, error: PromptTooLong) -> None:
+        self._saw_answer()
+        shorter = self._source.shrink(request)
+        if shorter is None:
+            await self._give_up(request, Failure("prompt_too_long", str(error)))
+        else:
+            del self._asked[request.number]
+            self._retries.append(shorter)
+
+    async def _give_up(self, request: Request, failure: Failure) -> None:
+        self._forget(request)
+        await self._hand_over(Answer(request, 0, failure))
+
+    async def _try_later(self, request: Request, error: TransientError, started_s: float) -> None:
+        self._note_fault(error)
+        attempts = self._attempts.setdefault(request.number, _Attempts())
+        attempts.tries += 1
+        attempts.counted += error.reached_server or self._last_answer_s > started_s
+        if attempts.counted >= self._limits.max_attempts:
+            await self._give_up(request, Failure(error.kind, f"after {attempts.tries} attempts: {error}"))
+        elif self._stopping:
+            self._drop(request)
+        else:
+            del self._asked[request.number]
+            timer = asyncio.get_running_loop().call_later(self._delay_s(attempts.tries, error), self._back, request)
+            self._backing_off[request.number] = (request, timer)
+
+    def _note_fault(self, error: TransientError) -> None:
+        self._faults[error.kind] += 1
+        if self._faults[error.kind] == 1:
+            log.warning("first fault of its kind, retried: %s", error)
+        if error.reached_server:
+            self._saw_answer()
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        elif now_s - self._failing_since_s >= self._limits.outage_timeout_s:
+            raise BackendUnavailable(
+                f"no server has answered for {self._limits.outage_timeout_s:.0f} s (last fault: {error}); the run is kept: "
+                f"bring a server back and run the same command again"
+            )
+
+    def _delay_s(self, tries: int, error: TransientError) -> float:
+        cap_s = self._limits.backoff_cap_s if error.reached_server else self._limits.reconnect_cap_s
+        ceiling_s = min(cap_s, self._limits.backoff_base_s * 2.0 ** min(tries - 1, 16))
+        delay_s = self._jitter.uniform(0.1 * ceiling_s, ceiling_s)
+        if error.retry_after_s is not None:
+            delay_s = max(delay_s, min(error.retry_after_s, self._limits.retry_after_cap_s))
+        return delay_s
+
+    def _back(self, request: Request) -> None:
+        del self._backing_off[request.number]
+        self._retries.append(request)
+        self._fill()
+
+    def _forget(self, request: Request) -> None:
+        self._asked.pop(request.number, None)
+        self._attempts.pop(request.number, None)
+
+    def _drop(self, request: Request) -> None:
+        self._forget(request)
+        self._source.give_back(request)
+
+    def _drop_waiting(self) -> None:
+        for request, timer in self._backing_off.values():
+            timer.cancel()
+            self._drop(request)
+        for request in self._retries:
+            self._drop(request)
+        self._backing_off.clear()
+        self._retries.clear()
+
+    # -- committing and ending -----------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """The one consumer of answers; returns when the sink wants no more."""
+        while True:
+            batch = [await self._answers.get()]
+            while len(batch) < self._limits.max_batch and not self._answers.empty():
+                batch.append(self._answers.get_nowait())
+            self._committing = True
+            done = await self._sink(batch)
+            self._committing = False
+            self._unjudged -= len(batch)
+            if done or (self._ended is not None and self._ended.done()):
+                return
+            self._fill()
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        """End when nothing is left that could bring more work."""
+        if not (self._in_flight or self._unjudged or self._backing_off or self._retries):
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        if self._ended is None or self._ended.done() or task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    async def _abandon(self, committer: asyncio.Task[None]) -> None:
+        """Cancel what is still asked; a batch that the sink is in the middle of is let through."""
+        self._stopping = True
+        for worker in self._workers:
+            worker.cancel()
+        if not self._committing:
+            committer.cancel()
+        await asyncio.gather(*self._workers, committer, return_exceptions=True)
+        self._drop_waiting()
+        for request in list(self._asked.values()):
+            self._drop(request)

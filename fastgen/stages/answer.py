@@ -1,0 +1,72 @@
+"""Which part of a raw completion is the answer, shared by the three parsers.
+
+Models write more than was asked: thinking before the answer, end-of-turn tokens after it, Markdown around it. Everything
+here works on offsets of the raw text, so that what a parser takes out stays a span of it. Knows nothing of lists,
+instances or rules.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fastgen.records import Completion, Span
+
+CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
+"""Finish reasons after which the end of the text is missing; no finish reason at all counts as finished."""
+
+_THINK: Final = r"(?:think|thinking|thought|reasoning)"
+_THINK_OPEN: Final = re.compile(rf"\s*(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
+_THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
+_END_TOKEN: Final = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
+)
+_CHATTER: Final = re.compile(
+    r"""[\s*_#>"“]*(?:
+        (?:sure|certainly|of\ course|absolutely|ok(?:ay)?|great|got\ it|no\ problem|happy\ to\ help|thank\ you|thanks)\b
+        | (?:here|below|following|these)(?:\ (?:are|is)|['’]s)\b | the\ following\b | as\ requested\b
+        | (?:i['’]ll|i\ will|i\ can|i['’]d|i['’]ve|i\ have|i\ am|i['’]m|let\ me|let['’]s)\b
+        | hi\b | hello\b
+        | 当然 | 好的 | 以下是 | 以下は | もちろん | voici\b | bien\ s[uû]r\b | claro\b | aqu[ií]\b | por\ supuesto\b | nat[uü]rlich\b | hier\ sind\b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def answer_span(text: str) -> Span | None:
+    """Return where the answer lies in ``text``: after any thinking, before any end-of-turn token.
+
+    A thinking block may have been opened by the chat template, so that only its end shows. ``None`` when thinking was
+    opened and never closed: there is no answer.
+    """
+    start = 0
+    while opened := _THINK_OPEN.match(text, start):
+        closed = _THINK_CLOSE.search(text, opened.end())
+        if closed is None:
+            return None
+        start = closed.end()
+    if start == 0 and (closed := _THINK_CLOSE.search(text)):
+        start = closed.end()
+    ended = _END_TOKEN.search(text, start)
+    return start, ended.start() if ended else len(text)
+
+
+def is_cut(completion: Completion) -> bool:
+    """Whether the end of the completion is missing."""
+    return completion.finish_reason in CUT_REASONS
+
+
+def is_chatter(text: str, start: int, end: int) -> bool:
+    """Whether ``text[start:end]`` speaks to the reader instead of answering ("Sure! Here are ...")."""
+    return _CHATTER.match(text, start, end) is not None
+
+
+def trim(text: str, start: int, end: int) -> Span:
+    """Return the span without whitespace at its ends; ``(0, 0)`` when nothing is left."""
+    piece = text[start:end]
+    stripped = piece.strip()
+    if not stripped:
+        return 0, 0
+    start += len(piece) - len(piece.lstrip())
+    return start, start + len(stripped)

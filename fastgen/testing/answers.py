@@ -1,0 +1,185 @@
+"""What the test server's "model" writes: plausible Self-Instruct answers, made from the prompt alone.
+
+Guarantees: the same prompt, choice and seed give the same text, in any process and at any time; instructions are drawn from a
+vocabulary with a long tail (word frequencies after Zipf's law), so that most are novel under ROUGE-L, while `similar_share` of them
+copy an instruction of the prompt with a word changed, so that a novelty filter has something to reject. Which of the three stages a
+prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from hashlib import shake_128
+from itertools import islice, product
+from typing import Final
+
+_VERBS: Final = (
+    "Describe Explain Summarize Compare List Rewrite Translate Suggest Write Compose Design Outline Estimate Rank Identify Convert "
+    "Simplify Propose Evaluate Correct Arrange Invent Recommend Predict Analyze Define Calculate Paraphrase Name Find Generate Tell"
+).split()
+_NOUNS: Final = (
+    "recipe letter garden river teacher market poem contract journey budget meeting kitchen village theorem library season bridge "
+    "melody patient lecture engine harvest museum island battery speech novel forest senate ticket planet bakery lesson orchard "
+    "customer mountain holiday factory dialogue sentence harbor schedule argument neighbor interview winter protocol cathedral"
+).split()
+_ADJECTIVES: Final = (
+    "small ancient quiet formal modern bitter rural hidden famous gentle narrow public curious private distant fragile heavy "
+    "simple sudden honest patient daily local rapid polite complex cheap bright seasonal ordinary northern"
+).split()
+_FRAMES: Final = (
+    "{v} the {a} {n} that a {n} keeps beside the {n}.",
+    "{v} how a {n} could turn one {a} {n} into a {n} within {d} days.",
+    "{v} {d} reasons why the {n} of a {a} {n} matters to every {n}.",
+    "Given a {n} and a {a} {n}, decide which of them needs the {n} more.",
+    "{v} a {a} {n} for someone who has never seen a {n} or a {a} {n}.",
+    "{v} what happens when the {n} meets an unexpected {n} near the {a} {n}.",
+    "Imagine that your {n} lost its {a} {n}; {w} a short message to the {n}.",
+    "{v} the steps that lead from a {a} {n} to a finished {n}, with one {n} as an example.",
+    "Turn the following notes about a {n} into a {a} {n} with no more than {d} {n} references.",
+    "{v} two ways to protect a {n} against {a} {n} damage during the {n}.",
+    "Which {n} would you bring to a {a} {n}, and how does it help the {n}?",
+    "{v} a dialogue between a {a} {n} and the {n} who repaired its {n}.",
+    "Sort these {n} entries by how much {n} each {a} {n} contains.",
+    "{v} the difference between {n} and {a} {n} in at most {d} sentences about the {n}.",
+    "If a {n} costs {d} coins and the {a} {n} costs twice as much, work out the price of {d} {n} sets.",
+    "{v} an apology from the {n} to the {a} {n} for the late {n}.",
+)
+_CLASS_FRAMES: Final = (
+    "Decide whether the given {n} is {a} or {a}.",
+    "Classify the {n} by the kind of {n} it mentions: {n}, {n} or {n}.",
+    "Is the sentence about the {a} {n} true or false?",
+)
+_ONSETS: Final = ("b", "br", "c", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z")
+_VOWELS: Final = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
+_CODAS: Final = ("l", "m", "n", "nd", "r", "rt", "s", "th", "x", "ck")
+_CELLS: Final = 1 << 16
+_LEXICON_WORDS: Final = 12_000
+_ITEMS: Final = 8
+_DRAWS: Final = 192  # 16-bit draws made for one answer; they repeat after that, which no answer reaches
+
+_NEXT_NUMBER: Final = re.compile(r"(?:^|\n)[ \t]*(\d{1,4})[ \t]*[.)][ \t]*$")
+_LISTED: Final = re.compile(r"(?m)^[ \t]*(\d{1,4})[.)][ \t]+(\S.{8,})$")
+
+
+@cache
+def _cells(kind: str) -> tuple[str, ...]:
+    """65,536 words in which the word of rank r fills about 1/r of the room: a 16-bit draw gives Zipf's frequencies."""
+    if kind == "v":
+        return tuple(_VERBS[i % len(_VERBS)] for i in range(_CELLS))
+    common, ending = (_ADJECTIVES, ("ish", "al", "ous")) if kind == "a" else (_NOUNS, ("or", "et", "a"))
+    invented = (f"{o}{v}{c}{w}{e}" for v, e, o, c, w in product(_VOWELS, ending, _ONSETS, _CODAS, _VOWELS))
+    words = [*common, *islice(invented, _LEXICON_WORDS - len(common))]
+    weight = _CELLS / sum(1 / (rank + 20) for rank in range(len(words)))  # + 20: no word as frequent as "the"
+    cells = [word for rank, word in enumerate(words) for _ in range(max(1, round(weight / (rank + 20))))]
+    return tuple(cells[i * len(cells) // _CELLS] for i in range(_CELLS))
+
+
+@dataclass(slots=True)
+class _Draws:
+    """An endless-looking row of 16-bit draws that depend on one text only."""
+
+    values: memoryview
+    at: int = 0
+
+    def next(self) -> int:
+        value: int = self.values[self.at % _DRAWS]
+        self.at += 1
+        return value
+
+    def below(self, count: int) -> int:
+        return self.next() % count
+
+
+def _draws(*parts: str) -> _Draws:
+    return _Draws(memoryview(shake_128("\0".join(parts).encode(errors="replace")).digest(2 * _DRAWS)).cast("H"))
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The model: ``similar_share`` (0..1) of its instructions are near copies of the prompt's; ``seed`` changes everything it says."""
+
+    seed: int = 0
+    similar_share: float = 0.1
+
+    def answer(self, prompt: str, choice: int = 0) -> str:
+        """The completion of a prompt (of a chat: of its last message), before stop strings and token limit."""
+        draws = _draws(str(self.seed), str(choice), prompt)
+        tail = prompt[-2000:]
+        numbered = _NEXT_NUMBER.search(tail[-40:])
+        if numbered:
+            return " " + self._instructions(draws, prompt, int(numbered[1]))
+        asked = tail[-400:].lower()
+        if "classification" in asked and "class label" not in asked:
+            return " Yes" if draws.below(4) == 0 else " No"
+        if "class label" in prompt.lower():
+            return _labelled(draws)
+        if "output:" in prompt.lower():
+            return _examples(draws)
+        listed = _LISTED.findall(tail)
+        first = int(listed[-1][0]) + 1 if listed else 1
+        return f"{first}. " + self._instructions(draws, prompt, first)
+
+    def _instructions(self, draws: _Draws, prompt: str, first: int) -> str:
+        """A numbered list of which the first number is already written."""
+        shown = [text for _, text in _LISTED.findall(prompt[-4000:])]
+        items = []
+        for _ in range(_ITEMS):
+            if shown and draws.next() < self.similar_share * 65_536:
+                items.append(_near_copy(draws, shown[draws.below(len(shown))]))
+            else:
+                items.append(_instruction(draws))
+        return "".join(f"\n{first + i}. {item}" if i else item for i, item in enumerate(items)) + "\n"
+
+
+def _fill(draws: _Draws, frame: str) -> str:
+    """A frame's text, each slot filled by a draw."""
+    pieces = []
+    for piece in _pieces(frame):
+        if len(piece) == 1:
+            pieces.append(str(2 + draws.below(9)) if piece == "d" else _word(draws, piece))
+        else:
+            pieces.append(piece[1:])
+    return "".join(pieces)
+
+
+def _word(draws: _Draws, kind: str) -> str:
+    return _cells("v")[draws.next()].lower() if kind == "w" else _cells(kind)[draws.next()]
+
+
+@cache
+def _pieces(frame: str) -> tuple[str, ...]:
+    """A frame cut into slots (one letter) and literal text (with a mark before it)."""
+    return tuple(piece[1] if piece.startswith("{") else "=" + piece for piece in re.split(r"(\{.\})", frame) if piece)
+
+
+def _instruction(draws: _Draws) -> str:
+    frames = _CLASS_FRAMES if draws.below(10) == 0 else _FRAMES
+    return _fill(draws, frames[draws.below(len(frames))])
+
+
+def _near_copy(draws: _Draws, text: str) -> str:
+    """``text`` with one word changed: above any sensible similarity threshold."""
+    words = text.split()
+    words[draws.below(len(words))] = _word(draws, "n")
+    return " ".join(words)
+
+
+def _sentence(draws: _Draws) -> str:
+    return _fill(draws, "The {a} {n} of this {n} needs {d} more {n} units before the {a} {n}.")
+
+
+def _examples(draws: _Draws) -> str:
+    """Input-first instances: mostly one, up to three; some without an input."""
+    if draws.below(5) < 2:  # noqa: PLR2004 - two of five, near the share of empty inputs in the original's data
+        return "Output: " + " ".join(_sentence(draws) for _ in range(1 + draws.below(3))) + "\n"
+    count = 1 + draws.below(3)
+    parts = [f"Example {i + 1}\nInput: {_sentence(draws)}\nOutput: {_sentence(draws)}\n" for i in range(count)]
+    return "".join(parts)
+
+
+def _labelled(draws: _Draws) -> str:
+    """Output-first instances: two or three labels, each with an input."""
+    labels = [_word(draws, "a").capitalize() for _ in range(2 + draws.below(2))]
+    return "".join(f"Class label: {label}\nInput: {_sentence(draws)}\n" for label in labels)

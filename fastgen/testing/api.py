@@ -1,0 +1,141 @@
+"""OpenAI's formats from a server's side: what a body asks for, and the answers and error bodies in vLLM's shapes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+CHARACTERS_PER_TOKEN = 4  # the fake tokenizer: about English's mean
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one request for completions asks: ``n`` sequences for each of ``prompts``."""
+
+    model: str
+    prompts: tuple[str, ...]
+    n: int
+    max_tokens: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One written sequence."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+
+
+class BadRequest(ValueError):
+    """The body is not what the API takes; the text goes into a 400."""
+
+
+def count_tokens(text: str) -> int:
+    """The fake tokenizer's count: at least 1."""
+    return len(text) // CHARACTERS_PER_TOKEN + 1
+
+
+def read_request(body: bytes, *, chat: bool) -> Asked:
+    """What a body asks for.
+
+    :raises BadRequest: no JSON object, or a field of a wrong type or range.
+    """
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"JSON decode error: {error}") from None
+    if not isinstance(asked, dict):
+        raise BadRequest("the body must be an object")
+    prompts = _read_messages(asked.get("messages")) if chat else _read_prompts(asked.get("prompt"))
+    n, max_tokens = asked.get("n") or 1, asked.get("max_tokens") or 16
+    if not isinstance(n, int) or not isinstance(max_tokens, int) or n < 1 or max_tokens < 1:
+        raise BadRequest("n and max_tokens must be at least 1")
+    _check_sampling(asked)
+    return Asked(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
+
+
+def _read_prompts(prompt: object) -> tuple[str, ...]:
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts or not all(isinstance(text, str) and text for text in prompts):
+        raise BadRequest("prompt must be a non-empty string or a list of them")
+    return tuple(prompts)
+
+
+def _read_messages(messages: object) -> tuple[str, ...]:
+    """The last message's text: it is what the model answers."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("messages must be a non-empty list")
+    if not all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages):
+        raise BadRequest("every message needs a role and a content")
+    return (messages[-1]["content"] or " ",)
+
+
+def _check_sampling(asked: dict[str, Any]) -> None:
+    temperature, top_p = asked.get("temperature", 1.0), asked.get("top_p", 1.0)
+    if not isinstance(temperature, (int, float)) or temperature < 0:
+        raise BadRequest(f"temperature must be non-negative, got {temperature}.")
+    if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:
+        raise BadRequest(f"top_p must be in (0, 1], got {top_p}.")
+
+
+def _read_stop(stop: object) -> tuple[str, ...]:
+    strings = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
+        raise BadRequest("stop must be a string or a list of non-empty strings")
+    return tuple(strings)
+
+
+def cut(text: str, asked: Asked) -> Sequence:
+    """``text`` as a sampler would have ended it: at the first stop string, or at the token limit."""
+    reason = "stop"
+    ends = [at for at in (text.find(string) for string in asked.stop) if at >= 0]
+    if ends:
+        text = text[: min(ends)]
+    tokens = count_tokens(text)
+    if tokens > asked.max_tokens:
+        text, tokens, reason = text[: asked.max_tokens * CHARACTERS_PER_TOKEN], asked.max_tokens, "length"
+    return Sequence(text, reason, tokens)
+
+
+def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat: bool) -> dict[str, Any]:
+    """A 200's body, before it is written as JSON."""
+    generated = sum(sequence.tokens for sequence in sequences)
+    return {
+        "id": "chatcmpl-0" if chat else "cmpl-0",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": 0,
+        "model": asked.model,
+        "choices": [choice(i, sequence.text, sequence.finish_reason, chat=chat) for i, sequence in enumerate(sequences)],
+        "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + generated, "completion_tokens": generated},
+    }
+
+
+def choice(index: int, text: str, finish_reason: str, *, chat: bool) -> dict[str, Any]:
+    """One choice."""
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason, "stop_reason": None}
+
+
+def error_body(status: int, message: str, kind: str, param: str | None = None) -> bytes:
+    """vLLM's error body."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
+
+
+def models_body(model: str, max_model_len: int) -> bytes:
+    """vLLM's list of one model."""
+    card = {"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model, "parent": None}
+    return orjson.dumps({"object": "list", "data": [card | {"max_model_len": max_model_len}]})
+
+
+def metrics_page(model: str, gauges: dict[str, float], counters: dict[str, float]) -> bytes:
+    """Prometheus text with vLLM's names and labels."""
+    label = f'{{engine="0",model_name="{model}"}}'
+    lines = []
+    for kind, figures in (("gauge", gauges), ("counter", counters)):
+        for name, value in figures.items():
+            lines += [f"# HELP vllm:{name} As vLLM's.", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{label} {float(value)}"]
+    return ("\n".join(lines) + "\n").encode()

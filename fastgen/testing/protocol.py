@@ -1,0 +1,163 @@
+"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`: so cheap that it is never what a benchmark measures, and
+close enough to the socket that it can break in every way a server breaks.
+
+Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a time per connection
+(a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
+_MAX_HEAD_BYTES = 64 << 10
+_MAX_BODY_BYTES = 64 << 20
+_OK_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with a zero timeout: close() sends RST instead of FIN
+_RESET_DELAY_S = 0.01
+
+Handler = Callable[["Exchange"], None]
+
+
+class Exchange:
+    """One request and the means to answer it: exactly one of `respond`, `break_off`, `reset` or nothing (a hang).
+
+    ``on_gone``, if set, is called when the client goes away before the answer; after that, answering does nothing.
+    """
+
+    __slots__ = ("_close", "_connection", "_head", "body", "method", "on_gone", "path")
+
+    def __init__(self, connection: Connection, method: str, path: str, head: bytes, body: bytes, *, close: bool) -> None:
+        self._connection = connection
+        self._head = head
+        self._close = close
+        self.method = method
+        self.path = path
+        self.body = body
+        self.on_gone: Callable[[], None] | None = None
+
+    def header(self, name: str) -> str:
+        """The first value of a request header, empty if it is not there."""
+        found = re.search(rb"\r\n" + re.escape(name.encode()) + rb":[ \t]*([^\r]*)", self._head, re.IGNORECASE)
+        return found[1].strip().decode("latin-1") if found else ""
+
+    def respond_json(self, body: bytes) -> None:
+        """A 200 with a JSON body: the common case, in one write."""
+        self._connection.finish(self, _OK_JSON % len(body) + body, close=self._close)
+
+    def respond(self, status: int, body: bytes, *, content_type: str = "application/json", headers: Mapping[str, str] | None = None) -> None:
+        """Any whole answer."""
+        lines = [f"HTTP/1.1 {status} {_reason(status)}", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self._connection.finish(self, "\r\n".join([*lines, "", ""]).encode("latin-1") + body, close=self._close)
+
+    def break_off(self, body: bytes, stated_bytes: int, *, reset: bool) -> None:
+        """A 200 that states more bytes than it sends; then the connection is reset, or closed politely."""
+        self._connection.finish(self, _OK_JSON % stated_bytes + body, close=not reset)
+        if reset:  # a moment later, or the reset would overtake the bytes
+            asyncio.get_running_loop().call_later(_RESET_DELAY_S, self._connection.reset)
+
+    def reset(self) -> None:
+        """No answer at all: the connection is reset."""
+        self._connection.reset()
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: cuts requests out of the stream and writes answers into it."""
+
+    def __init__(self, handler: Handler, opened: Callable[[Connection], bool], closed: Callable[[Connection], None]) -> None:
+        self._handler = handler
+        self._opened = opened
+        self._closed = closed
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._current: Exchange | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the owner, who may refuse."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a TCP server has no other kind; for the type checker
+        self._transport = transport
+        if not self._opened(self):
+            self.reset()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell whoever is working on an answer that nobody waits for it."""
+        self._transport = None
+        current, self._current = self._current, None
+        if current is not None and current.on_gone is not None:
+            current.on_gone()
+        self._closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect bytes until a request is whole."""
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._current is None:
+            self._advance()
+
+    def _advance(self) -> None:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > _MAX_HEAD_BYTES:
+                self._refuse(431)
+            return
+        head = self._buffer[: end + 2]
+        stated = _LENGTH.search(head)
+        length = int(stated[1]) if stated else 0
+        if _CHUNKED.search(head) or length > _MAX_BODY_BYTES:
+            self._refuse(413 if stated else 411)
+        elif len(self._buffer) >= end + 4 + length:
+            body = self._buffer[end + 4 : end + 4 + length]
+            self._buffer = self._buffer[end + 4 + length :]
+            self._dispatch(head, body)
+        elif _EXPECT.search(head) and len(self._buffer) == end + 4 and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _dispatch(self, head: bytes, body: bytes) -> None:
+        method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+        path, _, version = rest.rpartition(" ")
+        close = version == "HTTP/1.0" or _CLOSE.search(head) is not None
+        self._current = Exchange(self, method, path.partition("?")[0], head, body, close=close)
+        self._handler(self._current)
+
+    def _refuse(self, status: int) -> None:
+        self._current = exchange = Exchange(self, "", "", b"", b"", close=True)
+        exchange.respond(status, b"")
+
+    def finish(self, exchange: Exchange, answer: bytes, *, close: bool) -> None:
+        """Write an answer, unless its client has gone, and take up the next request."""
+        if self._current is not exchange or self._transport is None:
+            return
+        self._current = None
+        self._transport.write(answer)
+        if close:
+            self._transport.close()
+        elif self._buffer:
+            self._advance()
+
+    def reset(self) -> None:
+        """Drop the connection the hard way."""
+        if self._transport is not None:
+            peer: socket.socket | None = self._transport.get_extra_info("socket")
+            if peer is not None:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Drop the connection the polite way, answered or not."""
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,273 @@
+"""An OpenAI-compatible server for tests and benchmarks that fails on command.
+
+Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names), ``/tokenize``, and
+``/faults``: GET gives the counters as JSON, POST ``{"script": [...], "rate": 0.1, "kinds": [...], "seed": 0}`` plans new faults.
+Answers depend on the prompt only (see `answers`), time on the engine (see `engine`), faults on the order of arrival (see
+`faults`). Runs in the event loop of a test or as a process of its own (``python -m fastgen.testing``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import orjson
+
+from fastgen.testing import api
+from fastgen.testing.answers import Writer
+from fastgen.testing.engine import Engine, SlotEngine, Work
+from fastgen.testing.faults import Event, Fault, FaultPlan, Reply
+from fastgen.testing.prefix_cache import PrefixCache
+from fastgen.testing.protocol import Connection, Exchange
+
+BACKLOG = 4096
+HUGE_BYTES = 2_000_000
+KEPT_REQUESTS = 64
+
+
+@dataclass(slots=True)
+class ServerCounters:
+    """What a server has seen since its start. ``requests`` are those for completions; ``gone`` are clients that left early."""
+
+    connections: int = 0
+    open_connections: int = 0
+    requests: int = 0
+    answered: int = 0
+    gone: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``/faults``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One request for completions, as it came."""
+
+    path: str
+    authorization: str
+    body: bytes
+
+
+class FaultServer:
+    """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
+
+    ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is asked for
+    under ``/v1`` as vLLM does. Without an engine answers come at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "test-model",
+        script: Iterable[Event] = (),
+        faults: FaultPlan | None = None,
+        engine: Engine | None = None,
+        write: Callable[[str, int], str] | None = None,
+        max_model_len: int = 1 << 20,
+        apis: Iterable[str] = ("completions", "chat"),
+        api_key: str | None = None,
+        slow_s: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.faults = faults or FaultPlan(script)
+        self.engine = engine or SlotEngine()
+        self.counters = ServerCounters()
+        self.received: deque[Received] = deque(maxlen=KEPT_REQUESTS)
+        self._write = write or Writer().answer
+        self._max_model_len = max_model_len
+        self._api_key = api_key
+        self._slow_s = slow_s
+        self._prefix_cache = PrefixCache()
+        self._routes = self._make_routes(frozenset(apis))
+        self._host, self._port = "127.0.0.1", 0
+        self._listener: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._changed = asyncio.Event()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def base_url(self) -> str:
+        """For ``--base-url``."""
+        return f"http://{self._host}:{self._port}/v1"
+
+    async def __aenter__(self) -> Self:
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.refuse()
+
+    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Accept connections; after `refuse` on the same port as before."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: Connection(self._handle, self._opened, self._closed), host, port or self._port, backlog=BACKLOG, reuse_address=True
+        )
+        self._host, self._port = self._listener.sockets[0].getsockname()[:2]
+
+    async def refuse(self) -> None:
+        """Stop accepting and reset every connection, as a killed server does; `listen` begins again."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            for connection in tuple(self._connections):
+                connection.reset()
+            await self.until(lambda: not self._connections)
+            await listener.wait_closed()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return when ``condition`` holds; it is looked at whenever a request, an answer or a connection comes or goes."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _opened(self, connection: Connection) -> bool:
+        self.counters.connections += 1
+        self.counters.open_connections += 1
+        self._connections.add(connection)
+        self._changed.set()
+        return self._listener is not None
+
+    def _closed(self, connection: Connection) -> None:
+        self.counters.open_connections -= 1
+        self._connections.discard(connection)
+        self._changed.set()
+
+    # -- routes --------------------------------------------------------------------------------------------------------
+
+    def _make_routes(self, apis: frozenset[str]) -> dict[tuple[str, str], Callable[[Exchange], None]]:
+        routes: dict[tuple[str, str], Callable[[Exchange], None]] = {
+            ("GET", "/v1/models"): lambda exchange: exchange.respond_json(api.models_body(self.model, self._max_model_len)),
+            ("GET", "/health"): lambda exchange: exchange.respond(200, b""),
+            ("GET", "/metrics"): self._metrics,
+            ("POST", "/tokenize"): self._tokenize,
+            ("GET", "/faults"): self._report,
+            ("POST", "/faults"): self._plan_faults,
+        }
+        if "completions" in apis:
+            routes["POST", "/v1/completions"] = lambda exchange: self._arrive(exchange, chat=False)
+        if "chat" in apis:
+            routes["POST", "/v1/chat/completions"] = lambda exchange: self._arrive(exchange, chat=True)
+        return routes
+
+    def _handle(self, exchange: Exchange) -> None:
+        route = self._routes.get((exchange.method, exchange.path))
+        if route is None:
+            exchange.respond(404, b'{"detail":"Not Found"}')
+        elif self._api_key and exchange.path.startswith("/v1/") and exchange.header("Authorization") != f"Bearer {self._api_key}":
+            exchange.respond(401, b'{"error":"Unauthorized"}')
+        else:
+            route(exchange)
+        self._changed.set()
+
+    def _metrics(self, exchange: Exchange) -> None:
+        load, seen = self.engine.load(), self.counters
+        gauges = {
+            "num_requests_running": load.running,
+            "num_requests_waiting": load.waiting,
+            "kv_cache_usage_perc": load.kv_cache_usage,
+        }
+        counters = {
+            "prefix_cache_queries_total": self._prefix_cache.queries_tokens,
+            "prefix_cache_hits_total": self._prefix_cache.hits_tokens,
+            "num_preemptions_total": load.preemptions,
+            "prompt_tokens_total": seen.prompt_tokens,
+            "generation_tokens_total": seen.generation_tokens,
+        }
+        exchange.respond(200, api.metrics_page(self.model, gauges, counters), content_type="text/plain; version=0.0.4")
+
+    def _tokenize(self, exchange: Exchange) -> None:
+        try:
+            asked = orjson.loads(exchange.body)
+            text = str(asked["prompt"]) if "prompt" in asked else "\n".join(str(m["content"]) for m in asked["messages"])
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            exchange.respond(400, api.error_body(400, f"cannot tokenize: {error!r}", "BadRequestError"))
+            return
+        count = api.count_tokens(text)
+        exchange.respond_json(orjson.dumps({"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))}))
+
+    def _report(self, exchange: Exchange) -> None:
+        load = self.engine.load()
+        report = self.counters.as_dict() | {
+            "running": load.running,
+            "waiting": load.waiting,
+            "busy_s": load.busy_s,
+            "cpu_s": time.process_time(),
+            "monotonic_s": time.monotonic(),
+        }
+        exchange.respond_json(orjson.dumps(report))
+
+    def _plan_faults(self, exchange: Exchange) -> None:
+        try:
+            asked = orjson.loads(exchange.body)
+            script = [Fault(name) if name else None for name in asked.get("script", ())]
+            kinds = {"kinds": [Fault(name) for name in asked["kinds"]]} if "kinds" in asked else {}
+            self.faults = FaultPlan(script, rate=float(asked.get("rate", 0.0)), seed=int(asked.get("seed", 0)), **kinds)
+        except (orjson.JSONDecodeError, ValueError, TypeError, AttributeError) as error:
+            exchange.respond(400, api.error_body(400, f"no plan: {error!r}", "BadRequestError"))
+            return
+        exchange.respond_json(b"{}")
+
+    # -- completions ---------------------------------------------------------------------------------------------------
+
+    def _arrive(self, exchange: Exchange, *, chat: bool) -> None:
+        self.counters.requests += 1
+        self.received.append(Received(exchange.path, exchange.header("Authorization"), exchange.body))
+        event = self.faults.next()
+        if event is not None:
+            self.counters.injected[str(event.value if isinstance(event, Fault) else f"reply-{event.status}")] += 1
+        if not _refuse(exchange, event):
+            self._generate(exchange, event if isinstance(event, Fault) else None, chat=chat)
+
+    def _generate(self, exchange: Exchange, fault: Fault | None, *, chat: bool) -> None:
+        try:
+            asked = api.read_request(exchange.body, chat=chat)
+        except api.BadRequest as error:
+            exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
+            return
+        prompt_tokens = sum(map(api.count_tokens, asked.prompts))
+        if asked.model != self.model:
+            exchange.respond(404, api.error_body(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model"))
+        elif any(api.count_tokens(prompt) > self._max_model_len for prompt in asked.prompts):
+            exchange.respond(400, _too_long(self._max_model_len, prompt_tokens))
+        else:
+            self._run(exchange, asked, prompt_tokens, fault, chat=chat)
+
+    def _run(self, exchange: Exchange, asked: api.Asked, prompt_tokens: int, fault: Fault | None, *, chat: bool) -> None:
+        sequences = [api.cut(self._write(prompt, i), asked) for prompt in asked.prompts for i in range(asked.n)]
+        for prompt in asked.prompts:
+            self._prefix_cache.look_up(prompt)
+        self.counters.prompt_tokens += prompt_tokens
+
+        def done() -> None:
+            exchange.on_gone = None
+            self.counters.answered += 1
+            self.counters.generation_tokens += sum(sequence.tokens for sequence in sequences)
+            _answer(exchange, api.answer(asked, sequences, prompt_tokens, chat=chat), fault)
+            self._changed.set()
+
+        work = Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences))
+        if fault is Fault.HANG:
+            cancel: Callable[[], None] = _nothing
+        elif fault is Fault.SLOW:
+            cancel = asyncio.get_running_loop().call_later(self._slow_s, done).cancel
+        else:
+            answered = self.counters.answered
+            cancel = self.engine.submit(work, done)
+            if self.counters.answered > answered:
+                return
+
+        def gone() -> None:
+            self.counters.gone += 1
+            cancel()
+
+        exchange.on_gone = gone

@@ -1,0 +1,351 @@
+"""The scheduler, with a scripted source and backend: what it promises, without a single real pause."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fastgen.backends import BackendStatistics
+from fastgen.errors import BackendUnavailable, InputError, PromptTooLong, RequestRejected, TransientError
+from fastgen.records import Answer, Completion, Failure, Request, Sampling, Stage
+from fastgen.scheduler import Limits, Scheduler
+
+Behaviour = Callable[[Request, int], Awaitable[tuple[Completion, ...]]]
+OK = (Completion("ok", "stop"),)
+QUICK = Limits(concurrency=4, backoff_base_s=0.0005, backoff_cap_s=0.001, reconnect_cap_s=0.001, drain_timeout_s=30.0)
+
+
+def request(number: int, n: int = 1) -> Request:
+    return Request(number, Stage.INSTRUCTION, f"prompt {number}", Sampling(0.7, 0.5, 16), n=n)
+
+
+@dataclass
+class ListSource:
+    """Hands out a list of requests; work that was given back is handed out again."""
+
+    requests: list[Request]
+    given_back: list[Request] = field(default_factory=list)
+    shorter: bool = False
+
+    def next(self) -> Request | None:
+        return self.requests.pop(0) if self.requests else None
+
+    def give_back(self, request: Request) -> None:
+        self.given_back.append(request)
+
+    def shrink(self, request: Request) -> Request | None:
+        return replace(request, prompt="short") if self.shorter and request.prompt != "short" else None
+
+
+class ScriptedBackend:
+    """Answers as told; counts what is in flight at once and every attempt."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.attempts: dict[int, int] = {}
+        self.in_flight = self.most_in_flight = 0
+
+    async def complete(self, request: Request) -> tuple[Completion, ...]:
+        attempt = self.attempts[request.number] = self.attempts.get(request.number, 0) + 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(0)
+            return await self.behaviour(request, attempt)
+        finally:
+            self.in_flight -= 1
+
+    async def close(self) -> None: ...
+
+    def statistics(self) -> BackendStatistics:
+        return BackendStatistics(())
+
+
+class Sink:
+    """Collects answers; done after ``want`` of them; optionally makes more work for the source."""
+
+    def __init__(self, want: int = 10**9, on_batch: Callable[[Sequence[Answer]], None] | None = None) -> None:
+        self.answers: list[Answer] = []
+        self.batches: list[int] = []
+        self._want = want
+        self._on_batch = on_batch
+
+    async def __call__(self, answers: Sequence[Answer]) -> bool:
+        await asyncio.sleep(0)
+        self.answers += answers
+        self.batches.append(len(answers))
+        if self._on_batch:
+            self._on_batch(answers)
+        return len(self.answers) >= self._want
+
+
+def make(behaviour: Behaviour, source: ListSource, sink: Sink, limits: Limits = QUICK) -> tuple[Scheduler, ScriptedBackend]:
+    backend = ScriptedBackend(behaviour)
+    return Scheduler(source, backend, sink, limits, jitter=random.Random(1)), backend
+
+
+async def answer_ok(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+    return OK
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await main()
+
+    asyncio.run(bounded())
+
+
+def test_every_request_is_answered_once_and_slots_are_full_but_never_exceeded() -> None:
+    source, sink = ListSource([request(n) for n in range(100)]), Sink()
+    scheduler, backend = make(answer_ok, source, sink)
+    run(scheduler.run)
+    assert sorted(a.request.number for a in sink.answers) == [*range(100)]
+    assert backend.most_in_flight == QUICK.concurrency
+    assert scheduler.statistics().in_flight == 0
+
+
+def test_every_choice_of_a_completion_becomes_an_answer() -> None:
+    async def two(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        return OK * request.n
+
+    sink = Sink()
+    run(make(two, ListSource([request(0, n=2)]), sink)[0].run)
+    assert [(a.request.number, a.choice) for a in sink.answers] == [(0, 0), (0, 1)]
+
+
+def test_work_that_answers_create_is_asked_before_the_run_ends() -> None:
+    source = ListSource([request(0)])
+
+    def more(answers: Sequence[Answer]) -> None:
+        source.requests += [request(a.request.number + 1) for a in answers if a.request.number < 30]
+
+    sink = Sink(on_batch=more)
+    run(make(answer_ok, source, sink)[0].run)
+    assert [a.request.number for a in sink.answers] == [*range(31)]
+
+
+def test_a_satisfied_sink_ends_the_run_and_the_rest_is_given_back() -> None:
+    async def only_the_first(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if request.number:
+            await asyncio.Event().wait()
+        return OK
+
+    source, sink = ListSource([request(n) for n in range(9)]), Sink(want=1)
+    run(make(only_the_first, source, sink)[0].run)
+    assert [a.request.number for a in sink.answers] == [0]
+    assert sorted(r.number for r in source.given_back) == [1, 2, 3, 4]
+
+
+def test_transient_faults_cost_attempts_not_answers() -> None:
+    async def third_time(request: Request, attempt: int) -> tuple[Completion, ...]:
+        if attempt < 3:
+            raise TransientError("busy", kind="http_503")
+        return OK
+
+    source, sink = ListSource([request(n) for n in range(20)]), Sink()
+    scheduler, backend = make(third_time, source, sink)
+    run(scheduler.run)
+    assert sorted(a.request.number for a in sink.answers) == [*range(20)]
+    assert set(backend.attempts.values()) == {3}
+    assert scheduler.statistics().faults == {"http_503": 40}
+
+
+def test_a_request_that_always_fails_on_a_live_server_is_given_up_after_max_attempts() -> None:
+    async def poison(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if request.number == 3:
+            raise TransientError("boom", kind="http_500")
+        return OK
+
+    sink = Sink()
+    scheduler, backend = make(poison, ListSource([request(n) for n in range(8)]), sink, replace(QUICK, max_attempts=5))
+    run(scheduler.run)
+    failed = [a.result for a in sink.answers if isinstance(a.result, Failure)]
+    assert [f.kind for f in failed] == ["http_500"]
+    assert backend.attempts[3] == 5
+    assert len(sink.answers) == 8
+
+
+def test_a_waiting_retry_holds_no_slot() -> None:
+    async def first_waits_long(request: Request, attempt: int) -> tuple[Completion, ...]:
+        if request.number == 0 and attempt == 1:
+            raise TransientError("later", kind="http_429", retry_after_s=1e6)
+        return OK
+
+    source, sink = ListSource([request(n) for n in range(50)]), Sink(want=49)
+    limits = replace(QUICK, concurrency=1, retry_after_cap_s=1e6)
+    run(make(first_waits_long, source, sink, limits)[0].run)
+    assert sorted(a.request.number for a in sink.answers) == [*range(1, 50)]
+    assert [r.number for r in source.given_back] == [0]
+
+
+def test_an_outage_does_not_use_up_attempts() -> None:
+    async def down_for_a_while(request: Request, attempt: int) -> tuple[Completion, ...]:
+        if attempt <= 30:
+            raise TransientError("refused", kind="connection", reached_server=False)
+        return OK
+
+    sink = Sink()
+    run(make(down_for_a_while, ListSource([request(n) for n in range(3)]), sink)[0].run)
+    assert [a.result for a in sink.answers] == [OK[0]] * 3
+
+
+def test_a_request_that_kills_its_connection_on_a_live_server_is_given_up() -> None:
+    async def killer(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if request.number == 0:
+            await asyncio.sleep(0.001)
+            raise TransientError("reset", kind="connection", reached_server=False)
+        return OK
+
+    source = ListSource([request(0)])
+
+    def keep_going(_answers: Sequence[Answer]) -> None:
+        source.requests.append(request(len(sink.answers) + 1))
+
+    sink = Sink(on_batch=keep_going)
+    scheduler, backend = make(killer, source, sink, replace(QUICK, max_attempts=3))
+
+    async def main() -> None:
+        source.requests.append(request(1))
+        task = asyncio.create_task(scheduler.run())
+        while not any(isinstance(a.result, Failure) for a in sink.answers):
+            await asyncio.sleep(0)
+        scheduler.stop()
+        await task
+
+    run(main)
+    assert backend.attempts[0] == 3
+
+
+def test_no_answer_for_the_outage_timeout_stops_the_run_resumable() -> None:
+    async def refused(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        raise TransientError("refused", kind="connection", reached_server=False)
+
+    source = ListSource([request(n) for n in range(100)])
+    scheduler, _ = make(refused, source, Sink(), replace(QUICK, outage_timeout_s=0.02))
+    with pytest.raises(BackendUnavailable, match="run the same command again"):
+        run(scheduler.run)
+    assert len(source.given_back) + len(source.requests) == 100
+    assert len(source.requests) > 80, "an outage must not drain the source"
+
+
+def test_a_rejected_request_is_recorded_once_and_never_repeated() -> None:
+    async def no(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        raise RequestRejected("bad sampling value")
+
+    sink = Sink()
+    scheduler, backend = make(no, ListSource([request(0)]), sink)
+    run(scheduler.run)
+    assert [a.result for a in sink.answers] == [Failure("rejected", "bad sampling value")]
+    assert backend.attempts == {0: 1}
+
+
+def test_a_prompt_that_is_too_long_is_shortened_then_recorded() -> None:
+    async def long(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        raise PromptTooLong("5000 tokens of 4096")
+
+    sink = Sink()
+    scheduler, backend = make(long, ListSource([request(0)], shorter=True), sink)
+    run(scheduler.run)
+    assert [a.result for a in sink.answers] == [Failure("prompt_too_long", "5000 tokens of 4096")]
+    assert backend.attempts == {0: 2}
+
+
+def test_stop_drains_what_is_in_flight_and_asks_nothing_more() -> None:
+    release = asyncio.Event()
+
+    async def held(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        await release.wait()
+        return OK
+
+    source, sink = ListSource([request(n) for n in range(50)]), Sink()
+    scheduler, backend = make(held, source, sink)
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        while backend.in_flight < QUICK.concurrency:
+            await asyncio.sleep(0)
+        scheduler.stop()
+        release.set()
+        await task
+
+    run(main)
+    assert len(sink.answers) == QUICK.concurrency
+    assert len(source.requests) == 50 - QUICK.concurrency
+
+
+def test_stop_drops_what_does_not_finish_within_the_drain_timeout() -> None:
+    async def never(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        await asyncio.Event().wait()
+        return OK
+
+    source = ListSource([request(n) for n in range(4)])
+    scheduler, backend = make(never, source, Sink(), replace(QUICK, drain_timeout_s=0.001))
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        while backend.in_flight < QUICK.concurrency:
+            await asyncio.sleep(0)
+        scheduler.stop()
+        await task
+
+    run(main)
+    assert sorted(r.number for r in source.given_back) == [0, 1, 2, 3]
+    assert backend.in_flight == 0
+
+
+@pytest.mark.parametrize("where", ["backend", "sink"])
+def test_an_error_that_a_person_must_mend_ends_the_run(where: str) -> None:
+    async def refused_key(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if where == "backend":
+            raise InputError("--api-key-env: the key is refused")
+        return OK
+
+    def refuse(_answers: Sequence[Answer]) -> None:
+        if where == "sink":
+            raise InputError("--api-key-env: the key is refused")
+
+    source = ListSource([request(n) for n in range(10)])
+    with pytest.raises(InputError, match="the key is refused"):
+        run(make(refused_key, source, Sink(on_batch=refuse))[0].run)
+
+
+def test_a_slow_sink_bounds_what_is_asked() -> None:
+    gate = asyncio.Event()
+
+    class SlowSink(Sink):
+        async def __call__(self, answers: Sequence[Answer]) -> bool:
+            await gate.wait()
+            return await super().__call__(answers)
+
+    source, sink = ListSource([request(n) for n in range(2000)]), SlowSink()
+    scheduler, _ = make(answer_ok, source, sink)
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        left = -1
+        while left != len(source.requests):
+            left = len(source.requests)
+            for _ in range(50):
+                await asyncio.sleep(0)
+        assert left > 1500
+        gate.set()
+        await task
+
+    run(main)
+    assert len(sink.answers) == 2000
+
+
+def test_answers_reach_the_sink_in_order_of_arrival() -> None:
+    async def later_first(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        for _ in range(10 - request.number):
+            await asyncio.sleep(0)
+        return OK
+
+    sink = Sink()
+    run(make(later_first, ListSource([request(n) for n in range(4)]), sink)[0].run)
+    assert [a.request.number for a in sink.answers] == [3, 2, 1, 0]
