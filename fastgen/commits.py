@@ -10,7 +10,8 @@ JSON keys of a line (the store adds ``crc``)::
     subject                        machine instruction number that the request works on (downstream stages)
     demos                          pool indexes of the demonstrations (instruction stage)
     text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
-    kept                           [[start, end, number, [seed, rouge_l] | null, [[pool index, rouge_l], ...]], ...]
+    first                          machine instruction number of the first kept one; the others follow it
+    kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
     rejected                       instruction stage: [[start, end, rule] or [start, end, rule, rouge_l, pool index], ...]
                                    instance stage: [rule, ...]
     is_classification              the classification stage's answer
@@ -25,7 +26,7 @@ from typing import Any
 
 from fastgen.records import Completion, Failure, Neighbour, Span, Stage
 
-SCORE_DIGITS = 4  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
+SCORE_DIGITS = 3  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case InstructionOutcome(kept, rejected):
             return {
-                "kept": [(*k.span, k.number, _score(k.nearest_seed), [_score(n) for n in k.nearest_checked]) for k in kept],
+                "first": kept[0].number if kept else None,
+                "kept": [_encode_kept(k) for k in kept],
                 "rejected": [_encode_rejection(r) for r in rejected],
             }
         case ClassificationOutcome(is_classification):
@@ -121,8 +123,10 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
             return {"failed": kind, "detail": detail, "settles": settles}
 
 
-def _score(neighbour: Neighbour | None) -> Neighbour | None:
-    return None if neighbour is None else (neighbour[0], round(neighbour[1], SCORE_DIGITS))
+def _encode_kept(kept: Kept) -> tuple[Any, ...]:
+    checked = (value for index, score in kept.nearest_checked for value in (index, round(score, SCORE_DIGITS)))
+    seed, score = kept.nearest_seed or (None, None)
+    return (*kept.span, seed, None if score is None else round(score, SCORE_DIGITS), *checked)
 
 
 def _encode_rejection(rejection: Rejection) -> tuple[Any, ...]:
@@ -154,7 +158,7 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
     if "failed" in line:
         return Failure(line["failed"], line["detail"], line["settles"])
     if "kept" in line:
-        kept = tuple(_decode_kept(*k) for k in line["kept"])
+        kept = tuple(_decode_kept(line["first"] + i, *k) for i, k in enumerate(line["kept"]))
         return InstructionOutcome(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
     if "instances" in line:
         instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
@@ -162,9 +166,9 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
     return ClassificationOutcome(line["is_classification"])
 
 
-def _decode_kept(start: int, end: int, number: int, seed: list[Any] | None, checked: list[list[Any]]) -> Kept:
-    nearest_seed = None if seed is None else (seed[0], seed[1])
-    return Kept((start, end), number, nearest_seed, tuple((i, s) for i, s in checked))
+def _decode_kept(number: int, start: int, end: int, seed: int | None, score: float | None, *checked: Any) -> Kept:
+    nearest_seed = None if seed is None or score is None else (seed, score)
+    return Kept((start, end), number, nearest_seed, tuple(zip(checked[::2], checked[1::2], strict=True)))
 
 
 def _decode_rejection(start: int, end: int, rule: str, score: float | None = None, index: int | None = None) -> Rejection:

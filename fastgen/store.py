@@ -168,7 +168,7 @@ class RunFolder:
 
     def save_ledger(self, ledger: Ledger, position: Position, run_id: str, server: Mapping[str, Any]) -> None:
         """Replace the snapshot, atomically; not synced, since the log can always rebuild it."""
-        data = {"run": run_id, "position": position, "counts": ledger.as_dict(), "server": server}
+        data = {"run": run_id, "position": list(position), "counts": ledger.as_dict(), "server": server}
         _write_atomically(self._ledger_path, orjson.dumps(data, option=orjson.OPT_INDENT_2), durable=False)
 
 

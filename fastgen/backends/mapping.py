@@ -32,7 +32,7 @@ CLIENT_ERRORS: Final[Mapping[type[BaseException], Meaning]] = {
     aiohttp.ClientConnectorError: "connection",
     aiohttp.ClientConnectorDNSError: "connection",
     aiohttp.ClientProxyConnectionError: "connection",
-    aiohttp.UnixClientConnectorError: "connection",
+    aiohttp.client_exceptions.UnixClientConnectorError: "connection",
     aiohttp.ClientSSLError: "connection",
     aiohttp.ClientConnectorSSLError: "connection",
     aiohttp.ClientConnectorCertificateError: "certificate",
@@ -123,6 +123,8 @@ def _describe(error: BaseException) -> str:
     """One line; the class says it where the text is empty or would show request headers."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"not an HTTP answer: {error.message}"[:240]
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer broke off in the middle"
     text = " ".join(str(error).split())[:240]
     if isinstance(error, aiohttp.InvalidURL):
         text = redact_url(text)

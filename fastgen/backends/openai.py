@@ -47,7 +47,6 @@ class OpenAIBackend:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.counters = EndpointCounters()
-        self._chat = endpoint.api == "chat"
         self._url = URL(endpoint.completions_url)
         self._session: aiohttp.ClientSession | None = None
         self._timeouts: dict[int, aiohttp.ClientTimeout] = {}
@@ -81,7 +80,7 @@ class OpenAIBackend:
             raise from_refusal(answer, self.endpoint, offered=offered)
         if len(answer.body) > limit:
             raise TransientError(f"{self.endpoint.display_url}: an answer of more than {limit} bytes", kind="too_large")
-        return decode_completions(answer.body, chat=self._chat, n=request.n)
+        return decode_completions(answer.body, self.endpoint, request.n)
 
     async def _send(self, method: str, url: URL, body: bytes | None, timeout: aiohttp.ClientTimeout, limit: int) -> HttpAnswer:
         """One request and what came back, read to at most a little more than ``limit`` bytes."""

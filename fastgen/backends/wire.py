@@ -57,7 +57,7 @@ def _prompt_field(endpoint: Endpoint, prompt: str | tuple[Message, ...]) -> str:
     return "messages" if endpoint.api == "chat" else "prompt"
 
 
-def decode_completions(body: bytes, *, chat: bool, n: int) -> tuple[Completion, ...]:
+def decode_completions(body: bytes, endpoint: Endpoint, n: int) -> tuple[Completion, ...]:
     """The ``n`` choices of a 200's body, in the order of their indexes.
 
     The usage's completion tokens are shared evenly over the choices (it is one sum); the prompt's count on choice 0.
@@ -66,14 +66,29 @@ def decode_completions(body: bytes, *, chat: bool, n: int) -> tuple[Completion, 
         (the server broke a sequence off).
     """
     try:
+        return _decode(body, n, chat=endpoint.api == "chat")
+    except _Broken as broken:
+        message, kind = f"{endpoint.display_url}: {broken}", broken.kind
+    raise TransientError(message, kind=kind)
+
+
+class _Broken(Exception):
+    """An answer that is not what was asked for."""
+
+    def __init__(self, message: str, kind: str = "bad_body") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _decode(body: bytes, n: int, *, chat: bool) -> tuple[Completion, ...]:
+    try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise _bad_body(f"invalid JSON ({error})") from None
+        raise _Broken(f"the answer is not JSON ({error})") from None
     choices = answer.get("choices") if type(answer) is dict else None
     if type(choices) is not list:
-        raise _bad_body(f"no list of choices in {_excerpt(body)}")
-    if len(choices) != n:
-        raise _wrong_count(len(choices), n)
+        raise _Broken(f"no list of choices in {' '.join(body[:120].decode(errors='replace').split())}")
+    _check_count(len(choices), n)
     texts = [_read_choice(choice, chat=chat) for choice in _in_order(choices)]
     prompt_tokens, completion_tokens = _usage(answer.get("usage"))
     share, rest = divmod(completion_tokens, n)
@@ -82,58 +97,53 @@ def decode_completions(body: bytes, *, chat: bool, n: int) -> tuple[Completion, 
     )
 
 
+def _check_count(count: int, n: int) -> None:
+    if 0 < count < n:
+        hint = "if it always does, ask for one a request (--samples-per-prompt 1)"
+        raise _Broken(f"the server sent {count} of {n} choices; {hint}", "missing_choices")
+    if count != n:
+        raise _Broken(f"{count} choices instead of {n}")
+
+
 def _in_order(choices: list[Any]) -> list[dict[str, Any]]:
     """Choices by index; a lone choice may leave its index out."""
     for choice in choices:
         if type(choice) is not dict:
-            raise _bad_body(f"a choice is a {type(choice).__name__}")
+            raise _Broken(f"a choice is a {type(choice).__name__}")
     indexes = [choice.get("index", 0 if len(choices) == 1 else None) for choice in choices]
-    if len(indexes) == 1 and indexes[0] == 0:
-        return choices
     if any(type(index) is not int for index in indexes) or sorted(indexes) != list(range(len(choices))):
-        raise _bad_body(f"choice indexes {indexes!r:.100}")
-    return sorted(choices, key=lambda choice: int(choice["index"]))
+        raise _Broken(f"choice indexes {str(indexes):.100}")
+    return choices if len(choices) == 1 else sorted(choices, key=lambda choice: int(choice["index"]))
 
 
 def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
     reason = choice.get("finish_reason")
     if reason is not None and type(reason) is not str:
-        raise _bad_body(f"finish_reason is a {type(reason).__name__}")
+        raise _Broken(f"finish_reason is a {type(reason).__name__}")
     if reason in _ABORTED:
-        raise TransientError(f"the server broke the sequence off (finish_reason {reason})", kind="aborted")
-    if chat:
-        message = choice.get("message")
-        text = message.get("content") if type(message) is dict else message
-        if text is None and type(message) is dict and reason is not None:
-            text = ""  # legal: all tokens went into reasoning, or the model refused; an unusable answer, not a broken one
-    else:
-        text = choice.get("text")
+        raise _Broken(f"the server broke the sequence off (finish_reason {reason})", "aborted")
+    text = _chat_text(choice, reason) if chat else choice.get("text")
     if type(text) is not str:
-        raise _bad_body(f"the text is a {type(text).__name__}")
+        raise _Broken(f"the text is a {type(text).__name__}")
     return text, reason
+
+
+def _chat_text(choice: dict[str, Any], reason: str | None) -> object:
+    """The content. Null with a finish reason is legal: all tokens went into reasoning, or the model refused; no text, no fault."""
+    message = choice.get("message")
+    if type(message) is not dict:
+        return message
+    text = message.get("content")
+    return "" if text is None and reason is not None else text
 
 
 def _usage(usage: object) -> tuple[int, int]:
     """Prompt and completion tokens; 0 for whatever is missing or no count."""
-    if type(usage) is not dict:
+    if not isinstance(usage, dict):
         return 0, 0
-    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
-    return prompt, completion
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return _count(prompt), _count(completion)
 
 
-def _wrong_count(count: int, n: int) -> TransientError:
-    if 0 < count < n:
-        return TransientError(
-            f"the server sent {count} of {n} choices; if it always does, ask for one a request (--samples-per-prompt 1)",
-            kind="missing_choices",
-        )
-    return _bad_body(f"{count} choices instead of {n}")
-
-
-def _bad_body(what: str) -> TransientError:
-    return TransientError(f"the server's answer is broken: {what}", kind="bad_body")
-
-
-def _excerpt(body: bytes) -> str:
-    return " ".join(body[:120].decode(errors="replace").split())
+def _count(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0

@@ -1,8 +1,8 @@
 """Which part of a raw completion is the answer, shared by the three parsers.
 
-Models write more than was asked: thinking before the answer, end-of-turn tokens after it, Markdown around it. Everything
-here works on offsets of the raw text, so that what a parser takes out stays a span of it. Knows nothing of lists,
-instances or rules.
+Models write more than was asked: thinking before the answer, end-of-turn tokens after it, Markdown around it.
+Everything here works on offsets of the raw text, so that what a parser takes out stays a span of it. Knows nothing of
+lists, instances or rules.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _END_TOKEN: Final = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
 )
 _CHATTER: Final = re.compile(
-    r"""[\s*_#>"“]*(?:
-        (?:sure|certainly|of\ course|absolutely|ok(?:ay)?|great|got\ it|no\ problem|happy\ to\ help|thank\ you|thanks)\b
-        | (?:here|below|following|these)(?:\ (?:are|is)|['’]s)\b | the\ following\b | as\ requested\b
-        | (?:i['’]ll|i\ will|i\ can|i['’]d|i['’]ve|i\ have|i\ am|i['’]m|let\ me|let['’]s)\b
-        | hi\b | hello\b
-        | 当然 | 好的 | 以下是 | 以下は | もちろん | voici\b | bien\ s[uû]r\b | claro\b | aqu[ií]\b | por\ supuesto\b | nat[uü]rlich\b | hier\ sind\b
+    r"""[\s*_\#>"“]*+(?:
+        (?:sure|certainly|of\ course|absolutely|ok(?:ay)?|great|got\ it|no\ problem|happy\ to\ help|thank\ you|thanks
+          |(?:here|below|following|these)(?:\ (?:are|is)|['\u2019]s) | the\ following | as\ requested
+          |i(?:['\u2019](?:ll|d|ve|m)|\ (?:will|can|have|am)) | let(?:\ me|['\u2019]s) | hi | hello
+          |voici | bien\ s[uû]r | claro | aqu[ií] | por\ supuesto | nat[uü]rlich | hier\ sind)\b
+        | 当然 | 好的 | 以下是 | 以下は | もちろん
     )""",
     re.IGNORECASE | re.VERBOSE,
 )

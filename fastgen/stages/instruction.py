@@ -2,8 +2,8 @@
 
 Guarantees of ``parse``: it never raises, its spans lie in the completion in ascending order without overlap, and every
 ``text`` equals ``item_text(completion.text, span, rules)``, so that a log needs to store spans only. ``list_style``
-``paper`` splits as the released code of Self-Instruct does; ``lenient`` is :mod:`fastgen.stages.lists`. Knows nothing of
-the rules that judge an item's content.
+``paper`` splits as the released code of Self-Instruct does; ``lenient`` is :mod:`fastgen.stages.lists`. Knows nothing
+of the rules that judge an item's content.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ParsedItem:
 
 
 def item_text(raw: str, span: Span, rules: Rules) -> str:
-    """Return the instruction that ``raw[start:end]`` holds: whitespace collapsed, capitalised where the rules ask so."""
+    """Return the instruction that ``raw[start:end]`` holds: whitespace collapsed, capitalised if the rules say so."""
     text = " ".join(raw[span[0] : span[1]].split())
     return text.capitalize() if rules.capitalise else text
 

@@ -1,9 +1,9 @@
 """Read a list of instructions as models really write it, leniently and line by line.
 
-Copes with ``9)``, ``9 .``, ``**9.**``, ``9. **Title**: text``, ``#9``, ``Task 9:``, ``9、``, full-width and Arabic digits,
-bullets, numbering that restarts or skips, a chatty line before the list and notes after it, code fences, headings, and
-inputs or outputs that follow an instruction. Guarantees: never raises; spans lie in the text, ascend and do not overlap.
-Knows nothing of what makes an instruction acceptable.
+Copes with ``9)``, ``9 .``, ``**9.**``, ``9. **Title**: text``, ``#9``, ``Task 9:``, Chinese, full-width and Arabic
+numerals, bullets, numbering that restarts or skips, a chatty line before the list and notes after it, code fences,
+headings, and inputs or outputs that follow an instruction. Guarantees: never raises; spans lie in the text, ascend and
+do not overlap. Knows nothing of what makes an instruction acceptable.
 """
 
 from __future__ import annotations
@@ -19,40 +19,45 @@ if TYPE_CHECKING:
 
     from fastgen.records import Span
 
-_OPEN: Final = r"[ \t]*(?:[-*+>#]+[ \t]+)?(?:\*\*|__|\*|_)?[ \t]*"  # bullet, quote or heading mark, then emphasis
-_CLOSE: Final = r"[ \t]*(?:\*\*|__|\*)?"
+# Possessive quantifiers keep every pattern linear on runs of blanks. Every pattern is matched against one line.
+_OPEN: Final = r"[ \t]*+(?:[-*+>#]++[ \t]++)?(?:\*\*|__|\*|_)?[ \t]*+"  # bullet, quote or heading mark, then emphasis
+_CLOSE: Final = r"[ \t]*+(?:\*\*|__|\*)?"
+_COLON: Final = r"[:\uff1a]"
+_DASH: Final = r"[-\u2013\u2014]"
 _NOUN: Final = r"(?:task|instruction|prompt|question|item|idea|no\.?|任务|指令|题目|问题|タスク)"
 _HAN_NUMBER: Final = "[一二三四五六七八九十]{1,3}"
 _NUMBERED: Final = re.compile(
     rf"""{_OPEN}(?:
-        {_NOUN}[ \t]*[\#№]?(?P<named>\d{{1,3}}){_CLOSE}[ \t]*(?:[.:)：．、](?!\d)|[-–—](?=\s)|(?=[ \t]*$))
-        | [\#№](?P<hashed>\d{{1,3}})[.:)]?(?=[\s*])
-        | [(\[（](?:(?P<bracketed>\d{{1,3}})|{_HAN_NUMBER})[)\]）]
-        | (?P<plain>\d{{1,3}}){_CLOSE}[ \t]?(?:[.)\]:：．、。）](?!\d)|\\[.)])
-        | {_HAN_NUMBER}[、．]
+        {_NOUN}[ \t]*+[\#\u2116]?(?P<named>\d{{1,3}}){_CLOSE}[ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{_DASH}(?=\s)|$)
+        | [\#\u2116](?P<hashed>\d{{1,3}})[.:)]?(?=[\s*])
+        | [(\[\uff08](?:(?P<bracketed>\d{{1,3}})|{_HAN_NUMBER})[)\]\uff09]
+        | (?P<plain>\d{{1,3}})(?:\*\*|__|\*)?[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d)
+        | {_HAN_NUMBER}[、\uff0e]
         | [①-⑳]
-    ){_CLOSE}[ \t]*""",
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
-)
-_LABELLED: Final = re.compile(
-    rf"[ \t]*(?:[-*+•>#]+[ \t]+)?(?:\*\*|__|\*|_)?(?:new )?(?:task|instruction|prompt|指令|任务){_CLOSE}[ \t]*[:：]{_CLOSE}[ \t]*",
-    re.IGNORECASE,
-)
-_BULLETED: Final = re.compile(r"[ \t]*[-*+•●▪◦‣·–][ \t]+")
-_LONE_NUMBER: Final = re.compile(r"[ \t]*(?:\*\*)?#?\d{1,3}[ \t]*\Z")
-_BREAK: Final = re.compile(r"[ \t]*(?:$|```|~~~|#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*$)", re.MULTILINE)
-_PART: Final = re.compile(
-    rf"""[ \t]*(?:[-*+•>][ \t]+)?(?:\*\*|__|\*|_)?
-    (?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution|explanation
-    |class[ ]label|note|输入|输出|示例){_CLOSE}[ \t]*\d*{_CLOSE}[ \t]*[:：]""",
+    ){_CLOSE}[ \t]*+""",
     re.IGNORECASE | re.VERBOSE,
 )
-_INLINE_PART: Final = re.compile(r"(?<=[.?!:。？！])[ \t]+(?:\*\*)?(?:Input|Output)[ \t]*\d*[ \t]*(?:\*\*)?[:：]")
-_TITLE: Final = re.compile(
-    r"(?P<mark>\*\*|__)(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>[:：]?)[ \t]*(?P=mark)[ \t]*(?P<after>[:：]|[-–—](?=\s))?[ \t]*"
+_LABELLED: Final = re.compile(
+    rf"{_OPEN}(?:new )?(?:task|instruction|prompt|指令|任务){_CLOSE}[ \t]*+{_COLON}{_CLOSE}[ \t]*+", re.IGNORECASE
 )
+_BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
+_LONE_NUMBER: Final = re.compile(r"[ \t]*+(?:\*\*)?#?\d{1,3}[ \t]*+$")
+_BREAK: Final = re.compile(r"[ \t\r]*+(?:$|```|~~~|\#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t\r]*+$)")
+_PART: Final = re.compile(
+    rf"""{_OPEN}(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution
+    |explanation|class[ ]label|note|输入|输出|示例){_CLOSE}[ \t]*+\d*+{_CLOSE}[ \t]*+{_COLON}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_INLINE_PART: Final = re.compile(
+    rf"(?<=[.?!:。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Output)[ \t]*+\d*+[ \t]*+(?:\*\*)?{_COLON}"
+)
+_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{_COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{_COLON}|{_DASH}(?=\s))?"
+_TITLE: Final = re.compile(rf"(?:\*\*|__){_BOLD}")
+_TITLE_OPENED_BEFORE: Final = re.compile(_BOLD)  # "**9. Title**: text", where the marker took the opening
 _TITLE_WORDS: Final = 6  # bold text of more words is no title but the instruction itself
+_SENTENCE_ENDS: Final = (".", "?", "!", "。", "\uff1f", "\uff01")
 _QUOTES: Final = {'"': '"', "“": "”", "「": "」", "«": "»", "`": "`"}
+_NOWHERE: Final = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +70,156 @@ class ListReading:
 
 @dataclass(frozen=True, slots=True)
 class _Marker:
+    """What begins an item: ``start`` is where its line begins, ``end`` where the item's own text does."""
+
     start: int
-    """Where its line starts."""
     end: int
-    """Where the item's own text starts."""
     number: int | None
+    heading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One item; ``closed`` when something after it shows that it is complete."""
+
+    span: Span
+    closed: bool
 
 
 def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
     """Return the items in ``text[answer]``.
 
     :param first_number: the number that the prompt already wrote; text before the first marker is its item, unless it
-        speaks to the reader, or the list writes that number itself.
+        speaks to the reader or the list writes that number itself.
     """
     markers = _markers(text, answer)
     head = (answer[0], markers[0].start if markers else answer[1])
-    starts = [marker.end for marker in markers]
+    if _head_is_item(text, head, markers, first_number):
+        markers.insert(0, _Marker(head[0], _after_chatter(text, head), first_number, heading=False))
     ends = [*(marker.start for marker in markers[1:]), answer[1]]
-    chunks = list(zip(starts, ends, strict=False))
-    if not markers or _head_is_item(text, head, markers[0], first_number):
-        chunks.insert(0, _after_chatter(text, head) if not markers else head)
-    read = [_read_item(text, start, end) for start, end in chunks]
-    spans = tuple(span for span, _closed in read if span[0] < span[1])
-    last_span, last_closed = read[-1]
-    return ListReading(spans, last_span[0] < last_span[1] and not last_closed)
+    items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
+    spans = tuple(item.span for item in items if item.span != _NOWHERE)
+    return ListReading(spans, open_ended=bool(items) and items[-1].span != _NOWHERE and not items[-1].closed)
+
+
+def _lines(text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield the spans of the lines in ``text[start:end]``, without their line breaks; the last may be empty."""
+    while (stop := text.find("\n", start, end)) >= 0:
+        yield start, stop
+        start = stop + 1
+    yield start, end
+
+
+def _markers(text: str, answer: Span) -> list[_Marker]:
+    """Return the markers of one kind, the most telling kind there is: numbers, else labels, else bullets."""
+    lines = list(_lines(text, *answer))
+    numbered = [(line, match) for line in lines if (match := _NUMBERED.match(text, *line))]
+    if numbered:
+        indents = [_indent(text, line) for line, _ in numbered]
+        outer = min(indents) + 1  # a deeper list belongs to the item that it is in
+        return [_marker(*pair) for pair, indent in zip(numbered, indents, strict=True) if indent <= outer]
+    labelled = [(line, match) for line in lines if (match := _LABELLED.match(text, *line))]
+    if labelled:
+        return [_marker(*pair) for pair in labelled]
+    bulleted = [(line, match) for line in lines if (match := _BULLETED.match(text, *line))]
+    head = trim(text, answer[0], bulleted[0][0][0]) if bulleted else _NOWHERE
+    bullets_are_items = head == _NOWHERE or is_chatter(text, *head)  # else they are part of the first item
+    return [_marker(*pair) for pair in bulleted] if bullets_are_items else []
+
+
+def _indent(text: str, line: Span) -> int:
+    return len(text[slice(*line)]) - len(text[slice(*line)].lstrip(" \t"))
+
+
+def _marker(line: Span, match: re.Match[str]) -> _Marker:
+    digits = match[match.lastgroup] if match.lastgroup else None
+    return _Marker(line[0], match.end(), int(digits) if digits else None, heading="# " in match[0])
+
+
+def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:
+    """Whether what stands before the first marker is the item whose number the prompt ended in."""
+    start, end = trim(text, *head)
+    if (start, end) == _NOWHERE:
+        return False
+    if not markers:
+        return True
+    blank_line = "\n\n" in text[start : head[1]]
+    chatter = is_chatter(text, start, end)
+    if markers[0].number == first_number + 1:
+        return not (chatter and blank_line)
+    return not (markers[0].number == first_number or chatter or blank_line or text[end - 1] in ":\uff1a#*`")
+
+
+def _after_chatter(text: str, head: Span) -> int:
+    """Return where the head begins in earnest: after an opening paragraph that speaks to the reader."""
+    start, end = trim(text, *head)
+    paragraph_end = text.find("\n\n", start, end)
+    return paragraph_end if paragraph_end >= 0 and is_chatter(text, start, paragraph_end) else start
+
+
+def _read_item(text: str, marker: _Marker, end: int) -> _Item:
+    """Return the item that begins at ``marker``: its first paragraph, up to an input, output, fence or heading.
+
+    A title before the instruction ("**Haiku**: Write ...", or a bold line of its own) is left out.
+    """
+    body, is_title = _NOWHERE, marker.heading
+    for number, (start, stop) in enumerate(_lines(text, marker.end, end)):
+        if body != _NOWHERE and _ends_item(text, (start, stop), is_title=is_title):
+            return _Item(_clean(text, body), closed=True)
+        if _BREAK.match(text, start, stop):
+            continue
+        label = _LABELLED.match(text, start, stop)
+        if label and (number <= 1 or is_title):
+            body, is_title = (label.end(), stop), False
+        elif body == _NOWHERE:
+            body, is_title = _first_line(text, (start, stop), heading=is_title)
+        elif is_title:
+            body, is_title = (_after(_BULLETED, text, (start, stop)), stop), False
+        else:
+            body = (body[0], stop)
+        if part := _INLINE_PART.search(text, max(start, body[0]), stop):
+            return _Item(_clean(text, (body[0], part.start())), closed=True)
+    return _Item(_clean(text, body), closed=False)
+
+
+def _ends_item(text: str, line: Span, *, is_title: bool) -> bool:
+    if _PART.match(text, *line):
+        return True
+    if line[1] == len(text) and _LONE_NUMBER.match(text, *line):  # the next marker, cut short
+        return True
+    return not is_title and _BREAK.match(text, *line) is not None
+
+
+def _after(pattern: re.Pattern[str], text: str, line: Span) -> int:
+    match = pattern.match(text, *line)
+    return match.end() if match else line[0]
+
+
+def _first_line(text: str, line: Span, *, heading: bool) -> tuple[Span, bool]:
+    """Return what of an item's first line is instruction, and whether it is only a title."""
+    start, stop = _after(_BULLETED, text, line), line[1]
+    opened_before = text.count("**", start, stop) % 2
+    title = (_TITLE_OPENED_BEFORE if opened_before else _TITLE).match(text, start, stop)
+    if title is None:
+        return (start, stop), heading and _could_be_title(text[start:stop])
+    if text[title.end() : stop].strip():
+        return (title.end() if title["colon"] or title["after"] else start, stop), False
+    return title.span("inner"), _could_be_title(title["inner"])
+
+
+def _could_be_title(line: str) -> bool:
+    return len(line.split()) <= _TITLE_WORDS and not line.rstrip().endswith(_SENTENCE_ENDS)
+
+
+def _clean(text: str, span: Span) -> Span:
+    """Return the span without blanks, a stray emphasis mark at its end, or quotation marks around it."""
+    start, end = trim(text, *span)
+    for mark in ("**", "__"):
+        if text.endswith(mark, start, end) and text.count(mark, start, end) % 2:
+            start, end = trim(text, start, end - len(mark))
+    for opening, closing in (("**", "**"), ("__", "__"), *_QUOTES.items()):
+        inner = (start + len(opening), end - len(closing))
+        wrapped = text.startswith(opening, start, end) and text.endswith(closing, start, end)
+        if wrapped and inner[0] < inner[1] and closing not in text[slice(*inner)]:
+            start, end = trim(text, *inner)
+    return start, end

@@ -125,6 +125,15 @@ def error_body(status: int, message: str, kind: str, param: str | None = None) -
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
+def too_long_body(max_model_len: int, prompt_tokens: int) -> bytes:
+    """vLLM's words for a prompt that does not fit."""
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens. However, your request has {prompt_tokens} input tokens. "
+        f"Please reduce the length of the input messages. (parameter=input_tokens, value={prompt_tokens})"
+    )
+    return error_body(400, message, "BadRequestError", "input_tokens")
+
+
 def models_body(model: str, max_model_len: int) -> bytes:
     """vLLM's list of one model."""
     card = {"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model, "parent": None}

@@ -17,13 +17,14 @@ class PrefixCache:
 
     def look_up(self, prompt: str) -> None:
         """Count the blocks of ``prompt`` that continue a known prefix, and remember the others."""
-        blocks = len(prompt) // BLOCK_CHARACTERS
-        self.queries_tokens += blocks * BLOCK_TOKENS
+        chain, hits = 0, 0
+        for start in range(0, len(prompt) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
+            chain = hash((chain, prompt[start : start + BLOCK_CHARACTERS]))
+            if chain in self._seen:
+                hits += 1
+            else:
+                self._seen.add(chain)
+        self.queries_tokens += len(prompt) // BLOCK_CHARACTERS * BLOCK_TOKENS
+        self.hits_tokens += hits * BLOCK_TOKENS
         if len(self._seen) > CAPACITY_BLOCKS:
             self._seen.clear()
-        for count in range(blocks, 0, -1):
-            prefix = hash(prompt[: count * BLOCK_CHARACTERS])
-            if prefix in self._seen:
-                self.hits_tokens += count * BLOCK_TOKENS
-                return
-            self._seen.add(prefix)

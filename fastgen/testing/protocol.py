@@ -69,6 +69,10 @@ class Exchange:
         """No answer at all: the connection is reset."""
         self._connection.reset()
 
+    def disconnect(self) -> None:
+        """No answer at all: the connection is closed politely."""
+        self._connection.close()
+
 
 def _reason(status: int) -> str:
     try:

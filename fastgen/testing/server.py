@@ -20,12 +20,12 @@ import orjson
 from fastgen.testing import api
 from fastgen.testing.answers import Writer
 from fastgen.testing.engine import Engine, SlotEngine, Work
-from fastgen.testing.faults import Event, Fault, FaultPlan, Reply
+from fastgen.testing.faults import Event, Fault, FaultPlan
+from fastgen.testing.injection import inject_instead, inject_into
 from fastgen.testing.prefix_cache import PrefixCache
 from fastgen.testing.protocol import Connection, Exchange
 
 BACKLOG = 4096
-HUGE_BYTES = 2_000_000
 KEPT_REQUESTS = 64
 
 
@@ -224,8 +224,9 @@ class FaultServer:
         self.received.append(Received(exchange.path, exchange.header("Authorization"), exchange.body))
         event = self.faults.next()
         if event is not None:
-            self.counters.injected[str(event.value if isinstance(event, Fault) else f"reply-{event.status}")] += 1
-        if not _refuse(exchange, event):
+            self.counters.injected[event.value if isinstance(event, Fault) else f"reply-{event.status}"] += 1
+        too_long = api.too_long_body(self._max_model_len, self._max_model_len + 1)
+        if not inject_instead(exchange, event, prompt_too_long=too_long):
             self._generate(exchange, event if isinstance(event, Fault) else None, chat=chat)
 
     def _generate(self, exchange: Exchange, fault: Fault | None, *, chat: bool) -> None:
@@ -234,13 +235,13 @@ class FaultServer:
         except api.BadRequest as error:
             exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
             return
-        prompt_tokens = sum(map(api.count_tokens, asked.prompts))
+        prompt_tokens = [api.count_tokens(prompt) for prompt in asked.prompts]
         if asked.model != self.model:
             exchange.respond(404, api.error_body(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model"))
-        elif any(api.count_tokens(prompt) > self._max_model_len for prompt in asked.prompts):
-            exchange.respond(400, _too_long(self._max_model_len, prompt_tokens))
+        elif max(prompt_tokens) > self._max_model_len:
+            exchange.respond(400, api.too_long_body(self._max_model_len, max(prompt_tokens)))
         else:
-            self._run(exchange, asked, prompt_tokens, fault, chat=chat)
+            self._run(exchange, asked, sum(prompt_tokens), fault, chat=chat)
 
     def _run(self, exchange: Exchange, asked: api.Asked, prompt_tokens: int, fault: Fault | None, *, chat: bool) -> None:
         sequences = [api.cut(self._write(prompt, i), asked) for prompt in asked.prompts for i in range(asked.n)]
@@ -252,22 +253,24 @@ class FaultServer:
             exchange.on_gone = None
             self.counters.answered += 1
             self.counters.generation_tokens += sum(sequence.tokens for sequence in sequences)
-            _answer(exchange, api.answer(asked, sequences, prompt_tokens, chat=chat), fault)
+            answer = api.answer(asked, sequences, prompt_tokens, chat=chat)
+            if fault is None:
+                exchange.respond_json(orjson.dumps(answer))
+            else:
+                inject_into(exchange, answer, fault, chat=chat)
             self._changed.set()
-
-        work = Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences))
-        if fault is Fault.HANG:
-            cancel: Callable[[], None] = _nothing
-        elif fault is Fault.SLOW:
-            cancel = asyncio.get_running_loop().call_later(self._slow_s, done).cancel
-        else:
-            answered = self.counters.answered
-            cancel = self.engine.submit(work, done)
-            if self.counters.answered > answered:
-                return
 
         def gone() -> None:
             self.counters.gone += 1
             cancel()
 
         exchange.on_gone = gone
+        cancel = self._submit(Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences)), done, fault)
+
+    def _submit(self, work: Work, done: Callable[[], None], fault: Fault | None) -> Callable[[], None]:
+        """Begin the work; a hang never ends, a slow answer begins late."""
+        if fault is Fault.HANG:
+            return lambda: None
+        if fault is Fault.SLOW:
+            return asyncio.get_running_loop().call_later(self._slow_s, done).cancel
+        return self.engine.submit(work, done)

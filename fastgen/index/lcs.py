@@ -1,0 +1,266 @@
+"""Verification kernels: bit-parallel LCS of a query text against stored ones, decided in integers.
+
+Guarantees: :func:`need_lcs` is :func:`fastgen.rouge.min_lcs`, and :func:`score_of` is :func:`fastgen.rouge.f1_of_lcs`,
+operation by operation. One machine word covers a query of up to 64 tokens, several beyond. The filters ahead of the
+LCS (lengths, 64-bit element bitmap, multiset overlap) only ever skip a text that cannot be too similar.
+Knows nothing of how candidates are found.
+
+Source of the recurrence: Hyyro, "Bit-parallel LCS-length computation revisited", 2004.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastgen.index.jit import kernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastgen.index.vocabulary import Symbols
+
+_U64 = np.uint64
+_ONE = _U64(1)
+_ALL = _U64(0xFFFFFFFFFFFFFFFF)
+_M1, _M2, _M4 = _U64(0x5555555555555555), _U64(0x3333333333333333), _U64(0x0F0F0F0F0F0F0F0F)
+_M01 = _U64(0x0101010101010101)
+_S1, _S2, _S4, _S56 = _U64(1), _U64(2), _U64(4), _U64(56)
+_SPREAD = _U64(0x9E3779B97F4A7C15)
+_S58 = _U64(58)
+_LEN_BITS = _U64(24)
+_LEN_MASK = _U64((1 << 24) - 1)
+
+WORD = 64
+TABLE_TOKENS = 256  # lengths below this are looked up, longer ones computed
+
+
+class Rule(NamedTuple):
+    """When a pair is too similar. ``need[m, n]`` is the smallest such LCS for lengths below 256, 0 where there is none."""
+
+    need: NDArray[np.uint8]
+    threshold: float
+    at_threshold: bool
+
+
+class Entries(NamedTuple):
+    """The pool's tokens. ``size`` = entries, tokens in use.
+
+    ``tokens``: every entry's symbols, one after the other. ``meta[i]``: bitmap of the entry's elements; offset into
+    ``tokens`` (40 bits) and length (24 bits).
+    """
+
+    tokens: NDArray[np.int32]
+    meta: NDArray[np.uint64]
+    size: NDArray[np.int64]
+
+
+class Query(NamedTuple):
+    """Scratch for one text: its tokens and elements, and per distinct token ("slot") where it stands.
+
+    ``masks[s]``: positions of slot s as bits (at most 64 tokens). ``first``, ``places``: the same as lists, for longer
+    texts. ``left[s]``: occurrences not yet matched. ``row``, ``hits``: words of the LCS row.
+    """
+
+    tokens: NDArray[np.int32]
+    elements: NDArray[np.int32]
+    masks: NDArray[np.uint64]
+    first: NDArray[np.int64]
+    places: NDArray[np.int64]
+    left: NDArray[np.int32]
+    row: NDArray[np.uint64]
+    hits: NDArray[np.uint64]
+
+
+@kernel
+def popcount(value: np.uint64) -> int:
+    """Number of set bits (LLVM turns this form into one instruction)."""
+    value -= (value >> _S1) & _M1
+    value = (value & _M2) + ((value >> _S2) & _M2)
+    value = (value + (value >> _S4)) & _M4
+    return np.int64((value * _M01) >> _S56)
+
+
+@kernel
+def score_of(lcs: int, a_tokens: int, b_tokens: int) -> float:
+    """rouge_score's F-measure."""
+    if lcs == 0:
+        return 0.0
+    precision = lcs / b_tokens
+    recall = lcs / a_tokens
+    return 2 * precision * recall / (precision + recall)
+
+
+@kernel
+def compute_need(a_tokens: int, b_tokens: int, threshold: float, at_threshold: bool) -> int:
+    """Smallest LCS that rejects, 0 where none can."""
+    start = max(1, int(threshold * (a_tokens + b_tokens) / 2) - 1)
+    for lcs in range(start, min(a_tokens, b_tokens, start + 3) + 1):
+        score = score_of(lcs, a_tokens, b_tokens)
+        if score > threshold or (at_threshold and score == threshold):
+            return lcs
+    return 0
+
+
+@kernel
+def _fill_need(table: NDArray[np.uint8], threshold: float, at_threshold: bool) -> None:
+    for a in range(1, table.shape[0]):
+        for b in range(1, table.shape[1]):
+            table[a, b] = compute_need(a, b, threshold, at_threshold)
+
+
+def make_rule(threshold: float, reject_at: str) -> Rule:
+    """Table and parameters for one threshold and one of the two rules (``gt``, ``ge``)."""
+    table = np.zeros((TABLE_TOKENS, TABLE_TOKENS), np.uint8)
+    _fill_need(table, threshold, reject_at == "ge")
+    return Rule(table, threshold, reject_at == "ge")
+
+
+@kernel
+def need_lcs(rule: Rule, a_tokens: int, b_tokens: int) -> int:
+    """Smallest LCS that rejects, 0 where none can; symmetric."""
+    if a_tokens < TABLE_TOKENS and b_tokens < TABLE_TOKENS:
+        return np.int64(rule.need[a_tokens, b_tokens])
+    return compute_need(a_tokens, b_tokens, rule.threshold, rule.at_threshold)
+
+
+@kernel
+def length_of(entries: Entries, entry: int) -> int:
+    """Tokens in an entry."""
+    return np.int64(entries.meta[entry, 1] & _LEN_MASK)
+
+
+@kernel
+def bitmap_of(elements: NDArray[np.int32], count: int) -> np.uint64:
+    """64-bit map of the elements: bit = 6 spread bits of the symbol."""
+    bits = _U64(0)
+    for i in range(count):
+        bits |= _ONE << ((_U64(elements[i]) * _SPREAD) >> _S58)
+    return bits
+
+
+@kernel
+def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, bits: np.uint64) -> int:
+    """Store a text at the end of the pool; returns its pool index. Room must be there."""
+    entry, offset = entries.size[0], entries.size[1]
+    for i in range(count):
+        entries.tokens[offset + i] = tokens[i]
+    entries.meta[entry, 0] = bits
+    entries.meta[entry, 1] = (_U64(offset) << _LEN_BITS) | _U64(count)
+    entries.size[0] = entry + 1
+    entries.size[1] = offset + count
+    return np.int64(entry)
+
+
+@kernel
+def open_query(symbols: Symbols, query: Query, count: int) -> int:
+    """Number the distinct tokens of the query (``symbols.slot`` = number + 1) and note where they stand."""
+    slots = 0
+    for i in range(count):
+        token = query.tokens[i]
+        slot = np.int64(symbols.slot[token]) - 1
+        if slot < 0:
+            slot = slots
+            slots += 1
+            symbols.slot[token] = slots
+            query.left[slot] = 0
+            query.masks[slot] = _U64(0)
+        query.left[slot] += 1
+        if count <= WORD:
+            query.masks[slot] |= _ONE << _U64(i)
+    if count > WORD:
+        _list_places(symbols, query, count, slots)
+    return slots
+
+
+@kernel
+def _list_places(symbols: Symbols, query: Query, count: int, slots: int) -> None:
+    query.first[0] = 0
+    for slot in range(slots):
+        query.first[slot + 1] = query.first[slot] + query.left[slot]
+    for i in range(count - 1, -1, -1):
+        slot = np.int64(symbols.slot[query.tokens[i]]) - 1
+        query.left[slot] -= 1
+        query.places[query.first[slot] + query.left[slot]] = i
+    for slot in range(slots):
+        query.left[slot] = query.first[slot + 1] - query.first[slot]
+    for word in range(query.hits.size):
+        query.hits[word] = _U64(0)
+
+
+@kernel
+def close_query(symbols: Symbols, query: Query, count: int) -> None:
+    """Return the scratch in ``symbols.slot`` to zero."""
+    for i in range(count):
+        symbols.slot[query.tokens[i]] = 0
+
+
+@kernel
+def overlap_with(symbols: Symbols, entries: Entries, query: Query, entry: int) -> int:
+    """Multiset overlap of the open query and an entry: no LCS is longer."""
+    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    end = offset + length_of(entries, entry)
+    overlap = 0
+    for i in range(offset, end):
+        slot = symbols.slot[entries.tokens[i]]
+        if slot > 0:
+            if query.left[slot - 1] > 0:
+                overlap += 1
+            query.left[slot - 1] -= 1
+    for i in range(offset, end):
+        slot = symbols.slot[entries.tokens[i]]
+        if slot > 0:
+            query.left[slot - 1] += 1
+    return overlap
+
+
+@kernel
+def lcs_with(symbols: Symbols, entries: Entries, query: Query, count: int, entry: int) -> int:
+    """LCS length of the open query of ``count`` tokens and an entry."""
+    if count > WORD:
+        return _lcs_many_words(symbols, entries, query, count, entry)
+    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    row = _ALL
+    for i in range(offset, offset + length_of(entries, entry)):
+        slot = symbols.slot[entries.tokens[i]]
+        if slot > 0:
+            matched = row & query.masks[slot - 1]
+            row = (row + matched) | (row - matched)
+    full = _ALL >> _U64(WORD - count)
+    return count - popcount(row & full)
+
+
+@kernel
+def _lcs_many_words(symbols: Symbols, entries: Entries, query: Query, count: int, entry: int) -> int:
+    words = (count + WORD - 1) // WORD
+    row, hits = query.row, query.hits
+    for word in range(words):
+        row[word] = _ALL
+    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    for i in range(offset, offset + length_of(entries, entry)):
+        slot = np.int64(symbols.slot[entries.tokens[i]]) - 1
+        if slot < 0:
+            continue
+        for at in range(query.first[slot], query.first[slot + 1]):
+            place = query.places[at]
+            hits[place >> 6] |= _ONE << _U64(place & 63)
+        carry = _U64(0)
+        for word in range(query.places[query.first[slot]] >> 6, words):
+            matched = row[word] & hits[word]
+            added = row[word] + matched
+            total = added + carry
+            carry = _U64(added < matched) | _U64(total < carry)
+            row[word] = total | (row[word] - matched)
+            hits[word] = _U64(0)
+    zeros = 0
+    for word in range(words - 1):
+        zeros += WORD - popcount(row[word])
+    tail = count - (words - 1) * WORD
+    return zeros + tail - popcount(row[words - 1] & (_ALL >> _U64(WORD - tail)))
+
+
+@kernel
+def bitmap_overlap(a_bits: np.uint64, a_tokens: int, b_bits: np.uint64, b_tokens: int) -> int:
+    """Upper bound of the multiset overlap: each bit that only one text sets is an element that the other lacks."""
+    return min(a_tokens - popcount(a_bits & ~b_bits), b_tokens - popcount(b_bits & ~a_bits))

@@ -1,0 +1,256 @@
+"""Tokens to dense ids, and the occurrence-tagged *elements* that both sublinear indexes are built on.
+
+A *symbol* is a token or an element. The first occurrence of a token in a text is the element ``token`` (the same symbol
+as the token itself), the k-th is ``token NUL k`` (no token contains NUL). The multiset overlap of two texts is then the
+size of a plain set intersection, which is what the Jaccard bound ``t / (2 - t)`` needs. ``base`` holds for each symbol
+the hash that ``datasketch.MinHash`` makes of those bytes.
+
+Guarantees: equal bytes have equal ids, whatever their hash; ids are dense and given in order of first appearance; the
+youngest symbols can be taken back (:func:`forget_symbols`). Storage is flat arrays, no Python object per symbol. Knows
+nothing of pools.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastgen.index.arrays import grow_to
+from fastgen.index.jit import kernel
+from fastgen.index.sha1 import sha1_hash32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_U64 = np.uint64
+_FNV_OFFSET = _U64(0xCBF29CE484222325)
+_FNV_PRIME = _U64(0x100000001B3)
+_MIX_1 = _U64(0xFF51AFD7ED558CCD)
+_MIX_2 = _U64(0xC4CEB9FE1A85EC53)
+_S33 = _U64(33)
+
+
+class Symbols(NamedTuple):
+    """The arrays of a vocabulary as kernels see them; ``size[0]`` symbols are in use.
+
+    ``table``: open-addressing slots, symbol or -1. ``hashes``: 64-bit hash of the symbol's bytes. ``start``: a token's
+    bytes are ``blob[start[i]:start[i + 1]]`` (empty for a later occurrence). ``parent``, ``occurrence``: an element's
+    token and k; a token is its own parent with k = 1. ``base``: the pre-mixed 32-bit MinHash hash. ``slot``: scratch,
+    all zero between texts.
+    """
+
+    table: NDArray[np.int32]
+    hashes: NDArray[np.uint64]
+    start: NDArray[np.int64]
+    blob: NDArray[np.uint8]
+    parent: NDArray[np.int32]
+    occurrence: NDArray[np.int32]
+    base: NDArray[np.uint32]
+    slot: NDArray[np.int32]
+    size: NDArray[np.int64]
+
+
+@kernel
+def mix64(value: np.uint64) -> np.uint64:
+    """MurmurHash3's 64-bit finalizer: a bijection that spreads every bit."""
+    value ^= value >> _S33
+    value *= _MIX_1
+    value ^= value >> _S33
+    value *= _MIX_2
+    return value ^ (value >> _S33)
+
+
+@kernel
+def _minhash_base(data: NDArray[np.uint8]) -> np.uint32:
+    """datasketch's ``affine32`` pre-mix (MurmurHash3's 32-bit finalizer) of SHA-1's first 32 bits."""
+    h = sha1_hash32(data)
+    h ^= h >> 16
+    h = (h * 0x85EBCA6B) & 0xFFFFFFFF
+    h ^= h >> 13
+    h = (h * 0xC2B2AE35) & 0xFFFFFFFF
+    return np.uint32(h ^ (h >> 16))
+
+
+@kernel
+def _append_symbol(symbols: Symbols, at: int, digest: np.uint64, bytes_added: int) -> int:
+    symbol = symbols.size[0]
+    symbols.table[at] = symbol
+    symbols.hashes[symbol] = digest
+    symbols.start[symbol + 1] = symbols.start[symbol] + bytes_added
+    symbols.slot[symbol] = 0
+    symbols.size[0] = symbol + 1
+    return int(symbol)
+
+
+@kernel
+def _same_bytes(symbols: Symbols, symbol: int, text: NDArray[np.uint8], begin: int, end: int) -> bool:
+    first = symbols.start[symbol]
+    if symbols.occurrence[symbol] != 1 or symbols.start[symbol + 1] - first != end - begin:
+        return False
+    for i in range(end - begin):
+        if symbols.blob[first + i] != text[begin + i]:
+            return False
+    return True
+
+
+@kernel
+def token_symbol(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: int, digest: np.uint64) -> int:
+    """Id of the token ``text[begin:end]``, new if need be."""
+    mask = symbols.table.size - 1
+    at = np.int64(digest & _U64(mask))
+    while symbols.table[at] >= 0:
+        symbol = symbols.table[at]
+        if symbols.hashes[symbol] == digest and _same_bytes(symbols, symbol, text, begin, end):
+            return int(symbol)
+        at = (at + 1) & mask
+    symbol = _append_symbol(symbols, at, digest, end - begin)
+    first = symbols.start[symbol]
+    for i in range(end - begin):
+        symbols.blob[first + i] = text[begin + i]
+    symbols.parent[symbol] = symbol
+    symbols.occurrence[symbol] = 1
+    symbols.base[symbol] = _minhash_base(text[begin:end])
+    return int(symbol)
+
+
+@kernel
+def _tagged_bytes(symbols: Symbols, token: int, k: int) -> NDArray[np.uint8]:
+    first, length = symbols.start[token], symbols.start[token + 1] - symbols.start[token]
+    digits, rest = 1, k // 10
+    while rest > 0:
+        digits, rest = digits + 1, rest // 10
+    data = np.empty(length + 1 + digits, np.uint8)
+    for i in range(length):
+        data[i] = symbols.blob[first + i]
+    data[length] = 0
+    for i in range(digits):
+        data[length + digits - i] = 48 + k % 10
+        k //= 10
+    return data
+
+
+@kernel
+def element_symbol(symbols: Symbols, token: int, k: int) -> int:
+    """Id of the element "``token`` for the ``k``-th time", new if need be."""
+    if k == 1:
+        return token
+    digest = mix64(symbols.hashes[token] + _U64(k) * _MIX_2)
+    mask = symbols.table.size - 1
+    at = np.int64(digest & _U64(mask))
+    while symbols.table[at] >= 0:
+        symbol = symbols.table[at]
+        if symbols.parent[symbol] == token and symbols.occurrence[symbol] == k:
+            return int(symbol)
+        at = (at + 1) & mask
+    symbol = _append_symbol(symbols, at, digest, 0)
+    symbols.parent[symbol] = token
+    symbols.occurrence[symbol] = k
+    symbols.base[symbol] = _minhash_base(_tagged_bytes(symbols, token, k))
+    return int(symbol)
+
+
+@kernel
+def tokenise_bytes(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: int, out: NDArray[np.int32]) -> int:
+    """Symbols of the tokens in ``text[begin:end]``, written to ``out``; returns how many.
+
+    A token is a run of ASCII letters and digits (lower-cased in place) and of bytes from 0x80 up. For an ASCII text
+    that is rouge_score's tokenizer; other texts come here as their tokens, joined by spaces, in UTF-8.
+    """
+    count = 0
+    at = begin
+    while at < end:
+        first = at
+        digest = _FNV_OFFSET
+        while at < end:
+            byte = text[at]
+            if 65 <= byte <= 90:
+                byte = np.uint8(byte + 32)
+                text[at] = byte
+            elif not (97 <= byte <= 122 or 48 <= byte <= 57 or byte >= 128):
+                break
+            digest = (digest ^ _U64(byte)) * _FNV_PRIME
+            at += 1
+        if at > first:
+            out[count] = token_symbol(symbols, text, first, at, mix64(digest))
+            count += 1
+        at += 1
+    return count
+
+
+@kernel
+def elements_of(symbols: Symbols, tokens: NDArray[np.int32], count: int, out: NDArray[np.int32]) -> None:
+    """Write the element of each of the first ``count`` tokens to ``out``, in text order."""
+    for i in range(count):
+        token = tokens[i]
+        symbols.slot[token] += 1
+        out[i] = element_symbol(symbols, token, symbols.slot[token])
+    for i in range(count):
+        symbols.slot[tokens[i]] = 0
+
+
+@kernel
+def forget_symbols(symbols: Symbols, keep: int) -> None:
+    """Take back every symbol from id ``keep`` up.
+
+    Youngest first: with linear probing the last symbol added never stands in another's probe path, so emptying its
+    slot is safe.
+    """
+    mask = symbols.table.size - 1
+    for symbol in range(symbols.size[0] - 1, keep - 1, -1):
+        at = np.int64(symbols.hashes[symbol] & _U64(mask))
+        while symbols.table[at] != symbol:
+            at = (at + 1) & mask
+        symbols.table[at] = -1
+    symbols.size[0] = keep
+
+
+@kernel
+def _rehash(symbols: Symbols, table: NDArray[np.int32]) -> None:
+    mask = table.size - 1
+    for symbol in range(symbols.size[0]):
+        at = np.int64(symbols.hashes[symbol] & _U64(mask))
+        while table[at] >= 0:
+            at = (at + 1) & mask
+        table[at] = symbol
+
+
+class Vocabulary:
+    """Owner of the arrays; grows them ahead of a batch so that kernels never have to."""
+
+    def __init__(self) -> None:
+        self.symbols = Symbols(
+            table=np.full(1 << 12, -1, np.int32),
+            hashes=np.empty(0, np.uint64),
+            start=np.zeros(1, np.int64),
+            blob=np.empty(0, np.uint8),
+            parent=np.empty(0, np.int32),
+            occurrence=np.empty(0, np.int32),
+            base=np.empty(0, np.uint32),
+            slot=np.empty(0, np.int32),
+            size=np.zeros(1, np.int64),
+        )
+
+    def __len__(self) -> int:
+        """Number of symbols."""
+        return int(self.symbols.size[0])
+
+    def reserve(self, tokens: int, text_bytes: int) -> None:
+        """Make room for ``tokens`` more symbols whose bytes add up to at most ``text_bytes``."""
+        have = len(self)
+        need = have + tokens
+        blob_need = int(self.symbols.start[have]) + text_bytes
+        grow_to(self.symbols.blob, blob_need)
+        grow_to(self.symbols.start, need + 1)
+        for array in (self.symbols.hashes, self.symbols.parent, self.symbols.occurrence):
+            grow_to(array, need)
+        grow_to(self.symbols.base, need)
+        grow_to(self.symbols.slot, need)
+        if need * 2 > self.symbols.table.size:
+            table = np.full(1 << (need * 3).bit_length(), -1, np.int32)
+            _rehash(self.symbols, table)
+            self.symbols = self.symbols._replace(table=table)
+
+    def memory_bytes(self) -> int:
+        """Bytes held by the arrays, room to grow included."""
+        return sum(array.nbytes for array in self.symbols)
