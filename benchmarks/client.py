@@ -16,21 +16,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import orjson
 import uvloop
 
 from benchmarks.harness import ServerProcess, Stopwatch, finish, instruction_prompts, print_table, test_server
-from fastgen.backends import Backend
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
 from fastgen.backends.wire import encode_request
 from fastgen.records import Request, Sampling, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from fastgen.backends import Backend
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1024, presence_penalty=2.0, stop=("\n\n", "\n16."))
 
@@ -54,12 +57,17 @@ class LoopResult:
         return self.cpu_s / self.completions * 1e6
 
 
-async def bare_loop(bodies: Sequence[bytes], base_url: str, concurrency: int, *, route: str = "/completions") -> LoopResult:
-    """POST every body once, ``concurrency`` workers at a time, read and parse the answers; the session is opened before timing."""
+async def bare_loop(
+    bodies: Sequence[bytes], base_url: str, concurrency: int, *, route: str = "/completions"
+) -> LoopResult:
+    """POST every body once, ``concurrency`` workers at a time, read and parse the answers; the session is opened before
+    timing."""
     pending = iter(bodies)
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Content-Type": "application/json"}
-    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=headers) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=headers
+    ) as session:
 
         async def worker() -> None:
             for body in pending:
@@ -106,14 +114,15 @@ class _RawConnection(asyncio.Protocol):
     """The least that can be called an HTTP client."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none, though they do the same
         self._received = b""
         self._answered: asyncio.Future[None] | None = None
 
     async def post(self, body: bytes) -> None:
         self._answered = asyncio.get_running_loop().create_future()
-        self._transport.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        self._transport.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
         await self._answered
 
     def data_received(self, data: bytes) -> None:
@@ -132,7 +141,9 @@ def make_requests(count: int) -> list[Request]:
     return [Request(i, Stage.INSTRUCTION, prompt, SAMPLING) for i, prompt in enumerate(instruction_prompts(count))]
 
 
-async def _measure(name: str, server: ServerProcess, requests: Sequence[Request], bodies: Sequence[bytes], concurrency: int) -> LoopResult:
+async def _measure(
+    name: str, server: ServerProcess, requests: Sequence[Request], bodies: Sequence[bytes], concurrency: int
+) -> LoopResult:
     if name == "raw":
         return await raw_loop(bodies, server.base_url, concurrency)
     if name == "bare":
@@ -164,7 +175,9 @@ def run(completions: int, concurrency: int, repeats: int) -> dict[str, dict[str,
                             "connections": float(after.connections - before.connections - 1),
                         }
                     )
-    return {name: {key: statistics.median(f[key] for f in figures) for key in figures[0]} for name, figures in seen.items()}
+    return {
+        name: {key: statistics.median(f[key] for f in figures) for key in figures[0]} for name, figures in seen.items()
+    }
 
 
 def main() -> None:
@@ -177,8 +190,13 @@ def main() -> None:
     medians = run(given.completions, given.concurrency, given.repeats)
     columns = ("loop", "completions/s", "client CPU us", "server CPU us", "connections", "client CPU / bare")
     bare = medians["bare"]["client_cpu_us"]
-    print_table(columns, [(name, *figures.values(), figures["client_cpu_us"] / bare) for name, figures in medians.items()])
-    figures: dict[str, Any] = dict(medians) | {"settings": vars(given), "fastgen_cpu_over_bare": medians["fastgen"]["client_cpu_us"] / bare}
+    print_table(
+        columns, [(name, *figures.values(), figures["client_cpu_us"] / bare) for name, figures in medians.items()]
+    )
+    figures: dict[str, Any] = dict(medians) | {
+        "settings": vars(given),
+        "fastgen_cpu_over_bare": medians["fastgen"]["client_cpu_us"] / bare,
+    }
     finish("client", figures)
 
 

@@ -1,4 +1,5 @@
-"""What every benchmark needs: a test server in a process of its own, a table, the line that says where and when, and a last line of JSON.
+"""What every benchmark needs: a test server in a process of its own, a table, the line that says where and when, and a
+last line of JSON.
 
 Knows nothing of what is measured. Figures are printed as they are; a benchmark states its ceiling before it measures.
 """
@@ -12,20 +13,24 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from fastgen.testing.answers import Writer
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
 ROOT = Path(__file__).resolve().parent.parent
-_PROMPT_HEAD = "Write a series of varied tasks that a language model could be asked to do. Mind the following requirements.\n"
+_PROMPT_HEAD = (
+    "Write a series of varied tasks that a language model could be asked to do. Mind the following requirements.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,14 @@ def test_server(*arguments: str) -> Iterator[ServerProcess]:
 
 
 def instruction_prompts(count: int, seed: int = 0, head_characters: int = 800) -> list[str]:
-    """``count`` different prompts as the first stage sends them: a common head, eight numbered instructions, the next number."""
+    """``count`` different prompts as the first stage sends them: a common head, eight numbered instructions, the next
+    number."""
     pool = [item for i in range(64) for item in _items(Writer(seed, similar_share=0.0).answer(f"{i}\n9."))]
     head = (_PROMPT_HEAD * (head_characters // len(_PROMPT_HEAD) + 1))[:head_characters]
     draw = random.Random(seed)
     return [
-        f"{head}\n" + "".join(f"{k}. {item}\n" for k, item in enumerate(draw.sample(pool, 8), 1)) + "9." for _ in range(count)
+        f"{head}\n" + "".join(f"{k}. {item}\n" for k, item in enumerate(draw.sample(pool, 8), 1)) + "9."
+        for _ in range(count)
     ]
 
 
@@ -113,7 +120,9 @@ def _version(name: str) -> str:
 def _commit() -> str:
     """The commit measured, with a mark when files differ from it."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return said.stdout.strip()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
 from fastgen import __version__
-from fastgen.config import Options, preset_values
+from fastgen.config import JOB, Options, preset_values
 from fastgen.errors import FastgenError, InputError
 
 if TYPE_CHECKING:
@@ -32,17 +32,29 @@ classification tasks from others, writes instances, and everything low-quality o
 Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
 """
 
-app = App(name="fastgen", help=_HELP, version=__version__, help_format="plaintext", version_flags=["--version"])
+app = App(
+    name="fastgen",
+    help=_HELP,
+    version=__version__,
+    version_flags=["--version"],
+    help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),
+)
 seeds_app = App(name="seeds", help="Look after seed tasks.")
 embedded_app = App(name="embedded", help="The small CPU server that fastgen brings along: where it is, remove it.")
 app.command(seeds_app)
 app.command(embedded_app)
 
-RunDir = Annotated[Path, Parameter(group=Group("The job", sort_key=0))]
+InJob = Parameter(group=JOB)
 
 
 @app.command
-def generate(*, run_dir: RunDir, config: Annotated[Path | None, Parameter(group=Group("The job"))] = None, options: Options = Options()) -> int:  # noqa: B008 - frozen
+def generate(
+    *,
+    run_dir: Annotated[Path, InJob],
+    config: Annotated[Path | None, InJob] = None,
+    options: Options = Options(),  # noqa: B008 - frozen
+) -> int:
     """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
 
     Parameters

@@ -19,7 +19,7 @@ from fastgen.errors import InputError
 from fastgen.records import Sampling
 from fastgen.rules import PRESETS, SAMPLING_PRESETS, Rules
 
-_JOB = Group("The job", sort_key=0)
+JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
 _METHOD = Group("The method (fixed for a run's life)", sort_key=3)
@@ -27,7 +27,21 @@ _RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", 
 _SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
 
 
-@Parameter(name="*", group=_JOB)
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{flag}: {value} is below {least}")
+
+
+def _above(flag: str, value: float, limit: float) -> None:
+    if not value > limit:
+        raise InputError(f"{flag}: {value} is not above {limit}")
+
+
+@Parameter(name="*", group=JOB)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
     """What to make and how to show it."""
@@ -140,7 +154,7 @@ def _sampling(stage: str) -> Any:  # noqa: ANN401 - a dataclass field specifier
     return dataclasses.field(default=SAMPLING_PRESETS["default"][stage])
 
 
-@Parameter(name="*", group=_SAMPLING)
+@Parameter(name="*", group=_SAMPLING, show_default=False)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
     """How each stage samples."""
@@ -227,17 +241,3 @@ def _plain_value(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _at_least(flag: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{flag}: {value} is below {least}")
-
-
-def _above(flag: str, value: float, limit: float) -> None:
-    if not value > limit:
-        raise InputError(f"{flag}: {value} is not above {limit}")

@@ -31,6 +31,7 @@ from fastgen.store import RunFolder, RunHeader, Store
 
 log = logging.getLogger(__name__)
 _LEDGER_EVERY_S = 5.0
+MAX_REFUSED = 64  # requests refused in a row: then it is the sampling or the model's context, not the requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +212,20 @@ class Committer:
             self._plan.apply(commit)
             self._store.ledger.apply(commit)
         self._save_ledger_at_times()
-        if self._plan.fruitless >= self._max_fruitless and not self._plan.done:
+        self._check_that_it_leads_somewhere()
+        return self._plan.done
+
+    def _check_that_it_leads_somewhere(self) -> None:
+        plan = self._plan
+        if plan.done:
+            return
+        if plan.fruitless >= self._max_fruitless:
             raise StoppedError(
-                f"the last {self._plan.fruitless} instruction completions brought nothing new (--max-fruitless); see "
+                f"the last {plan.fruitless} instruction completions brought nothing new (--max-fruitless); see "
                 f"'fastgen status' for the rules that rejected them, and try more seeds or another model in a new run"
             )
-        return self._plan.done
+        if plan.refused >= MAX_REFUSED:
+            raise InputError(f"the server refused the last {plan.refused} requests for good: {plan.last_refusal}")
 
     def _judge_and_append(self, answers: Sequence[Answer]) -> list:  # type: ignore[type-arg]
         commits = self._plan.judge(answers)

@@ -27,7 +27,9 @@ from fastgen.stages.instruction import ParsedItem
 from fastgen.stages.prompts import PromptSet
 
 SIMILAR = "similar"  # the rule's name in the ledger
+NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps: more would not fit its budget a line
 MAX_SUBJECT_FAILURES = 3  # requests that may fail for good before an instruction is settled without instances
+REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
 _NO_COMPLETION = Completion("", None)
 
 
@@ -78,7 +80,9 @@ class Plan:
         self.target = target
         self.complete = 0
         self.settled = 0
-        self.fruitless = 0
+        self.fruitless = 0  # instruction completions in a row that brought nothing new
+        self.refused = 0  # requests in a row that the server refused for good
+        self.last_refusal = ""
         self._prompts = prompts
         self._novelty = novelty
         self._clock = clock
@@ -209,7 +213,7 @@ class Plan:
             case Stage.INSTRUCTION:
                 return _admit(items, iter(verdicts), number)
             case Stage.CLASSIFICATION:
-                return ClassificationOutcome(classification.parse(answer.result))
+                return ClassificationOutcome(classification.parse(answer.result, self.method.rules))
             case Stage.INSTANCE:
                 return self._instances(answer.request, answer.result)
 
@@ -241,6 +245,7 @@ class Plan:
         self._next_request = max(self._next_request, commit.request + 1)
         if commit.stage is Stage.INSTRUCTION:
             self._instructions_out -= 1
+        self._note_refusal(commit.outcome)
         match commit.outcome:
             case InstructionOutcome(kept, _):
                 self._apply_kept(commit.completion.text, kept)
@@ -250,6 +255,13 @@ class Plan:
                 self._settle(commit, State.COMPLETE if instances else State.EMPTY)
             case Failure(_, _, settles):
                 self._apply_failure(commit, settles=settles)
+
+    def _note_refusal(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure) and outcome.kind in REFUSALS:
+            self.refused += 1
+            self.last_refusal = outcome.detail
+        else:
+            self.refused = 0
 
     def _apply_kept(self, raw: str, kept: Sequence[Kept]) -> None:
         texts = [instruction.item_text(raw, k.span, self.method.rules) for k in kept]
@@ -306,7 +318,8 @@ def _admit(items: Sequence[ParsedItem], verdicts: Iterable[Verdict], number: int
             continue
         verdict = next(remaining)
         if verdict.novel:
-            kept.append(Kept(item.span, number + len(kept), verdict.nearest_seed, verdict.nearest_checked))
+            checked = verdict.nearest_checked[:NEAREST_RECORDED]
+            kept.append(Kept(item.span, number + len(kept), verdict.nearest_seed, checked))
         else:
             neighbour = None if verdict.neighbour is None else (verdict.neighbour, verdict.score)
             rejected.append(Rejection(item.span, SIMILAR, neighbour))

@@ -58,11 +58,17 @@ class Sampling:
     """How one stage samples. ``max_tokens`` is always sent; ``stop`` has at most 4 strings (OpenAI's limit)."""
 
     temperature: float
+    """Softmax temperature (0 or more); 0 is greedy."""
     top_p: float
+    """Probability mass that is sampled from (above 0, at most 1)."""
     max_tokens: int
+    """Most tokens of one completion."""
     presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that occurred (-2..2)."""
     frequency_penalty: float = 0.0
+    """Subtracted once per occurrence (-2..2)."""
     stop: tuple[str, ...] = ()
+    """Texts that end a completion (at most 4)."""
 
 
 @dataclass(frozen=True, slots=True)

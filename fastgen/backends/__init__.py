@@ -6,9 +6,10 @@ Knows nothing of HTTP and imports nothing heavy; `fastgen.backends.openai` and `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from fastgen.records import Completion, Request
+if TYPE_CHECKING:
+    from fastgen.records import Completion, Request
 
 
 @dataclass(slots=True)
@@ -25,8 +26,8 @@ class EndpointCounters:
 class EndpointStatistics:
     """A snapshot of one endpoint.
 
-    ``url`` carries no credentials. ``completed`` and ``failed`` count requests since the start (cancelled ones are neither).
-    ``last_answer_s`` is the ``time.monotonic`` of the last HTTP answer of any status, ``None`` before the first.
+    ``url`` carries no credentials. ``completed`` and ``failed`` count requests since the start (cancelled ones are
+    neither). ``last_answer_s`` is the ``time.monotonic`` of the last HTTP answer, ``None`` before the first.
     """
 
     url: str
@@ -39,7 +40,10 @@ class EndpointStatistics:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatistics:
-    """A snapshot of all endpoints; ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while one is up."""
+    """A snapshot of all endpoints.
+
+    ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while an endpoint is up.
+    """
 
     endpoints: tuple[EndpointStatistics, ...]
     all_down_since_s: float | None = None
@@ -48,13 +52,13 @@ class BackendStatistics:
 class Backend(Protocol):
     """Turns requests into completions.
 
-    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries by
-    itself: one call is at most one request to a server. Cancelling a call closes its connection, which frees the sequence on
-    the server. `close` may be called once, when no call is running; nothing may be called after it.
+    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries
+    by itself: one call is at most one request for completions. Cancelling a call closes its connection, which frees
+    the sequence on the server. `close` may be called once, when no call is running; nothing may be called after it.
     """
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
-        """One completion per choice (``request.n`` of them), in choice order.
+        """Return one completion per choice (``request.n`` of them), in choice order.
 
         :raises TransientError: another attempt may succeed.
         :raises PromptTooLong: prompt and completion do not fit the model's context.
@@ -66,4 +70,4 @@ class Backend(Protocol):
         """Close every connection."""
 
     def statistics(self) -> BackendStatistics:
-        """A snapshot; cheap enough to be asked several times a second."""
+        """Return a snapshot; cheap enough to be asked for several times a second."""

@@ -1,7 +1,7 @@
 """Where an OpenAI-compatible server is and how to talk to it: the address, the secret, the time allowed. No I/O.
 
-Guarantees: neither the API key nor credentials in a URL appear in the ``repr`` of an `Endpoint`, in its ``display_url`` or in
-any message made here. Knows nothing of HTTP libraries.
+Guarantees: neither the API key nor credentials in a URL appear in the ``repr`` of an `Endpoint`, in its ``display_url``
+or in any message made here. Knows nothing of HTTP libraries.
 """
 
 from __future__ import annotations
@@ -9,33 +9,37 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastgen.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 Api = Literal["completions", "chat"]
 
 _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
+_PRINTABLE = re.compile(r"[^\s\x00-\x1f\x7f]+")
 _ROUTES = ("/chat/completions", "/completions", "/models")
 _RESERVED = ("model", "prompt", "messages", "n", "stream")
 
 
 def redact_url(url: str) -> str:
-    """``url`` without user, password, query and fragment: what may be shown and stored. Never raises."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(unreadable URL)"
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if host else url.rpartition("@")[2].partition("?")[0]
+    """Return ``url`` without user, password, query and fragment: what may be shown and stored. Never raises.
+
+    Whatever stands before an ``@`` is taken for a secret, also where the URL is broken.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    return scheme + separator + re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
 
 
 def normalise_base_url(url: str) -> str:
-    """``url`` as ``scheme://[user:password@]host[:port]/path/vN``, without a slash at its end.
+    """Return ``url`` as ``scheme://[user:password@]host[:port]/path/vN``, without a slash at its end.
 
     ``/v1`` is added where the path names no version; a pasted route (``.../v1/chat/completions``) is cut back.
 
@@ -54,13 +58,16 @@ def normalise_base_url(url: str) -> str:
 
 
 def _split(url: str, shown: str) -> SplitResult:
+    problem = InputError(f"--base-url {shown}: use a form such as http://127.0.0.1:8000/v1")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(f"--base-url {shown}: not a URL ({error}); use a form such as http://127.0.0.1:8000/v1") from None
-    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
-        raise InputError(f"--base-url {shown}: use a form such as http://127.0.0.1:8000/v1")
+    except ValueError:  # its text may hold a piece of a password
+        raise problem from None
+    if parts.scheme not in ("http", "https") or not host or port == 0 or not _PRINTABLE.fullmatch(url):
+        raise problem
+    if "@" in parts.path:
+        raise InputError(f"--base-url {shown}: write '/', '?', '#' and '@' in a password as %2F, %3F, %23 and %40")
     return parts
 
 
@@ -68,9 +75,9 @@ def _split(url: str, shown: str) -> SplitResult:
 class TimeoutPolicy:
     """How long one request may take from its start to the last byte: ``base_s + max_tokens / floor_tokens_per_s``.
 
-    ``base_s`` covers the server's queue and the prompt, ``floor_tokens_per_s`` is the slowest decoding of one sequence that
-    still counts as alive (choices of one request decode side by side, so ``n`` does not count). ``total_s``, if given,
-    replaces the formula. ``connect_s`` bounds opening a TCP connection (and TLS) alone.
+    ``base_s`` covers the server's queue and the prompt, ``floor_tokens_per_s`` is the slowest decoding of one sequence
+    that still counts as alive (choices of one request decode side by side, so ``n`` does not count). ``total_s``, if
+    given, replaces the formula. ``connect_s`` bounds opening a TCP connection (and TLS) alone.
     """
 
     base_s: float = 60.0
@@ -85,7 +92,7 @@ class TimeoutPolicy:
                 raise InputError(f"timeout {name} is {value}: use a positive number")
 
     def request_s(self, max_tokens: int) -> float:
-        """Seconds allowed for a request of ``max_tokens``."""
+        """Return the seconds allowed for a request of ``max_tokens``."""
         return self.total_s if self.total_s is not None else self.base_s + max_tokens / self.floor_tokens_per_s
 
 
@@ -93,8 +100,9 @@ class TimeoutPolicy:
 class Endpoint:
     """One OpenAI-compatible server and how to use it.
 
-    ``base_url`` is normalised (`normalise_base_url`); ``display_url`` is the same without credentials. The URL may carry ``user:password@`` (sent as basic authentication, instead of ``api_key``). ``model`` may be empty
-    while the server is only asked what it offers. ``extra_body`` is merged last into every request's body: it may replace
+    ``base_url`` is normalised (`normalise_base_url`); ``display_url`` is the same without credentials. The URL may
+    carry ``user:password@`` (sent as basic authentication, instead of ``api_key``). ``model`` may be empty while the
+    server is only asked what it offers. ``extra_body`` is merged last into every request's body: it may replace
     sampling fields, and ``null`` removes a field (``{"max_tokens": null, "max_completion_tokens": 512}``).
     ``max_body_bytes`` bounds a response, per choice.
 
@@ -119,7 +127,9 @@ class Endpoint:
         base_url = normalise_base_url(self.base_url)
         display_url = redact_url(base_url)
         if self.api_key is not None and display_url != base_url:
-            raise InputError(f"--base-url {display_url}: give either user:password in the URL or --api-key-env, not both")
+            raise InputError(
+                f"--base-url {display_url}: give either user:password in the URL or --api-key-env, not both"
+            )
         key = None if self.api_key is None else self.api_key.strip()
         if key is not None and not (key and key.isascii() and key.isprintable()):
             raise InputError("--api-key-env: the key is empty or holds characters that no HTTP header can carry")
@@ -140,16 +150,16 @@ class Endpoint:
         return head if _VERSION_SEGMENT.fullmatch(last) else self.display_url
 
     def authorization(self) -> str | None:
-        """The ``Authorization`` header, if any."""
+        """Return the ``Authorization`` header, if any."""
         if self.api_key is not None:
             return f"Bearer {self.api_key}"
         user_info = urlsplit(self.base_url).netloc.rpartition("@")[0]
         return "Basic " + base64.b64encode(unquote(user_info).encode()).decode() if user_info else None
 
     def redact(self, text: str) -> str:
-        """``text`` without this endpoint's secrets, should a server or library have echoed them."""
-        secrets = [self.api_key, urlsplit(self.base_url).password]
-        for secret in secrets:
+        """Return ``text`` without this endpoint's secrets, should a server or a library have echoed them."""
+        parts = urlsplit(self.base_url)
+        for secret in (self.api_key, parts.password, parts.username):
             if secret:
                 text = text.replace(secret, "***").replace(unquote(secret), "***")
         return text

@@ -1,7 +1,8 @@
 """The one table from what a server or aiohttp says to what fastgen's errors mean.
 
-Every aiohttp client error and every HTTP status that is not a success ends here; nothing else in the package catches them.
-Messages are one line, carry the endpoint's address without credentials, and never a key, also where a server echoes it.
+Every aiohttp client error and every HTTP status that is not a success ends here; nothing else in the package catches
+them. Messages are one line, carry the endpoint's address without credentials, and never a key, also where a server
+echoes it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import errno
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final, Literal
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Literal
 
 import aiohttp
 import orjson
@@ -21,6 +22,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from fastgen.backends.endpoint import Endpoint, redact_url
 from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Meaning = Literal["connection", "timeout", "incomplete_body", "bad_body", "bad_url", "certificate"]
 
@@ -62,14 +66,24 @@ CLIENT_ERRORS: Final[Mapping[type[BaseException], Meaning]] = {
 """What each error means; an error that is not listed means what its nearest listed ancestor does."""
 
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
-_TRANSIENT_STATUSES = (408, 409, 425, 429)
+_TRANSIENT_STATUSES = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
+_LISTED_MODELS = 8  # as many names as fit one line
 _TOO_LONG = re.compile(
-    # vLLM and OpenAI | OpenAI's code | vLLM's field | SGLang | SGLang | llama.cpp | llama.cpp | vLLM's engine | TGI | others
-    r"maximum context length|context_length_exceeded|\binput_tokens\b|model's context length|maximum allowed length"
-    r"|exceed_context_size|available context size|maximum model length|max_new_tokens. must be|prompt is too long",
+    r"maximum context length|context_length_exceeded|\binput_tokens\b"  # vLLM and OpenAI, OpenAI's code, vLLM's field
+    r"|model's context length|maximum allowed length"  # SGLang
+    r"|exceed_context_size|available context size"  # llama.cpp's type and message
+    r"|maximum model length|max_new_tokens. must be|prompt is too long",  # vLLM's engine, TGI, several others
     re.IGNORECASE,
 )
-_NO_SUCH_MODEL = re.compile(r"model_not_found|model\W.{0,200}(?:not exist|not found)|(?:invalid|unknown|no such) model", re.IGNORECASE)
+_NO_SUCH_MODEL = re.compile(
+    r"model_not_found|model\W.{0,200}(?:not exist|not found)|(?:invalid|unknown|no such) model", re.IGNORECASE
+)
+_NO_SUCH_MODEL_400 = re.compile(r"model_not_found|invalid model name", re.IGNORECASE)  # LiteLLM and some hosted ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ class HttpAnswer:
     body: bytes
 
     def detail(self) -> str:
-        """What the server says, as one line of at most 240 characters."""
+        """Return what the server says, as one line of at most 240 characters."""
         try:
             text = _message(orjson.loads(self.body))
         except orjson.JSONDecodeError:
@@ -89,26 +103,26 @@ class HttpAnswer:
         return " ".join(text.split())[:240] or "no explanation"
 
     def text(self) -> str:
-        """The body as text, for looking for wordings."""
+        """Return the body as text, for looking for wordings."""
         return self.body[:20_000].decode(errors="replace")
 
 
 def _message(answer: object) -> str:
-    """The message in the error bodies of OpenAI, vLLM (old and new), llama.cpp and FastAPI."""
+    """Return the message in an error body of OpenAI, vLLM (old and new), llama.cpp or FastAPI."""
     while isinstance(answer, dict):
         answer = next((answer[key] for key in ("error", "message", "detail") if answer.get(key)), str(answer))
     return str(answer)
 
 
 def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
-    """What an error of aiohttp (or a timeout, or the operating system's) means.
+    """Return what an error of aiohttp, a timeout or an error of the operating system means.
 
     Only a body that broke off or could not be read has reached a server; the rest are what an outage looks like.
     """
     meaning = next(CLIENT_ERRORS[base] for base in type(error).__mro__ if base in CLIENT_ERRORS)
     where, what = endpoint.display_url, endpoint.redact(_describe(error))
     if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
-        return InputError(f"too many open files for so many connections: raise the limit (ulimit -n) or lower --concurrency ({where})")
+        return InputError(f"{where}: too many open files; raise the limit (ulimit -n) or lower --concurrency")
     if meaning == "certificate":
         return InputError(f"--base-url {where}: the server's certificate is not trusted ({what})")
     if meaning == "bad_url":
@@ -120,84 +134,92 @@ def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
 
 
 def _describe(error: BaseException) -> str:
-    """One line; the class says it where the text is empty or would show request headers."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return f"not an HTTP answer: {error.message}"[:240]
+    """Return one line; never an exception's own text where that holds request headers or a whole URL."""
+    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
+        return " ".join(f"not an HTTP answer: {error.message}".split())[:240]
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the answer broke off in the middle"
-    text = " ".join(str(error).split())[:240]
     if isinstance(error, aiohttp.InvalidURL):
-        text = redact_url(text)
+        return "not a URL"
+    text = " ".join(str(error).split())[:240]
     return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def is_unknown_model(answer: HttpAnswer, endpoint: Endpoint) -> bool:
-    """Whether the server says that it has no such model (as opposed to: no such route)."""
+    """Tell whether the server says that it has no such model (as opposed to: no such route)."""
     text = answer.text()
-    if answer.status == 404:
-        return "/chat/completions" not in text and (bool(_NO_SUCH_MODEL.search(text)) or _names(text, endpoint.model))
-    return answer.status == 400 and bool(re.search(r"model_not_found|invalid model", text, re.IGNORECASE))
+    if answer.status == HTTPStatus.NOT_FOUND:
+        named = bool(endpoint.model) and (endpoint.model in text or orjson.dumps(endpoint.model).decode()[1:-1] in text)
+        return "/chat/completions" not in text and (named or _NO_SUCH_MODEL.search(text) is not None)
+    return answer.status == HTTPStatus.BAD_REQUEST and _NO_SUCH_MODEL_400.search(text) is not None
 
 
-def _names(text: str, model: str) -> bool:
-    return bool(model) and (model in text or orjson.dumps(model).decode()[1:-1] in text)
+def from_refusal(
+    answer: HttpAnswer, endpoint: Endpoint, *, offered: Sequence[str] = (), now_s: float | None = None
+) -> FastgenError:
+    """Return what an HTTP answer other than 2xx means.
 
-
-def from_refusal(answer: HttpAnswer, endpoint: Endpoint, *, offered: Sequence[str] = (), now_s: float | None = None) -> FastgenError:
-    """What an HTTP answer other than 2xx means; ``offered`` are the server's models, for the message.
-
-    ``now_s`` is the Unix time that a Retry-After date is compared with (default: the clock's).
+    ``offered`` are the server's models, for the message; ``now_s`` is the Unix time that a Retry-After date is compared
+    with (default: the clock's).
     """
-    status, where = answer.status, endpoint.display_url
-    said = endpoint.redact(f"{status}: {answer.detail()}")
-    if status in (401, 403):
-        return InputError(_key_message(endpoint, said))
-    if status == 402 or "insufficient_quota" in answer.text():
-        return InputError(f"{where}: the account has no credit left ({said}); add some, then run the same command again")
-    if status >= 400 and _TOO_LONG.search(answer.text()):
-        return PromptTooLong(f"{where} ({said})")
-    if is_unknown_model(answer, endpoint):
-        return InputError(_model_message(endpoint, offered, said))
-    if status in (404, 405) or status // 100 == 3:
-        return InputError(_route_message(endpoint, answer, said))
-    if status in _TRANSIENT_STATUSES or status >= 500:
+    said = endpoint.redact(f"{answer.status}: {answer.detail()}")
+    problem = _for_a_person(answer, endpoint, offered, said)
+    if problem is not None:
+        return InputError(problem)
+    where = f"{endpoint.display_url} ({said})"
+    if answer.status >= HTTPStatus.BAD_REQUEST and _TOO_LONG.search(answer.text()):
+        return PromptTooLong(where)
+    if answer.status in _TRANSIENT_STATUSES or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         wait_s = parse_retry_after(answer.headers, time.time() if now_s is None else now_s)
-        return TransientError(f"{where} ({said})", kind=f"http_{status}", retry_after_s=wait_s)
-    if status == 400 and endpoint.api == "chat" and "chat template" in answer.text():
-        return InputError(f"--api chat: {endpoint.model} has no chat template ({said}); use --api completions")
-    return RequestRejected(f"{where} ({said})")
+        return TransientError(where, kind=f"http_{answer.status}", retry_after_s=wait_s)
+    return RequestRejected(where)
+
+
+def _for_a_person(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
+    """Return the line for whoever must mend something; ``None`` where nobody must."""
+    status, problem = answer.status, None
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        problem = _key_message(endpoint, said)
+    elif status == HTTPStatus.PAYMENT_REQUIRED or "insufficient_quota" in answer.text():
+        problem = f"{endpoint.display_url}: no credit left ({said}); add some, then run the same command again"
+    elif is_unknown_model(answer, endpoint):
+        problem = _model_message(endpoint, offered, said)
+    elif status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) or status < HTTPStatus.BAD_REQUEST:
+        problem = _route_message(endpoint, answer, said)
+    elif status == HTTPStatus.BAD_REQUEST and endpoint.api == "chat" and "chat template" in answer.text():
+        problem = f"--api chat: {endpoint.model} has no chat template ({said}); use --api completions"
+    return problem
 
 
 def _key_message(endpoint: Endpoint, said: str) -> str:
     if endpoint.authorization() is None:
-        return f"{endpoint.display_url} asks for a key ({said}): put it into an environment variable and name that with --api-key-env"
-    return f"{endpoint.display_url} refuses the key ({said}): name the variable that holds a valid one with --api-key-env"
+        remedy = "put a key into an environment variable and name that with --api-key-env"
+        return f"{endpoint.display_url} asks for a key ({said}): {remedy}"
+    return f"{endpoint.display_url} refuses the key ({said}): name the variable of a valid one with --api-key-env"
 
 
 def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str:
     if not offered:
         return f"--model {endpoint.model}: {endpoint.display_url} has no such model ({said})"
-    listed = ", ".join(offered[:8]) + (f" and {len(offered) - 8} more" if len(offered) > 8 else "")  # noqa: PLR2004 - both sides of one cut
+    more = f" and {len(offered) - _LISTED_MODELS} more" if len(offered) > _LISTED_MODELS else ""
+    listed = ", ".join(offered[:_LISTED_MODELS]) + more
     return f"--model {endpoint.model}: {endpoint.display_url} has no such model; it offers {listed}"
 
 
 def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
     if target := answer.headers.get("Location"):
         return f"--base-url {endpoint.display_url} redirects to {redact_url(target)}: give the final URL"
-    if endpoint.api == "completions":
-        return f"{endpoint.completions_url} does not exist there ({said}): use --api chat, or check --base-url"
-    return f"{endpoint.completions_url} does not exist there ({said}): use --api completions, or check --base-url"
+    other = "completions" if endpoint.api == "chat" else "chat"
+    return f"{endpoint.completions_url} does not exist ({said}): use --api {other}, or check --base-url"
 
 
 def parse_retry_after(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Seconds to wait by ``Retry-After`` (seconds or HTTP date, RFC 9110 10.2.3) or ``retry-after-ms``; ``None`` if unstated."""
-    if milliseconds := headers.get("retry-after-ms"):
-        return _seconds(milliseconds, 1e-3)
-    stated = headers.get("Retry-After")
-    if not stated:
-        return None
-    seconds = _seconds(stated, 1.0)
-    if seconds is not None:
+    """Return the seconds to wait by ``Retry-After`` (seconds or a date, RFC 9110 10.2.3) or ``retry-after-ms``."""
+    stated = headers.get("Retry-After", "")
+    seconds = _seconds(headers.get("retry-after-ms", ""), 1e-3)
+    if seconds is None:
+        seconds = _seconds(stated, 1.0)
+    if seconds is not None or not stated:
         return seconds
     try:
         return max(0.0, parsedate_to_datetime(stated).timestamp() - now_s)

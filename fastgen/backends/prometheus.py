@@ -1,7 +1,7 @@
-"""A vLLM server's own figures, read from the text of its ``/metrics`` page. Pure; knows nothing of how the page was got.
+"""A vLLM server's own figures, read from the text of its ``/metrics`` page; pure.
 
-Only the dozen lines that steer or explain a run are looked at (a page has a thousand). Format: Prometheus text exposition
-0.0.4. Names: vLLM's, the older ``gpu_`` ones included.
+Only the dozen lines that steer or explain a run are looked at (a page has a thousand). Format: Prometheus text
+exposition 0.0.4. Names: vLLM's, the older ``gpu_`` ones included. Knows nothing of how the page was got.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LINE = re.compile(
 class ServerMetrics:
     """Gauges now and counters since the server's start, summed over its engines.
 
-    ``running`` and ``waiting`` count sequences. ``kv_cache_usage`` (0..1) is that of the fullest engine, since the fullest one
-    preempts first. Prefix queries and hits, prompt and generated figures are tokens; ``preemptions`` are events. What the
-    page does not state is 0.
+    ``running`` and ``waiting`` count sequences. ``kv_cache_usage`` (0..1) is that of the fullest engine, since the
+    fullest one preempts first. Prefix queries and hits, prompt and generated figures are tokens; ``preemptions`` are
+    events. What the page does not state is 0.
     """
 
     running: int = 0
@@ -38,7 +38,7 @@ class ServerMetrics:
 
 
 def parse_metrics(page: bytes) -> ServerMetrics | None:
-    """The figures on a page; ``None`` where it is no vLLM page (no ``vllm:num_requests_running``)."""
+    """Return the figures on a page; ``None`` where it is no vLLM page (no ``vllm:num_requests_running``)."""
     totals: dict[str, float] = {}
     fullest = 0.0
     for raw_name, raw_value in _LINE.findall(page):

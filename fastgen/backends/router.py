@@ -1,9 +1,10 @@
 """Several endpoints as one backend: each request goes to the healthy endpoint with the least in flight.
 
-Guarantees: an endpoint that gives no HTTP answer `TAKE_OUT_AFTER` times in a row gets no more requests, and gets them again
-soon after a small probe in the background succeeds; nothing waits inside a request; when no endpoint is healthy `complete`
-fails at once. An endpoint that answers only errors (5xx, 429) counts as twice as loaded for every failure in a row, so quick
-errors do not attract the work. Knows nothing of retries: another attempt is the scheduler's, and finds another endpoint here.
+Guarantees: an endpoint that gives no HTTP answer `TAKE_OUT_AFTER` times in a row gets no more requests, and gets them
+again soon after a small probe in the background succeeds; nothing waits inside a request; when no endpoint is healthy
+`complete` fails at once. An endpoint that answers only errors (5xx, 429) counts as twice as loaded for every failure in
+a row, so quick errors do not attract the work. Knows nothing of retries: another attempt is the scheduler's, and finds
+another endpoint here.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastgen.backends import BackendStatistics
-from fastgen.backends.openai import ModelInfo, OpenAIBackend
-from fastgen.backends.prometheus import ServerMetrics
 from fastgen.errors import BackendUnavailable, InputError, RequestRejected, TransientError
-from fastgen.records import Completion, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastgen.backends.openai import ModelInfo, OpenAIBackend
+    from fastgen.backends.prometheus import ServerMetrics
+    from fastgen.records import Completion, Request
 
 TAKE_OUT_AFTER = 3
 SLOWEST_PROBE_S = 2.0  # upper bound of the pause between probes, hence of the delay until an endpoint is taken back
@@ -30,7 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """One endpoint and its standing. ``term`` counts its returns, so that late failures of an earlier term are told apart."""
+    """One endpoint and its standing.
+
+    ``term`` counts its takeouts, so that late failures of requests from before are told apart.
+    """
 
     backend: OpenAIBackend
     healthy: bool = True
@@ -40,7 +48,7 @@ class _Member:
     probing: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def load(self) -> int:
-        """In flight, doubled for every failure in a row."""
+        """Return what is in flight and one more, doubled for every failure in a row."""
         return (self.backend.counters.in_flight + 1) << min(self.failures_in_a_row, _MAX_PENALTY)
 
 
@@ -96,18 +104,18 @@ class Router:
         :raises BackendUnavailable: none did within ``timeout_s``.
         :raises InputError: one answered, and something must be mended first.
         """
-        waits = {asyncio.create_task(m.backend.wait_until_answering(timeout_s, report)): m for m in self._members}
+        waits = [asyncio.create_task(m.backend.wait_until_answering(timeout_s, report)) for m in self._members]
         try:
-            answers = await _first_answers(waits)
+            answered = await _first_answers(waits)
         finally:
-            for task in waits:
-                task.cancel()
+            for wait in waits:
+                wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-        for task, member in waits.items():
-            if task not in answers:
+        for wait, member in zip(waits, self._members, strict=True):
+            if wait not in answered:
                 report(f"going on without {member.backend.endpoint.display_url} until it answers")
                 self._take_out(member)
-        return answers[0].result()
+        return answered[0].result()
 
     async def close(self) -> None:
         """See `Backend.close`."""
@@ -119,16 +127,13 @@ class Router:
             await member.backend.close()
 
     def _pick(self) -> _Member:
-        """The least loaded healthy member; among equals the next in turn."""
-        best, best_load, count = None, 0, len(self._members)
-        for offset in range(count):
-            member = self._members[(self._turn + offset) % count]
-            if member.healthy and (best is None or member.load() < best_load):
-                best, best_load = member, member.load()
-        self._turn = (self._turn + 1) % count
-        if best is None:
+        """Return the least loaded healthy member; among equals the next in turn."""
+        members, turn = self._members, self._turn
+        self._turn = (turn + 1) % len(members)
+        healthy = [member for member in (*members[turn:], *members[:turn]) if member.healthy]
+        if not healthy:
             raise TransientError("no server answers; waiting for one", kind="all_down", reached_server=False)
-        return best
+        return min(healthy, key=_Member.load)
 
     def _saw_answer(self, member: _Member) -> None:
         member.unreached_in_a_row = member.failures_in_a_row = 0
@@ -160,23 +165,22 @@ class Router:
         member.healthy, member.probing, self._all_down_since_s = True, None, None
 
 
-async def _first_answers(waits: Sequence[asyncio.Task[ModelInfo]] | dict[asyncio.Task[ModelInfo], _Member]) -> list[asyncio.Task[ModelInfo]]:
-    """The tasks that succeed, from the first one on and a moment longer; input errors are raised at once."""
-    pending = set(waits)
-    answers: list[asyncio.Task[ModelInfo]] = []
+async def _first_answers(waits: Sequence[asyncio.Task[ModelInfo]]) -> list[asyncio.Task[ModelInfo]]:
+    """Return the tasks that succeed, from the first one on and a moment longer; input errors are raised at once."""
+    answered: list[asyncio.Task[ModelInfo]] = []
     failure: BackendUnavailable | None = None
+    pending = set(waits)
     while pending:
-        done, pending = await asyncio.wait(
-            pending, timeout=_GRACE_S if answers else None, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in done:
+        grace_s = _GRACE_S if answered else None
+        done, pending = await asyncio.wait(pending, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            break
+        for wait in done:
             try:
-                task.result()
-                answers.append(task)
+                wait.result()
+                answered.append(wait)
             except BackendUnavailable as error:
                 failure = error
-        if not done or (answers and not pending):
-            return answers
-    if not answers and failure is not None:
+    if failure is not None and not answered:
         raise failure
-    return answers
+    return answered

@@ -11,10 +11,19 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastgen.records import Completion, Span
 
 CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
 """Finish reasons after which the end of the text is missing; no finish reason at all counts as finished."""
+
+# The beginning and end of a label or list marker at the start of a line: bullet, quote or heading mark, then emphasis,
+# which is only taken off again where it was put on. Possessive quantifiers keep patterns linear on runs of blanks.
+OPEN: Final = r"[ \t]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|_)?[ \t]*+"
+CLOSE: Final = r"[ \t]*+(?(mark)(?:(?P=mark))?)"
+COLON: Final = r"[:\uff1a]"
+NOWHERE: Final = (0, 0)
 
 _THINK: Final = r"(?:think|thinking|thought|reasoning)"
 _THINK_OPEN: Final = re.compile(rf"\s*(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
@@ -67,6 +76,14 @@ def trim(text: str, start: int, end: int) -> Span:
     piece = text[start:end]
     stripped = piece.strip()
     if not stripped:
-        return 0, 0
+        return NOWHERE
     start += len(piece) - len(piece.lstrip())
     return start, start + len(stripped)
+
+
+def lines(text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield the spans of the lines in ``text[start:end]``, without their line breaks; the last may be empty."""
+    while (stop := text.find("\n", start, end)) >= 0:
+        yield start, stop
+        start = stop + 1
+    yield start, end

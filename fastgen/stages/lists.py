@@ -12,52 +12,46 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fastgen.stages.answer import is_chatter, trim
+from fastgen.stages.answer import CLOSE, COLON, NOWHERE, OPEN, is_chatter, lines, trim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fastgen.records import Span
 
-# Possessive quantifiers keep every pattern linear on runs of blanks. Every pattern is matched against one line.
-_OPEN: Final = r"[ \t]*+(?:[-*+>#]++[ \t]++)?(?:\*\*|__|\*|_)?[ \t]*+"  # bullet, quote or heading mark, then emphasis
-_CLOSE: Final = r"[ \t]*+(?:\*\*|__|\*)?"
-_COLON: Final = r"[:\uff1a]"
+# Every pattern is matched against one line.
 _DASH: Final = r"[-\u2013\u2014]"
 _NOUN: Final = r"(?:task|instruction|prompt|question|item|idea|no\.?|任务|指令|题目|问题|タスク)"
 _HAN_NUMBER: Final = "[一二三四五六七八九十]{1,3}"
 _NUMBERED: Final = re.compile(
-    rf"""{_OPEN}(?:
-        {_NOUN}[ \t]*+[\#\u2116]?(?P<named>\d{{1,3}}){_CLOSE}[ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{_DASH}(?=\s)|$)
+    rf"""{OPEN}(?:
+        {_NOUN}[ \t]*+[\#\u2116]?(?P<named>\d{{1,3}}){CLOSE}[ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{_DASH}(?=\s)|$)
         | [\#\u2116](?P<hashed>\d{{1,3}})[.:)]?(?=[\s*])
         | [(\[\uff08](?:(?P<bracketed>\d{{1,3}})|{_HAN_NUMBER})[)\]\uff09]
-        | (?P<plain>\d{{1,3}})(?:\*\*|__|\*)?[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d)
+        | (?P<plain>\d{{1,3}})(?(mark)(?:(?P=mark))?)[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d)
         | {_HAN_NUMBER}[、\uff0e]
         | [①-⑳]
-    ){_CLOSE}[ \t]*+""",
+    ){CLOSE}[ \t]*+""",
     re.IGNORECASE | re.VERBOSE,
 )
 _LABELLED: Final = re.compile(
-    rf"{_OPEN}(?:new )?(?:task|instruction|prompt|指令|任务){_CLOSE}[ \t]*+{_COLON}{_CLOSE}[ \t]*+", re.IGNORECASE
+    rf"{OPEN}(?:new )?(?:task|instruction|prompt|指令|任务){CLOSE}[ \t]*+{COLON}{CLOSE}[ \t]*+", re.IGNORECASE
 )
 _BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
 _LONE_NUMBER: Final = re.compile(r"[ \t]*+(?:\*\*)?#?\d{1,3}[ \t]*+$")
 _BREAK: Final = re.compile(r"[ \t\r]*+(?:$|```|~~~|\#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t\r]*+$)")
 _PART: Final = re.compile(
-    rf"""{_OPEN}(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution
-    |explanation|class[ ]label|note|输入|输出|示例){_CLOSE}[ \t]*+\d*+{_CLOSE}[ \t]*+{_COLON}""",
+    rf"""{OPEN}(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution
+    |explanation|class[ ]label|note|输入|输出|示例){CLOSE}[ \t]*+\d*+{CLOSE}[ \t]*+{COLON}""",
     re.IGNORECASE | re.VERBOSE,
 )
 _INLINE_PART: Final = re.compile(
-    rf"(?<=[.?!:。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Output)[ \t]*+\d*+[ \t]*+(?:\*\*)?{_COLON}"
+    rf"(?<=[.?!:。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Output)[ \t]*+\d*+[ \t]*+(?:\*\*)?{COLON}"
 )
-_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{_COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{_COLON}|{_DASH}(?=\s))?"
+_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{COLON}|{_DASH}(?=\s))?"
 _TITLE: Final = re.compile(rf"(?:\*\*|__){_BOLD}")
 _TITLE_OPENED_BEFORE: Final = re.compile(_BOLD)  # "**9. Title**: text", where the marker took the opening
 _TITLE_WORDS: Final = 6  # bold text of more words is no title but the instruction itself
 _SENTENCE_ENDS: Final = (".", "?", "!", "。", "\uff1f", "\uff01")
 _QUOTES: Final = {'"': '"', "“": "”", "「": "」", "«": "»", "`": "`"}
-_NOWHERE: Final = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +92,24 @@ def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
         markers.insert(0, _Marker(head[0], _after_chatter(text, head), first_number, heading=False))
     ends = [*(marker.start for marker in markers[1:]), answer[1]]
     items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
-    spans = tuple(item.span for item in items if item.span != _NOWHERE)
-    return ListReading(spans, open_ended=bool(items) and items[-1].span != _NOWHERE and not items[-1].closed)
-
-
-def _lines(text: str, start: int, end: int) -> Iterator[Span]:
-    """Yield the spans of the lines in ``text[start:end]``, without their line breaks; the last may be empty."""
-    while (stop := text.find("\n", start, end)) >= 0:
-        yield start, stop
-        start = stop + 1
-    yield start, end
+    spans = tuple(item.span for item in items if item.span != NOWHERE)
+    return ListReading(spans, open_ended=bool(items) and items[-1].span != NOWHERE and not items[-1].closed)
 
 
 def _markers(text: str, answer: Span) -> list[_Marker]:
     """Return the markers of one kind, the most telling kind there is: numbers, else labels, else bullets."""
-    lines = list(_lines(text, *answer))
-    numbered = [(line, match) for line in lines if (match := _NUMBERED.match(text, *line))]
+    rows = list(lines(text, *answer))
+    numbered = [(line, match) for line in rows if (match := _NUMBERED.match(text, *line))]
     if numbered:
         indents = [_indent(text, line) for line, _ in numbered]
         outer = min(indents) + 1  # a deeper list belongs to the item that it is in
         return [_marker(*pair) for pair, indent in zip(numbered, indents, strict=True) if indent <= outer]
-    labelled = [(line, match) for line in lines if (match := _LABELLED.match(text, *line))]
+    labelled = [(line, match) for line in rows if (match := _LABELLED.match(text, *line))]
     if labelled:
         return [_marker(*pair) for pair in labelled]
-    bulleted = [(line, match) for line in lines if (match := _BULLETED.match(text, *line))]
-    head = trim(text, answer[0], bulleted[0][0][0]) if bulleted else _NOWHERE
-    bullets_are_items = head == _NOWHERE or is_chatter(text, *head)  # else they are part of the first item
+    bulleted = [(line, match) for line in rows if (match := _BULLETED.match(text, *line))]
+    head = trim(text, answer[0], bulleted[0][0][0]) if bulleted else NOWHERE
+    bullets_are_items = head == NOWHERE or is_chatter(text, *head)  # else they are part of the first item
     return [_marker(*pair) for pair in bulleted] if bullets_are_items else []
 
 
@@ -132,14 +118,18 @@ def _indent(text: str, line: Span) -> int:
 
 
 def _marker(line: Span, match: re.Match[str]) -> _Marker:
-    digits = match[match.lastgroup] if match.lastgroup else None
+    digits = (
+        next(filter(None, match.group("named", "hashed", "bracketed", "plain")), None)
+        if _NUMBERED is match.re
+        else None
+    )
     return _Marker(line[0], match.end(), int(digits) if digits else None, heading="# " in match[0])
 
 
 def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:
     """Whether what stands before the first marker is the item whose number the prompt ended in."""
     start, end = trim(text, *head)
-    if (start, end) == _NOWHERE:
+    if (start, end) == NOWHERE:
         return False
     if not markers:
         return True
@@ -162,16 +152,16 @@ def _read_item(text: str, marker: _Marker, end: int) -> _Item:
 
     A title before the instruction ("**Haiku**: Write ...", or a bold line of its own) is left out.
     """
-    body, is_title = _NOWHERE, marker.heading
-    for number, (start, stop) in enumerate(_lines(text, marker.end, end)):
-        if body != _NOWHERE and _ends_item(text, (start, stop), is_title=is_title):
+    body, is_title = NOWHERE, marker.heading
+    for number, (start, stop) in enumerate(lines(text, marker.end, end)):
+        if body != NOWHERE and _ends_item(text, (start, stop), is_title=is_title):
             return _Item(_clean(text, body), closed=True)
         if _BREAK.match(text, start, stop):
             continue
         label = _LABELLED.match(text, start, stop)
         if label and (number <= 1 or is_title):
             body, is_title = (label.end(), stop), False
-        elif body == _NOWHERE:
+        elif body == NOWHERE:
             body, is_title = _first_line(text, (start, stop), heading=is_title)
         elif is_title:
             body, is_title = (_after(_BULLETED, text, (start, stop)), stop), False

@@ -1,63 +1,38 @@
-"""The prompt set: templates and demonstrations from data files, rendered once, so that building a prompt is cheap.
+"""The prompt set: templates and demonstrations, rendered once, so that building a prompt is a concatenation.
 
-Guarantees: fixed text (header and demonstrations) is rendered when the set is loaded and comes first in every shipped
-prompt, so that a server's prefix cache can serve it; a task's own text is only ever concatenated, never formatted, so
-braces in it mean nothing; ``fingerprint`` changes whenever any text of the set does. Files are read here and nowhere else,
-once.
-
-A folder given with ``--prompts`` may hold any of ``base.toml`` (completions) or ``chat.toml`` (chat),
-``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``; what it lacks comes from the shipped set.
+Guarantees: the demonstrations are rendered when the set is loaded, and in the shipped prompts all fixed text comes first,
+so that a server's prefix cache can serve it; a task's own text is only ever concatenated, never formatted, so braces in
+it mean nothing; ``fingerprint`` changes whenever any text of the set does. Knows nothing of the format and the defects of
+the data files, which :mod:`fastgen.stages.prompt_files` reads, nor of rules and parsing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tomllib
 from dataclasses import asdict, dataclass
-from importlib.resources import files
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError
 from fastgen.records import Message
+from fastgen.stages.prompt_files import (
+    SECTIONS,
+    WITH_DEMONSTRATIONS,
+    Api,
+    Demonstration,
+    check_directory,
+    read_demonstrations,
+    read_templates,
+    split_places,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
-
-Api = Literal["completions", "chat"]
-
-_TEMPLATES: Final[Mapping[str, str]] = {"completions": "base.toml", "chat": "chat.toml"}
-_DEMONSTRATIONS: Final = ("classification", "input_first", "output_first")
-_FILES: Final = (*_TEMPLATES.values(), *(f"{name}.jsonl" for name in _DEMONSTRATIONS))
-_PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
-# Of each section, what its prompt has to have a place for, besides the demonstrations.
-_SECTIONS: Final[Mapping[str, frozenset[str]]] = {
-    "instruction": frozenset({"instructions", "next_number"}),
-    "instruction_classification": frozenset({"instructions", "next_number"}),
-    "classification": frozenset({"instruction"}),
-    "input_first": frozenset({"instruction"}),
-    "output_first": frozenset({"instruction"}),
-}
-# Of each section with demonstrations, the templates that render one, and their placeholders.
-_RENDERING: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
-    "classification": {"demonstration": frozenset({"instruction", "answer"})},
-    "input_first": {
-        "demonstration": frozenset({"instruction", "examples"}),
-        "example": frozenset({"number", "input", "output"}),
-        "example_without_input": frozenset({"number", "output"}),
-    },
-    "output_first": {
-        "demonstration": frozenset({"instruction", "examples"}),
-        "example": frozenset({"label", "input"}),
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prompt with places left open: ``parts`` are literal text and placeholder names in turn, text first and last.
+    """A prompt with places left open: ``parts`` are literal text and place names in turn, text first and last.
 
     ``system`` is the system message of a chat prompt (none is sent when it is empty), ``None`` for a completion prompt.
     """
@@ -67,7 +42,7 @@ class Template:
 
     def fill(self, **values: str) -> str | tuple[Message, ...]:
         """Return the prompt with ``values`` in their places, taken as they are."""
-        text = "".join(values[part] if i % 2 else part for i, part in enumerate(self.parts))
+        text = _fill(self.parts, values)
         if self.system is None:
             return text
         user = Message("user", text)
@@ -90,86 +65,38 @@ class PromptSet:
 def load_prompts(api: Api, directory: Path | None = None) -> PromptSet:
     """Return the shipped prompt set, with the files of ``directory`` in place of those of the same name.
 
-    :raises InputError: a file that cannot be read or used, as ``FILE:LINE: field: what and remedy``.
+    :raises InputError: a file that cannot be read or used, as one line ``FILE:LINE: field: defect and remedy``.
     """
-    if directory is not None and not any((directory / name).is_file() for name in _FILES):
-        raise InputError(f"--prompts {directory}: holds none of {', '.join(_FILES)}; name a folder with at least one")
-    settings = _read_templates(_TEMPLATES[api], directory)
-    templates = {name: _template(name, settings[name], api, directory) for name in _SECTIONS}
+    if directory is not None:
+        check_directory(directory)
+    tables = read_templates(api, directory)
+    demos = {name: read_demonstrations(name, directory) for name in WITH_DEMONSTRATIONS}
+    templates = {name: _template(tables[name], demos.get(name, ())) for name in SECTIONS}
     content = json.dumps([api, {name: asdict(template) for name, template in templates.items()}], sort_keys=True)
     return PromptSet(api, **templates, fingerprint=hashlib.sha256(content.encode()).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A text file and how to blame a place in it."""
-
-    name: str
-    text: str
-
-    def error(self, line: int, message: str) -> InputError:
-        return InputError(f"{self.name}:{line}: {message}")
-
-
-def _read(name: str, directory: Path | None) -> _Source:
-    override = directory / name if directory is not None else None
-    if override is None or not override.is_file():
-        return _Source(name, files("fastgen").joinpath("prompts", name).read_text(encoding="utf-8"))
-    try:
-        return _Source(str(override), override.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{override}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{override}: cannot be read ({error.strerror}); check the file and its permissions") from None
+def _template(table: Mapping[str, str], demos: tuple[Demonstration, ...]) -> Template:
+    """Fill in the demonstrations and leave the other places open."""
+    shown = {"demonstrations": "".join(_render(table, demo) for demo in demos)}
+    system = _fill(split_places(table["system"]), shown) if "system" in table else None
+    parts = [""]
+    for i, part in enumerate(split_places(table["prompt" if system is None else "user"])):
+        if i % 2 and part not in shown:
+            parts += [part, ""]
+        else:
+            parts[-1] += shown[part] if i % 2 else part
+    return Template(system, tuple(parts))
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """One table of a template file, checked: every template there, every placeholder known, none missing."""
-
-    name: str
-    source: _Source
-    texts: Mapping[str, str]
-
-
-def _read_templates(name: str, directory: Path | None) -> dict[str, _Section]:
-    source = _read(name, directory)
-    try:
-        tables = tomllib.loads(source.text)
-    except tomllib.TOMLDecodeError as error:
-        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
-        line = int(place[1]) if place else source.text.count("\n") + 1
-        message = str(error).removesuffix(place[0] if place else " (at end of document)")
-        raise source.error(line, f"not valid TOML: {message}") from None
-    for table in tables:
-        if table not in _SECTIONS:
-            raise source.error(_line_of(source.text, table), f"{table}: unknown section; known are {', '.join(_SECTIONS)}")
-    chat = name == _TEMPLATES["chat"]
-    return {section: _section(section, tables.get(section), source, chat=chat) for section in _SECTIONS}
+def _render(table: Mapping[str, str], demo: Demonstration) -> str:
+    examples = ""
+    for number, example in enumerate(demo.examples, 1):
+        key = "example" if example["input"] or "example_without_input" not in table else "example_without_input"
+        examples += _fill(split_places(table[key]), {"number": str(number), **example})
+    values = {"instruction": demo.instruction, "answer": demo.answer, "examples": examples}
+    return _fill(split_places(table["demonstration"]), values)
 
 
-def _section(name: str, table: object, source: _Source, *, chat: bool) -> _Section:
-    if not isinstance(table, dict):
-        raise source.error(1, f"{name}: the section [{name}] is missing; copy it from the shipped {_FILES[chat]}")
-    placeholders = _expected_placeholders(name, chat=chat)
-    for key, text in table.items():
-        line = _line_of(source.text, name, key)
-        if key not in placeholders:
-            raise source.error(line, f"{name}.{key}: unknown key; known are {', '.join(placeholders)}")
-        if not isinstance(text, str):
-            raise source.error(line, f"{name}.{key}: not a text; write it in quotation marks")
-        unknown = set(_PLACEHOLDER.findall(text)) - placeholders[key]
-        if unknown:
-            known = ", ".join(f"{{{known}}}" for known in sorted(placeholders[key])) or "none"
-            raise source.error(line, f"{name}.{key}: unknown placeholder {{{min(unknown)}}}; known here: {known}")
-    section = _Section(name, source, table)
-    _check_complete(section, placeholders, chat=chat)
-    return section
-
-
-def _expected_placeholders(name: str, *, chat: bool) -> dict[str, frozenset[str]]:
-    """Return the keys of a section and the placeholders that may stand in each."""
-    demonstrations = frozenset({"demonstrations"} if name in _RENDERING else ())
-    prompt = {"system": demonstrations, "user": _SECTIONS[name] | demonstrations} if chat else {}
-    return {**(prompt or {"prompt": _SECTIONS[name] | demonstrations}), **_RENDERING.get(name, {})}
+def _fill(parts: tuple[str, ...], values: Mapping[str, str]) -> str:
+    return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))

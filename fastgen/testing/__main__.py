@@ -1,4 +1,5 @@
-"""``python -m fastgen.testing``: the test server as a process. Prints ``listening on URL`` when it is ready; SIGTERM ends it."""
+"""``python -m fastgen.testing``: the test server as a process. Prints ``listening on URL`` when it is ready; SIGTERM
+ends it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from fastgen.testing import USUAL_FAULTS, Fault, FaultPlan, FaultServer, SlotEng
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fastgen.testing", description="An OpenAI-compatible server that fails on command.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastgen.testing", description="An OpenAI-compatible server that fails on command."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--model", default="test-model", help="name of the one model (default: %(default)s)")
@@ -21,13 +24,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--api-key", help="ask for this key under /v1")
     parser.add_argument("--apis", default="completions,chat", help="routes that exist (default: %(default)s)")
     parser.add_argument("--slots", type=int, help="sequences that run at the same time (default: no limit)")
-    parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="time of one sequence (default: 0)")
-    parser.add_argument("--seconds-per-token", type=float, default=0.0, metavar="SECONDS", help="more time for each output token")
-    parser.add_argument("--slow", type=float, default=1.0, metavar="SECONDS", help="what the fault 'slow' adds (default: 1)")
-    parser.add_argument("--fault-rate", type=float, default=0.0, metavar="SHARE", help="share of requests that fail, 0 to 1")
-    parser.add_argument("--faults", default=",".join(USUAL_FAULTS), help="kinds to draw from (default: %(default)s); also: hang, slow, prompt-too-long")
-    parser.add_argument("--script", default="", help="faults of the first requests, such as 'reset,,500' (empty: a good answer)")
-    parser.add_argument("--similar-share", type=float, default=0.1, help="share of instructions that copy the prompt's (default: %(default)s)")
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="SECONDS", help="time of one sequence (default: 0)"
+    )
+    parser.add_argument(
+        "--seconds-per-token", type=float, default=0.0, metavar="SECONDS", help="more time for each output token"
+    )
+    parser.add_argument(
+        "--slow", type=float, default=1.0, metavar="SECONDS", help="what the fault 'slow' adds (default: 1)"
+    )
+    parser.add_argument(
+        "--fault-rate", type=float, default=0.0, metavar="SHARE", help="share of requests that fail, 0 to 1"
+    )
+    parser.add_argument(
+        "--faults",
+        default=",".join(USUAL_FAULTS),
+        help="kinds to draw from (default: %(default)s); also: hang, slow, prompt-too-long",
+    )
+    parser.add_argument(
+        "--script", default="", help="faults of the first requests, such as 'reset,,500' (empty: a good answer)"
+    )
+    parser.add_argument(
+        "--similar-share",
+        type=float,
+        default=0.1,
+        help="share of instructions that copy the prompt's (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of texts and faults (default: 0)")
     return parser.parse_args(arguments)
 

@@ -1,9 +1,9 @@
 """What the test server's "model" writes: plausible Self-Instruct answers, made from the prompt alone.
 
-Guarantees: the same prompt, choice and seed give the same text, in any process and at any time; instructions are drawn from a
-vocabulary with a long tail (word frequencies after Zipf's law), so that most are novel under ROUGE-L, while `similar_share` of them
-copy an instruction of the prompt with a word changed, so that a novelty filter has something to reject. Which of the three stages a
-prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or time.
+Guarantees: the same prompt, choice and seed give the same text, in any process and at any time; instructions are drawn
+from a vocabulary with a long tail (word frequencies after Zipf's law), so that most are novel under ROUGE-L, while
+`similar_share` of them copy an instruction of the prompt with a word changed, so that a novelty filter has something to
+reject. Which of the three stages a prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,30 @@ _CLASS_FRAMES: Final = (
     "Classify the {n} by the kind of {n} it mentions: {n}, {n} or {n}.",
     "Is the sentence about the {a} {n} true or false?",
 )
-_ONSETS: Final = ("b", "br", "c", "d", "dr", "f", "g", "gl", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z")
+_ONSETS: Final = (
+    "b",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gl",
+    "h",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+)
 _VOWELS: Final = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS: Final = ("l", "m", "n", "nd", "r", "rt", "s", "th", "x", "ck")
 _CELLS: Final = 1 << 16
@@ -98,7 +121,8 @@ def _draws(*parts: str) -> _Draws:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The model: ``similar_share`` (0..1) of its instructions are near copies of the prompt's; ``seed`` changes everything it says."""
+    """The model: ``similar_share`` (0..1) of its instructions are near copies of the prompt's; ``seed`` changes
+    everything it says."""
 
     seed: int = 0
     similar_share: float = 0.1

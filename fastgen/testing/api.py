@@ -1,4 +1,5 @@
-"""OpenAI's formats from a server's side: what a body asks for, and the answers and error bodies in vLLM's shapes. Pure."""
+"""OpenAI's formats from a server's side: what a body asks for, and the answers and error bodies in vLLM's shapes.
+Pure."""
 
 from __future__ import annotations
 
@@ -109,8 +110,14 @@ def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat:
         "object": "chat.completion" if chat else "text_completion",
         "created": 0,
         "model": asked.model,
-        "choices": [choice(i, sequence.text, sequence.finish_reason, chat=chat) for i, sequence in enumerate(sequences)],
-        "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + generated, "completion_tokens": generated},
+        "choices": [
+            choice(i, sequence.text, sequence.finish_reason, chat=chat) for i, sequence in enumerate(sequences)
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "total_tokens": prompt_tokens + generated,
+            "completion_tokens": generated,
+        },
     }
 
 
@@ -146,5 +153,9 @@ def metrics_page(model: str, gauges: dict[str, float], counters: dict[str, float
     lines = []
     for kind, figures in (("gauge", gauges), ("counter", counters)):
         for name, value in figures.items():
-            lines += [f"# HELP vllm:{name} As vLLM's.", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{label} {float(value)}"]
+            lines += [
+                f"# HELP vllm:{name} As vLLM's.",
+                f"# TYPE vllm:{name} {kind}",
+                f"vllm:{name}{label} {float(value)}",
+            ]
     return ("\n".join(lines) + "\n").encode()

@@ -1,7 +1,8 @@
-"""How long a test server takes: a model of time behind one small contract, so that better models can stand in its place.
+"""How long a test server takes: a model of time behind one small contract, so that better models can stand in its
+place.
 
-`SlotEngine` is the simplest that has an occupancy: a fixed number of sequences run at the same time, each for a time that does not
-depend on the others; the rest wait in order of arrival. Knows nothing of HTTP or of text.
+`SlotEngine` is the simplest that has an occupancy: a fixed number of sequences run at the same time, each for a time
+that does not depend on the others; the rest wait in order of arrival. Knows nothing of HTTP or of text.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,8 @@ class Work:
 class Load:
     """An engine now: sequences running and waiting, cache usage in 0..1, preemptions so far.
 
-    ``busy_s`` is the sum over all sequences of the time they ran so far: its growth over a span, divided by the span and the
-    slots, is the occupancy.
+    ``busy_s`` is the sum over all sequences of the time they ran so far: its growth over a span, divided by the span
+    and the slots, is the occupancy.
     """
 
     running: int

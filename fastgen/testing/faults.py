@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class Fault(StrEnum):
@@ -40,7 +43,8 @@ class Fault(StrEnum):
 USUAL_FAULTS: tuple[Fault, ...] = tuple(
     fault for fault in Fault if fault not in (Fault.HANG, Fault.SLOW, Fault.PROMPT_TOO_LONG)
 )
-"""What `FaultPlan` draws from by default: everything that does not wait for a timeout and does not blame the request."""
+"""What `FaultPlan` draws from by default: everything that does not wait for a timeout and does not blame the
+request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,8 @@ Event = Fault | Reply | None
 class FaultPlan:
     """Decides by the order in which requests arrive: first the script, one event a request, then chance.
 
-    With ``rate`` (0..1) a share of the later requests gets a fault drawn from ``kinds``; the draws depend on ``seed`` and on the
-    number of the arrival only.
+    With ``rate`` (0..1) a share of the later requests gets a fault drawn from ``kinds``; the draws depend on ``seed``
+    and on the number of the arrival only.
     """
 
     def __init__(

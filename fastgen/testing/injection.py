@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from fastgen.testing.api import choice, error_body
 from fastgen.testing.faults import Event, Fault, Reply
-from fastgen.testing.protocol import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastgen.testing.protocol import Exchange
 
 HUGE_BYTES: Final = 2_000_000
 RETRY_AFTER_S: Final = 1
@@ -91,7 +94,9 @@ def _duplicate_index(answer: dict[str, Any], chat: bool) -> None:
 _SPOILERS: Final[dict[Fault, Callable[[dict[str, Any], bool], object]]] = {
     Fault.EMPTY_CHOICES: lambda answer, chat: answer["choices"].clear(),
     Fault.MISSING_CHOICE: lambda answer, chat: answer["choices"].pop(),
-    Fault.EXTRA_CHOICE: lambda answer, chat: answer["choices"].append(choice(len(answer["choices"]), "", "stop", chat=chat)),
+    Fault.EXTRA_CHOICE: lambda answer, chat: answer["choices"].append(
+        choice(len(answer["choices"]), "", "stop", chat=chat)
+    ),
     Fault.DUPLICATE_INDEX: _duplicate_index,
     Fault.WRONG_TYPES: lambda answer, chat: _set_text(answer, chat, ["text"]),
     Fault.NULL_TEXT: _null_text,

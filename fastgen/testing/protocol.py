@@ -1,8 +1,8 @@
-"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`: so cheap that it is never what a benchmark measures, and
-close enough to the socket that it can break in every way a server breaks.
+"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`: so cheap that it is never what a benchmark
+measures, and close enough to the socket that it can break in every way a server breaks.
 
-Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a time per connection
-(a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
+Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a time per
+connection (a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import cast
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)
@@ -35,7 +36,9 @@ class Exchange:
 
     __slots__ = ("_close", "_connection", "_head", "body", "method", "on_gone", "path")
 
-    def __init__(self, connection: Connection, method: str, path: str, head: bytes, body: bytes, *, close: bool) -> None:
+    def __init__(
+        self, connection: Connection, method: str, path: str, head: bytes, body: bytes, *, close: bool
+    ) -> None:
         self._connection = connection
         self._head = head
         self._close = close
@@ -53,9 +56,20 @@ class Exchange:
         """A 200 with a JSON body: the common case, in one write."""
         self._connection.finish(self, _OK_JSON % len(body) + body, close=self._close)
 
-    def respond(self, status: int, body: bytes, *, content_type: str = "application/json", headers: Mapping[str, str] | None = None) -> None:
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Any whole answer."""
-        lines = [f"HTTP/1.1 {status} {_reason(status)}", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+        lines = [
+            f"HTTP/1.1 {status} {_reason(status)}",
+            f"Content-Type: {content_type}",
+            f"Content-Length: {len(body)}",
+        ]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self._connection.finish(self, "\r\n".join([*lines, "", ""]).encode("latin-1") + body, close=self._close)
 
@@ -84,7 +98,9 @@ def _reason(status: int) -> str:
 class Connection(asyncio.Protocol):
     """One client's connection: cuts requests out of the stream and writes answers into it."""
 
-    def __init__(self, handler: Handler, opened: Callable[[Connection], bool], closed: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, handler: Handler, opened: Callable[[Connection], bool], closed: Callable[[Connection], None]
+    ) -> None:
         self._handler = handler
         self._opened = opened
         self._closed = closed
@@ -94,8 +110,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the owner, who may refuse."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a TCP server has no other kind; for the type checker
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none, though they do the same
         if not self._opened(self):
             self.reset()
 

@@ -1,9 +1,10 @@
 """An OpenAI-compatible server for tests and benchmarks that fails on command.
 
-Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names), ``/tokenize``, and
-``/faults``: GET gives the counters as JSON, POST ``{"script": [...], "rate": 0.1, "kinds": [...], "seed": 0}`` plans new faults.
-Answers depend on the prompt only (see `answers`), time on the engine (see `engine`), faults on the order of arrival (see
-`faults`). Runs in the event loop of a test or as a process of its own (``python -m fastgen.testing``).
+Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names),
+``/tokenize``, and ``/faults``: GET gives the counters as JSON, POST ``{"script": [...], "rate": 0.1, "kinds": [...],
+"seed": 0}`` plans new faults. Answers depend on the prompt only (see `answers`), time on the engine (see `engine`),
+faults on the order of arrival (see `faults`). Runs in the event loop of a test or as a process of its own (``python -m
+fastgen.testing``).
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -25,13 +25,17 @@ from fastgen.testing.injection import inject_instead, inject_into
 from fastgen.testing.prefix_cache import PrefixCache
 from fastgen.testing.protocol import Connection, Exchange
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 BACKLOG = 4096
 KEPT_REQUESTS = 64
 
 
 @dataclass(slots=True)
 class ServerCounters:
-    """What a server has seen since its start. ``requests`` are those for completions; ``gone`` are clients that left early."""
+    """What a server has seen since its start. ``requests`` are those for completions; ``gone`` are clients that left
+    early."""
 
     connections: int = 0
     open_connections: int = 0
@@ -59,8 +63,8 @@ class Received:
 class FaultServer:
     """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
 
-    ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is asked for
-    under ``/v1`` as vLLM does. Without an engine answers come at once.
+    ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is
+    asked for under ``/v1`` as vLLM does. Without an engine answers come at once.
     """
 
     def __init__(
@@ -110,7 +114,11 @@ class FaultServer:
         """Accept connections; after `refuse` on the same port as before."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: Connection(self._handle, self._opened, self._closed), host, port or self._port, backlog=BACKLOG, reuse_address=True
+            lambda: Connection(self._handle, self._opened, self._closed),
+            host,
+            port or self._port,
+            backlog=BACKLOG,
+            reuse_address=True,
         )
         self._host, self._port = self._listener.sockets[0].getsockname()[:2]
 
@@ -125,7 +133,8 @@ class FaultServer:
             await listener.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; it is looked at whenever a request, an answer or a connection comes or goes."""
+        """Return when ``condition`` holds; it is looked at whenever a request, an answer or a connection comes or
+        goes."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -146,7 +155,9 @@ class FaultServer:
 
     def _make_routes(self, apis: frozenset[str]) -> dict[tuple[str, str], Callable[[Exchange], None]]:
         routes: dict[tuple[str, str], Callable[[Exchange], None]] = {
-            ("GET", "/v1/models"): lambda exchange: exchange.respond_json(api.models_body(self.model, self._max_model_len)),
+            ("GET", "/v1/models"): lambda exchange: exchange.respond_json(
+                api.models_body(self.model, self._max_model_len)
+            ),
             ("GET", "/health"): lambda exchange: exchange.respond(200, b""),
             ("GET", "/metrics"): self._metrics,
             ("POST", "/tokenize"): self._tokenize,
@@ -163,7 +174,11 @@ class FaultServer:
         route = self._routes.get((exchange.method, exchange.path))
         if route is None:
             exchange.respond(404, b'{"detail":"Not Found"}')
-        elif self._api_key and exchange.path.startswith("/v1/") and exchange.header("Authorization") != f"Bearer {self._api_key}":
+        elif (
+            self._api_key
+            and exchange.path.startswith("/v1/")
+            and exchange.header("Authorization") != f"Bearer {self._api_key}"
+        ):
             exchange.respond(401, b'{"error":"Unauthorized"}')
         else:
             route(exchange)
@@ -188,12 +203,16 @@ class FaultServer:
     def _tokenize(self, exchange: Exchange) -> None:
         try:
             asked = orjson.loads(exchange.body)
-            text = str(asked["prompt"]) if "prompt" in asked else "\n".join(str(m["content"]) for m in asked["messages"])
+            text = (
+                str(asked["prompt"]) if "prompt" in asked else "\n".join(str(m["content"]) for m in asked["messages"])
+            )
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             exchange.respond(400, api.error_body(400, f"cannot tokenize: {error!r}", "BadRequestError"))
             return
         count = api.count_tokens(text)
-        exchange.respond_json(orjson.dumps({"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))}))
+        exchange.respond_json(
+            orjson.dumps({"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))})
+        )
 
     def _report(self, exchange: Exchange) -> None:
         load = self.engine.load()
@@ -237,13 +256,17 @@ class FaultServer:
             return
         prompt_tokens = [api.count_tokens(prompt) for prompt in asked.prompts]
         if asked.model != self.model:
-            exchange.respond(404, api.error_body(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model"))
+            exchange.respond(
+                404, api.error_body(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model")
+            )
         elif max(prompt_tokens) > self._max_model_len:
             exchange.respond(400, api.too_long_body(self._max_model_len, max(prompt_tokens)))
         else:
             self._run(exchange, asked, sum(prompt_tokens), fault, chat=chat)
 
-    def _run(self, exchange: Exchange, asked: api.Asked, prompt_tokens: int, fault: Fault | None, *, chat: bool) -> None:
+    def _run(
+        self, exchange: Exchange, asked: api.Asked, prompt_tokens: int, fault: Fault | None, *, chat: bool
+    ) -> None:
         sequences = [api.cut(self._write(prompt, i), asked) for prompt in asked.prompts for i in range(asked.n)]
         for prompt in asked.prompts:
             self._prefix_cache.look_up(prompt)

@@ -1,0 +1,150 @@
+"""The pool of tokenised texts that every index shares: vocabulary, entries, seeds, scratch.
+
+Guarantees: room for a batch is made before its kernel runs; texts come in as bytes that :func:`tokenise_bytes` can cut.
+Knows nothing of how candidates are found.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastgen.index.arrays import grow_to
+from fastgen.index.checks import Seeds
+from fastgen.index.jit import kernel
+from fastgen.index.lcs import WORD, Entries, Query, Rule, append_entry, bitmap_of, make_rule
+from fastgen.index.vocabulary import Symbols, Vocabulary, elements_of, tokenise_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class Batch(NamedTuple):
+    """Texts as one writable byte array; text ``i`` is ``data[start[i]:start[i + 1]]``."""
+
+    data: NDArray[np.uint8]
+    start: NDArray[np.int64]
+
+
+class Pool(NamedTuple):
+    """Everything a kernel needs about the pool."""
+
+    symbols: Symbols
+    entries: Entries
+    query: Query
+    rule: Rule
+    seeds: Seeds
+
+
+def make_batch(texts: Sequence[bytes]) -> Batch:
+    """Join texts into one array."""
+    start = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=start[1:])
+    return Batch(np.frombuffer(bytearray(b"".join((*texts, b" "))), np.uint8), start)
+
+
+@kernel
+def read_text(pool: Pool, batch: Batch, text: int) -> int:
+    """Tokenise a text of the batch into ``pool.query``; returns its number of tokens."""
+    query = pool.query
+    count = tokenise_bytes(pool.symbols, batch.data, batch.start[text], batch.start[text + 1], query.tokens)
+    elements_of(pool.symbols, query.tokens, count, query.elements)
+    return count
+
+
+@kernel
+def _append_all(pool: Pool, batch: Batch) -> None:
+    for text in range(batch.start.size - 1):
+        count = read_text(pool, batch, text)
+        append_entry(pool.entries, pool.query.tokens, count, bitmap_of(pool.query.elements, count))
+
+
+@kernel
+def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32], fill: bool) -> None:
+    """Count (``fill`` false) or write the seeds of every element; two passes make the inverted lists."""
+    query, entries = pool.query, pool.entries
+    for seed in range(entries.size[0]):
+        offset = np.int64(entries.meta[seed, 1] >> np.uint64(24))
+        count = np.int64(entries.meta[seed, 1] & np.uint64((1 << 24) - 1))
+        elements_of(pool.symbols, entries.tokens[offset : offset + count], count, query.elements)
+        for i in range(count):
+            element = query.elements[i]
+            if fill:
+                member[first[element]] = seed
+            first[element] += 1
+
+
+class TextPool:
+    """Owner of the arrays."""
+
+    def __init__(self, threshold: float, reject_at: str) -> None:
+        self._vocabulary = Vocabulary()
+        self._entries = Entries(np.empty(0, np.int32), np.empty((0, 2), np.uint64), np.zeros(2, np.int64))
+        self._rule = make_rule(threshold, reject_at)
+        self._seeds = Seeds(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int32))
+        self._query = _make_query(WORD)
+
+    def __len__(self) -> int:
+        """Entries in the pool."""
+        return int(self._entries.size[0])
+
+    def view(self) -> Pool:
+        """The arrays for a kernel; stale after the next :meth:`reserve`."""
+        return Pool(self._vocabulary.symbols, self._entries, self._query, self._rule, self._seeds)
+
+    def reserve(self, batch: Batch) -> None:
+        """Make room for every text of ``batch``."""
+        size = int(batch.start[-1])
+        texts = batch.start.size - 1
+        tokens = size // 2 + texts
+        self._vocabulary.reserve(tokens, size)
+        grow_to(self._entries.tokens, int(self._entries.size[1]) + tokens)
+        grow_to(self._entries.meta, len(self) + texts)
+        longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
+        if longest > self._query.tokens.size:
+            self._query = _make_query(longest * 2)
+
+    def append(self, batch: Batch) -> None:
+        """Store the texts of ``batch``; nothing else."""
+        self.reserve(batch)
+        _append_all(self.view(), batch)
+
+    def index_seeds(self) -> None:
+        """Make the whole pool, as it is now, the seeds."""
+        symbols = len(self._vocabulary)
+        counts = np.zeros(symbols + 1, np.int64)
+        pool = self.view()
+        _seed_lists(pool, counts, np.empty(0, np.int32), False)
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        member = np.empty(int(counts.sum()), np.int32)
+        _seed_lists(pool, first.copy(), member, True)
+        self._seeds = Seeds(first, member, np.zeros(len(self), np.int32))
+
+    def truncate(self, entries: int) -> None:
+        """Take back the youngest entries; their symbols stay, which changes no decision."""
+        size = self._entries.size
+        if entries < size[0]:
+            size[1] = int(self._entries.meta[entries, 1]) >> 24
+            size[0] = entries
+
+    def memory_bytes(self) -> int:
+        """Bytes held, room to grow included."""
+        held = (*self._entries, *self._query, *self._seeds, self._rule.need)
+        return self._vocabulary.memory_bytes() + sum(array.nbytes for array in held)
+
+
+def _make_query(tokens: int) -> Query:
+    return Query(
+        tokens=np.empty(tokens, np.int32),
+        elements=np.empty(tokens, np.int32),
+        masks=np.empty(tokens, np.uint64),
+        first=np.empty(tokens + 1, np.int64),
+        places=np.empty(tokens, np.int64),
+        left=np.empty(tokens, np.int32),
+        row=np.zeros(tokens // WORD + 1, np.uint64),
+        hits=np.zeros(tokens // WORD + 1, np.uint64),
+    )
+

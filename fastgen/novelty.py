@@ -1,0 +1,198 @@
+"""The similarity filter as the rest of fastgen uses it: candidates -> exact ROUGE-L -> keep or reject.
+
+Guarantees: texts are decided in order, each against the whole pool and against the texts kept before it in the same
+call; one at a time or in batches, the decisions are the same. Scores are rouge_score's floats. A text without a token
+(empty, only punctuation, or another script under the ``rouge`` tokenizer) scores 0 against everything, as in
+rouge_score: it is novel and never anyone's neighbour. Kernels release the GIL, so the calls may run in a worker thread,
+one thread at a time. Knows nothing of files, asyncio or where texts come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from fastgen.errors import InputError
+from fastgen.records import Neighbour
+from fastgen.rouge import RejectAt, Tokenizer, check_rule, tokenise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgen.index import CandidateIndex
+    from fastgen.index.bands import Bands
+    from fastgen.index.checks import Found
+
+IndexKind = Literal["lsh", "exact", "exhaustive"]
+INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
+LSH_RECALL = 0.9998
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision on one text.
+
+    ``neighbour``, ``score``: the most similar pool member that the check met and its ROUGE-L F1, 0..1; for a rejected
+    text the reason, for a novel one possibly none (``None``, 0.0). ``nearest_seed``: (pool index, ROUGE-L F1) of the
+    most similar seed, exact, for novel texts (``None`` for rejected ones and in a pool without seeds).
+    ``nearest_checked``: up to five pool members whose score was computed, best first, lowest pool index among equals.
+    """
+
+    novel: bool
+    neighbour: int | None = None
+    score: float = 0.0
+    nearest_seed: Neighbour | None = None
+    nearest_checked: tuple[Neighbour, ...] = ()
+
+
+class NoveltyFilter:
+    """A pool of texts that a new text must differ from.
+
+    ``threshold`` (0 < t <= 1) and ``reject_at`` are the rule: ``gt`` rejects above the threshold, ``ge`` at it too.
+    ``index``: ``lsh`` (default; misses a true neighbour with probability ``1 - bands.recall``), ``exact`` (no miss),
+    ``exhaustive`` (no miss, linear cost). ``lsh_recall`` chooses bands and rows unless both are given.
+
+    Usual round: ``verdicts = decide(texts)`` then ``admit()``. Without the ``admit`` the next call forgets what the
+    decision would have added. ``filter`` is both at once.
+
+    :raises InputError: a parameter is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.7,
+        reject_at: RejectAt = "gt",
+        tokenizer: Tokenizer = "unicode",
+        index: IndexKind = "lsh",
+        lsh_recall: float = LSH_RECALL,
+        lsh_bands: int | None = None,
+        lsh_rows: int | None = None,
+    ) -> None:
+        check_rule(threshold, reject_at)
+        tokenise("", tokenizer)
+        self.threshold = threshold
+        self.reject_at = reject_at
+        self.tokenizer: Tokenizer = tokenizer
+        self.bands: Bands | None = None
+        """Bands and rows of an ``lsh`` index, with ``recall`` and ``at_bound`` to print."""
+        if index == "lsh":
+            self.bands = _banding(threshold, lsh_recall, lsh_bands, lsh_rows)
+        self._index = _make_index(index, threshold, reject_at, self.bands)
+        self._size = 0
+        self._seeds = 0
+
+    def __len__(self) -> int:
+        """Texts in the pool, seeds included."""
+        return self._size
+
+    @property
+    def seed_count(self) -> int:
+        """Seeds: pool indexes 0 .. ``seed_count`` - 1."""
+        return self._seeds
+
+    def add_seeds(self, texts: Sequence[str]) -> None:
+        """Put the seeds in the pool; they are never filtered.
+
+        :raises InputError: the pool already holds other texts.
+        """
+        self._forget_decision()
+        if self._size != self._seeds:
+            raise InputError("seeds were added to a pool that already holds other texts: add every seed first")
+        self._index.add(self._encode(texts), seeds=True)
+        self._size = self._seeds = len(self._index)
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Append texts without a check (replay of a run)."""
+        self._forget_decision()
+        self._index.add(self._encode(texts))
+        self._size = len(self._index)
+
+    def decide(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text, in order; the pool stays as it is until :meth:`admit`.
+
+        A novel text counts for those after it, under the pool index that it will get: ``len(self)`` plus the number of
+        novel texts before it.
+        """
+        self._forget_decision()
+        return _verdicts(self._index.decide(self._encode(texts)))
+
+    def admit(self) -> None:
+        """Append the novel texts of the last :meth:`decide` to the pool; without one, nothing happens."""
+        self._size = len(self._index)
+
+    def filter(self, texts: Sequence[str]) -> list[Verdict]:
+        """Decide and admit in one pass."""
+        verdicts = self.decide(texts)
+        self.admit()
+        return verdicts
+
+    def memory_bytes(self) -> int:
+        """Bytes held by pool and index, room to grow included."""
+        return self._index.memory_bytes()
+
+    def _forget_decision(self) -> None:
+        if len(self._index) > self._size:
+            self._index.truncate(self._size)
+
+    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+        return [
+            text.encode() if text.isascii() else " ".join(tokenise(text, self.tokenizer)).encode() for text in texts
+        ]
+
+
+def _verdicts(found: Found) -> list[Verdict]:
+    rows = zip(
+        found.novel.tolist(),
+        found.entry.tolist(),
+        found.score.tolist(),
+        found.seed.tolist(),
+        found.seed_score.tolist(),
+        strict=True,
+    )
+    return [_verdict(bool(novel), *row) for novel, *row in rows]
+
+
+def _verdict(novel: bool, entries: list[int], scores: list[float], seed: int, seed_score: float) -> Verdict:
+    checked = tuple((entry, score) for entry, score in zip(entries, scores, strict=True) if entry >= 0)
+    nearest_seed = (seed, seed_score) if seed >= 0 else None
+    met = checked[:1] if nearest_seed is None else (*checked[:1], nearest_seed)
+    neighbour, score = min(met, key=lambda pair: (-pair[1], pair[0]), default=(None, 0.0))
+    if score == 0.0:
+        neighbour = None
+    return Verdict(novel, neighbour, score, nearest_seed, checked)
+
+
+def _banding(threshold: float, recall: float, bands: int | None, rows: int | None) -> Bands:
+    from fastgen.index.bands import Bands, choose_bands
+
+    if bands is None and rows is None:
+        return choose_bands(threshold, recall)
+    if bands is None or rows is None:
+        raise InputError("give both the number of LSH bands and of rows, or neither and a recall")
+    if not (1 <= bands <= 1024 and 1 <= rows <= 16):  # noqa: PLR2004 - the ranges the message states
+        raise InputError(f"LSH with {bands} bands of {rows} rows: bands must be 1 to 1024, rows 1 to 16")
+    return Bands(bands, rows, threshold)
+
+
+def _make_index(kind: IndexKind, threshold: float, reject_at: RejectAt, bands: Bands | None) -> CandidateIndex:
+    if kind == "lsh" and bands is not None:
+        from fastgen.index.lsh import LshIndex
+
+        return LshIndex(threshold, reject_at, bands)
+    if kind in INDEX_KINDS:
+        from fastgen.index.exhaustive import ExhaustiveIndex
+
+        return ExhaustiveIndex(threshold, reject_at)
+    raise InputError(f"unknown index {kind!r}: use one of {', '.join(INDEX_KINDS)}")
+
+
+def warm_up(index: IndexKind = "lsh") -> None:
+    """Load (the first time on a machine: compile) every kernel of an index, so that the first real batch is fast.
+
+    About half a second from numba's disk cache, up to a minute where it has to compile.
+    """
+    novelty = NoveltyFilter(index=index)
+    novelty.add_seeds(["Write a short poem about the sea."])
+    novelty.decide(["List three uses of a paper clip.", "Write a short poem about the sea."])
+    novelty.filter([f"Sort the words {' '.join(map(str, range(70)))}"])

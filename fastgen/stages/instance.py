@@ -1,0 +1,184 @@
+"""Stage 3: ask for instances of a task, read them, and drop the invalid ones.
+
+Input-first for generation tasks (an input, then its output), output-first for classification (a class label, then an
+input for it). Guarantees of ``parse``: it never raises, every span lies in the completion and is stripped, ``(0, 0)``
+stands for an empty text, and every instance that was found is either kept or rejected under a rule. The rules and their
+order are those of Self-Instruct (Wang et al., ACL 2023); ``instance_style`` says how labels are recognised: to the letter
+of the released code (``paper``, here) or as models write them (``lenient``, :mod:`fastgen.stages.fields`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fastgen.stages.answer import NOWHERE, answer_span, is_cut, trim
+from fastgen.stages.fields import read_classification, read_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgen.records import Completion, Message, Span
+    from fastgen.rules import Rules
+    from fastgen.stages.prompts import PromptSet
+
+NO_INSTANCE: Final = "no_instance"
+UNCLOSED_THINKING: Final = "unclosed_thinking"
+CONFLICTING_OUTPUTS: Final = "conflicting_outputs"
+
+_EXAMPLE: Final = re.compile(r"Example\s?\d*\.?")
+_OUTPUT: Final = re.compile(r"Output\s*\d*\s*:")
+_INPUT: Final = re.compile(r"Input\s*\d*\s*:")
+_CLASS_LABEL: Final = re.compile(r"Class label:")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedInstance:
+    """Where the input and the output of one instance are; ``(0, 0)`` where there is none."""
+
+    input: Span
+    output: Span
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedInstance:
+    """An instance that was found and dropped, and the rule that dropped it."""
+
+    rule: str
+    input: Span
+    output: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedInstances:
+    """What a completion holds: at most ``max_instances`` kept, the others with their rule.
+
+    ``discarded`` says why the completion as a whole gives nothing: ``no_instance`` (none was found),
+    ``unclosed_thinking``, or ``conflicting_outputs``; ``None`` also when every instance was rejected by itself.
+    """
+
+    instances: tuple[ParsedInstance, ...]
+    rejected: tuple[RejectedInstance, ...]
+    discarded: str | None
+
+
+def build_prompt(instruction: str, is_classification: bool, prompts: PromptSet) -> str | tuple[Message, ...]:
+    """Return the prompt that asks for instances of ``instruction``."""
+    template = prompts.output_first if is_classification else prompts.input_first
+    return template.fill(instruction=instruction.strip())
+
+
+def parse(completion: Completion, is_classification: bool, rules: Rules) -> ParsedInstances:
+    """Return the valid instances of the completion and the rejected ones.
+
+    In order: of a cut completion the last is ``unfinished``; an instance whose ``input_equals_output``, with an
+    ``empty_output``, or of which either part ``ends_with_colon`` is dropped; the same input with two outputs discards
+    all (``conflicting_outputs``); of equals the first is kept (``duplicate``); after ``max_instances`` the rest is
+    ``too_many``.
+    """
+    text = completion.text
+    if rules.instance_style == "paper":
+        found = (_paper_classification if is_classification else _paper_generation)(text)
+        last_is_cut = completion.finish_reason == "length"
+    else:
+        answer = answer_span(text)
+        if answer is None:
+            return ParsedInstances((), (), UNCLOSED_THINKING)
+        reading = (read_classification if is_classification else read_generation)(text, answer)
+        found = [ParsedInstance(*pair) for pair in reading.pairs]
+        last_is_cut = is_cut(completion) and reading.open_ended
+    if not found:
+        return ParsedInstances((), (), NO_INSTANCE)
+    rejected = [_reject("unfinished", found[-1])] if last_is_cut else []
+    return _judge(text, found[:-1] if last_is_cut else found, rejected, rules)
+
+
+def _paper_generation(text: str) -> list[ParsedInstance]:
+    start, end = trim(text, 0, len(text))
+    breaks = [match.span() for match in _EXAMPLE.finditer(text, start, end)]
+    if not breaks:
+        return [_paper_pair(text, (start, end))] if _OUTPUT.search(text, start, end) else []
+    edges = zip([start, *(b for _, b in breaks)], [*(a for a, _ in breaks), end], strict=True)
+    pieces = (trim(text, *edge) for edge in edges)
+    return [_paper_pair(text, piece) for piece in pieces if piece[0] < piece[1]]
+
+
+def _paper_pair(text: str, piece: Span) -> ParsedInstance:
+    """Split a piece at its first "Output:"; without one, all of it is output."""
+    outputs = [match.span() for match in _OUTPUT.finditer(text, *piece)]
+    given, wanted = NOWHERE, piece
+    if outputs:
+        given = trim(text, piece[0], outputs[0][0])
+        wanted = trim(text, outputs[0][1], outputs[1][0] if len(outputs) > 1 else piece[1])
+    if following := _INPUT.search(text, *wanted):
+        wanted = trim(text, wanted[0], following.start())
+    if prefix := _INPUT.match(text, *given):
+        given = trim(text, prefix.end(), given[1])
+    return ParsedInstance(given, wanted)
+
+
+def _paper_classification(text: str) -> list[ParsedInstance]:
+    labels = [match.span() for match in _CLASS_LABEL.finditer(text)]
+    ends = [*(start for start, _ in labels[1:]), len(text)]
+    pieces = [trim(text, start, end) for (_, start), end in zip(labels, ends, strict=bool(labels))]
+    return [_paper_labelled(text, piece) for piece in pieces]
+
+
+def _paper_labelled(text: str, piece: Span) -> ParsedInstance:
+    """Take the first line as the label and the rest as the input."""
+    line_end = text.find("\n", *piece)
+    if line_end < 0:
+        return ParsedInstance(NOWHERE, piece)
+    return ParsedInstance(trim(text, line_end, piece[1]), trim(text, piece[0], line_end))
+
+
+def _judge(
+    text: str, found: Sequence[ParsedInstance], rejected: list[RejectedInstance], rules: Rules
+) -> ParsedInstances:
+    colons = (":",) if rules.instance_style == "paper" else (":", "\uff1a")
+    valid = []
+    for instance in found:
+        rule = _invalid(*_texts(text, instance), colons)
+        if rule is None:
+            valid.append(instance)
+        else:
+            rejected.append(_reject(rule, instance))
+    if _conflicts(text, valid):
+        rejected += (_reject(CONFLICTING_OUTPUTS, instance) for instance in valid)
+        return ParsedInstances((), tuple(rejected), CONFLICTING_OUTPUTS)
+    kept: dict[tuple[str, str], ParsedInstance] = {}
+    for instance in valid:
+        texts = _texts(text, instance)
+        if texts in kept:
+            rejected.append(_reject("duplicate", instance))
+        elif len(kept) == rules.max_instances:
+            rejected.append(_reject("too_many", instance))
+        else:
+            kept[texts] = instance
+    return ParsedInstances(tuple(kept.values()), tuple(rejected), None)
+
+
+def _reject(rule: str, instance: ParsedInstance) -> RejectedInstance:
+    return RejectedInstance(rule, instance.input, instance.output)
+
+
+def _texts(text: str, instance: ParsedInstance) -> tuple[str, str]:
+    return text[slice(*instance.input)], text[slice(*instance.output)]
+
+
+def _invalid(given: str, wanted: str, colons: tuple[str, ...]) -> str | None:
+    if given == wanted:
+        return "input_equals_output"
+    if not wanted:
+        return "empty_output"
+    if given.endswith(colons) or wanted.endswith(colons):
+        return "ends_with_colon"
+    return None
+
+
+def _conflicts(text: str, instances: Sequence[ParsedInstance]) -> bool:
+    """Whether one input that is not empty has two different outputs."""
+    outputs: dict[str, str] = {}
+    pairs = (_texts(text, instance) for instance in instances)
+    return any(given and outputs.setdefault(given, wanted) != wanted for given, wanted in pairs)

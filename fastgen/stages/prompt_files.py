@@ -1,0 +1,204 @@
+"""Read prompt templates (TOML) and demonstrations (JSON lines), and name file, line and field of whatever is wrong.
+
+A folder given with ``--prompts`` may hold any of ``base.toml`` (completions) or ``chat.toml`` (chat),
+``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``; what it lacks comes from the shipped files.
+In a template, ``{name}`` is a place to fill; other braces are plain text. Knows nothing of how prompts are assembled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final, Literal
+
+from fastgen.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Api = Literal["completions", "chat"]
+
+_TEMPLATE_FILE: Final[Mapping[Api, str]] = {"completions": "base.toml", "chat": "chat.toml"}
+_PLACE: Final = re.compile(r"\{([a-z_]+)\}")
+_OPTIONAL: Final = frozenset({"demonstrations", "next_number", "number"})  # every other place has to be there
+_LIST: Final = frozenset({"instructions", "next_number"})
+_TASK: Final = frozenset({"demonstrations", "instruction"})
+_DEMONSTRATION: Final = frozenset({"instruction", "examples"})
+_Section = dict[str, frozenset[str]]
+_PROMPTS: Final[Mapping[str, frozenset[str]]] = {
+    "instruction": _LIST,
+    "instruction_classification": _LIST,
+    "classification": _TASK,
+    "input_first": _TASK,
+    "output_first": _TASK,
+}
+_RENDERING: Final[Mapping[str, _Section]] = {
+    "classification": {"demonstration": frozenset({"instruction", "answer"})},
+    "input_first": {
+        "demonstration": _DEMONSTRATION,
+        "example": frozenset({"number", "input", "output"}),
+        "example_without_input": frozenset({"number", "output"}),
+    },
+    "output_first": {"demonstration": _DEMONSTRATION, "example": frozenset({"number", "label", "input"})},
+}
+SECTIONS: Final = tuple(_PROMPTS)
+WITH_DEMONSTRATIONS: Final = tuple(_RENDERING)
+FILES: Final = (*_TEMPLATE_FILE.values(), *(f"{name}.jsonl" for name in _RENDERING))
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A worked task: for classification the ``answer`` ("Yes" or "No"), else ``examples``, each a field → text."""
+
+    instruction: str
+    answer: str
+    examples: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A text file and how to blame a line of it."""
+
+    name: str
+    text: str
+
+    def error(self, line: int, message: str) -> InputError:
+        return InputError(f"{self.name}:{line}: {message}")
+
+
+def split_places(text: str) -> tuple[str, ...]:
+    """Return literal text and place names in turn, text first and last."""
+    return tuple(_PLACE.split(text))
+
+
+def check_directory(directory: Path) -> None:
+    """Check that a folder given with ``--prompts`` is one.
+
+    :raises InputError: it holds none of the files, so it is probably not the one that was meant.
+    """
+    if not any((directory / name).is_file() for name in FILES):
+        raise InputError(f"--prompts {directory}: holds none of {', '.join(FILES)}; name a folder with at least one")
+
+
+def read_templates(api: Api, directory: Path | None) -> dict[str, dict[str, str]]:
+    """Return the checked tables of the template file: section → key → template.
+
+    Keys are ``prompt`` (completions) or ``system`` and ``user`` (chat), and what renders a demonstration.
+
+    :raises InputError: the file cannot be read, is not TOML, or has a wrong section, key or place.
+    """
+    source = _read(_TEMPLATE_FILE[api], directory)
+    try:
+        tables = tomllib.loads(source.text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
+        line = int(place[1]) if place else source.text.count("\n") + 1
+        raise source.error(line, f"not valid TOML: {str(error).split(' (at ')[0]}; mend the syntax") from None
+    for name in tables:
+        if name not in SECTIONS:
+            raise source.error(_line_of(source.text, name), f"{name}: unknown section; known: {', '.join(SECTIONS)}")
+    for name in SECTIONS:
+        _check_section(source, name, tables.get(name), _expected(api, name))
+    return tables
+
+
+def _expected(api: Api, name: str) -> _Section:
+    """Return the keys of a section and the places that each may have."""
+    system = {"system": _PROMPTS[name] & {"demonstrations"}, "user": _PROMPTS[name]}
+    return {**(system if api == "chat" else {"prompt": _PROMPTS[name]}), **_RENDERING.get(name, {})}
+
+
+def _check_section(source: _Source, name: str, table: object, expected: _Section) -> None:
+    at = _line_of(source.text, name)
+    if not isinstance(table, dict):
+        raise source.error(at, f"{name}: the section [{name}] is missing; copy it from the shipped file")
+    for key in table:
+        if key not in expected:
+            raise source.error(
+                _line_of(source.text, name, key), f"{name}.{key}: unknown key; known: {', '.join(expected)}"
+            )
+    for key, places in expected.items():
+        if not isinstance(table.get(key), str):
+            raise source.error(_line_of(source.text, name, key), f"{name}.{key}: has to be a text in quotation marks")
+        _check_places(source, name, key, table[key], places)
+
+
+def _check_places(source: _Source, name: str, key: str, text: str, places: frozenset[str]) -> None:
+    found, at = frozenset(_PLACE.findall(text)), _line_of(source.text, name, key)
+    for place in sorted(found - places):
+        known = ", ".join(f"{{{known}}}" for known in sorted(places)) or "none"
+        raise source.error(at, f"{name}.{key}: unknown placeholder {{{place}}}; known here: {known}")
+    for place in sorted(places - found - _OPTIONAL):
+        raise source.error(at, f"{name}.{key}: the placeholder {{{place}}} is missing; put it where the text belongs")
+
+
+def _line_of(text: str, section: str, key: str | None = None) -> int:
+    """Return the number of the line that opens the section, or sets the key in it; 1 where neither is found."""
+    header = re.search(rf"^[ \t]*\[[ \t]*[\"']?{re.escape(section)}[\"']?[ \t]*\]", text, re.MULTILINE)
+    if header is None:
+        return 1
+    position = header.start()
+    if key is not None:
+        setting = re.compile(rf"^[ \t]*[\"']?{re.escape(key)}[\"']?[ \t]*=", re.MULTILINE).search(text, header.end())
+        position = setting.start() if setting else position
+    return text.count("\n", 0, position) + 1
+
+
+def read_demonstrations(name: str, directory: Path | None) -> tuple[Demonstration, ...]:
+    """Return the demonstrations of ``NAME.jsonl``, at least one.
+
+    :raises InputError: the file cannot be read, a line is not JSON, or a field is missing or of the wrong kind.
+    """
+    source = _read(f"{name}.jsonl", directory)
+    lines = [(number, line) for number, line in enumerate(source.text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise source.error(1, "no demonstrations; add at least one or remove the file to use the shipped ones")
+    return tuple(_demonstration(name, source, *line) for line in lines)
+
+
+def _demonstration(name: str, source: _Source, number: int, line: str) -> Demonstration:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise source.error(number, f"not valid JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise source.error(number, 'not a JSON object; write {"instruction": ...} on one line')
+    if not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
+        raise source.error(number, "instruction: has to be a text that is not empty")
+    if name != "classification":
+        return Demonstration(row["instruction"].strip(), "", _examples(name, source, number, row.get("examples")))
+    if not isinstance(row.get("is_classification"), bool):
+        raise source.error(number, "is_classification: has to be true or false")
+    return Demonstration(row["instruction"].strip(), "Yes" if row["is_classification"] else "No", ())
+
+
+def _examples(name: str, source: _Source, number: int, examples: object) -> tuple[Mapping[str, str], ...]:
+    if not isinstance(examples, list) or not examples:
+        raise source.error(number, "examples: has to be a list of at least one object")
+    required, other = ("output", "input") if name == "input_first" else ("label", "input")
+    for i, example in enumerate(examples):
+        if not isinstance(example, dict):
+            raise source.error(number, f"examples[{i}]: has to be an object with {required} and {other}")
+        for field in (required, other):
+            if not isinstance(example.get(field), str):
+                raise source.error(number, f"examples[{i}].{field}: has to be a text")
+        if not example[required].strip():
+            raise source.error(number, f"examples[{i}].{required}: is empty; write what the model should answer")
+    return tuple({field: example[field].strip() for field in (required, other)} for example in examples)
+
+
+def _read(name: str, directory: Path | None) -> _Source:
+    override = directory / name if directory is not None else None
+    if override is None or not override.is_file():
+        return _Source(name, files("fastgen").joinpath("prompts", name).read_text(encoding="utf-8"))
+    try:
+        return _Source(str(override), override.read_bytes().decode().replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{override}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{override}: cannot be read ({error.strerror}); check the file and its permissions") from None
