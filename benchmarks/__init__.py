@@ -1,2 +1,4 @@
-"""One file per question; ``harness`` is what they share. A figure is never given without command, commit, hardware and
-date."""
+"""One file per question; ``harness`` is what they share.
+
+A figure is never given without command, commit, hardware and date.
+"""

@@ -1,4 +1,4 @@
-"""How much does fastgen's client cost beside a bare aiohttp loop that sends the same bodies to the same server?
+"""What fastgen's client costs beside a bare aiohttp loop that sends the same bodies to the same server.
 
 ``python -m benchmarks.client [--completions 20000] [--concurrency 512] [--repeats 5]``
 
@@ -60,8 +60,10 @@ class LoopResult:
 async def bare_loop(
     bodies: Sequence[bytes], base_url: str, concurrency: int, *, route: str = "/completions"
 ) -> LoopResult:
-    """POST every body once, ``concurrency`` workers at a time, read and parse the answers; the session is opened before
-    timing."""
+    """POST every body once, ``concurrency`` workers at a time; read and parse the answers.
+
+    The session is opened before timing, its connections within.
+    """
     pending = iter(bodies)
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Content-Type": "application/json"}

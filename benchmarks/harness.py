@@ -1,7 +1,6 @@
-"""What every benchmark needs: a test server in a process of its own, a table, the line that says where and when, and a
-last line of JSON.
+"""What every benchmark needs: a test server in another process, a table, and where and when it was measured.
 
-Knows nothing of what is measured. Figures are printed as they are; a benchmark states its ceiling before it measures.
+Knows nothing of what is measured. Figures are printed as they are; every benchmark's last line is one line of JSON.
 """
 
 from __future__ import annotations
@@ -75,8 +74,10 @@ def test_server(*arguments: str) -> Iterator[ServerProcess]:
 
 
 def instruction_prompts(count: int, seed: int = 0, head_characters: int = 800) -> list[str]:
-    """``count`` different prompts as the first stage sends them: a common head, eight numbered instructions, the next
-    number."""
+    """Return ``count`` different prompts like the first stage's.
+
+    A common head of ``head_characters``, eight numbered instructions, the next number.
+    """
     pool = [item for i in range(64) for item in _items(Writer(seed, similar_share=0.0).answer(f"{i}\n9."))]
     head = (_PROMPT_HEAD * (head_characters // len(_PROMPT_HEAD) + 1))[:head_characters]
     draw = random.Random(seed)

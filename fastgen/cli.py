@@ -21,7 +21,7 @@ from fastgen.config import JOB, Options, preset_values
 from fastgen.errors import FastgenError, InputError
 
 if TYPE_CHECKING:
-    from cyclopts.argument import Argument, ArgumentCollection
+    from cyclopts.argument import ArgumentCollection
 
     from fastgen.pipeline import Outcome, Place
 
@@ -52,7 +52,7 @@ InJob = Parameter(group=JOB)
 def generate(
     *,
     run_dir: Annotated[Path, InJob],
-    config: Annotated[Path | None, InJob] = None,
+    config: Annotated[Path | None, InJob] = None,  # noqa: ARG001 - read by _config_sources
     options: Options = Options(),  # noqa: B008 - frozen
 ) -> int:
     """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
@@ -62,7 +62,8 @@ def generate(
     run_dir
         Folder of the run; made if it is not there. On resume it supplies every option that is not given.
     config
-        TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature = 0.9).
+        TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
+        0.9).
     """
     from fastgen.pipeline import Place, require_target
 
@@ -88,8 +89,8 @@ def export(
     output
         File to write; - is standard output.
     format
-        raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output a line;
-        rejected: what the filters rejected, with rule, neighbour and ROUGE-L.
+        raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
+        a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L.
     include_empty
         raw only: also instructions that were settled without any instance.
     """
@@ -150,8 +151,11 @@ def _run(place: Place, options: Options) -> int:
     if outcome is None or outcome.interrupted:
         print(f"interrupted; everything committed is kept, go on with: {how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
-    print(f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
-          f"{place.run_dir} --output FILE", file=sys.stderr)
+    print(
+        f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
+        f"{place.run_dir} --output FILE",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -190,7 +194,7 @@ def _api_key(name: str | None) -> str | None:
     return key
 
 
-# -- where option values come from ---------------------------------------------------------------------------------------
+# -- where option values come from --------------------------------------------------------------------------------
 
 
 def _given(arguments: ArgumentCollection, name: str) -> str | None:

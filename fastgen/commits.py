@@ -1,8 +1,8 @@
 """What the log says: one ``Commit`` per judged choice of one completion, and its JSON form.
 
 A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
-rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw text.
-Knows nothing of files, checksums or asyncio.
+rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw
+text. Knows nothing of files, checksums or asyncio.
 
 JSON keys of a line (the store adds ``crc``)::
 
@@ -12,7 +12,7 @@ JSON keys of a line (the store adds ``crc``)::
     text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
     first                          machine instruction number of the first kept one; the others follow it
     kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
-    rejected                       instruction stage: [[start, end, rule] or [start, end, rule, rouge_l, pool index], ...]
+    rejected                       instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
                                    instance stage: [rule, ...]
     is_classification              the classification stage's answer
     instances                      [[input start, input end, output start, output end], ...]
@@ -158,7 +158,7 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
     if "failed" in line:
         return Failure(line["failed"], line["detail"], line["settles"])
     if "kept" in line:
-        kept = tuple(_decode_kept(line["first"] + i, *k) for i, k in enumerate(line["kept"]))
+        kept = tuple(_decode_kept(line["first"] + i, k) for i, k in enumerate(line["kept"]))
         return InstructionOutcome(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
     if "instances" in line:
         instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
@@ -166,11 +166,14 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
     return ClassificationOutcome(line["is_classification"])
 
 
-def _decode_kept(number: int, start: int, end: int, seed: int | None, score: float | None, *checked: Any) -> Kept:
-    nearest_seed = None if seed is None or score is None else (seed, score)
+def _decode_kept(number: int, values: list[Any]) -> Kept:
+    start, end, seed, score, *checked = values
+    nearest_seed = None if seed is None else (seed, score)
     return Kept((start, end), number, nearest_seed, tuple(zip(checked[::2], checked[1::2], strict=True)))
 
 
-def _decode_rejection(start: int, end: int, rule: str, score: float | None = None, index: int | None = None) -> Rejection:
+def _decode_rejection(
+    start: int, end: int, rule: str, score: float | None = None, index: int | None = None
+) -> Rejection:
     neighbour = None if index is None or score is None else (index, score)
     return Rejection((start, end), rule, neighbour)

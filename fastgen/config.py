@@ -1,8 +1,8 @@
-"""Every option of ``fastgen generate``: its name, default and help exist here once, for flags, TOML files and run folders.
+"""Every option of ``fastgen generate``: name, default and help exist here once, for flags, TOML and run folders.
 
-Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these defaults.
-`MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is how it is carried
-out and may change on every resume. Knows nothing of argv, files or servers.
+Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these
+defaults. `MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is
+how it is carried out and may change on every resume. Knows nothing of argv, files or servers.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ class ServerOptions:
     """Who writes. Without ``--base-url`` fastgen starts a vLLM server itself."""
 
     base_url: tuple[str, ...] = ()
-    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it: vLLM on the
-    GPU if there is one, else a small model on the CPU, set up on first use."""
+    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it: vLLM on
+    the GPU if there is one, else a small model on the CPU, set up on first use."""
     model: str | None = None
-    """The model's name at the server, or what to serve; default: the server's only model, Qwen/Qwen3-4B-Base on a GPU."""
+    """The model's name at the server, or what to serve; default: the server's only model, Qwen/Qwen3-4B-Base on a
+    GPU."""
     api: Literal["completions", "chat"] = "completions"
     """completions for base models (the method's own way), chat for instruct models and hosts without completions."""
     api_key_env: str | None = None
@@ -119,7 +120,8 @@ class MethodOptions:
     """What the run means, apart from rules and sampling."""
 
     preset: Literal["default", "paper"] = "default"
-    """paper: the original's rules and figures to the letter; default: the same method without its defects (docs/rules.md)."""
+    """paper: the original's rules and figures to the letter; default: the same method without its defects
+    (docs/rules.md)."""
     seed_tasks: Path | None = None
     """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""
     prompts: Path | None = None
@@ -150,8 +152,7 @@ class MethodOptions:
             raise InputError(f"--threshold: {self.threshold} is not above 0 and at most 1")
 
 
-def _sampling(stage: str) -> Any:  # noqa: ANN401 - a dataclass field specifier
-    return dataclasses.field(default=SAMPLING_PRESETS["default"][stage])
+_DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
 
 
 @Parameter(name="*", group=_SAMPLING, show_default=False)
@@ -159,13 +160,13 @@ def _sampling(stage: str) -> Any:  # noqa: ANN401 - a dataclass field specifier
 class SamplingOptions:
     """How each stage samples."""
 
-    instruction: Sampling = _sampling("instruction")
+    instruction: Sampling = _DEFAULT_SAMPLING["instruction"]
     """Writing new instructions."""
-    classification: Sampling = _sampling("classification")
+    classification: Sampling = _DEFAULT_SAMPLING["classification"]
     """Telling classification tasks from others."""
-    instance_input_first: Sampling = _sampling("instance_input_first")
+    instance_input_first: Sampling = _DEFAULT_SAMPLING["instance_input_first"]
     """Writing instances, input before output."""
-    instance_output_first: Sampling = _sampling("instance_output_first")
+    instance_output_first: Sampling = _DEFAULT_SAMPLING["instance_output_first"]
     """Writing instances of classification tasks, label before input."""
 
     def by_stage(self) -> dict[str, Sampling]:
@@ -195,7 +196,8 @@ def preset_values(preset: str) -> dict[str, Any]:
 
 
 NOT_SAVED = frozenset({"seed_tasks", "prompts", "quiet", "log_json"})
-"""Options that a run folder does not remember: it keeps the seeds and prompts themselves, and display is for one session."""
+"""Options that a run folder does not remember: it keeps the seeds and prompts themselves, and display is for one
+session."""
 
 
 def saved_values(options: Options) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class TransientError(RequestError):
     """Another attempt may succeed.
 
     ``kind`` is a short stable word for the ledger and metrics (``"connection"``, ``"timeout"``, ``"http_429"``,
-    ``"bad_body"`` ...). ``retry_after_s`` is the server's own wish, if it stated one. ``reached_server`` is false when no
-    HTTP answer came back, which is what an outage looks like.
+    ``"bad_body"`` ...). ``retry_after_s`` is the server's own wish, if it stated one. ``reached_server`` is false
+    when no HTTP answer came back, which is what an outage looks like.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
-"""The counts of a run: what was asked, kept, rejected and why. A pure fold over commits, so live, resumed and read runs agree.
+"""The counts of a run: what was asked, kept, rejected and why.
 
-Knows nothing of files; the store saves it beside the log as a snapshot that a reader brings up to date from the log's end.
+A pure fold over commits, so that live, resumed and read runs agree.
+Knows nothing of files; the store saves it beside the log as a snapshot that a reader brings up to date from the log's
+end.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ def _counter() -> Counter[str]:
 class Ledger:
     """Counts since the start of the run; tokens are the server's figures.
 
-    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts; ``empty`` ones
-    are settled without any; the rest of ``kept`` is on its way.
+    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts; ``empty``
+    ones are settled without any; the rest of ``kept`` is on its way.
     """
 
     kept: int = 0

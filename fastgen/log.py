@@ -1,9 +1,9 @@
 """The append-only, checksummed, segmented log under a run folder: the only truth of a run.
 
-A segment is ``log/NNNNNN.jsonl`` while it is written and ``log/NNNNNN.jsonl.zst`` once it is closed. Every line is a JSON
-object whose first key is ``crc``: eight hex digits of CRC-32 over the rest of the line, chained with the line before it, so
-a flipped byte, a lost line or two swapped ones are all found. The first line of a segment is a header that names the run,
-the segment and the checksum that the chain starts from.
+A segment is ``log/NNNNNN.jsonl`` while it is written and ``log/NNNNNN.jsonl.zst`` once it is closed. Every line is a
+JSON object whose first key is ``crc``: eight hex digits of CRC-32 over the rest of the line, chained with the line
+before it, so a flipped byte, a lost line or two swapped ones are all found. The first line of a segment is a header
+that names the run, the segment and the checksum that the chain starts from.
 
 Guarantees:
 
@@ -37,7 +37,7 @@ _CRC_LENGTH = len(b'{"crc":"01234567",')
 
 
 class Position(NamedTuple):
-    """A place between two lines: segment number, byte offset in the uncompressed segment, checksum of the line before."""
+    """A place between two lines: segment, byte offset in the uncompressed segment, checksum of the line before."""
 
     segment: int
     offset: int
@@ -90,7 +90,7 @@ def _open_segment(path: Path) -> IO[bytes]:
 def read_log(
     directory: Path, *, run_id: str, start: Position | None = None
 ) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
-    """Every line from ``start`` (default: the beginning) with the position after it; then the torn tail, if there is one.
+    """Every line from ``start`` (default: the beginning) with the position after it; at the end the torn tail, if any.
 
     Reads while another process appends: what that process is in the middle of writing looks like a torn tail.
 
@@ -166,12 +166,15 @@ def _check_header(header: dict[str, Any], path: Path, number: int, run_id: str) 
 class LogWriter:
     """Appends to the log; the only writer of it. Not thread-safe: one thread at a time calls `append`.
 
-    Give it the position that `read_log` ended at; a torn tail there is cut off, and half-done compressions are cleaned up.
+    Give it the position that `read_log` ended at; a torn tail there is cut off, and half-done compressions are
+    cleaned up.
 
     :raises DiskError: the folder cannot be written.
     """
 
-    def __init__(self, directory: Path, *, run_id: str, end: Position | None, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, directory: Path, *, run_id: str, end: Position | None, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
         self._directory = directory
         self._run_id = run_id
         self._segment_bytes = segment_bytes

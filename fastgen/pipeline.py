@@ -1,8 +1,8 @@
 """``generate``: the whole story of a run on one screen.
 
-Open the run folder, take up what is committed, start or attach the servers, keep them saturated until the target is reached,
-close. Everything that decides anything is elsewhere: `fastgen.plan` (what to ask, what it means), `fastgen.scheduler` (how
-much at once), `fastgen.store` (what is true).
+Open the run folder, take up what is committed, start or attach the servers, keep them saturated until the target is
+reached, close. Everything that decides anything is elsewhere: `fastgen.plan` (what to ask, what it means),
+`fastgen.scheduler` (how much at once), `fastgen.store` (what is true).
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ async def generate(place: Place, options: Options, reporter: Reporter, stopper: 
         if folder.exists():
             _resume(folder, store, plan, options, material, reporter)
         if not plan.done:
-            async with serve(options, folder, place.cache_dir, place.api_key, _model_so_far(folder), reporter.say) as serving:
+            async with serve(
+                options, folder, place.cache_dir, place.api_key, _model_so_far(folder), reporter.say
+            ) as serving:
                 _begin_or_check(folder, store, plan, options, material, serving)
                 await _saturate(store, plan, serving, options, reporter, stopper)
         return Outcome(plan.complete, plan.target, interrupted=stopper.stopped and not plan.done)
@@ -150,7 +152,9 @@ def _resume(
     plan.resume(store.replay())
     folder.write_header(RunHeader(header.run_id, header.version, header.meaning, saved_values(options)))
     if store.torn is not None:
-        reporter.say(f"{store.torn.path}: dropped {store.torn.size} bytes of an unfinished line that a crash left behind")
+        reporter.say(
+            f"{store.torn.path}: dropped {store.torn.size} bytes of an unfinished line that a crash left behind"
+        )
     reporter.say(f"going on with {plan.complete} of {plan.target} instructions complete, {len(plan.pool)} kept")
 
 
@@ -240,7 +244,9 @@ class Committer:
 
 
 @asynccontextmanager
-async def _beside(main: Coroutine[None, None, None], *others: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+async def _beside(
+    main: Coroutine[None, None, None], *others: Coroutine[None, None, None]
+) -> AsyncIterator[asyncio.Task[None]]:
     """``main`` with helpers beside it: they end with it, and it ends with the error of the first that fails."""
     task = asyncio.create_task(main)
     failures: list[BaseException] = []

@@ -1,12 +1,13 @@
-"""What to ask next, what an answer means, and what it changes: Self-Instruct's bootstrapping as a synchronous state machine.
+"""What to ask next, what an answer means, what it changes: Self-Instruct's bootstrapping as a state machine.
 
-- `Plan.next` says what to ask now. Downstream work first (instances, then classification), new instructions in what is left,
-  and only as many as the target still needs at the yield seen so far: all stages share the same slots.
+- `Plan.next` says what to ask now. Downstream work first (instances, then classification), new instructions in what
+  is left, and only as many as the target still needs at the yield seen so far: all stages share the same slots.
 - `Plan.judge` turns answers into commits. It reads; it changes nothing.
 - `Plan.apply` is the only mutator, live and on resume: a resumed plan is the fold of the log.
 
 Each request's random draws are keyed by (run seed, request number), so there is no generator state to save.
-No I/O, no clock of its own, no asyncio. `judge` may run in a worker thread while `next` runs in the loop; `apply` may not.
+No I/O, no clock of its own, no asyncio. `judge` may run in a worker thread while `next` runs in the loop; `apply` may
+not.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Plan:
             self._ready[request.stage].appendleft(request.subject)
 
     def shrink(self, request: Request) -> Request | None:
-        """The same request with half the demonstrations, for a prompt that was too long; ``None`` if nothing is left."""
+        """The request with half the demonstrations, for a prompt that was too long; ``None`` if nothing is left."""
         fewer = request.demonstrations[: len(request.demonstrations) // 2]
         if not fewer:
             return None
@@ -204,9 +205,7 @@ class Plan:
         items = instruction.parse(answer.result, rules, first_number=first)
         return [i if i.rule else replace(i, rule=check_instruction(i.text, rules)) for i in items]
 
-    def _outcome(
-        self, answer: Answer, items: list[ParsedItem], verdicts: Iterable[Verdict], number: int
-    ) -> Outcome:
+    def _outcome(self, answer: Answer, items: list[ParsedItem], verdicts: Iterable[Verdict], number: int) -> Outcome:
         if isinstance(answer.result, Failure):
             return self._failure(answer.request, answer.result)
         match answer.request.stage:
@@ -233,7 +232,11 @@ class Plan:
         for commit in commits:
             self._instructions_out += commit.stage is Stage.INSTRUCTION
             self.apply(commit)
-        waiting = {State.KEPT: Stage.CLASSIFICATION, State.GENERATION: Stage.INSTANCE, State.CLASSIFICATION: Stage.INSTANCE}
+        waiting = {
+            State.KEPT: Stage.CLASSIFICATION,
+            State.GENERATION: Stage.INSTANCE,
+            State.CLASSIFICATION: Stage.INSTANCE,
+        }
         for queue in self._ready.values():
             queue.clear()
         for number in range(len(self.pool)):

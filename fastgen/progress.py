@@ -1,7 +1,7 @@
 """Shows a run to its user: a live line on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
 
-`ProgressMeter` turns ledger snapshots into rates over the last minute; the reporters only print. Everything goes to standard
-error: standard output belongs to data.
+`ProgressMeter` turns ledger snapshots into rates over the last minute; the reporters only print. Everything goes to
+standard error: standard output belongs to data.
 """
 
 from __future__ import annotations

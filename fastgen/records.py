@@ -75,9 +75,9 @@ class Sampling:
 class Request:
     """One HTTP request's worth of work.
 
-    ``prompt`` is text for ``/v1/completions`` or messages for ``/v1/chat/completions``. ``number`` is unique in a run and
-    keys every random draw of the request. ``subject`` is the machine instruction number that a downstream stage works
-    on. ``demonstrations`` are pool indexes, in prompt order.
+    ``prompt`` is text for ``/v1/completions`` or messages for ``/v1/chat/completions``. ``number`` is unique in a run
+    and keys every random draw of the request. ``subject`` is the machine instruction number that a downstream stage
+    works on. ``demonstrations`` are pool indexes, in prompt order.
     """
 
     number: int
@@ -93,8 +93,8 @@ class Request:
 class Completion:
     """One choice of one response.
 
-    ``finish_reason`` is the server's word (``"stop"``, ``"length"``, ...) or ``None`` where it gave none. Token counts are
-    the server's usage, the prompt's counted on choice 0 only; 0 where the server states none.
+    ``finish_reason`` is the server's word (``"stop"``, ``"length"``, ...) or ``None`` where it gave none. Token
+    counts are the server's usage, the prompt's counted on choice 0 only; 0 where the server states none.
     """
 
     text: str

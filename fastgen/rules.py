@@ -133,3 +133,9 @@ _PAPER_SAMPLING: Final = {
     "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("Example 6", "Task:")),
     "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("Example 6", "Task:")),
 }
+_DEFAULT_SAMPLING: Final = {
+    "instruction": Sampling(0.7, 0.5, 1024, presence_penalty=2.0, stop=("\n\n", "\n16.")),
+    "classification": Sampling(0.0, 1.0, 3, stop=("\n", "Task")),
+    "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("Example 6", "Task:")),
+    "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("Example 6", "Task:")),
+}

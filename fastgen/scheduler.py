@@ -9,8 +9,9 @@ Knows nothing of Self-Instruct: a `Source` says what to ask, a sink takes the an
 - answers reach the sink in batches, one batch at a time; the queue to it is bounded, so a slow sink slows the asking;
 - the first `stop` asks nothing more and drains what is in flight; cancelling `run` drops it.
 
-Attempts count only where the server was alive (it answered, or it answered others meanwhile); when nothing has answered for
-the outage timeout, `BackendUnavailable` ends the run. Back-off after AWS's "Exponential Backoff And Jitter".
+Attempts count only where the server was alive (it answered, or it answered others meanwhile); when nothing has
+answered for the outage timeout, `BackendUnavailable` ends the run. Back-off after AWS's "Exponential Backoff And
+Jitter".
 """
 
 from __future__ import annotations
@@ -234,8 +235,8 @@ class Scheduler:
             self._failing_since_s = now_s
         elif now_s - self._failing_since_s >= self._limits.outage_timeout_s:
             raise BackendUnavailable(
-                f"no server has answered for {self._limits.outage_timeout_s:.0f} s (last fault: {error}); the run is kept: "
-                f"bring a server back and run the same command again"
+                f"no server has answered for {self._limits.outage_timeout_s:.0f} s (last fault: {error}); "
+                f"the run is kept: bring a server back and run the same command again"
             )
 
     def _delay_s(self, tries: int, error: TransientError) -> float:

@@ -71,17 +71,21 @@ async def serve(
     :raises StoppedError: nothing answered in time, or the server that was started died.
     """
     if options.server.base_url:
-        async with _attached(options, options.server.base_url, options.server.model or model, api_key, None, report) as serving:
+        async with _attached(
+            options, options.server.base_url, options.server.model or model, api_key, None, report
+        ) as serving:
             yield serving
         return
     spec = await asyncio.to_thread(
         choose_server, options.server.model, options.server.server_args, cache_dir=cache_dir, report=report
     )
     timeout_s = options.server.server_timeout
-    async with start_server(spec, folder.server_log_path, timeout_s=timeout_s, report=report) as server:
-        async with _attached(options, (server.base_url,), server.model, None, server, report) as serving:
-            serving.concurrency = spec.concurrency
-            yield serving
+    async with (
+        start_server(spec, folder.server_log_path, timeout_s=timeout_s, report=report) as server,
+        _attached(options, (server.base_url,), server.model, None, server, report) as serving,
+    ):
+        serving.concurrency = spec.concurrency
+        yield serving
 
 
 @asynccontextmanager

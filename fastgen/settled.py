@@ -1,7 +1,7 @@
 """Reads a run's commits as what people care about: settled instructions with their instances, in the order of settling.
 
-A fold with bounded memory: only instructions whose instances are still to come are held. Since the log only grows, what was
-yielded once is yielded again, at the same place, by every later reading. Knows nothing of files and formats.
+A fold with bounded memory: only instructions whose instances are still to come are held. Since the log only grows,
+what was yielded once is yielded again, at the same place, by every later reading. Knows nothing of files and formats.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What ``fastgen status`` says of a run: counts, yield, acceptance and the rejection ledger.
 
-A plain reader: reads the ledger snapshot and only the end of the log, so it answers at once, also while the run goes on.
+A plain reader: it reads the ledger snapshot and only the end of the log, so it answers at once, also during the run.
 """
 
 from __future__ import annotations
@@ -36,21 +36,19 @@ def status(run_dir: Path) -> dict[str, Any]:
 def render(figures: dict[str, Any]) -> str:
     """The same for people, as lines of text."""
     counts = Ledger.from_dict(figures)
-    lines = [
-        f"{figures['run_dir']}: {counts.complete} of {figures['target']} instructions complete "
-        f"({figures['model']}, preset {figures['preset']})",
-        f"  kept {counts.kept}: {counts.complete} with instances, {counts.empty} settled without any, "
-        f"{counts.pending} on the way; {counts.classification_tasks} classified as classification tasks",
-        f"  instances {counts.instances}, {counts.empty_inputs} with an empty input",
-        f"  acceptance {counts.acceptance:.1%} of the instructions written, "
-        f"yield {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens",
-        f"  completions {_listed(counts.completions)}; tokens generated {counts.generated_tokens:,}, "
-        f"read {counts.prompt_tokens.total():,}{_hit_rate(figures)}",
-        f"  instructions rejected {counts.rejected.total()}: {_listed(counts.rejected)}",
-        f"  instances rejected {counts.rejected_instances.total()}: {_listed(counts.rejected_instances)}",
-        f"  requests given up {counts.failures.total()}: {_listed(counts.failures)}",
-    ]
-    return "\n".join(lines)
+    return f"""\
+{figures["run_dir"]}: {counts.complete} of {figures["target"]} instructions complete
+  made with          {figures["model"]}, preset {figures["preset"]}
+  kept               {counts.kept}: {counts.complete} complete, {counts.empty} empty, {counts.pending} on the way
+  classification     {counts.classification_tasks} of them are classification tasks
+  instances          {counts.instances}, {counts.empty_inputs} with an empty input
+  acceptance         {counts.acceptance:.1%} of the instructions written
+  yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens
+  tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
+  completions        {_listed(counts.completions)}
+  rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
+                     {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
+  requests given up  {counts.failures.total()}: {_listed(counts.failures)}"""
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first

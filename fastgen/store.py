@@ -262,7 +262,9 @@ def _acquire_lock(path: Path) -> int:
     except (FileExistsError, NotADirectoryError):
         raise RunFolderError(f"--run-dir {path}: is, or lies under, a file; name a folder") from None
     except OSError as error:
-        raise DiskError(f"--run-dir {path}: cannot be written ({error.strerror}); mend that or name another folder") from error
+        raise DiskError(
+            f"--run-dir {path}: cannot be written ({error.strerror}); mend that or name another folder"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -287,5 +289,6 @@ def _write_atomically(path: Path, content: bytes, *, durable: bool = True) -> No
         temporary.replace(path)
     except OSError as error:
         raise DiskError(
-            f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then run the same command again"
+            f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then "
+            f"run the same command again"
         ) from error

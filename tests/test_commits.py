@@ -34,7 +34,9 @@ def numbered(first: int, kept: list[tuple[Any, ...]]) -> tuple[Kept, ...]:
 
 REJECTION = st.builds(Rejection, SPAN, st.sampled_from(["too_short", "similar"]), st.none() | NEIGHBOUR)
 OUTCOMES = {
-    Stage.INSTRUCTION: st.builds(InstructionOutcome, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)),
+    Stage.INSTRUCTION: st.builds(
+        InstructionOutcome, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
+    ),
     Stage.CLASSIFICATION: st.builds(ClassificationOutcome, st.booleans()),
     Stage.INSTANCE: st.builds(
         InstanceOutcome, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)

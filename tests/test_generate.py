@@ -1,4 +1,4 @@
-"""The whole of `fastgen generate` as processes: a real command line against the shipped server, real signals, real faults."""
+"""The whole of `fastgen generate` as processes: a real command line, the shipped server, real signals and faults."""
 
 from __future__ import annotations
 
@@ -72,7 +72,15 @@ def test_a_run_makes_exactly_what_was_asked_and_its_export_has_the_promised_shap
     assert len(rows) == 40
     assert len({row["id"] for row in rows}) == 40
     row = rows[-1]
-    assert list(row) == ["id", "instruction", "is_classification", "instances", "nearest_seed", "nearest_checked", "provenance"]
+    assert list(row) == [
+        "id",
+        "instruction",
+        "is_classification",
+        "instances",
+        "nearest_seed",
+        "nearest_checked",
+        "provenance",
+    ]
     assert list(row["provenance"]) == ["request_id", "model", "demonstration_ids", "seed"]
     assert row["provenance"]["seed"] == 3
     assert len(row["provenance"]["demonstration_ids"]) == 8
@@ -102,7 +110,9 @@ def test_an_export_only_ever_grows_at_its_end_when_the_target_is_raised(server: 
     assert export(run) == after
 
 
-def test_a_resume_that_would_change_the_meaning_is_refused_by_name_and_speed_may_change(server: str, tmp_path: Path) -> None:
+def test_a_resume_that_would_change_the_meaning_is_refused_by_name_and_speed_may_change(
+    server: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     assert generate(run, server, 5).returncode == 0
     for flags in (["--threshold", "0.6"], ["--seed", "9"], ["--instruction.temperature", "0.2"], ["--model", "x"]):

@@ -43,7 +43,10 @@ def numbered(count: int) -> list[dict[str, Any]]:
     return [{"n": n, "text": f"line {n} é"} for n in range(count)]
 
 
-@given(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(-5, 5), max_size=4), st.integers(0, 2**32 - 1))
+@given(
+    st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(-5, 5), max_size=4),
+    st.integers(0, 2**32 - 1),
+)
 def test_any_flipped_bit_of_a_line_is_found(body: dict[str, Any], crc: int) -> None:
     line, sealed = seal(body | {"k": 1}, crc)
     assert unseal(line[:-1], crc) == sealed
@@ -71,7 +74,9 @@ def test_compressed_segments_read_the_same_and_can_be_started_from(tmp_path: Pat
         compress_segment(path)
     assert read(log) == numbered(30)
     start = items[10][1]
-    assert [i[0]["n"] for i in read_log(log, run_id=RUN, start=start) if not isinstance(i, TornTail)] == [*range(11, 30)]
+    assert [i[0]["n"] for i in read_log(log, run_id=RUN, start=start) if not isinstance(i, TornTail)] == [
+        *range(11, 30)
+    ]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])

@@ -83,7 +83,9 @@ class Sink:
         return len(self.answers) >= self._want
 
 
-def make(behaviour: Behaviour, source: ListSource, sink: Sink, limits: Limits = QUICK) -> tuple[Scheduler, ScriptedBackend]:
+def make(
+    behaviour: Behaviour, source: ListSource, sink: Sink, limits: Limits = QUICK
+) -> tuple[Scheduler, ScriptedBackend]:
     backend = ScriptedBackend(behaviour)
     return Scheduler(source, backend, sink, limits, jitter=random.Random(1)), backend
 

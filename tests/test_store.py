@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,9 +145,9 @@ def test_a_run_path_that_is_a_file_or_holds_something_else_is_refused(tmp_path: 
     other.mkdir()
     (other / "thesis.tex").write_text("x")
     for path in (file, other):
-        with pytest.raises(RunFolderError, match=str(path)):
+        with pytest.raises(RunFolderError, match=re.escape(str(path))):
             RunFolder(path).exists()
-    with pytest.raises(FastgenError, match="is a file|lies under"):
+    with pytest.raises(FastgenError, match=r"is a file|lies under"):
         Store(RunFolder(file / "below"))
 
 
@@ -158,7 +159,9 @@ def test_a_missing_damaged_or_newer_run_is_an_error_of_one_line(tmp_path: Path) 
     (path / "run.json").write_bytes(b"\xff\x00")
     with pytest.raises(RunFolderError, match="damaged"):
         RunFolder(path).header()
-    (path / "run.json").write_bytes(orjson.dumps({"format": 99, "run": "r", "fastgen": "9.9", "meaning": {}, "options": {}}))
+    (path / "run.json").write_bytes(
+        orjson.dumps({"format": 99, "run": "r", "fastgen": "9.9", "meaning": {}, "options": {}})
+    )
     with pytest.raises(RunFolderError, match=r"written by fastgen 9\.9"):
         RunFolder(path).header()
 

@@ -6,7 +6,7 @@ the nearest seed is exact for every text that is kept. Knows nothing of how cand
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,31 +30,6 @@ if TYPE_CHECKING:
 
 TOP = 5
 _LONG = 64
-
-
-class Found(NamedTuple):
-    """One row per text of a batch.
-
-    ``entry``, ``score``: the up to five best pool members that were verified, best first, -1 where there are fewer.
-    ``novel``: 1 for a text to keep. ``seed``, ``seed_score``: the nearest seed of a kept text, -1 without one.
-    """
-
-    entry: NDArray[np.int64]
-    score: NDArray[np.float64]
-    novel: NDArray[np.uint8]
-    seed: NDArray[np.int64]
-    seed_score: NDArray[np.float64]
-
-
-class Seeds(NamedTuple):
-    """Inverted lists over the seed texts: seeds ``member[first[e]:first[e + 1]]`` contain element ``e``.
-
-    ``overlap`` is scratch, one counter per seed.
-    """
-
-    first: NDArray[np.int64]
-    member: NDArray[np.int32]
-    overlap: NDArray[np.int32]
 
 
 def make_found(texts: int) -> Found:

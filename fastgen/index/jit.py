@@ -11,9 +11,10 @@ here, delete the ``__pycache__`` folders.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,3 +30,9 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
         return cast("Callable[P, R]", compile_with(cache=True)(function))
     except RuntimeError:  # numba found no folder that it may write to
         return cast("Callable[P, R]", compile_with()(function))
+
+
+@kernel
+def signed(value: Any) -> int:  # noqa: ANN401 - any integer type
+    """Convert to a signed 64-bit integer; kernels must never mix signed and unsigned ones, whose sum is a float."""
+    return cast("int", np.int64(value))

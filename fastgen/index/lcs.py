@@ -10,16 +10,17 @@ Source of the recurrence: Hyyro, "Bit-parallel LCS-length computation revisited"
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.jit import kernel
+from fastgen.index.jit import kernel, signed
+from fastgen.index.layout import Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastgen.index.vocabulary import Symbols
+    from fastgen.index.layout import Entries, Query, Symbols
 
 _U64 = np.uint64
 _ONE = _U64(1)
@@ -36,50 +37,13 @@ WORD = 64
 TABLE_TOKENS = 256  # lengths below this are looked up, longer ones computed
 
 
-class Rule(NamedTuple):
-    """When a pair is too similar. ``need[m, n]`` is the smallest such LCS for lengths below 256, 0 where there is none."""
-
-    need: NDArray[np.uint8]
-    threshold: float
-    at_threshold: bool
-
-
-class Entries(NamedTuple):
-    """The pool's tokens. ``size`` = entries, tokens in use.
-
-    ``tokens``: every entry's symbols, one after the other. ``meta[i]``: bitmap of the entry's elements; offset into
-    ``tokens`` (40 bits) and length (24 bits).
-    """
-
-    tokens: NDArray[np.int32]
-    meta: NDArray[np.uint64]
-    size: NDArray[np.int64]
-
-
-class Query(NamedTuple):
-    """Scratch for one text: its tokens and elements, and per distinct token ("slot") where it stands.
-
-    ``masks[s]``: positions of slot s as bits (at most 64 tokens). ``first``, ``places``: the same as lists, for longer
-    texts. ``left[s]``: occurrences not yet matched. ``row``, ``hits``: words of the LCS row.
-    """
-
-    tokens: NDArray[np.int32]
-    elements: NDArray[np.int32]
-    masks: NDArray[np.uint64]
-    first: NDArray[np.int64]
-    places: NDArray[np.int64]
-    left: NDArray[np.int32]
-    row: NDArray[np.uint64]
-    hits: NDArray[np.uint64]
-
-
 @kernel
 def popcount(value: np.uint64) -> int:
-    """Number of set bits (LLVM turns this form into one instruction)."""
+    """Count the set bits (LLVM turns this form into one instruction)."""
     value -= (value >> _S1) & _M1
     value = (value & _M2) + ((value >> _S2) & _M2)
     value = (value + (value >> _S4)) & _M4
-    return np.int64((value * _M01) >> _S56)
+    return signed((value * _M01) >> _S56)
 
 
 @kernel
@@ -121,14 +85,14 @@ def make_rule(threshold: float, reject_at: str) -> Rule:
 def need_lcs(rule: Rule, a_tokens: int, b_tokens: int) -> int:
     """Smallest LCS that rejects, 0 where none can; symmetric."""
     if a_tokens < TABLE_TOKENS and b_tokens < TABLE_TOKENS:
-        return np.int64(rule.need[a_tokens, b_tokens])
+        return signed(rule.need[a_tokens, b_tokens])
     return compute_need(a_tokens, b_tokens, rule.threshold, rule.at_threshold)
 
 
 @kernel
 def length_of(entries: Entries, entry: int) -> int:
     """Tokens in an entry."""
-    return np.int64(entries.meta[entry, 1] & _LEN_MASK)
+    return signed(entries.meta[entry, 1] & _LEN_MASK)
 
 
 @kernel
@@ -150,16 +114,16 @@ def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, bits: 
     entries.meta[entry, 1] = (_U64(offset) << _LEN_BITS) | _U64(count)
     entries.size[0] = entry + 1
     entries.size[1] = offset + count
-    return np.int64(entry)
+    return signed(entry)
 
 
 @kernel
 def open_query(symbols: Symbols, query: Query, count: int) -> int:
-    """Number the distinct tokens of the query (``symbols.slot`` = number + 1) and note where they stand."""
+    """Number the distinct tokens of the query, ``symbols.slot`` = number + 1; note where they stand; return how many."""
     slots = 0
     for i in range(count):
         token = query.tokens[i]
-        slot = np.int64(symbols.slot[token]) - 1
+        slot = signed(symbols.slot[token]) - 1
         if slot < 0:
             slot = slots
             slots += 1
@@ -180,7 +144,7 @@ def _list_places(symbols: Symbols, query: Query, count: int, slots: int) -> None
     for slot in range(slots):
         query.first[slot + 1] = query.first[slot] + query.left[slot]
     for i in range(count - 1, -1, -1):
-        slot = np.int64(symbols.slot[query.tokens[i]]) - 1
+        slot = signed(symbols.slot[query.tokens[i]]) - 1
         query.left[slot] -= 1
         query.places[query.first[slot] + query.left[slot]] = i
     for slot in range(slots):
@@ -199,7 +163,7 @@ def close_query(symbols: Symbols, query: Query, count: int) -> None:
 @kernel
 def overlap_with(symbols: Symbols, entries: Entries, query: Query, entry: int) -> int:
     """Multiset overlap of the open query and an entry: no LCS is longer."""
-    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
     end = offset + length_of(entries, entry)
     overlap = 0
     for i in range(offset, end):
@@ -220,7 +184,7 @@ def lcs_with(symbols: Symbols, entries: Entries, query: Query, count: int, entry
     """LCS length of the open query of ``count`` tokens and an entry."""
     if count > WORD:
         return _lcs_many_words(symbols, entries, query, count, entry)
-    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
     row = _ALL
     for i in range(offset, offset + length_of(entries, entry)):
         slot = symbols.slot[entries.tokens[i]]
@@ -237,9 +201,9 @@ def _lcs_many_words(symbols: Symbols, entries: Entries, query: Query, count: int
     row, hits = query.row, query.hits
     for word in range(words):
         row[word] = _ALL
-    offset = np.int64(entries.meta[entry, 1] >> _LEN_BITS)
+    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
     for i in range(offset, offset + length_of(entries, entry)):
-        slot = np.int64(symbols.slot[entries.tokens[i]]) - 1
+        slot = signed(symbols.slot[entries.tokens[i]]) - 1
         if slot < 0:
             continue
         for at in range(query.first[slot], query.first[slot + 1]):

@@ -22,23 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Batch(NamedTuple):
-    """Texts as one writable byte array; text ``i`` is ``data[start[i]:start[i + 1]]``."""
-
-    data: NDArray[np.uint8]
-    start: NDArray[np.int64]
-
-
-class Pool(NamedTuple):
-    """Everything a kernel needs about the pool."""
-
-    symbols: Symbols
-    entries: Entries
-    query: Query
-    rule: Rule
-    seeds: Seeds
-
-
 def make_batch(texts: Sequence[bytes]) -> Batch:
     """Join texts into one array."""
     start = np.zeros(len(texts) + 1, np.int64)
@@ -147,4 +130,3 @@ def _make_query(tokens: int) -> Query:
         row=np.zeros(tokens // WORD + 1, np.uint64),
         hits=np.zeros(tokens // WORD + 1, np.uint64),
     )
-

@@ -12,12 +12,13 @@ nothing of pools.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastgen.index.arrays import grow_to
-from fastgen.index.jit import kernel
+from fastgen.index.jit import kernel, signed
+from fastgen.index.layout import Symbols
 from fastgen.index.sha1 import sha1_hash32
 
 if TYPE_CHECKING:
@@ -29,26 +30,6 @@ _FNV_PRIME = _U64(0x100000001B3)
 _MIX_1 = _U64(0xFF51AFD7ED558CCD)
 _MIX_2 = _U64(0xC4CEB9FE1A85EC53)
 _S33 = _U64(33)
-
-
-class Symbols(NamedTuple):
-    """The arrays of a vocabulary as kernels see them; ``size[0]`` symbols are in use.
-
-    ``table``: open-addressing slots, symbol or -1. ``hashes``: 64-bit hash of the symbol's bytes. ``start``: a token's
-    bytes are ``blob[start[i]:start[i + 1]]`` (empty for a later occurrence). ``parent``, ``occurrence``: an element's
-    token and k; a token is its own parent with k = 1. ``base``: the pre-mixed 32-bit MinHash hash. ``slot``: scratch,
-    all zero between texts.
-    """
-
-    table: NDArray[np.int32]
-    hashes: NDArray[np.uint64]
-    start: NDArray[np.int64]
-    blob: NDArray[np.uint8]
-    parent: NDArray[np.int32]
-    occurrence: NDArray[np.int32]
-    base: NDArray[np.uint32]
-    slot: NDArray[np.int32]
-    size: NDArray[np.int64]
 
 
 @kernel
@@ -63,7 +44,7 @@ def mix64(value: np.uint64) -> np.uint64:
 
 @kernel
 def _minhash_base(data: NDArray[np.uint8]) -> np.uint32:
-    """datasketch's ``affine32`` pre-mix (MurmurHash3's 32-bit finalizer) of SHA-1's first 32 bits."""
+    """Apply datasketch's ``affine32`` pre-mix (MurmurHash3's 32-bit finalizer) of SHA-1's first 32 bits."""
     h = sha1_hash32(data)
     h ^= h >> 16
     h = (h * 0x85EBCA6B) & 0xFFFFFFFF
@@ -98,7 +79,7 @@ def _same_bytes(symbols: Symbols, symbol: int, text: NDArray[np.uint8], begin: i
 def token_symbol(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: int, digest: np.uint64) -> int:
     """Id of the token ``text[begin:end]``, new if need be."""
     mask = symbols.table.size - 1
-    at = np.int64(digest & _U64(mask))
+    at = signed(digest & _U64(mask))
     while symbols.table[at] >= 0:
         symbol = symbols.table[at]
         if symbols.hashes[symbol] == digest and _same_bytes(symbols, symbol, text, begin, end):
@@ -137,7 +118,7 @@ def element_symbol(symbols: Symbols, token: int, k: int) -> int:
         return token
     digest = mix64(symbols.hashes[token] + _U64(k) * _MIX_2)
     mask = symbols.table.size - 1
-    at = np.int64(digest & _U64(mask))
+    at = signed(digest & _U64(mask))
     while symbols.table[at] >= 0:
         symbol = symbols.table[at]
         if symbols.parent[symbol] == token and symbols.occurrence[symbol] == k:
@@ -198,7 +179,7 @@ def forget_symbols(symbols: Symbols, keep: int) -> None:
     """
     mask = symbols.table.size - 1
     for symbol in range(symbols.size[0] - 1, keep - 1, -1):
-        at = np.int64(symbols.hashes[symbol] & _U64(mask))
+        at = signed(symbols.hashes[symbol] & _U64(mask))
         while symbols.table[at] != symbol:
             at = (at + 1) & mask
         symbols.table[at] = -1
@@ -209,7 +190,7 @@ def forget_symbols(symbols: Symbols, keep: int) -> None:
 def _rehash(symbols: Symbols, table: NDArray[np.int32]) -> None:
     mask = table.size - 1
     for symbol in range(symbols.size[0]):
-        at = np.int64(symbols.hashes[symbol] & _U64(mask))
+        at = signed(symbols.hashes[symbol] & _U64(mask))
         while table[at] >= 0:
             at = (at + 1) & mask
         table[at] = symbol
@@ -232,7 +213,7 @@ class Vocabulary:
         )
 
     def __len__(self) -> int:
-        """Number of symbols."""
+        """Count the symbols."""
         return int(self.symbols.size[0])
 
     def reserve(self, tokens: int, text_bytes: int) -> None:

@@ -1,5 +1,4 @@
-"""What tests and benchmarks need and users may: an OpenAI-compatible server that can be slow, and can fail in every
-way, on command.
+"""What tests and benchmarks need and users may: an OpenAI-compatible server that fails in every way on command.
 
 ``python -m fastgen.testing --help`` runs it as a process; `FaultServer` runs it inside a test. Everything it does
 depends on its arguments, the prompts and the order in which requests arrive, so a test that passes once passes always.

@@ -1,5 +1,7 @@
-"""``python -m fastgen.testing``: the test server as a process. Prints ``listening on URL`` when it is ready; SIGTERM
-ends it."""
+"""``python -m fastgen.testing``: the test server as a process.
+
+Prints ``listening on URL`` when it is ready; SIGTERM or SIGINT ends it.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 Guarantees: the same prompt, choice and seed give the same text, in any process and at any time; instructions are drawn
 from a vocabulary with a long tail (word frequencies after Zipf's law), so that most are novel under ROUGE-L, while
-`similar_share` of them copy an instruction of the prompt with a word changed, so that a novelty filter has something to
-reject. Which of the three stages a prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or time.
+``similar_share`` of them copy an instruction of the prompt with a word changed, so that a novelty filter has something
+to reject. Which of the three stages a prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or
+time.
 """
 
 from __future__ import annotations
@@ -15,42 +16,65 @@ from hashlib import shake_128
 from itertools import islice, product
 from typing import Final
 
-_VERBS: Final = (
-    "Describe Explain Summarize Compare List Rewrite Translate Suggest Write Compose Design Outline Estimate Rank Identify Convert "
-    "Simplify Propose Evaluate Correct Arrange Invent Recommend Predict Analyze Define Calculate Paraphrase Name Find Generate Tell"
-).split()
-_NOUNS: Final = (
-    "recipe letter garden river teacher market poem contract journey budget meeting kitchen village theorem library season bridge "
-    "melody patient lecture engine harvest museum island battery speech novel forest senate ticket planet bakery lesson orchard "
-    "customer mountain holiday factory dialogue sentence harbor schedule argument neighbor interview winter protocol cathedral"
-).split()
-_ADJECTIVES: Final = (
-    "small ancient quiet formal modern bitter rural hidden famous gentle narrow public curious private distant fragile heavy "
-    "simple sudden honest patient daily local rapid polite complex cheap bright seasonal ordinary northern"
-).split()
-_FRAMES: Final = (
-    "{v} the {a} {n} that a {n} keeps beside the {n}.",
-    "{v} how a {n} could turn one {a} {n} into a {n} within {d} days.",
-    "{v} {d} reasons why the {n} of a {a} {n} matters to every {n}.",
-    "Given a {n} and a {a} {n}, decide which of them needs the {n} more.",
-    "{v} a {a} {n} for someone who has never seen a {n} or a {a} {n}.",
-    "{v} what happens when the {n} meets an unexpected {n} near the {a} {n}.",
-    "Imagine that your {n} lost its {a} {n}; {w} a short message to the {n}.",
-    "{v} the steps that lead from a {a} {n} to a finished {n}, with one {n} as an example.",
-    "Turn the following notes about a {n} into a {a} {n} with no more than {d} {n} references.",
-    "{v} two ways to protect a {n} against {a} {n} damage during the {n}.",
-    "Which {n} would you bring to a {a} {n}, and how does it help the {n}?",
-    "{v} a dialogue between a {a} {n} and the {n} who repaired its {n}.",
-    "Sort these {n} entries by how much {n} each {a} {n} contains.",
-    "{v} the difference between {n} and {a} {n} in at most {d} sentences about the {n}.",
-    "If a {n} costs {d} coins and the {a} {n} costs twice as much, work out the price of {d} {n} sets.",
-    "{v} an apology from the {n} to the {a} {n} for the late {n}.",
+_VERBS: Final = tuple(
+    """
+    Describe Explain Summarize Compare List Rewrite Translate Suggest Write Compose Design Outline Estimate Rank
+    Identify Convert Simplify Propose Evaluate Correct Arrange Invent Recommend Predict Analyze Define Calculate
+    Paraphrase Name Find Generate Tell
+    """.split()  # noqa: SIM905 - eighty quoted words read worse
 )
-_CLASS_FRAMES: Final = (
-    "Decide whether the given {n} is {a} or {a}.",
-    "Classify the {n} by the kind of {n} it mentions: {n}, {n} or {n}.",
-    "Is the sentence about the {a} {n} true or false?",
+_NOUNS: Final = tuple(
+    """
+    recipe letter garden river teacher market poem contract journey budget meeting kitchen village theorem
+    library season bridge melody patient lecture engine harvest museum island battery speech novel forest senate
+    ticket planet bakery lesson orchard customer mountain holiday factory dialogue sentence harbor schedule
+    argument neighbor interview winter protocol cathedral
+    """.split()  # noqa: SIM905 - eighty quoted words read worse
 )
+_ADJECTIVES: Final = tuple(
+    """
+    small ancient quiet formal modern bitter rural hidden famous gentle narrow public curious private distant
+    fragile heavy simple sudden honest patient daily local rapid polite complex cheap bright seasonal ordinary
+    northern
+    """.split()  # noqa: SIM905 - eighty quoted words read worse
+)
+_OPENINGS: Final = (
+    "{v} the {a} {n}",
+    "{v} how a {n} turns {a} {n} into {n}",
+    "{v} {d} {n} reasons why {a} {n} matters",
+    "{v} a {n} or a {a} {n}",
+    "Given some {a} {n}, {w} its {n}",
+    "Imagine {a} {n} and {w} a short {n}",
+    "Which {n} makes {a} {n} better",
+    "If {d} {n} cost one {a} {n}, {w} the {n}",
+    "{v} {a} {n} as though {n} were {n}",
+    "Decide whether {n} is {a} or {a}",
+    "Classify each {n} as {a} {n} or {n}",
+    "Is this {a} {n} about {n}",
+)
+_MIDDLES: Final = (
+    "of a {n} {n}",
+    "between {a} {n} and {n}",
+    "with {d} {n} and {a} {n}",
+    "for {a} {n} near the {n}",
+    "after {n} meets {a} {n}",
+    "that {n} keeps beside {n}",
+    "without any {a} {n} or {n}",
+    "from {n} to {a} {n}",
+    "in {d} {a} {n}",
+    "against {n} or {a} {n}",
+)
+_ENDINGS: Final = (
+    "during the {a} {n}.",
+    "in at most {d} {n}.",
+    "who repaired {n} and {n}.",
+    "and mention {a} {n} twice.",
+    "before {n} becomes {a}.",
+    "so that {n} needs no {n}.",
+    "using only {a} {n}.",
+    "for every {n} {n}.",
+)
+_SENTENCE: Final = "The {a} {n} of this {n} needs {d} more {n} units before the {a} {n}."
 _ONSETS: Final = (
     "b",
     "br",
@@ -121,14 +145,16 @@ def _draws(*parts: str) -> _Draws:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The model: ``similar_share`` (0..1) of its instructions are near copies of the prompt's; ``seed`` changes
-    everything it says."""
+    """The model.
+
+    ``similar_share`` (0..1) of its instructions are near copies of the prompt's; another ``seed`` gives other texts.
+    """
 
     seed: int = 0
     similar_share: float = 0.1
 
     def answer(self, prompt: str, choice: int = 0) -> str:
-        """The completion of a prompt (of a chat: of its last message), before stop strings and token limit."""
+        """Return the completion of a prompt (of a chat: of its messages, joined), before stop strings and token limit."""
         draws = _draws(str(self.seed), str(choice), prompt)
         tail = prompt[-2000:]
         numbered = _NEXT_NUMBER.search(tail[-40:])
@@ -146,7 +172,7 @@ class Writer:
         return f"{first}. " + self._instructions(draws, prompt, first)
 
     def _instructions(self, draws: _Draws, prompt: str, first: int) -> str:
-        """A numbered list of which the first number is already written."""
+        """Return a numbered list of which the first number is already written."""
         shown = [text for _, text in _LISTED.findall(prompt[-4000:])]
         items = []
         for _ in range(_ITEMS):
@@ -158,7 +184,7 @@ class Writer:
 
 
 def _fill(draws: _Draws, frame: str) -> str:
-    """A frame's text, each slot filled by a draw."""
+    """Return a frame's text, each slot filled by a draw."""
     pieces = []
     for piece in _pieces(frame):
         if len(piece) == 1:
@@ -174,13 +200,13 @@ def _word(draws: _Draws, kind: str) -> str:
 
 @cache
 def _pieces(frame: str) -> tuple[str, ...]:
-    """A frame cut into slots (one letter) and literal text (with a mark before it)."""
+    """Cut a frame into slots (one letter) and literal text (with a mark before it)."""
     return tuple(piece[1] if piece.startswith("{") else "=" + piece for piece in re.split(r"(\{.\})", frame) if piece)
 
 
 def _instruction(draws: _Draws) -> str:
-    frames = _CLASS_FRAMES if draws.below(10) == 0 else _FRAMES
-    return _fill(draws, frames[draws.below(len(frames))])
+    """Return opening, middle and ending: half of the words are content, so that two texts of one pattern still differ."""
+    return " ".join(_fill(draws, frames[draws.below(len(frames))]) for frames in (_OPENINGS, _MIDDLES, _ENDINGS))
 
 
 def _near_copy(draws: _Draws, text: str) -> str:
@@ -191,7 +217,7 @@ def _near_copy(draws: _Draws, text: str) -> str:
 
 
 def _sentence(draws: _Draws) -> str:
-    return _fill(draws, "The {a} {n} of this {n} needs {d} more {n} units before the {a} {n}.")
+    return _fill(draws, _SENTENCE)
 
 
 def _examples(draws: _Draws) -> str:

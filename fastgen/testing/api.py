@@ -1,12 +1,14 @@
-"""OpenAI's formats from a server's side: what a body asks for, and the answers and error bodies in vLLM's shapes.
-Pure."""
+"""OpenAI's formats from a server's side: what a body asks for, and answers and error bodies in vLLM's shapes. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CHARACTERS_PER_TOKEN = 4  # the fake tokenizer: about English's mean
 
@@ -31,30 +33,30 @@ class Sequence:
     tokens: int
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """The body is not what the API takes; the text goes into a 400."""
 
 
 def count_tokens(text: str) -> int:
-    """The fake tokenizer's count: at least 1."""
+    """Return the fake tokenizer's count: at least 1."""
     return len(text) // CHARACTERS_PER_TOKEN + 1
 
 
 def read_request(body: bytes, *, chat: bool) -> Asked:
-    """What a body asks for.
+    """Return what a body asks for.
 
-    :raises BadRequest: no JSON object, or a field of a wrong type or range.
+    :raises BadRequestError: no JSON object, or a field of a wrong type or range.
     """
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadRequest(f"JSON decode error: {error}") from None
+        raise BadRequestError(f"JSON decode error: {error}") from None
     if not isinstance(asked, dict):
-        raise BadRequest("the body must be an object")
+        raise BadRequestError("the body must be an object")
     prompts = _read_messages(asked.get("messages")) if chat else _read_prompts(asked.get("prompt"))
     n, max_tokens = asked.get("n") or 1, asked.get("max_tokens") or 16
     if not isinstance(n, int) or not isinstance(max_tokens, int) or n < 1 or max_tokens < 1:
-        raise BadRequest("n and max_tokens must be at least 1")
+        raise BadRequestError("n and max_tokens must be at least 1")
     _check_sampling(asked)
     return Asked(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
 
@@ -62,31 +64,31 @@ def read_request(body: bytes, *, chat: bool) -> Asked:
 def _read_prompts(prompt: object) -> tuple[str, ...]:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) and text for text in prompts):
-        raise BadRequest("prompt must be a non-empty string or a list of them")
+        raise BadRequestError("prompt must be a non-empty string or a list of them")
     return tuple(prompts)
 
 
 def _read_messages(messages: object) -> tuple[str, ...]:
-    """The last message's text: it is what the model answers."""
+    """Return the text of all messages: what a chat template would make of them, more or less."""
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages must be a non-empty list")
+        raise BadRequestError("messages must be a non-empty list")
     if not all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages):
-        raise BadRequest("every message needs a role and a content")
-    return (messages[-1]["content"] or " ",)
+        raise BadRequestError("every message needs a role and a content")
+    return ("\n".join(message["content"] for message in messages),)
 
 
 def _check_sampling(asked: dict[str, Any]) -> None:
     temperature, top_p = asked.get("temperature", 1.0), asked.get("top_p", 1.0)
     if not isinstance(temperature, (int, float)) or temperature < 0:
-        raise BadRequest(f"temperature must be non-negative, got {temperature}.")
+        raise BadRequestError(f"temperature must be non-negative, got {temperature}.")
     if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:
-        raise BadRequest(f"top_p must be in (0, 1], got {top_p}.")
+        raise BadRequestError(f"top_p must be in (0, 1], got {top_p}.")
 
 
 def _read_stop(stop: object) -> tuple[str, ...]:
     strings = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
-        raise BadRequest("stop must be a string or a list of non-empty strings")
+        raise BadRequestError("stop must be a string or a list of non-empty strings")
     return tuple(strings)
 
 
@@ -103,7 +105,7 @@ def cut(text: str, asked: Asked) -> Sequence:
 
 
 def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat: bool) -> dict[str, Any]:
-    """A 200's body, before it is written as JSON."""
+    """Return a 200's body, before it is written as JSON."""
     generated = sum(sequence.tokens for sequence in sequences)
     return {
         "id": "chatcmpl-0" if chat else "cmpl-0",
@@ -122,33 +124,33 @@ def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat:
 
 
 def choice(index: int, text: str, finish_reason: str, *, chat: bool) -> dict[str, Any]:
-    """One choice."""
+    """Return one choice."""
     said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason, "stop_reason": None}
 
 
 def error_body(status: int, message: str, kind: str, param: str | None = None) -> bytes:
-    """vLLM's error body."""
+    """Return vLLM's error body."""
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
 def too_long_body(max_model_len: int, prompt_tokens: int) -> bytes:
-    """vLLM's words for a prompt that does not fit."""
+    """Return vLLM's words for a prompt that does not fit."""
     message = (
-        f"This model's maximum context length is {max_model_len} tokens. However, your request has {prompt_tokens} input tokens. "
-        f"Please reduce the length of the input messages. (parameter=input_tokens, value={prompt_tokens})"
+        f"This model's maximum context length is {max_model_len} tokens. However, your request has {prompt_tokens} "
+        f"input tokens. Please reduce the length of the input messages. (parameter=input_tokens, value={prompt_tokens})"
     )
     return error_body(400, message, "BadRequestError", "input_tokens")
 
 
 def models_body(model: str, max_model_len: int) -> bytes:
-    """vLLM's list of one model."""
+    """Return vLLM's list of one model."""
     card = {"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model, "parent": None}
     return orjson.dumps({"object": "list", "data": [card | {"max_model_len": max_model_len}]})
 
 
-def metrics_page(model: str, gauges: dict[str, float], counters: dict[str, float]) -> bytes:
-    """Prometheus text with vLLM's names and labels."""
+def metrics_page(model: str, gauges: Mapping[str, float], counters: Mapping[str, float]) -> bytes:
+    """Return Prometheus text with vLLM's names and labels."""
     label = f'{{engine="0",model_name="{model}"}}'
     lines = []
     for kind, figures in (("gauge", gauges), ("counter", counters)):

@@ -1,5 +1,4 @@
-"""How long a test server takes: a model of time behind one small contract, so that better models can stand in its
-place.
+"""How long a test server takes: a model of time behind one small contract, so that a better one can take its place.
 
 `SlotEngine` is the simplest that has an occupancy: a fixed number of sequences run at the same time, each for a time
 that does not depend on the others; the rest wait in order of arrival. Knows nothing of HTTP or of text.
@@ -47,7 +46,7 @@ class Engine(Protocol):
         """Begin; the returned function cancels and frees what the work held."""
 
     def load(self) -> Load:
-        """The state now."""
+        """Return the state now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,4 +120,4 @@ class SlotEngine:
 
 
 def _nothing() -> None:
-    """What is left to cancel of work that is done."""
+    """Cancel work that is done: nothing is left to do."""

@@ -81,7 +81,7 @@ class FaultPlan:
         self._script[:0] = reversed(events)
 
     def next(self) -> Event:
-        """What happens to the request that arrives now."""
+        """Return what happens to the request that arrives now."""
         if self._script:
             return self._script.pop()
         if self.rate and self.kinds and self._random.random() < self.rate:

@@ -76,7 +76,7 @@ def _set_text(answer: dict[str, Any], chat: bool, text: object) -> None:
 
 
 def _null_text(answer: dict[str, Any], chat: bool) -> None:
-    """Of a chat the finish reason too: with one, a null content is legal."""
+    """Take the text away; in a chat the finish reason too, because a null content beside one is legal."""
     _set_text(answer, chat, None)
     if chat:
         _set_finish_reason(answer, None)
@@ -87,21 +87,23 @@ def _set_finish_reason(answer: dict[str, Any], reason: str | None) -> None:
         one["finish_reason"] = reason
 
 
-def _duplicate_index(answer: dict[str, Any], chat: bool) -> None:
+def _add_choice(answer: dict[str, Any], chat: bool) -> None:
+    answer["choices"].append(choice(len(answer["choices"]), "", "stop", chat=chat))
+
+
+def _spoil_index(answer: dict[str, Any]) -> None:
     answer["choices"][-1]["index"] = 0 if len(answer["choices"]) > 1 else 1
 
 
 _SPOILERS: Final[dict[Fault, Callable[[dict[str, Any], bool], object]]] = {
-    Fault.EMPTY_CHOICES: lambda answer, chat: answer["choices"].clear(),
-    Fault.MISSING_CHOICE: lambda answer, chat: answer["choices"].pop(),
-    Fault.EXTRA_CHOICE: lambda answer, chat: answer["choices"].append(
-        choice(len(answer["choices"]), "", "stop", chat=chat)
-    ),
-    Fault.DUPLICATE_INDEX: _duplicate_index,
+    Fault.EMPTY_CHOICES: lambda answer, _: answer["choices"].clear(),
+    Fault.MISSING_CHOICE: lambda answer, _: answer["choices"].pop(),
+    Fault.EXTRA_CHOICE: _add_choice,
+    Fault.DUPLICATE_INDEX: lambda answer, _: _spoil_index(answer),
     Fault.WRONG_TYPES: lambda answer, chat: _set_text(answer, chat, ["text"]),
     Fault.NULL_TEXT: _null_text,
-    Fault.NULL_FINISH_REASON: lambda answer, chat: _set_finish_reason(answer, None),
-    Fault.NO_USAGE: lambda answer, chat: answer.pop("usage"),
-    Fault.ABORTED: lambda answer, chat: _set_finish_reason(answer, "abort"),
+    Fault.NULL_FINISH_REASON: lambda answer, _: _set_finish_reason(answer, None),
+    Fault.NO_USAGE: lambda answer, _: answer.pop("usage"),
+    Fault.ABORTED: lambda answer, _: _set_finish_reason(answer, "abort"),
     Fault.HUGE: lambda answer, chat: _set_text(answer, chat, "x" * HUGE_BYTES),
 }

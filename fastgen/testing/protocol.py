@@ -1,8 +1,8 @@
-"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`: so cheap that it is never what a benchmark
-measures, and close enough to the socket that it can break in every way a server breaks.
+"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`.
 
-Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a time per
-connection (a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
+So cheap that it is never what a benchmark measures, and close enough to the socket to break in every way a server
+breaks. Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a
+time per connection (a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Exchange:
         self.on_gone: Callable[[], None] | None = None
 
     def header(self, name: str) -> str:
-        """The first value of a request header, empty if it is not there."""
+        """Return the first value of a request header, empty if it is not there."""
         found = re.search(rb"\r\n" + re.escape(name.encode()) + rb":[ \t]*([^\r]*)", self._head, re.IGNORECASE)
         return found[1].strip().decode("latin-1") if found else ""
 
     def respond_json(self, body: bytes) -> None:
-        """A 200 with a JSON body: the common case, in one write."""
+        """Answer a 200 with a JSON body: the common case, in one write."""
         self._connection.finish(self, _OK_JSON % len(body) + body, close=self._close)
 
     def respond(
@@ -64,7 +64,7 @@ class Exchange:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Any whole answer."""
+        """Answer anything whole."""
         lines = [
             f"HTTP/1.1 {status} {_reason(status)}",
             f"Content-Type: {content_type}",
@@ -74,17 +74,17 @@ class Exchange:
         self._connection.finish(self, "\r\n".join([*lines, "", ""]).encode("latin-1") + body, close=self._close)
 
     def break_off(self, body: bytes, stated_bytes: int, *, reset: bool) -> None:
-        """A 200 that states more bytes than it sends; then the connection is reset, or closed politely."""
+        """Answer a 200 that states more bytes than it sends; then the connection is reset, or closed politely."""
         self._connection.finish(self, _OK_JSON % stated_bytes + body, close=not reset)
         if reset:  # a moment later, or the reset would overtake the bytes
             asyncio.get_running_loop().call_later(_RESET_DELAY_S, self._connection.reset)
 
     def reset(self) -> None:
-        """No answer at all: the connection is reset."""
+        """Reset the connection without an answer."""
         self._connection.reset()
 
     def disconnect(self) -> None:
-        """No answer at all: the connection is closed politely."""
+        """Close the connection without an answer."""
         self._connection.close()
 
 

@@ -34,8 +34,11 @@ KEPT_REQUESTS = 64
 
 @dataclass(slots=True)
 class ServerCounters:
-    """What a server has seen since its start. ``requests`` are those for completions; ``gone`` are clients that left
-    early."""
+    """What a server has seen since its start.
+
+    ``requests`` are those for completions, ``gone`` the clients that left before their answer, tokens are counted by
+    the fake tokenizer, ``injected`` counts faults by name.
+    """
 
     connections: int = 0
     open_connections: int = 0
@@ -133,8 +136,7 @@ class FaultServer:
             await listener.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; it is looked at whenever a request, an answer or a connection comes or
-        goes."""
+        """Return when ``condition`` holds; looked at whenever a request, an answer or a connection comes or goes."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -251,7 +253,7 @@ class FaultServer:
     def _generate(self, exchange: Exchange, fault: Fault | None, *, chat: bool) -> None:
         try:
             asked = api.read_request(exchange.body, chat=chat)
-        except api.BadRequest as error:
+        except api.BadRequestError as error:
             exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
             return
         prompt_tokens = [api.count_tokens(prompt) for prompt in asked.prompts]
