@@ -76,7 +76,7 @@ def generate(
 def export(
     *,
     run_dir: Path,
-    output: Path,
+    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     format: Literal["raw", "instances", "rejected"] = "raw",  # noqa: A002 - the flag's name
     include_empty: bool = False,
 ) -> int:

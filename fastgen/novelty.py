@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fastgen.errors import InputError
-from fastgen.records import Neighbour
 from fastgen.rouge import RejectAt, Tokenizer, check_rule, tokenise
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
     from fastgen.index import CandidateIndex
     from fastgen.index.bands import Bands
-    from fastgen.index.checks import Found
+    from fastgen.index.layout import Found
+    from fastgen.records import Neighbour
 
 IndexKind = Literal["lsh", "exact", "exhaustive"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)

@@ -20,13 +20,13 @@ from pathlib import Path
 from fastgen import __version__
 from fastgen.config import Options, check_same_meaning, meaning, saved_values
 from fastgen.errors import InputError, StoppedError
+from fastgen.material import Material, load_material
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
-from fastgen.records import Answer, SeedTask
+from fastgen.records import Answer
 from fastgen.scheduler import Limits, Scheduler
-from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
+from fastgen.seeds import seed_fingerprint
 from fastgen.serving import Serving, serve
-from fastgen.stages.prompts import PromptSet, load_prompts
 from fastgen.store import RunFolder, RunHeader, Store
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,6 @@ class Outcome:
     complete: int
     target: int
     interrupted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """What the run is made from, with the files it came from."""
-
-    seeds: tuple[SeedTask, ...]
-    prompts: PromptSet
-    seeds_path: Path
 
 
 class Stopper:
@@ -90,32 +81,29 @@ async def generate(place: Place, options: Options, reporter: Reporter, stopper: 
     folder.exists()
     store = Store(folder)
     try:
-        material = _load(folder, options)
-        plan = _plan(options, material)
+        material = load_material(folder, options)
+        planning = asyncio.ensure_future(asyncio.to_thread(_plan, options, material))
         if folder.exists():
-            _resume(folder, store, plan, options, material, reporter)
-        if not plan.done:
-            async with serve(
-                options, folder, place.cache_dir, place.api_key, _model_so_far(folder), reporter.say
-            ) as serving:
-                _begin_or_check(folder, store, plan, options, material, serving)
-                await _saturate(store, plan, serving, options, reporter, stopper)
+            plan = await _resume(folder, store, planning, options, material, reporter)
+            if plan.done:
+                return Outcome(plan.complete, plan.target, interrupted=False)
+        model = _model_so_far(folder)
+        async with serve(options, folder, place.cache_dir, place.api_key, model, reporter.say) as serving:
+            if not planning.done():
+                reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
+            plan = await planning
+            _begin_or_check(folder, store, plan, options, material, serving)
+            await _saturate(store, plan, serving, options, reporter, stopper)
         return Outcome(plan.complete, plan.target, interrupted=stopper.stopped and not plan.done)
     finally:
         store.close()
 
 
-def _load(folder: RunFolder, options: Options) -> _Material:
-    begun = folder.exists()
-    seeds_path = options.method.seed_tasks or (folder.seeds_path if begun else default_seed_path())
-    prompts_path = options.method.prompts or (folder.prompts_path if begun else None)
-    return _Material(load_seed_tasks(seeds_path), load_prompts(options.server.api, prompts_path), seeds_path)
-
-
-def _plan(options: Options, material: _Material) -> Plan:
-    from fastgen.novelty import NoveltyFilter
+def _plan(options: Options, material: Material) -> Plan:
+    from fastgen.novelty import NoveltyFilter, warm_up
 
     method = options.method
+    warm_up(method.index)
     return Plan(
         Method(
             rules=options.rules,
@@ -135,7 +123,7 @@ def _plan(options: Options, material: _Material) -> Plan:
     )
 
 
-def _meaning(options: Options, material: _Material, model: str) -> dict[str, object]:
+def _meaning(options: Options, material: Material, model: str) -> dict[str, object]:
     return meaning(options, model=model, seeds=seed_fingerprint(material.seeds), prompts=material.prompts.fingerprint)
 
 
@@ -143,29 +131,36 @@ def _model_so_far(folder: RunFolder) -> str | None:
     return folder.header().meaning["model"] if folder.exists() else None
 
 
-def _resume(
-    folder: RunFolder, store: Store, plan: Plan, options: Options, material: _Material, reporter: Reporter
-) -> None:
+async def _resume(
+    folder: RunFolder,
+    store: Store,
+    planning: asyncio.Future[Plan],
+    options: Options,
+    material: Material,
+    reporter: Reporter,
+) -> Plan:
     header = folder.header()
     model = options.server.model or header.meaning["model"]
     check_same_meaning(header.meaning, _meaning(options, material, model), folder.path)
-    plan.resume(store.replay())
+    plan = await planning
+    await asyncio.to_thread(plan.resume, store.replay())
     folder.write_header(RunHeader(header.run_id, header.version, header.meaning, saved_values(options)))
     if store.torn is not None:
         reporter.say(
             f"{store.torn.path}: dropped {store.torn.size} bytes of an unfinished line that a crash left behind"
         )
     reporter.say(f"going on with {plan.complete} of {plan.target} instructions complete, {len(plan.pool)} kept")
+    return plan
 
 
 def _begin_or_check(
-    folder: RunFolder, store: Store, plan: Plan, options: Options, material: _Material, serving: Serving
+    folder: RunFolder, store: Store, plan: Plan, options: Options, material: Material, serving: Serving
 ) -> None:
     asked = _meaning(options, material, serving.model)
     if folder.exists():
         check_same_meaning(folder.header().meaning, asked, folder.path)
         return
-    folder.keep(material.seeds_path, material.prompts.files)
+    material.keep_in(folder)
     store.begin(asked, saved_values(options), __version__)
     plan.resume(store.replay())
 
@@ -193,6 +188,7 @@ async def _saturate(
             serving.watch(),
         ) as run:
             await run
+        store.server_figures = await serving.figures() or store.server_figures
     reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))
 
 
@@ -290,7 +286,7 @@ async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) 
 async def _watch_figures(store: Store, serving: Serving) -> None:
     while True:
         await asyncio.sleep(_LEDGER_EVERY_S)
-        store.server_figures = await serving.figures()
+        store.server_figures = await serving.figures() or store.server_figures
 
 
 def require_target(options: Options) -> None:

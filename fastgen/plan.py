@@ -46,20 +46,17 @@ class Method:
     classification_only: bool = False
 
 
-class YieldEstimate:
-    """How many complete instructions an instruction request brings: exponentially weighted, cautious at the start."""
+class RunningMean:
+    """The mean of what was seen: from a guess that counts as three observations to a memory of the last hundred."""
 
-    def __init__(self) -> None:
-        self.kept_per_request = 3.0
-        self.complete_share = 0.7
+    def __init__(self, guess: float) -> None:
+        self.value = guess
+        self._seen = 3
 
-    def saw_instructions(self, kept: int) -> None:
-        """One instruction completion kept so many."""
-        self.kept_per_request += 0.05 * (kept - self.kept_per_request)
-
-    def saw_instances(self, *, complete: bool) -> None:
-        """One instruction was settled."""
-        self.complete_share += 0.05 * (complete - self.complete_share)
+    def see(self, value: float) -> None:
+        """Take in one observation."""
+        self._seen += 1
+        self.value += (value - self.value) / min(self._seen, 100)
 
 
 class Plan:
@@ -92,7 +89,9 @@ class Plan:
         self._failures: dict[int, int] = {}
         self._next_request = 0
         self._instructions_out = 0
-        self._estimate = YieldEstimate()
+        # High guesses: asking a little later costs less than making what nobody asked for.
+        self._kept_per_completion = RunningMean(6.0)
+        self._complete_share = RunningMean(0.9)
         novelty.add_seeds([seed.instruction for seed in seeds])
 
     # -- asking --------------------------------------------------------------------------------------------------------
@@ -127,9 +126,8 @@ class Plan:
 
     def _missing(self) -> float:
         """How many complete instructions the work under way is not expected to bring."""
-        estimate = self._estimate
-        on_the_way = len(self.pool) - self.settled + self._instructions_out * estimate.kept_per_request
-        return self.target - self.complete - on_the_way * estimate.complete_share
+        on_the_way = len(self.pool) - self.settled + self._instructions_out * self._kept_per_completion.value
+        return self.target - self.complete - on_the_way * self._complete_share.value
 
     def _take_number(self) -> int:
         self._next_request += 1
@@ -223,7 +221,10 @@ class Plan:
     def _instances(self, request: Request, completion: Completion) -> InstanceOutcome:
         is_classification = self.pool.state(_subject(request)) is State.CLASSIFICATION
         parsed = instance.parse(completion, is_classification, self.method.rules)
-        return InstanceOutcome(tuple((i.input, i.output) for i in parsed.instances), parsed.rejected)
+        rules = [rejected.rule for rejected in parsed.rejected]
+        if parsed.discarded is not None and parsed.discarded not in rules:
+            rules.append(parsed.discarded)
+        return InstanceOutcome(tuple((i.input, i.output) for i in parsed.instances), tuple(rules))
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ class Plan:
         for k, text in zip(kept, texts, strict=True):
             self.pool.append(text)
             self._ready[Stage.CLASSIFICATION].append(k.number)
-        self._estimate.saw_instructions(len(kept))
+        self._kept_per_completion.see(len(kept))
         self.fruitless = 0 if kept else self.fruitless + 1
 
     def _apply_classification(self, commit: Commit, *, is_classification: bool) -> None:
@@ -294,7 +295,7 @@ class Plan:
         self._failures.pop(_subject(commit), None)
         self.settled += 1
         self.complete += state is State.COMPLETE
-        self._estimate.saw_instances(complete=state is State.COMPLETE)
+        self._complete_share.see(state is State.COMPLETE)
 
 
 def _subject(work: Request | Commit) -> int:

@@ -114,6 +114,7 @@ class PlainReporter:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown_s = 0.0
+        self._pending: Progress | None = None
 
     def say(self, text: str) -> None:
         """Print the line."""
@@ -122,12 +123,19 @@ class PlainReporter:
     def show(self, progress: Progress) -> None:
         """Print the figures, not more often than every ten seconds."""
         now_s = time.monotonic()
+        self._pending = progress
         if now_s - self._shown_s >= _PLAIN_EVERY_S:
             self._shown_s = now_s
-            self.say(progress.line())
+            self._print_pending()
+
+    def _print_pending(self) -> None:
+        if self._pending is not None:
+            self.say(self._pending.line())
+            self._pending = None
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Print the last figures, if they are still to be seen."""
+        self._print_pending()
 
 
 class JsonReporter:

@@ -26,6 +26,7 @@ def open_run(run_dir: Path) -> OpenRun:
     """:raises InputError: there is no run, or it is damaged or newer than this version."""
     folder = RunFolder(run_dir)
     meaning = folder.header().meaning
-    values = {f.name: meaning[f.name] for f in fields(Rules) if f.name in meaning}
-    rules = Rules(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    saved: dict[str, Any] = {f.name: meaning[f.name] for f in fields(Rules) if f.name in meaning}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
+    rules = Rules(**values)
     return OpenRun(folder, meaning, load_seed_tasks(folder.seeds_path), rules)

@@ -142,21 +142,21 @@ def check_seed_tasks(path: Path) -> SeedReport:
 
 def _numbered_tasks(path: Path) -> list[tuple[int, SeedTask]]:
     """(line number from 1, task) of every line that is not blank."""
-    shown = _printable(str(path))
     numbered: list[tuple[int, SeedTask]] = []
     line_of: dict[str, int] = {}
     for number, line in enumerate(_read(path).split(b"\n"), start=1):
         if not line.strip():
             continue
-        where = f"{shown}:{number}"
+        where = f"{_printable(str(path))}:{number}"
         task = _task(_object(line, where), where)
         if task.id in line_of:
-            first = f"line {line_of[task.id]}"
-            raise InputError(f"{where}: id: {json.dumps(task.id)} is already used on {first}; choose another id")
+            raise InputError(
+                f"{where}: id: {json.dumps(task.id)} is also on line {line_of[task.id]}; choose another id"
+            )
         line_of[task.id] = number
         numbered.append((number, task))
     if not numbered:
-        raise InputError(f"{shown}: holds no seed task; write one JSON object on each line")
+        raise InputError(f"{_printable(str(path))}: holds no seed task; write one JSON object on each line")
     return numbered
 
 
@@ -183,8 +183,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
         raise InputError(f"{where}: JSON beyond what can be read; simplify or remove this line") from None
     if not isinstance(value, dict):
-        kind = _KINDS.get(type(value), "a number")
-        raise InputError(f"{where}: expected a JSON object, found {kind}; write one task on each line")
+        raise InputError(f"{where}: found {_KINDS.get(type(value), 'a number')}; write one JSON object on each line")
     return value
 
 

@@ -120,7 +120,7 @@ class RunFolder:
                     f"not a commit that this version of fastgen can read ({error!r}); upgrade fastgen"
                 ) from None
 
-    def keep(self, seeds: Path, prompts: Mapping[str, bytes]) -> None:
+    def keep(self, seeds: bytes, prompts: Mapping[str, bytes]) -> None:
         """Keep the seed file and the prompt files (name to content) that a new run is made with.
 
         :raises DiskError: the folder cannot be written.
@@ -129,7 +129,7 @@ class RunFolder:
             self.prompts_path.mkdir(exist_ok=True)
         except OSError as error:
             raise DiskError(f"{self.prompts_path}: cannot be made ({error.strerror})") from error
-        _write_atomically(self.seeds_path, seeds.read_bytes())
+        _write_atomically(self.seeds_path, seeds)
         for name, content in prompts.items():
             _write_atomically(self.prompts_path / name, content)
 

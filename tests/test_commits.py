@@ -33,7 +33,7 @@ def numbered(first: int, kept: list[tuple[Any, ...]]) -> tuple[Kept, ...]:
 
 
 REJECTION = st.builds(Rejection, SPAN, st.sampled_from(["too_short", "similar"]), st.none() | NEIGHBOUR)
-OUTCOMES = {
+OUTCOMES: dict[Stage, st.SearchStrategy[Any]] = {
     Stage.INSTRUCTION: st.builds(
         InstructionOutcome, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
     ),

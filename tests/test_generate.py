@@ -19,7 +19,7 @@ WAIT_S = 120
 
 
 @contextmanager
-def test_server(*arguments: str) -> Iterator[str]:
+def shipped_server(*arguments: str) -> Iterator[str]:
     """A shipped server as a process; yields its base URL."""
     command = [sys.executable, "-m", "fastgen.testing", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -32,7 +32,7 @@ def test_server(*arguments: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with test_server("--latency", "0.01") as base_url:
+    with shipped_server("--latency", "0.01") as base_url:
         yield base_url
 
 
@@ -163,7 +163,7 @@ def test_a_run_stopped_by_a_signal_is_finished_by_the_same_command(
 
 def test_a_second_signal_stops_at_once_and_committed_work_stays(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with test_server("--latency", "0.05") as url, start(run, url, 3000, "--concurrency", "4") as process:
+    with shipped_server("--latency", "0.05") as url, start(run, url, 3000, "--concurrency", "4") as process:
         wait_for_commits(run, process, 12)
         committed = (run / "log" / "000000.jsonl").read_bytes()
         fault = '{"rate": 1.0, "kinds": ["hang"]}'
@@ -183,7 +183,7 @@ POST = "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], sys.ar
 
 def test_a_quarter_of_all_answers_being_faults_costs_only_time(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with test_server("--fault-rate", "0.25", "--seed", "5") as url:
+    with shipped_server("--fault-rate", "0.25", "--seed", "5") as url:
         done = generate(run, url, 60, "--concurrency", "16")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -212,7 +212,7 @@ def test_status_and_export_work_while_the_run_goes_on(server: str, tmp_path: Pat
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_then_stops_the_run_resumable(tmp_path: Path) -> None:
-    with test_server() as url:
+    with shipped_server() as url:
         pass
     done = generate(tmp_path / "run", url, 5, "--server-timeout", "0.2")
     assert done.returncode == 3
@@ -221,14 +221,14 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_stops_the_run_resumab
 
 def test_a_server_that_dies_in_mid_run_stops_it_resumable_and_nothing_is_lost(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with test_server("--latency", "0.01") as url:
+    with shipped_server("--latency", "0.01") as url:
         process = start(run, url, 5000, "--concurrency", "8", "--outage-timeout", "0.5")
         wait_for_commits(run, process, 40)
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 3
     assert "run the same command again" in said.splitlines()[-1]
     before = export(run)
-    with test_server("--latency", "0.01") as url:
+    with shipped_server("--latency", "0.01") as url:
         done = generate(run, url, len(before) + 5)
     assert done.returncode == 0, done.stderr
     assert export(run)[: len(before)] == before
@@ -242,7 +242,7 @@ def test_chat_and_the_paper_preset_make_runs_too(server: str, tmp_path: Path) ->
 
 
 def test_a_host_without_completions_gets_one_line_that_names_the_flag(tmp_path: Path) -> None:
-    with test_server("--apis", "chat") as url:
+    with shipped_server("--apis", "chat") as url:
         done = generate(tmp_path / "run", url, 5)
     assert done.returncode == 2
     assert "--api chat" in done.stderr.splitlines()[-1]
@@ -250,7 +250,7 @@ def test_a_host_without_completions_gets_one_line_that_names_the_flag(tmp_path: 
 
 def test_a_key_is_asked_for_used_and_never_shown(tmp_path: Path) -> None:
     run, key = tmp_path / "run", "sk-very-secret"
-    with test_server("--api-key", key) as url:
+    with shipped_server("--api-key", key) as url:
         without = generate(run, url, 5)
         assert without.returncode == 2
         assert "--api-key-env" in without.stderr.splitlines()[-1]
@@ -288,7 +288,7 @@ def test_the_same_seed_one_at_a_time_gives_the_same_run(server: str, tmp_path: P
 
 
 def test_several_servers_share_the_work(tmp_path: Path) -> None:
-    with test_server("--latency", "0.01") as one, test_server("--latency", "0.01") as two:
+    with shipped_server("--latency", "0.01") as one, shipped_server("--latency", "0.01") as two:
         done = generate(tmp_path / "run", one, 60, "--base-url", two, "--concurrency", "16")
         assert done.returncode == 0, done.stderr
         asked = [orjson.loads(_get(f"{url.removesuffix('/v1')}/faults"))["requests"] for url in (one, two)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Api = Literal["completions", "chat"]
 
 _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
-_PRINTABLE = re.compile(r"[^\s\x00-\x1f\x7f]+")
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 _ROUTES = ("/chat/completions", "/completions", "/models")
 _RESERVED = ("model", "prompt", "messages", "n", "stream")
 
@@ -35,7 +35,8 @@ def redact_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
-    return scheme + separator + re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+    shown = scheme + separator + re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+    return _UNPRINTABLE.sub("_", shown)
 
 
 def normalise_base_url(url: str) -> str:
@@ -64,7 +65,7 @@ def _split(url: str, shown: str) -> SplitResult:
         host, port = parts.hostname, parts.port
     except ValueError:  # its text may hold a piece of a password
         raise problem from None
-    if parts.scheme not in ("http", "https") or not host or port == 0 or not _PRINTABLE.fullmatch(url):
+    if parts.scheme not in ("http", "https") or not host or port == 0 or _UNPRINTABLE.search(url):
         raise problem
     if "@" in parts.path:
         raise InputError(f"--base-url {shown}: write '/', '?', '#' and '@' in a password as %2F, %3F, %23 and %40")

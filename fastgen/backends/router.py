@@ -2,9 +2,9 @@
 
 Guarantees: an endpoint that gives no HTTP answer `TAKE_OUT_AFTER` times in a row gets no more requests, and gets them
 again soon after a small probe in the background succeeds; nothing waits inside a request; when no endpoint is healthy
-`complete` fails at once. An endpoint that answers only errors (5xx, 429) counts as twice as loaded for every failure in
-a row, so quick errors do not attract the work. Knows nothing of retries: another attempt is the scheduler's, and finds
-another endpoint here.
+`complete` fails at once. An endpoint whose answers are faults (5xx, 429, broken bodies) counts as twice as loaded for
+every one in a row, until a second has passed since the last: quick errors do not attract the work, and a single one is
+soon forgotten. Knows nothing of retries: another attempt is the scheduler's, and finds another endpoint here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 TAKE_OUT_AFTER = 3
 SLOWEST_PROBE_S = 2.0  # upper bound of the pause between probes, hence of the delay until an endpoint is taken back
 _GRACE_S = 1.0  # at the start: how long the others may take once the first has answered
-_MAX_PENALTY = 10  # 2**10 times as loaded: below it in practice only when all endpoints fail
+_FORGIVEN_AFTER_S = 1.0
+_MAX_DOUBLINGS = 10  # 1,024 times as loaded: such an endpoint is asked only when all others are as bad
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,14 @@ class _Member:
     healthy: bool = True
     term: int = 0
     unreached_in_a_row: int = 0
-    failures_in_a_row: int = 0
+    faults_in_a_row: int = 0
+    forgiven_at_s: float = 0.0
     probing: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    def load(self) -> int:
-        """Return what is in flight and one more, doubled for every failure in a row."""
-        return (self.backend.counters.in_flight + 1) << min(self.failures_in_a_row, _MAX_PENALTY)
+    def load(self, now_s: float) -> int:
+        """Return what is in flight and one more, doubled for every recent fault in a row."""
+        doublings = min(self.faults_in_a_row, _MAX_DOUBLINGS) if now_s < self.forgiven_at_s else 0
+        return (self.backend.counters.in_flight + 1) << doublings
 
 
 class Router:
@@ -133,14 +136,19 @@ class Router:
         healthy = [member for member in (*members[turn:], *members[:turn]) if member.healthy]
         if not healthy:
             raise TransientError("no server answers; waiting for one", kind="all_down", reached_server=False)
-        return min(healthy, key=_Member.load)
+        now_s = time.monotonic()
+        return min(healthy, key=lambda member: member.load(now_s))
 
     def _saw_answer(self, member: _Member) -> None:
-        member.unreached_in_a_row = member.failures_in_a_row = 0
+        member.unreached_in_a_row = member.faults_in_a_row = 0
 
     def _saw_failure(self, member: _Member, error: TransientError) -> None:
-        member.failures_in_a_row += 1
-        member.unreached_in_a_row = 0 if error.reached_server else member.unreached_in_a_row + 1
+        if error.reached_server:
+            member.unreached_in_a_row = 0
+            member.faults_in_a_row += 1
+            member.forgiven_at_s = time.monotonic() + _FORGIVEN_AFTER_S
+            return
+        member.unreached_in_a_row += 1
         if member.healthy and member.unreached_in_a_row >= TAKE_OUT_AFTER:
             log.warning("%s: taken out until it answers", error)
             self._take_out(member)

@@ -139,7 +139,7 @@ def _chat_text(choice: dict[str, Any], reason: str | None) -> object:
     """
     message = choice.get("message")
     if type(message) is not dict:
-        return message
+        return None
     text = message.get("content")
     return "" if text is None and reason is not None else text
 

@@ -33,7 +33,7 @@ class CandidateIndex(Protocol):
     def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
         """Append texts without a check; as ``seeds`` only while the pool holds nothing but seeds."""
 
-    def decide(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - fastgen.index.checks.Found; importing it needs numpy
+    def decide(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - fastgen.index.layout.Found; importing it needs numpy
         """Decide texts in order and append the novel ones."""
 
     def truncate(self, entries: int) -> None:

@@ -1,8 +1,8 @@
 """Flat arrays that grow in place.
 
-Guarantees: growth is by a quarter, so at most a fifth of an array is unused; the bytes already there are not copied when
-the allocator can extend or remap the block (on Linux, large blocks are moved by page table, not by byte), so growth does
-not stall a batch. New room reads as zero.
+Guarantees: growth is by a quarter, so at most a fifth of an array is unused; the bytes already there are not copied
+when the allocator can extend or remap the block (on Linux, large blocks move by page table, not by byte), so growth
+does not stall a batch. New room reads as zero.
 """
 
 from __future__ import annotations

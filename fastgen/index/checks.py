@@ -11,29 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastgen.index.jit import kernel
-from fastgen.index.lcs import (
-    Entries,
-    Query,
-    Rule,
-    bitmap_overlap,
-    lcs_with,
-    length_of,
-    need_lcs,
-    overlap_with,
-    score_of,
-)
+from fastgen.index.layout import Found
+from fastgen.index.lcs import WORD, bitmap_overlap, lcs_with, length_of, need_lcs, overlap_with, score_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from fastgen.index.vocabulary import Symbols
+    from fastgen.index.layout import Pool, Rule, Text
 
 TOP = 5
-_LONG = 64
 
 
 def make_found(texts: int) -> Found:
-    """An empty result for ``texts`` rows."""
+    """Make an empty result for ``texts`` rows."""
     return Found(
         entry=np.full((texts, TOP), -1, np.int64),
         score=np.zeros((texts, TOP)),
@@ -69,83 +57,76 @@ def too_similar(rule: Rule, score: float) -> bool:
 
 
 @kernel
-def verify(
-    symbols: Symbols,
-    entries: Entries,
-    query: Query,
-    rule: Rule,
-    found: Found,
-    text: int,
-    count: int,
-    bits: np.uint64,
-    entry: int,
-) -> None:
+def verify(pool: Pool, found: Found, text: Text, entry: int) -> None:
     """Score a candidate that may be too similar by its length and bitmap, and record it; skip any other."""
-    length = length_of(entries, entry)
-    need = need_lcs(rule, count, length)
-    if need == 0 or bitmap_overlap(bits, count, entries.meta[entry, 0], length) < need:
+    length = length_of(pool.entries, entry)
+    need = need_lcs(pool.rule, text.length, length)
+    if need == 0 or bitmap_overlap(text.bits, text.length, pool.entries.meta[entry, 0], length) < need:
         return
-    if count > _LONG and overlap_with(symbols, entries, query, entry) < need:
+    if text.length > WORD and overlap_with(pool, entry) < need:
         return
-    record(found, text, entry, score_of(lcs_with(symbols, entries, query, count, entry), count, length))
+    record(found, text.row, entry, score_of(lcs_with(pool, text.length, entry), text.length, length))
 
 
 @kernel
-def nearest_seed(
-    symbols: Symbols, entries: Entries, query: Query, seeds: Seeds, found: Found, text: int, count: int
-) -> None:
-    """Find the seed with the highest score (lowest index among equals), exactly.
-
-    The multiset overlaps with all seeds come from the inverted lists; an LCS is computed only where the overlap, which
-    bounds it, could still win.
-    """
-    overlap = seeds.overlap
-    for seed in range(overlap.size):
-        overlap[seed] = 0
+def _count_overlaps(pool: Pool, count: int) -> None:
+    """Multiset overlap of the open query with every seed, from the inverted lists."""
+    seeds = pool.seeds
+    seeds.overlap[:] = 0
     known = seeds.first.size - 1
     for i in range(count):
-        element = query.elements[i]
+        element = pool.query.elements[i]
         if element < known:
             for at in range(seeds.first[element], seeds.first[element + 1]):
-                overlap[seeds.member[at]] += 1
-    best, best_score, likely, bound = -1, -1.0, -1, -1.0
-    for seed in range(overlap.size):
-        score = score_of(overlap[seed], count, length_of(entries, seed))
+                seeds.overlap[seeds.member[at]] += 1
+
+
+@kernel
+def _likeliest_seed(pool: Pool, count: int) -> int:
+    likely, bound = 0, -1.0
+    for seed in range(pool.seeds.overlap.size):
+        score = score_of(pool.seeds.overlap[seed], count, length_of(pool.entries, seed))
         if score > bound:
             likely, bound = seed, score
-    for turn in range(-1, overlap.size):  # the likeliest first, so that most others are skipped
+    return likely
+
+
+@kernel
+def nearest_seed(pool: Pool, found: Found, text: Text) -> None:
+    """Find the seed with the highest score (lowest index among equals), exactly.
+
+    An LCS is computed only where the multiset overlap, which bounds it, could still win; the likeliest seed goes first,
+    so that most others are skipped.
+    """
+    overlap, count = pool.seeds.overlap, text.length
+    _count_overlaps(pool, count)
+    likely = _likeliest_seed(pool, count)
+    best, best_score = -1, -1.0
+    for turn in range(-1, overlap.size):
         seed = likely if turn < 0 else turn
-        length = length_of(entries, seed)
-        if seed < 0 or score_of(overlap[seed], count, length) < best_score:
+        length = length_of(pool.entries, seed)
+        if score_of(overlap[seed], count, length) < best_score:
             continue
         score = 0.0
         if overlap[seed] > 0:
-            score = score_of(lcs_with(symbols, entries, query, count, seed), count, length)
+            score = score_of(lcs_with(pool, count, seed), count, length)
         if score > best_score or (score == best_score and seed < best):
             best, best_score = seed, score
-    found.seed[text] = best
-    found.seed_score[text] = max(best_score, 0.0)
+    found.seed[text.row] = best
+    found.seed_score[text.row] = best_score
 
 
 @kernel
-def conclude(
-    symbols: Symbols,
-    entries: Entries,
-    query: Query,
-    rule: Rule,
-    seeds: Seeds,
-    found: Found,
-    text: int,
-    count: int,
-) -> bool:
+def conclude(pool: Pool, found: Found, text: Text) -> bool:
     """Decide from what was recorded; a text that would be kept meets every seed first. Returns whether it is novel."""
-    if found.entry[text, 0] >= 0 and too_similar(rule, found.score[text, 0]):
+    row = text.row
+    if found.entry[row, 0] >= 0 and too_similar(pool.rule, found.score[row, 0]):
         return False
-    if seeds.overlap.size > 0:
-        nearest_seed(symbols, entries, query, seeds, found, text, count)
-        if too_similar(rule, found.seed_score[text]):
-            record(found, text, found.seed[text], found.seed_score[text])
-            found.seed[text], found.seed_score[text] = -1, 0.0
+    if pool.seeds.overlap.size > 0:
+        nearest_seed(pool, found, text)
+        if too_similar(pool.rule, found.seed_score[row]):
+            record(found, row, found.seed[row], found.seed_score[row])
+            found.seed[row], found.seed_score[row] = -1, 0.0
             return False
-    found.novel[text] = 1
+    found.novel[row] = 1
     return True

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastgen.index.checks import Found, conclude, make_found, verify
+from fastgen.index.checks import conclude, make_found, verify
 from fastgen.index.jit import kernel
-from fastgen.index.lcs import append_entry, bitmap_of, close_query, open_query
-from fastgen.index.pool import Batch, Pool, TextPool, make_batch, read_text
+from fastgen.index.lcs import close_query, open_query
+from fastgen.index.pool import TextPool, make_batch, read_text, store_text
 from fastgen.index.vocabulary import forget_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgen.index.layout import Batch, Found, Pool
+
 
 @kernel
 def _decide(pool: Pool, batch: Batch, found: Found, keep: bool) -> None:
-    symbols, entries, query = pool.symbols, pool.entries, pool.query
-    for text in range(batch.start.size - 1):
-        known = symbols.size[0]
-        count = read_text(pool, batch, text)
-        bits = bitmap_of(query.elements, count)
-        open_query(symbols, query, count)
-        for entry in range(entries.size[0]):
-            verify(symbols, entries, query, pool.rule, found, text, count, bits, entry)
-        novel = conclude(symbols, entries, query, pool.rule, pool.seeds, found, text, count)
-        close_query(symbols, query, count)
+    for row in range(batch.start.size - 1):
+        known = pool.symbols.size[0]
+        text = read_text(pool, batch, row)
+        open_query(pool, text.length)
+        for entry in range(pool.entries.size[0]):
+            verify(pool, found, text, entry)
+        novel = conclude(pool, found, text)
+        close_query(pool, text.length)
         if novel and keep:
-            append_entry(entries, query.tokens, count, bits)
+            store_text(pool, text)
         else:
-            forget_symbols(symbols, known)
+            forget_symbols(pool.symbols, known)
 
 
 class ExhaustiveIndex:

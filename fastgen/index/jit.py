@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` on its first call (nopython, ``nogil``, cached on disk where a disk can be written)."""
-    compile_with = functools.partial(numba.njit, nogil=True, error_model="numpy", boundscheck=False)
+    compile_with = functools.partial(numba.njit, nogil=True, _nrt=False, error_model="numpy", boundscheck=False)
     try:
         return cast("Callable[P, R]", compile_with(cache=True)(function))
     except RuntimeError:  # numba found no folder that it may write to
@@ -35,4 +35,4 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 @kernel
 def signed(value: Any) -> int:  # noqa: ANN401 - any integer type
     """Convert to a signed 64-bit integer; kernels must never mix signed and unsigned ones, whose sum is a float."""
-    return cast("int", np.int64(value))
+    return int(np.int64(value))

@@ -19,7 +19,7 @@ class Symbols(NamedTuple):
     ``table``: open-addressing slots, symbol or -1. ``hashes``: 64-bit hash of the symbol's bytes. ``start``: a token's
     bytes are ``blob[start[i]:start[i + 1]]`` (empty for a later occurrence). ``parent``, ``occurrence``: an element's
     token and k; a token is its own parent with k = 1. ``base``: the pre-mixed 32-bit MinHash hash. ``slot``: scratch,
-    all zero between texts.
+    all zero between texts. ``work``: scratch for SHA-1.
     """
 
     table: NDArray[np.int32]
@@ -31,6 +31,7 @@ class Symbols(NamedTuple):
     base: NDArray[np.uint32]
     slot: NDArray[np.int32]
     size: NDArray[np.int64]
+    work: NDArray[np.int64]
 
 
 class Rule(NamedTuple):
@@ -119,5 +120,5 @@ class Text(NamedTuple):
     """One text of a batch while it is being decided: its row, its number of tokens, its element bitmap."""
 
     row: int
-    count: int
+    length: int
     bits: np.uint64

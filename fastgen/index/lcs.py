@@ -20,7 +20,7 @@ from fastgen.index.layout import Rule
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastgen.index.layout import Entries, Query, Symbols
+    from fastgen.index.layout import Entries, Pool
 
 _U64 = np.uint64
 _ONE = _U64(1)
@@ -96,6 +96,12 @@ def length_of(entries: Entries, entry: int) -> int:
 
 
 @kernel
+def offset_of(entries: Entries, entry: int) -> int:
+    """Where an entry's tokens begin."""
+    return signed(entries.meta[entry, 1] >> _LEN_BITS)
+
+
+@kernel
 def bitmap_of(elements: NDArray[np.int32], count: int) -> np.uint64:
     """64-bit map of the elements: bit = 6 spread bits of the symbol."""
     bits = _U64(0)
@@ -118,8 +124,9 @@ def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, bits: 
 
 
 @kernel
-def open_query(symbols: Symbols, query: Query, count: int) -> int:
-    """Number the distinct tokens of the query, ``symbols.slot`` = number + 1; note where they stand; return how many."""
+def open_query(pool: Pool, count: int) -> int:
+    """Number the query's distinct tokens in ``symbols.slot`` (from 1) and note where they stand; returns how many."""
+    symbols, query = pool.symbols, pool.query
     slots = 0
     for i in range(count):
         token = query.tokens[i]
@@ -134,12 +141,13 @@ def open_query(symbols: Symbols, query: Query, count: int) -> int:
         if count <= WORD:
             query.masks[slot] |= _ONE << _U64(i)
     if count > WORD:
-        _list_places(symbols, query, count, slots)
+        _list_places(pool, count, slots)
     return slots
 
 
 @kernel
-def _list_places(symbols: Symbols, query: Query, count: int, slots: int) -> None:
+def _list_places(pool: Pool, count: int, slots: int) -> None:
+    symbols, query = pool.symbols, pool.query
     query.first[0] = 0
     for slot in range(slots):
         query.first[slot + 1] = query.first[slot] + query.left[slot]
@@ -154,16 +162,17 @@ def _list_places(symbols: Symbols, query: Query, count: int, slots: int) -> None
 
 
 @kernel
-def close_query(symbols: Symbols, query: Query, count: int) -> None:
+def close_query(pool: Pool, count: int) -> None:
     """Return the scratch in ``symbols.slot`` to zero."""
     for i in range(count):
-        symbols.slot[query.tokens[i]] = 0
+        pool.symbols.slot[pool.query.tokens[i]] = 0
 
 
 @kernel
-def overlap_with(symbols: Symbols, entries: Entries, query: Query, entry: int) -> int:
+def overlap_with(pool: Pool, entry: int) -> int:
     """Multiset overlap of the open query and an entry: no LCS is longer."""
-    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
+    symbols, entries, query = pool.symbols, pool.entries, pool.query
+    offset = offset_of(entries, entry)
     end = offset + length_of(entries, entry)
     overlap = 0
     for i in range(offset, end):
@@ -180,11 +189,12 @@ def overlap_with(symbols: Symbols, entries: Entries, query: Query, entry: int) -
 
 
 @kernel
-def lcs_with(symbols: Symbols, entries: Entries, query: Query, count: int, entry: int) -> int:
+def lcs_with(pool: Pool, count: int, entry: int) -> int:
     """LCS length of the open query of ``count`` tokens and an entry."""
     if count > WORD:
-        return _lcs_many_words(symbols, entries, query, count, entry)
-    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
+        return _lcs_many_words(pool, count, entry)
+    symbols, entries, query = pool.symbols, pool.entries, pool.query
+    offset = offset_of(entries, entry)
     row = _ALL
     for i in range(offset, offset + length_of(entries, entry)):
         slot = symbols.slot[entries.tokens[i]]
@@ -196,12 +206,13 @@ def lcs_with(symbols: Symbols, entries: Entries, query: Query, count: int, entry
 
 
 @kernel
-def _lcs_many_words(symbols: Symbols, entries: Entries, query: Query, count: int, entry: int) -> int:
+def _lcs_many_words(pool: Pool, count: int, entry: int) -> int:
+    symbols, entries, query = pool.symbols, pool.entries, pool.query
     words = (count + WORD - 1) // WORD
     row, hits = query.row, query.hits
     for word in range(words):
         row[word] = _ALL
-    offset = signed(entries.meta[entry, 1] >> _LEN_BITS)
+    offset = offset_of(entries, entry)
     for i in range(offset, offset + length_of(entries, entry)):
         slot = signed(symbols.slot[entries.tokens[i]]) - 1
         if slot < 0:

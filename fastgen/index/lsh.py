@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastgen.index.arrays import grow_to
-from fastgen.index.checks import Found, conclude, make_found, verify
-from fastgen.index.jit import kernel
-from fastgen.index.lcs import append_entry, bitmap_of, close_query, open_query
+from fastgen.index.checks import conclude, make_found, verify
+from fastgen.index.jit import kernel, signed
+from fastgen.index.lcs import close_query, open_query
 from fastgen.index.minhash import Permutations, band_key, datasketch_permutations, sign
-from fastgen.index.pool import Batch, Pool, TextPool, make_batch, read_text
-from fastgen.index.vocabulary import elements_of, forget_symbols
+from fastgen.index.pool import TextPool, make_batch, read_text, reread_entry, store_text
+from fastgen.index.vocabulary import forget_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastgen.index.bands import Bands
+    from fastgen.index.layout import Batch, Found, Pool, Text
 
 _SMALLEST_TABLE = 1 << 10
 
@@ -58,73 +59,64 @@ def _link(lsh: Lsh, entry: int) -> None:
     mask = np.uint64(lsh.heads.shape[1] - 1)
     lsh.seen[entry] = 0
     for band in range(lsh.heads.shape[0]):
-        bucket = np.int64(lsh.keys[band] & mask)
+        bucket = signed(lsh.keys[band] & mask)
         lsh.links[entry, band] = lsh.heads[band, bucket]
         lsh.heads[band, bucket] = entry
 
 
 @kernel
-def _meet(pool: Pool, lsh: Lsh, found: Found, text: int, count: int, bits: np.uint64) -> None:
+def _meet(pool: Pool, lsh: Lsh, found: Found, text: Text) -> None:
     mask = np.uint64(lsh.heads.shape[1] - 1)
     lsh.clock[0] += 1
     now = lsh.clock[0]
     for band in range(lsh.heads.shape[0]):
-        entry = np.int64(lsh.heads[band, np.int64(lsh.keys[band] & mask)])
+        entry = signed(lsh.heads[band, signed(lsh.keys[band] & mask)])
         while entry >= 0:
             if lsh.seen[entry] != now:
                 lsh.seen[entry] = now
-                verify(pool.symbols, pool.entries, pool.query, pool.rule, found, text, count, bits, entry)
-            entry = np.int64(lsh.links[entry, band])
+                verify(pool, found, text, entry)
+            entry = signed(lsh.links[entry, band])
 
 
 @kernel
 def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found) -> None:
-    symbols, entries, query = pool.symbols, pool.entries, pool.query
-    for text in range(batch.start.size - 1):
-        known = symbols.size[0]
-        count = read_text(pool, batch, text)
-        bits = bitmap_of(query.elements, count)
-        open_query(symbols, query, count)
-        if count > 0:
-            _make_keys(pool, lsh, count)
-            _meet(pool, lsh, found, text, count, bits)
-        novel = conclude(symbols, entries, query, pool.rule, pool.seeds, found, text, count)
-        close_query(symbols, query, count)
+    for row in range(batch.start.size - 1):
+        known = pool.symbols.size[0]
+        text = read_text(pool, batch, row)
+        open_query(pool, text.length)
+        if text.length > 0:
+            _make_keys(pool, lsh, text.length)
+            _meet(pool, lsh, found, text)
+        novel = conclude(pool, found, text)
+        close_query(pool, text.length)
         if novel:
-            entry = append_entry(entries, query.tokens, count, bits)
-            if count > 0:
-                _link(lsh, entry)
+            _store(pool, lsh, text)
         else:
-            forget_symbols(symbols, known)
+            forget_symbols(pool.symbols, known)
+
+
+@kernel
+def _store(pool: Pool, lsh: Lsh, text: Text) -> None:
+    entry = store_text(pool, text)
+    if text.length > 0:
+        _link(lsh, entry)
 
 
 @kernel
 def _add(pool: Pool, lsh: Lsh, batch: Batch) -> None:
-    query = pool.query
-    for text in range(batch.start.size - 1):
-        count = read_text(pool, batch, text)
-        entry = append_entry(pool.entries, query.tokens, count, bitmap_of(query.elements, count))
-        if count > 0:
-            _make_keys(pool, lsh, count)
-            _link(lsh, entry)
-
-
-@kernel
-def _elements_of_entry(pool: Pool, entry: int) -> int:
-    place = pool.entries.meta[entry, 1]
-    offset, count = np.int64(place >> np.uint64(24)), np.int64(place & np.uint64((1 << 24) - 1))
-    pool.query.tokens[:count] = pool.entries.tokens[offset : offset + count]
-    elements_of(pool.symbols, pool.query.tokens, count, pool.query.elements)
-    return count
+    for row in range(batch.start.size - 1):
+        text = read_text(pool, batch, row)
+        _make_keys(pool, lsh, text.length)
+        _store(pool, lsh, text)
 
 
 @kernel
 def _relink(pool: Pool, lsh: Lsh) -> None:
     """Fill empty tables from the pool's tokens."""
     for entry in range(pool.entries.size[0]):
-        count = _elements_of_entry(pool, entry)
-        if count > 0:
-            _make_keys(pool, lsh, count)
+        text = reread_entry(pool, entry)
+        if text.length > 0:
+            _make_keys(pool, lsh, text.length)
             _link(lsh, entry)
 
 
@@ -133,11 +125,11 @@ def _unlink(pool: Pool, lsh: Lsh, keep: int) -> None:
     """Take entries out of the tables, youngest first: each stands at the head of its chains."""
     mask = np.uint64(lsh.heads.shape[1] - 1)
     for entry in range(pool.entries.size[0] - 1, keep - 1, -1):
-        count = _elements_of_entry(pool, entry)
-        if count > 0:
-            _make_keys(pool, lsh, count)
+        text = reread_entry(pool, entry)
+        if text.length > 0:
+            _make_keys(pool, lsh, text.length)
             for band in range(lsh.heads.shape[0]):
-                lsh.heads[band, np.int64(lsh.keys[band] & mask)] = lsh.links[entry, band]
+                lsh.heads[band, signed(lsh.keys[band] & mask)] = lsh.links[entry, band]
 
 
 class LshIndex:

@@ -17,7 +17,7 @@ from fastgen.index.jit import kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastgen.index.vocabulary import Symbols
+    from fastgen.index.layout import Symbols
 
 SCHEME = "affine32"
 SEED = 1
@@ -31,7 +31,7 @@ class Permutations(NamedTuple):
 
 
 def datasketch_permutations(count: int, seed: int = SEED) -> Permutations:
-    """The first ``count`` permutations of ``datasketch.MinHash(num_perm=count, seed=seed, scheme="affine32")``."""
+    """Take the permutations of ``datasketch.MinHash(num_perm=count, seed=seed, scheme="affine32")``."""
     import datasketch
 
     multiplier, increment = datasketch.MinHash(num_perm=count, seed=seed, scheme=SCHEME).permutations

@@ -6,15 +6,15 @@ Knows nothing of how candidates are found.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastgen.index.arrays import grow_to
-from fastgen.index.checks import Seeds
 from fastgen.index.jit import kernel
-from fastgen.index.lcs import WORD, Entries, Query, Rule, append_entry, bitmap_of, make_rule
-from fastgen.index.vocabulary import Symbols, Vocabulary, elements_of, tokenise_bytes
+from fastgen.index.layout import Batch, Entries, Pool, Query, Seeds, Text
+from fastgen.index.lcs import WORD, append_entry, bitmap_of, length_of, make_rule, offset_of
+from fastgen.index.vocabulary import Vocabulary, elements_of, tokenise_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,31 +30,43 @@ def make_batch(texts: Sequence[bytes]) -> Batch:
 
 
 @kernel
-def read_text(pool: Pool, batch: Batch, text: int) -> int:
-    """Tokenise a text of the batch into ``pool.query``; returns its number of tokens."""
+def read_text(pool: Pool, batch: Batch, row: int) -> Text:
+    """Tokenise a text of the batch into ``pool.query``."""
     query = pool.query
-    count = tokenise_bytes(pool.symbols, batch.data, batch.start[text], batch.start[text + 1], query.tokens)
+    count = tokenise_bytes(pool.symbols, batch.data, batch.start[row], batch.start[row + 1], query.tokens)
     elements_of(pool.symbols, query.tokens, count, query.elements)
-    return count
+    return Text(row, count, bitmap_of(query.elements, count))
+
+
+@kernel
+def reread_entry(pool: Pool, entry: int) -> Text:
+    """Put a stored text back into ``pool.query``."""
+    query, offset, count = pool.query, offset_of(pool.entries, entry), length_of(pool.entries, entry)
+    for i in range(count):
+        query.tokens[i] = pool.entries.tokens[offset + i]
+    elements_of(pool.symbols, query.tokens, count, query.elements)
+    return Text(entry, count, pool.entries.meta[entry, 0])
+
+
+@kernel
+def store_text(pool: Pool, text: Text) -> int:
+    """Append the text in ``pool.query`` to the pool; returns its pool index."""
+    return append_entry(pool.entries, pool.query.tokens, text.length, text.bits)
 
 
 @kernel
 def _append_all(pool: Pool, batch: Batch) -> None:
-    for text in range(batch.start.size - 1):
-        count = read_text(pool, batch, text)
-        append_entry(pool.entries, pool.query.tokens, count, bitmap_of(pool.query.elements, count))
+    for row in range(batch.start.size - 1):
+        store_text(pool, read_text(pool, batch, row))
 
 
 @kernel
 def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32], fill: bool) -> None:
     """Count (``fill`` false) or write the seeds of every element; two passes make the inverted lists."""
-    query, entries = pool.query, pool.entries
-    for seed in range(entries.size[0]):
-        offset = np.int64(entries.meta[seed, 1] >> np.uint64(24))
-        count = np.int64(entries.meta[seed, 1] & np.uint64((1 << 24) - 1))
-        elements_of(pool.symbols, entries.tokens[offset : offset + count], count, query.elements)
-        for i in range(count):
-            element = query.elements[i]
+    for seed in range(pool.entries.size[0]):
+        text = reread_entry(pool, seed)
+        for i in range(text.length):
+            element = pool.query.elements[i]
             if fill:
                 member[first[element]] = seed
             first[element] += 1
@@ -75,7 +87,7 @@ class TextPool:
         return int(self._entries.size[0])
 
     def view(self) -> Pool:
-        """The arrays for a kernel; stale after the next :meth:`reserve`."""
+        """Give the arrays to a kernel; stale after the next :meth:`reserve`."""
         return Pool(self._vocabulary.symbols, self._entries, self._query, self._rule, self._seeds)
 
     def reserve(self, batch: Batch) -> None:

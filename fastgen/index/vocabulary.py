@@ -19,7 +19,7 @@ import numpy as np
 from fastgen.index.arrays import grow_to
 from fastgen.index.jit import kernel, signed
 from fastgen.index.layout import Symbols
-from fastgen.index.sha1 import sha1_hash32
+from fastgen.index.sha1 import WORK_WORDS, sha1_hash32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,12 @@ _FNV_PRIME = _U64(0x100000001B3)
 _MIX_1 = _U64(0xFF51AFD7ED558CCD)
 _MIX_2 = _U64(0xC4CEB9FE1A85EC53)
 _S33 = _U64(33)
+_TAG_BYTES = 32  # NUL and an occurrence number
+_TOKEN_BYTE = np.array(
+    [code if chr(code).isalnum() or code >= 0x80 else 0 for code in bytes(range(256)).lower()],  # noqa: PLR2004 - ASCII
+    np.uint8,
+)
+"""A byte in lower case, 0 for a separator; bytes from 0x80 up belong to tokens."""
 
 
 @kernel
@@ -43,9 +49,9 @@ def mix64(value: np.uint64) -> np.uint64:
 
 
 @kernel
-def _minhash_base(data: NDArray[np.uint8]) -> np.uint32:
-    """Apply datasketch's ``affine32`` pre-mix (MurmurHash3's 32-bit finalizer) of SHA-1's first 32 bits."""
-    h = sha1_hash32(data)
+def _minhash_base(symbols: Symbols, begin: int, end: int) -> np.uint32:
+    """Apply datasketch's ``affine32`` pre-mix (MurmurHash3's 32-bit finalizer) to the SHA-1 of ``blob[begin:end]``."""
+    h = sha1_hash32(symbols.blob, begin, end, symbols.work)
     h ^= h >> 16
     h = (h * 0x85EBCA6B) & 0xFFFFFFFF
     h ^= h >> 13
@@ -69,7 +75,7 @@ def _same_bytes(symbols: Symbols, symbol: int, text: NDArray[np.uint8], begin: i
     first = symbols.start[symbol]
     if symbols.occurrence[symbol] != 1 or symbols.start[symbol + 1] - first != end - begin:
         return False
-    for i in range(end - begin):
+    for i in range(end - begin):  # noqa: SIM110 - numba compiles loops, not generators
         if symbols.blob[first + i] != text[begin + i]:
             return False
     return True
@@ -91,24 +97,25 @@ def token_symbol(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: int
         symbols.blob[first + i] = text[begin + i]
     symbols.parent[symbol] = symbol
     symbols.occurrence[symbol] = 1
-    symbols.base[symbol] = _minhash_base(text[begin:end])
+    symbols.base[symbol] = _minhash_base(symbols, first, first + end - begin)
     return int(symbol)
 
 
 @kernel
-def _tagged_bytes(symbols: Symbols, token: int, k: int) -> NDArray[np.uint8]:
+def _tagged_base(symbols: Symbols, token: int, k: int) -> np.uint32:
+    """MinHash hash of ``token NUL k``, spelled out in the unused end of the blob."""
     first, length = symbols.start[token], symbols.start[token + 1] - symbols.start[token]
+    begin = symbols.start[symbols.size[0]]
+    for i in range(length):
+        symbols.blob[begin + i] = symbols.blob[first + i]
+    symbols.blob[begin + length] = 0
     digits, rest = 1, k // 10
     while rest > 0:
         digits, rest = digits + 1, rest // 10
-    data = np.empty(length + 1 + digits, np.uint8)
-    for i in range(length):
-        data[i] = symbols.blob[first + i]
-    data[length] = 0
     for i in range(digits):
-        data[length + digits - i] = 48 + k % 10
+        symbols.blob[begin + length + digits - i] = 48 + k % 10
         k //= 10
-    return data
+    return _minhash_base(symbols, begin, begin + length + 1 + digits)
 
 
 @kernel
@@ -127,7 +134,7 @@ def element_symbol(symbols: Symbols, token: int, k: int) -> int:
     symbol = _append_symbol(symbols, at, digest, 0)
     symbols.parent[symbol] = token
     symbols.occurrence[symbol] = k
-    symbols.base[symbol] = _minhash_base(_tagged_bytes(symbols, token, k))
+    symbols.base[symbol] = _tagged_base(symbols, token, k)
     return int(symbol)
 
 
@@ -144,12 +151,10 @@ def tokenise_bytes(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: i
         first = at
         digest = _FNV_OFFSET
         while at < end:
-            byte = text[at]
-            if 65 <= byte <= 90:
-                byte = np.uint8(byte + 32)
-                text[at] = byte
-            elif not (97 <= byte <= 122 or 48 <= byte <= 57 or byte >= 128):
+            byte = _TOKEN_BYTE[text[at]]
+            if byte == 0:
                 break
+            text[at] = byte
             digest = (digest ^ _U64(byte)) * _FNV_PRIME
             at += 1
         if at > first:
@@ -210,6 +215,7 @@ class Vocabulary:
             base=np.empty(0, np.uint32),
             slot=np.empty(0, np.int32),
             size=np.zeros(1, np.int64),
+            work=np.empty(WORK_WORDS, np.int64),
         )
 
     def __len__(self) -> int:
@@ -220,7 +226,7 @@ class Vocabulary:
         """Make room for ``tokens`` more symbols whose bytes add up to at most ``text_bytes``."""
         have = len(self)
         need = have + tokens
-        blob_need = int(self.symbols.start[have]) + text_bytes
+        blob_need = int(self.symbols.start[have]) + 2 * text_bytes + _TAG_BYTES
         grow_to(self.symbols.blob, blob_need)
         grow_to(self.symbols.start, need + 1)
         for array in (self.symbols.hashes, self.symbols.parent, self.symbols.occurrence):

@@ -1,0 +1,109 @@
+"""How much does the whole of ``fastgen generate`` cost beside a bare aiohttp loop that sends the same bodies?
+
+``python -m benchmarks.pipeline [--instructions 4000] [--concurrency 256] [--repeats 3]``
+
+Two things take turns, in this process, against one test server without latency in another process:
+
+- *bare*: aiohttp, uvloop, orjson; POST, read, parse JSON, nothing else: the floor for any client on aiohttp.
+- *generate*: everything on: prompts drawn and built, requests sent, answers parsed, every rule, the ROUGE-L check against the
+  growing pool, commits written and synced, the plan and the ledger. From an open event loop to the closed run folder.
+
+The bodies are those of a `generate` run, recorded in a pass of its own. CPU is the process's own (user and system, all its
+threads); figures are medians over the repeats. The server shares the machine: on two cores it has one to itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import uvloop
+
+from benchmarks.client import LoopResult, bare_loop
+from benchmarks.harness import Stopwatch, finish, print_table, test_server
+from fastgen.backends import openai
+from fastgen.backends.wire import encode_request
+from fastgen.config import JobOptions, Options, ServerOptions, SpeedOptions
+from fastgen.pipeline import Place, Stopper, generate
+from fastgen.progress import QuietReporter
+from fastgen.store import RunFolder
+
+if TYPE_CHECKING:
+    from fastgen.backends.endpoint import Endpoint
+    from fastgen.records import Request
+
+
+def run_generate(base_url: str, instructions: int, concurrency: int) -> LoopResult:
+    """One whole run in a fresh folder."""
+    options = Options(
+        job=JobOptions(num_instructions=instructions),
+        server=ServerOptions(base_url=(base_url,)),
+        speed=SpeedOptions(concurrency=concurrency),
+    )
+
+    async def main(folder: Path) -> None:
+        reporter = QuietReporter()
+        await generate(Place(folder, folder), options, reporter, Stopper(reporter))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        watch = Stopwatch()
+        uvloop.run(main(folder))
+        wall_s, cpu_s = watch.read()
+        return LoopResult(RunFolder(folder).ledger().completions.total(), wall_s, cpu_s)
+
+
+def record_bodies(base_url: str, instructions: int, concurrency: int) -> list[bytes]:
+    """The bodies that such a run sends."""
+    bodies: list[bytes] = []
+
+    def recording(endpoint: Endpoint, request: Request) -> bytes:
+        bodies.append(encode_request(endpoint, request))
+        return bodies[-1]
+
+    with patch.object(openai, "encode_request", recording):
+        run_generate(base_url, instructions, concurrency)
+    return bodies
+
+
+def measure(instructions: int, concurrency: int, repeats: int) -> dict[str, list[LoopResult]]:
+    """The two in turn, after a pass that records the bodies and compiles what is compiled."""
+    results: dict[str, list[LoopResult]] = {"bare": [], "generate": []}
+    with test_server() as server:
+        bodies = record_bodies(server.base_url, instructions, concurrency)
+        for _ in range(repeats):
+            results["bare"].append(uvloop.run(bare_loop(bodies, server.base_url, concurrency)))
+            results["generate"].append(run_generate(server.base_url, instructions, concurrency))
+    return results
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instructions", type=int, default=4000)
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    results = measure(given.instructions, given.concurrency, given.repeats)
+    medians: dict[str, dict[str, Any]] = {
+        name: {
+            "completions": statistics.median(r.completions for r in runs),
+            "completions_per_s": statistics.median(r.per_s for r in runs),
+            "cpu_us": statistics.median(r.cpu_us for r in runs),
+        }
+        for name, runs in results.items()
+    }
+    bare = medians["bare"]["cpu_us"]
+    print_table(
+        ("loop", "completions", "completions/s", "client CPU us", "client CPU / bare"),
+        [(name, *figures.values(), figures["cpu_us"] / bare) for name, figures in medians.items()],
+    )
+    finish("pipeline", medians | {"settings": vars(given), "cpu_over_bare": medians["generate"]["cpu_us"] / bare})
+
+
+if __name__ == "__main__":
+    main()

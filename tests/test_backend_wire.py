@@ -1,0 +1,254 @@
+"""Requests as bytes, bytes as completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgen.backends.endpoint import Endpoint
+from fastgen.backends.wire import decode_completions, encode_request
+from fastgen.errors import RequestRejected, TransientError
+from fastgen.records import Completion, Message, Request, Sampling, Stage
+
+COMPLETIONS = Endpoint("http://host", "m")
+CHAT = Endpoint("http://host", "m", api="chat")
+
+
+def request(prompt: str | tuple[Message, ...] = "Say hi", n: int = 1, **sampling: Any) -> Request:
+    settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.5, "max_tokens": 32} | sampling
+    return Request(1, Stage.INSTRUCTION, prompt, Sampling(**settings), n=n)
+
+
+def body(endpoint: Endpoint, asked: Request) -> dict[str, Any]:
+    decoded: dict[str, Any] = orjson.loads(encode_request(endpoint, asked))
+    return decoded
+
+
+def answer(*choices: Any, usage: Any = None) -> bytes:
+    return orjson.dumps({"choices": list(choices), "usage": usage})
+
+
+def choice(index: int = 0, text: Any = "hi", finish_reason: Any = "stop") -> dict[str, Any]:
+    return {"index": index, "text": text, "finish_reason": finish_reason}
+
+
+def test_a_plain_request_states_its_length_and_sampling_and_nothing_more() -> None:
+    assert body(COMPLETIONS, request()) == {
+        "model": "m",
+        "prompt": "Say hi",
+        "max_tokens": 32,
+        "temperature": 0.7,
+        "top_p": 0.5,
+    }
+
+
+def test_penalties_stops_and_n_are_stated_where_they_say_something() -> None:
+    sent = body(COMPLETIONS, request(n=3, presence_penalty=2.0, frequency_penalty=-0.5, stop=("\n\n", "\n16.")))
+    assert sent["n"] == 3
+    assert sent["presence_penalty"] == 2.0
+    assert sent["frequency_penalty"] == -0.5
+    assert sent["stop"] == ["\n\n", "\n16."]
+
+
+def test_at_most_four_stop_strings_are_sent() -> None:
+    assert body(COMPLETIONS, request(stop=("a", "b", "c", "d", "e")))["stop"] == ["a", "b", "c", "d"]
+
+
+def test_a_top_p_of_zero_is_sent_as_greedy_sampling() -> None:
+    sent = body(COMPLETIONS, request(top_p=0.0))
+    assert (sent["temperature"], sent["top_p"]) == (0.0, 1.0)
+
+
+def test_chat_messages_are_sent_with_role_and_content() -> None:
+    sent = body(CHAT, request((Message("system", "Be brief."), Message("user", "Hi ☺"))))
+    assert sent["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi ☺"}]
+    assert "prompt" not in sent
+
+
+def test_the_extra_body_comes_last_and_null_removes_a_field() -> None:
+    extra = {"min_p": 0.1, "temperature": 1.5, "max_tokens": None, "max_completion_tokens": 9}
+    sent = body(Endpoint("http://host", "m", extra_body=extra), request())
+    assert sent["min_p"] == 0.1
+    assert sent["temperature"] == 1.5
+    assert "max_tokens" not in sent
+    assert sent["max_completion_tokens"] == 9
+
+
+@pytest.mark.parametrize(("endpoint", "prompt"), [(CHAT, "text"), (COMPLETIONS, (Message("user", "hi"),))])
+def test_a_prompt_of_the_other_api_is_rejected(endpoint: Endpoint, prompt: Any) -> None:
+    with pytest.raises(RequestRejected, match="--api"):
+        encode_request(endpoint, request(prompt))
+
+
+def test_a_prompt_that_is_no_unicode_is_rejected() -> None:
+    with pytest.raises(RequestRejected, match="JSON"):
+        encode_request(COMPLETIONS, request("\ud800"))
+
+
+def test_choices_come_in_the_order_of_their_indexes() -> None:
+    decoded = decode_completions(answer(choice(1, "b"), choice(2, "c"), choice(0, "a")), COMPLETIONS, 3)
+    assert [one.text for one in decoded] == ["a", "b", "c"]
+
+
+def test_a_lone_choice_may_leave_its_index_out() -> None:
+    assert decode_completions(answer({"text": "x"}), COMPLETIONS, 1) == (Completion("x", None),)
+
+
+def test_usage_is_shared_over_the_choices_and_the_prompt_counts_once() -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
+    decoded = decode_completions(answer(choice(0), choice(1), choice(2), usage=usage), COMPLETIONS, 3)
+    assert [one.prompt_tokens for one in decoded] == [10, 0, 0]
+    assert [one.completion_tokens for one in decoded] == [3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        7,
+        [],
+        {},
+        {"prompt_tokens": None},
+        {"prompt_tokens": "5", "completion_tokens": -1},
+        {"prompt_tokens": True},
+    ],
+)
+def test_unusable_usage_counts_nothing_and_loses_no_text(usage: Any) -> None:
+    assert decode_completions(answer(choice(), usage=usage), COMPLETIONS, 1) == (Completion("hi", "stop"),)
+
+
+def test_reasoning_beside_the_content_is_ignored() -> None:
+    message = {"role": "assistant", "content": "yes", "reasoning_content": "hmm", "reasoning": "hmm"}
+    decoded = decode_completions(answer({"index": 0, "message": message, "finish_reason": "stop"}), CHAT, 1)
+    assert decoded == (Completion("yes", "stop"),)
+
+
+def test_a_chat_answer_that_is_all_reasoning_is_an_empty_completion() -> None:
+    message = {"role": "assistant", "content": None, "reasoning_content": "hmm"}
+    decoded = decode_completions(answer({"index": 0, "message": message, "finish_reason": "length"}), CHAT, 1)
+    assert decoded == (Completion("", "length"),)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"not json",
+        b'{"choices": [',
+        b'"text"',
+        b"[]",
+        b"{}",
+        b'{"choices": null}',
+        b'{"choices": {}}',
+        b'{"error": {"message": "later"}}',
+        b'{"choices": [{"text": "\\ud800", "index": 0}]}',
+        answer(),
+        answer(None),
+        answer(["text"]),
+        answer(choice(), choice(1)),
+        answer(choice(1)),
+        answer(choice(-1)),
+        answer({"index": "0", "text": "x"}),
+        answer({"index": True, "text": "x"}),
+        answer({"index": None, "text": "x"}),
+        answer(choice(text=None)),
+        answer(choice(text=5)),
+        answer(choice(text=["x"])),
+        answer({"index": 0, "message": {"content": "chat where text was asked"}}),
+        answer(choice(finish_reason=1)),
+    ],
+)
+def test_a_broken_answer_is_a_transient_fault_of_a_server_that_answers(broken: bytes) -> None:
+    with pytest.raises(TransientError) as caught:
+        decode_completions(broken, COMPLETIONS, 1)
+    assert caught.value.kind == "bad_body"
+    assert caught.value.reached_server
+    assert "http://host/v1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {},
+        {"message": None},
+        {"message": "x"},
+        {"message": {}},
+        {"message": {"content": None}},
+        {"message": {"content": [{"type": "text", "text": "x"}]}, "finish_reason": "stop"},
+    ],
+)
+def test_a_broken_chat_choice_is_a_transient_fault(one: dict[str, Any]) -> None:
+    with pytest.raises(TransientError) as caught:
+        decode_completions(answer({"index": 0} | one), CHAT, 1)
+    assert caught.value.kind == "bad_body"
+
+
+def test_missing_choices_name_the_remedy() -> None:
+    with pytest.raises(TransientError, match="--samples-per-prompt 1") as caught:
+        decode_completions(answer(choice()), COMPLETIONS, 4)
+    assert caught.value.kind == "missing_choices"
+
+
+def test_doubled_indexes_are_a_broken_answer() -> None:
+    with pytest.raises(TransientError, match="indexes") as caught:
+        decode_completions(answer(choice(0), choice(0)), COMPLETIONS, 2)
+    assert caught.value.kind == "bad_body"
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_a_sequence_that_the_server_broke_off_is_no_completion(reason: str) -> None:
+    with pytest.raises(TransientError) as caught:
+        decode_completions(answer(choice(finish_reason=reason)), COMPLETIONS, 1)
+    assert caught.value.kind == "aborted"
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "index", "text", "message", "content", "finish_reason", "usage", "prompt_tokens"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+choice_like = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.integers(-1, 3) | json_values,
+        "text": st.text(max_size=5) | json_values,
+        "message": st.fixed_dictionaries({}, optional={"content": st.text(max_size=5) | json_values}) | json_values,
+        "finish_reason": st.sampled_from(["stop", "length", "abort", None]) | json_values,
+    },
+)
+answer_like = st.fixed_dictionaries({"choices": st.lists(choice_like, max_size=4)}, optional={"usage": json_values})
+
+
+@given(json_values | answer_like, st.integers(1, 3), st.sampled_from([COMPLETIONS, CHAT]))
+def test_any_json_is_either_the_choices_asked_for_or_a_transient_error(value: Any, n: int, endpoint: Endpoint) -> None:
+    try:
+        decoded = decode_completions(orjson.dumps(value), endpoint, n)
+    except TransientError as error:
+        assert error.reached_server
+    else:
+        assert len(decoded) == n
+        assert all(type(one.text) is str and one.completion_tokens >= 0 for one in decoded)
+
+
+@given(st.binary())
+def test_any_bytes_are_either_completions_or_a_transient_error(data: bytes) -> None:
+    with pytest.raises(TransientError):
+        decode_completions(data, COMPLETIONS, 1)
