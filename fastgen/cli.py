@@ -19,6 +19,7 @@ from cyclopts import App, Parameter
 from fastgen import __version__
 from fastgen.config import JOB, Options, preset_values
 from fastgen.errors import FastgenError, InputError
+from fastgen.rules import PRESETS
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
@@ -217,9 +218,9 @@ def _config_sources(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         _fill_from(_read_toml(Path(config)), config)(app, commands, arguments)
     if (run_dir := _given(arguments, "--run-dir")) is not None:
         _fill_from(_saved_options(Path(run_dir)), f"{run_dir}/run.json")(app, commands, arguments)
-    preset = _given(arguments, "--preset") or "default"
-    if preset in ("default", "paper"):
-        _fill_from(preset_values(preset), f"--preset {preset}")(app, commands, arguments)
+    preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
+    if preset in PRESETS:
+        _fill_from(preset_values(preset, api), f"--preset {preset}")(app, commands, arguments)
 
 
 def _saved_options(run_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ how it is carried out and may change on every resume. Knows nothing of argv, fil
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from fastgen.backends.endpoint import normalise_base_url, redact_url
 from fastgen.errors import InputError
 from fastgen.records import Sampling
-from fastgen.rules import PRESETS, SAMPLING_PRESETS, Rules
+from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS, Rules
 
+MAX_STOPS = 4  # of the OpenAI API
 JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
@@ -34,6 +37,20 @@ def _flag(name: str) -> str:
 def _at_least(flag: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{flag}: {value} is below {least}")
+
+
+def _check_sampling(flag: str, sampling: Sampling) -> None:
+    """Ranges of the OpenAI API: a server would refuse every single request for them."""
+    _at_least(f"{flag}max-tokens", sampling.max_tokens, 1)
+    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
+        raise InputError(f"{flag}stop: at most {MAX_STOPS} texts, none of them empty")
+    within = {"temperature": (0.0, 2.0), "presence-penalty": (-2.0, 2.0), "frequency-penalty": (-2.0, 2.0)}
+    for name, (low, high) in within.items():
+        value = getattr(sampling, name.replace("-", "_"))
+        if not low <= value <= high:
+            raise InputError(f"{flag}{name}: {value} is not within {low:g} to {high:g}")
+    if not 0 < sampling.top_p <= 1:
+        raise InputError(f"{flag}top-p: {sampling.top_p} is not above 0 and at most 1")
 
 
 def _above(flag: str, value: float, limit: float) -> None:
@@ -81,6 +98,24 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         _above("--server-timeout", self.server_timeout, 0)
+        self.extra_fields()
+        for url in self.base_url:
+            normalise_base_url(url)
+
+    def extra_fields(self) -> dict[str, Any]:
+        """``--extra-body`` as an object.
+
+        :raises InputError: it is not a JSON object.
+        """
+        try:
+            body = json.loads(self.extra_body)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"--extra-body: not JSON ({error}); give an object such as '{{\"min_p\": 0.05}}'"
+            ) from None
+        if not isinstance(body, dict):
+            raise InputError(f"--extra-body: a JSON object is needed, not {self.extra_body}")
+        return body
 
 
 @Parameter(name="*", group=_SPEED)
@@ -169,6 +204,10 @@ class SamplingOptions:
     instance_output_first: Sampling = _DEFAULT_SAMPLING["instance_output_first"]
     """Writing instances of classification tasks, label before input."""
 
+    def __post_init__(self) -> None:
+        for stage, sampling in self.by_stage().items():
+            _check_sampling(f"{_flag(stage)}.", sampling)
+
     def by_stage(self) -> dict[str, Sampling]:
         """The four, by the names that the plan uses."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -187,9 +226,10 @@ class Options:
     sampling: SamplingOptions = SamplingOptions()
 
 
-def preset_values(preset: str) -> dict[str, Any]:
-    """What ``--preset`` stands for, by option name."""
-    values = _plain(PRESETS[preset]) | {name: _plain(sampling) for name, sampling in SAMPLING_PRESETS[preset].items()}
+def preset_values(preset: str, api: str) -> dict[str, Any]:
+    """What ``--preset`` stands for under ``--api``, by option name."""
+    stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
+    values = _plain(PRESETS[preset]) | {name: _plain(sampling) for name, sampling in stages.items()}
     if preset == "paper":
         values |= {"tokenizer": "rouge", "index": "exact"}
     return values
@@ -205,6 +245,7 @@ def saved_values(options: Options) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for part in (options.job, options.server, options.speed, options.method, options.rules, options.sampling):
         values |= _plain(part)
+    values["base_url"] = [redact_url(url) for url in options.server.base_url]
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import ModelInfo, OpenAIBackend
 from fastgen.backends.prometheus import ServerMetrics
@@ -118,20 +116,9 @@ async def _probe(router: Router, timeout_s: float, report: Report) -> ModelInfo:
 def _router(options: Options, base_urls: tuple[str, ...], model: str, api_key: str | None) -> Router:
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
     endpoints = [
-        Endpoint(url, model, options.server.api, api_key, _extra_body(options.server.extra_body), timeout)
-        for url in base_urls
+        Endpoint(url, model, options.server.api, api_key, options.server.extra_fields(), timeout) for url in base_urls
     ]
     return Router([OpenAIBackend(endpoint) for endpoint in endpoints])
-
-
-def _extra_body(text: str) -> dict[str, Any]:
-    try:
-        body = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"--extra-body: not JSON ({error}); give an object such as '{{\"min_p\": 0.05}}'") from None
-    if not isinstance(body, dict):
-        raise InputError(f"--extra-body: a JSON object is needed, not {text}")
-    return body
 
 
 def _model_name(asked: str | None, info: ModelInfo) -> str:

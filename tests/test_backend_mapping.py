@@ -104,10 +104,9 @@ def test_every_client_error_of_aiohttp_has_its_meaning(error_class: type[Excepti
     assert "\n" not in str(mapped)
 
 
-def test_the_table_names_every_public_client_error_but_those_newer_than_the_oldest_aiohttp() -> None:
-    assert {one.__name__ for one in CLIENT_ERROR_CLASSES} - {one.__name__ for one in CLIENT_ERRORS} <= {
-        "UploadAbortedError"
-    }
+def test_the_table_names_every_client_error_but_those_newer_than_the_oldest_aiohttp() -> None:
+    unnamed = {one.__name__ for one in CLIENT_ERROR_CLASSES} - {one.__name__ for one in CLIENT_ERRORS}
+    assert unnamed <= {"UploadAbortedError"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +123,10 @@ def test_errors_of_the_operating_system_look_like_an_outage(error: OSError, kind
     mapped = from_client_error(error, ENDPOINT)
     assert isinstance(mapped, TransientError)
     assert (mapped.kind, mapped.reached_server) == (kind, False)
+
+
+def test_a_key_that_a_library_echoes_is_hidden() -> None:
+    assert "sk-secret" not in str(from_client_error(aiohttp.ClientOSError(1, "Bearer sk-secret failed"), ENDPOINT))
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -199,13 +202,13 @@ def test_an_empty_account_is_for_a_person_to_mend(status: int, body: dict[str, A
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (404, {"error": {"message": "The model `org/model-7b` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}}),
+        (404, {"error": {"message": "The model `org/model-7b` does not exist.", "param": "model", "code": 404}}),
         (404, {"object": "error", "message": "The model `org/model-7b` does not exist.", "type": "NotFoundError"}),
-        (404, {"error": {"message": "The model `x` does not exist or you do not have access to it.", "code": "model_not_found"}}),
+        (404, {"error": {"message": "The model `x` does not exist or ...", "code": "model_not_found"}}),
         (404, {"error": {"message": 'model "org/model-7b" not found, try pulling it first', "type": "api_error"}}),
         (400, {"error": {"message": "Invalid model name passed in model=org/model-7b", "code": "400"}}),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_model_names_the_flag_and_what_the_server_offers(status: int, body: dict[str, Any]) -> None:
     error = mapped(status, body, offered=("small", "large"))
     assert isinstance(error, InputError)
@@ -228,9 +231,9 @@ def test_a_long_list_of_models_is_cut() -> None:
         (404, {"detail": "Not Found"}),
         (404, b"<html>404</html>"),
         (405, {"detail": "Method Not Allowed"}),
-        (404, {"error": {"message": "This is a chat model and not supported in the v1/completions endpoint. Did you mean to use v1/chat/completions?"}}),
+        (404, {"error": {"message": "This is a chat model ... Did you mean to use v1/chat/completions?"}}),
     ],
-)  # fmt: skip
+)
 def test_a_route_that_is_not_there_names_the_other_api(status: int, body: Any) -> None:
     error = mapped(status, body)
     assert isinstance(error, InputError)
@@ -252,18 +255,21 @@ def test_a_model_without_a_chat_template_names_the_other_api() -> None:
     assert "--api completions" in str(error)
 
 
-TOO_LONG = [
-    (400, {"error": {"message": "This model's maximum context length is 4096 tokens. However, your request has 5000 input tokens.", "param": "input_tokens"}}),
-    (400, {"object": "error", "message": "This model's maximum context length is 2048 tokens. However, you requested 2100 tokens (2000 in the messages, 100 in the completion).", "code": 400}),
+NEW_VLLM = "This model's maximum context length is 4096 tokens. However, your request has 5000 input tokens."
+OLD_VLLM = "This model's maximum context length is 2048 tokens. However, you requested 2100 tokens (2000 in ..."
+LLAMA_CPP = "the request exceeds the available context size, try increasing it"
+TOO_LONG: list[tuple[int, dict[str, Any]]] = [
+    (400, {"error": {"message": NEW_VLLM, "param": "input_tokens"}}),
+    (400, {"object": "error", "message": OLD_VLLM, "code": 400}),
     (400, {"error": {"message": "Please shorten the prompt.", "code": "context_length_exceeded"}}),
-    (400, {"object": "error", "message": "The input (61709 tokens) is longer than the model's context length (40960 tokens).", "code": 400}),
+    (400, {"message": "The input (61709 tokens) is longer than the model's context length (40960 tokens)."}),
     (400, {"message": "Requested token count exceeds the model's maximum context length of 202752 tokens."}),
     (400, {"message": "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens)."}),
-    (400, {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it", "type": "exceed_context_size_error"}}),
-    (500, {"error": {"code": 500, "message": "the request exceeds the available context size. try increasing the context size", "type": "exceed_context_size_error"}}),
-    (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens", "error_type": "validation"}),
+    (400, {"error": {"code": 400, "message": LLAMA_CPP, "type": "exceed_context_size_error"}}),
+    (500, {"error": {"code": 500, "message": LLAMA_CPP, "type": "exceed_context_size_error"}}),
+    (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens"}),
     (413, {"error": {"message": "prompt is too long: 9000 tokens > 8000 maximum"}}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("status", "body"), TOO_LONG)

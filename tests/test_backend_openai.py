@@ -1,4 +1,4 @@
-"""One endpoint over real sockets: each fault is the right error, connections are reused, cancelling frees the server."""
+"""One endpoint over real sockets: each fault is its error, connections are reused, cancelling frees the server."""
 
 from __future__ import annotations
 
@@ -280,6 +280,26 @@ def test_a_redirect_is_not_followed() -> None:
     run(test())
 
 
+def test_cookies_are_not_kept() -> None:
+    async def test() -> None:
+        heads: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 500 X\r\nSet-Cookie: id=1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            async with OpenAIBackend(Endpoint(f"http://localhost:{port}", "m")) as backend:
+                for _ in range(2):
+                    await fault_of(backend)
+        assert [b"cookie" in head.lower() for head in heads] == [False, False]
+
+    run(test())
+
+
 def test_several_choices_come_in_order() -> None:
     async def test() -> None:
         async with FaultServer(write=lambda prompt, i: f"text {i}") as server, backend_for(server) as backend:
@@ -292,17 +312,18 @@ def test_several_choices_come_in_order() -> None:
 
 
 GOOD_BODY = b'{"choices": [{"index": 0, "text": "hi", "finish_reason": "stop"}]}'
+CHUNKS = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (GOOD_BODY[:9], GOOD_BODY[9:], b""))
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (GOOD_BODY[:9], GOOD_BODY[9:], b"")),
+        b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS,
         b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(GOOD_BODY),
         b"Connection: close\r\n\r\n" + GOOD_BODY,
     ],
     ids=["chunked", "compressed though not asked for", "without a length"],
-)  # fmt: skip
+)
 def test_whatever_way_a_body_is_sent_it_is_read(answer: bytes) -> None:
     async def test() -> None:
         async with saying(b"HTTP/1.1 200 OK\r\n" + answer) as endpoint, OpenAIBackend(endpoint) as backend:

@@ -1,4 +1,4 @@
-"""Several endpoints as one backend, over real sockets: least in flight, takeout, return, no waiting inside a request."""
+"""Several endpoints as one backend over real sockets: least in flight, takeout, return, no waiting in a request."""
 
 from __future__ import annotations
 
@@ -169,23 +169,16 @@ def test_a_dead_endpoint_is_taken_back_when_it_answers() -> None:
 
 def test_a_server_that_is_still_loading_is_not_taken_back() -> None:
     async def test() -> None:
-        server, probed = FaultServer(), asyncio.Event()
+        server = FaultServer()
         async with routed(server) as router:
-            (backend,) = router.backends
             await take_out(router, server)
-            answers = iter([False, False, True])
-
-            async def is_answering() -> bool:
-                answer = next(answers)
-                if answer:
-                    probed.set()
-                return answer
-
-            backend.is_answering = is_answering  # type: ignore[method-assign]  # what /health says is tested elsewhere
+            server.loading = True
             await server.listen()
-            await probed.wait()
+            await server.until(lambda: server.counters.health_checks == 3)
+            assert not router.statistics().endpoints[0].healthy
+            server.loading = False
             await healthy_again(router)
-            assert next(answers, None) is None
+            assert server.counters.health_checks == 4
 
     run(test())
 
@@ -236,7 +229,8 @@ def test_an_answer_between_failures_starts_the_count_again() -> None:
             Fault.RESET,
             Fault.RESET,
         ]
-        async with routed(FaultServer(script=script)) as router:
+        server = FaultServer(script=script)
+        async with routed(server) as router:
             for fault in script:
                 if fault is None:
                     await router.complete(REQUEST)
@@ -245,18 +239,36 @@ def test_an_answer_between_failures_starts_the_count_again() -> None:
             assert router.statistics().endpoints[0].healthy
             with pytest.raises(RequestRejected):
                 await router.complete(Request(1, Stage.INSTRUCTION, "x", Sampling(-1.0, 1.0, 8)))
+            server.faults.add(Fault.RESET, Fault.RESET)
+            for _ in range(2):
+                await fails(router)
             assert router.statistics().endpoints[0].healthy
 
     run(test())
 
 
-def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work() -> None:
+def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgen.backends.router._FORGIVEN_AFTER_S", 3600.0)
+
     async def test() -> None:
         broken, busy = FaultServer(script=[Fault.SERVER_ERROR] * 100), FaultServer()
         async with routed(broken, busy) as router:
             outcomes = [await asyncio.gather(router.complete(REQUEST), return_exceptions=True) for _ in range(60)]
             assert sum(isinstance(one, TransientError) for (one,) in outcomes) == broken.counters.requests
-            assert broken.counters.requests <= 2
+            assert broken.counters.requests == 1
+
+    run(test())
+
+
+def test_faults_of_a_while_ago_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgen.backends.router._FORGIVEN_AFTER_S", 0.0)
+
+    async def test() -> None:
+        first, second = FaultServer(script=[Fault.SERVER_ERROR] * 5), FaultServer()
+        async with routed(first, second) as router:
+            for _ in range(20):
+                await asyncio.gather(router.complete(REQUEST), return_exceptions=True)
+            assert (first.counters.requests, second.counters.requests) == (10, 10)
 
     run(test())
 
@@ -264,7 +276,7 @@ def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work() -> None
 def test_hanging_requests_of_before_a_takeout_do_not_take_a_returned_endpoint_out() -> None:
     async def test() -> None:
         server = FaultServer(script=[Fault.HANG] * 5)
-        timeout = TimeoutPolicy(total_s=0.2)
+        timeout = TimeoutPolicy(total_s=0.4)
         async with routed(server, timeout=timeout) as router:
             late = [asyncio.create_task(router.complete(REQUEST)) for _ in range(5)]
             await server.until(lambda: server.counters.requests == 5)

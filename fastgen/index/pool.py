@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.arrays import grow_to
+from fastgen.index.arrays import check_room, reserve_array
 from fastgen.index.jit import kernel
 from fastgen.index.layout import Batch, Entries, Pool, Query, Seeds, Text
 from fastgen.index.lcs import WORD, append_entry, bitmap_of, length_of, make_rule, offset_of
@@ -72,12 +72,20 @@ def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32],
             first[element] += 1
 
 
+_MOST_ENTRIES = 1 << 30  # address space only
+_MOST_TOKENS = 1 << 34
+
+
 class TextPool:
     """Owner of the arrays."""
 
     def __init__(self, threshold: float, reject_at: str) -> None:
         self._vocabulary = Vocabulary()
-        self._entries = Entries(np.empty(0, np.int32), np.empty((0, 2), np.uint64), np.zeros(2, np.int64))
+        self._entries = Entries(
+            tokens=reserve_array(np.int32, _MOST_TOKENS),
+            meta=reserve_array(np.uint64, _MOST_ENTRIES, 2),
+            size=np.zeros(2, np.int64),
+        )
         self._rule = make_rule(threshold, reject_at)
         self._seeds = Seeds(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int32))
         self._query = _make_query(WORD)
@@ -87,7 +95,7 @@ class TextPool:
         return int(self._entries.size[0])
 
     def view(self) -> Pool:
-        """Give the arrays to a kernel; stale after the next :meth:`reserve`."""
+        """Give the arrays to a kernel; :meth:`reserve` and :meth:`index_seeds` may replace some."""
         return Pool(self._vocabulary.symbols, self._entries, self._query, self._rule, self._seeds)
 
     def reserve(self, batch: Batch) -> None:
@@ -96,8 +104,8 @@ class TextPool:
         texts = batch.start.size - 1
         tokens = size // 2 + texts
         self._vocabulary.reserve(tokens, size)
-        grow_to(self._entries.tokens, int(self._entries.size[1]) + tokens)
-        grow_to(self._entries.meta, len(self) + texts)
+        check_room(self._entries.tokens, int(self._entries.size[1]) + tokens)
+        check_room(self._entries.meta, len(self) + texts)
         longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
         if longest > self._query.tokens.size:
             self._query = _make_query(longest * 2)
@@ -126,9 +134,11 @@ class TextPool:
             size[0] = entries
 
     def memory_bytes(self) -> int:
-        """Bytes held, room to grow included."""
-        held = (*self._entries, *self._query, *self._seeds, self._rule.need)
-        return self._vocabulary.memory_bytes() + sum(array.nbytes for array in held)
+        """Bytes in use."""
+        entries, tokens = int(self._entries.size[0]), int(self._entries.size[1])
+        stored = entries * 2 * self._entries.meta.itemsize + tokens * self._entries.tokens.itemsize
+        held = (*self._query, *self._seeds, self._rule.need)
+        return self._vocabulary.memory_bytes() + stored + sum(array.nbytes for array in held)
 
 
 def _make_query(tokens: int) -> Query:

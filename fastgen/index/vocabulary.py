@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.arrays import grow_to
+from fastgen.index.arrays import check_room, reserve_array
 from fastgen.index.jit import kernel, signed
 from fastgen.index.layout import Symbols
 from fastgen.index.sha1 import WORK_WORDS, sha1_hash32
@@ -30,6 +30,8 @@ _FNV_PRIME = _U64(0x100000001B3)
 _MIX_1 = _U64(0xFF51AFD7ED558CCD)
 _MIX_2 = _U64(0xC4CEB9FE1A85EC53)
 _S33 = _U64(33)
+_MOST_SYMBOLS = 1 << 31  # address space only
+_SMALLEST_TABLE = 1 << 12
 _TAG_BYTES = 32  # NUL and an occurrence number
 _TOKEN_BYTE = np.array(
     [code if chr(code).isalnum() or code >= 0x80 else 0 for code in bytes(range(256)).lower()],  # noqa: PLR2004 - ASCII
@@ -206,14 +208,14 @@ class Vocabulary:
 
     def __init__(self) -> None:
         self.symbols = Symbols(
-            table=np.full(1 << 12, -1, np.int32),
-            hashes=np.empty(0, np.uint64),
-            start=np.zeros(1, np.int64),
-            blob=np.empty(0, np.uint8),
-            parent=np.empty(0, np.int32),
-            occurrence=np.empty(0, np.int32),
-            base=np.empty(0, np.uint32),
-            slot=np.empty(0, np.int32),
+            table=np.full(_SMALLEST_TABLE, -1, np.int32),
+            hashes=reserve_array(np.uint64, _MOST_SYMBOLS),
+            start=reserve_array(np.int64, _MOST_SYMBOLS),
+            blob=reserve_array(np.uint8, _MOST_SYMBOLS * 16),
+            parent=reserve_array(np.int32, _MOST_SYMBOLS),
+            occurrence=reserve_array(np.int32, _MOST_SYMBOLS),
+            base=reserve_array(np.uint32, _MOST_SYMBOLS),
+            slot=reserve_array(np.int32, _MOST_SYMBOLS),
             size=np.zeros(1, np.int64),
             work=np.empty(WORK_WORDS, np.int64),
         )
@@ -226,18 +228,16 @@ class Vocabulary:
         """Make room for ``tokens`` more symbols whose bytes add up to at most ``text_bytes``."""
         have = len(self)
         need = have + tokens
-        blob_need = int(self.symbols.start[have]) + 2 * text_bytes + _TAG_BYTES
-        grow_to(self.symbols.blob, blob_need)
-        grow_to(self.symbols.start, need + 1)
-        for array in (self.symbols.hashes, self.symbols.parent, self.symbols.occurrence):
-            grow_to(array, need)
-        grow_to(self.symbols.base, need)
-        grow_to(self.symbols.slot, need)
+        check_room(self.symbols.hashes, need + 1)
+        check_room(self.symbols.blob, int(self.symbols.start[have]) + 2 * text_bytes + _TAG_BYTES)
         if need * 2 > self.symbols.table.size:
             table = np.full(1 << (need * 3).bit_length(), -1, np.int32)
             _rehash(self.symbols, table)
             self.symbols = self.symbols._replace(table=table)
 
     def memory_bytes(self) -> int:
-        """Bytes held by the arrays, room to grow included."""
-        return sum(array.nbytes for array in self.symbols)
+        """Bytes in use."""
+        symbols, count = self.symbols, len(self)
+        per_symbol = (symbols.hashes, symbols.start, symbols.parent, symbols.occurrence, symbols.base, symbols.slot)
+        held = symbols.table.nbytes + int(symbols.start[count])
+        return held + count * sum(array.itemsize for array in per_symbol)

@@ -1,6 +1,7 @@
 """Stage 2: ask whether an instruction is a classification task, and read the answer.
 
-Guarantee: ``parse`` never raises; whatever is not clearly a "yes" is a "no", as in Self-Instruct (Wang et al., ACL 2023).
+Guarantee: ``parse`` never raises; whatever is not clearly a "yes" is a "no", as in Self-Instruct (Wang et al., ACL
+2023).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def build_prompt(instruction: str, prompts: PromptSet) -> str | tuple[Message, .
 def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
     """Whether the completion says that the instruction is a classification task.
 
-    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". ``lenient`` takes the first plain
-    answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"), else alone on a line.
+    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". ``lenient`` takes the first
+    plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"), else alone on a line.
     """
     if rules.answer_style == "paper":
         return completion.text.strip() in _PAPER_YES

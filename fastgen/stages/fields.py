@@ -1,9 +1,9 @@
 """Read instances as models really write them: labelled fields at the beginning of lines.
 
-Copes with Markdown around the labels, "Example 1:" headings, pairs without headings, ``Input: N/A`` for no input, other
-words for "Output:" and "Class label:", an input written before its class label, code fences around a text, rules between
-instances, an echoed task, the next task, and chatter before and after. Guarantees: never raises; spans lie in the text
-and are stripped. Knows nothing of what makes an instance valid.
+Copes with Markdown around the labels, "Example 1:" headings, pairs without headings, ``Input: N/A`` for no input,
+other words for "Output:" and "Class label:", an input written before its class label, code fences around a text, rules
+between instances, an echoed task, the next task, and chatter before and after. Guarantees: never raises; spans lie in
+the text and are stripped. Knows nothing of what makes an instance valid.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ _RULE_AT_END: Final = re.compile(r"\n[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,}|#{1,6}|\*
 _FENCED: Final = re.compile(r"```[^\n`]*\n(?P<body>(?:(?!```).)*?)\n[ \t]*```", re.DOTALL)
 _CLOSING: Final = re.compile(
     r"""\n[ \t]*\n[ \t*_]*+(?:
-        let\ me\ know\ if\ you(?:['\u2019]d\ like|\ need|\ want|\ would\ like)\b[^\n]*\b(?:more|another|else|examples?|changes?)
+        let\ me\ know\ if\ you(?:['\u2019]d\ like|\ need|\ want|\ would\ like)\b
+            [^\n]*\b(?:more|another|else|examples?|changes?)
         | (?:i\ )?hope\ (?:this|these|that)\b | (?:these|the\ above)\ (?:examples?|instances?)\b
         | would\ you\ like\ (?:me|more|another)\b | feel\ free\ to\ (?:ask|modify|adjust|use)\b
     )[^\n]*$""",

@@ -38,6 +38,7 @@ _LABELLED: Final = re.compile(
 _BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
 _LONE_NUMBER: Final = re.compile(r"[ \t]*+(?:\*\*)?#?\d{1,3}[ \t]*+$")
 _BREAK: Final = re.compile(r"[ \t\r]*+(?:$|```|~~~|\#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t\r]*+$)")
+_BLANK_LINE: Final = re.compile(r"\n[ \t\r]*+\n")
 _PART: Final = re.compile(
     rf"""{OPEN}(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution
     |explanation|class[ ]label|note|输入|输出|示例){CLOSE}[ \t]*+\d*+{CLOSE}[ \t]*+{COLON}""",
@@ -93,7 +94,8 @@ def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
     ends = [*(marker.start for marker in markers[1:]), answer[1]]
     items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
     spans = tuple(item.span for item in items if item.span != NOWHERE)
-    return ListReading(spans, open_ended=bool(items) and items[-1].span != NOWHERE and not items[-1].closed)
+    open_ended = answer[1] == len(text) and bool(items) and items[-1].span != NOWHERE and not items[-1].closed
+    return ListReading(spans, open_ended)
 
 
 def _markers(text: str, answer: Span) -> list[_Marker]:
@@ -131,20 +133,23 @@ def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: i
     start, end = trim(text, *head)
     if (start, end) == NOWHERE:
         return False
-    if not markers:
-        return True
-    blank_line = "\n\n" in text[start : head[1]]
+    goes_on = start > head[0]  # right after "9." comes a blank; an answer to a chat prompt starts without one
     chatter = is_chatter(text, start, end)
+    if not markers:
+        return goes_on
+    blank_line = _BLANK_LINE.search(text, start, head[1]) is not None
     if markers[0].number == first_number + 1:
         return not (chatter and blank_line)
-    return not (markers[0].number == first_number or chatter or blank_line or text[end - 1] in ":\uff1a#*`")
+    return (
+        goes_on and markers[0].number != first_number and not (chatter or blank_line or text[end - 1] in ":\uff1a#*`")
+    )
 
 
 def _after_chatter(text: str, head: Span) -> int:
     """Return where the head begins in earnest: after an opening paragraph that speaks to the reader."""
     start, end = trim(text, *head)
-    paragraph_end = text.find("\n\n", start, end)
-    return paragraph_end if paragraph_end >= 0 and is_chatter(text, start, paragraph_end) else start
+    blank_line = _BLANK_LINE.search(text, start, end)
+    return blank_line.end() if blank_line and is_chatter(text, start, blank_line.start()) else start
 
 
 def _read_item(text: str, marker: _Marker, end: int) -> _Item:

@@ -1,9 +1,9 @@
 """The prompt set: templates and demonstrations, rendered once, so that building a prompt is a concatenation.
 
-Guarantees: the demonstrations are rendered when the set is loaded, and in the shipped prompts all fixed text comes first,
-so that a server's prefix cache can serve it; a task's own text is only ever concatenated, never formatted, so braces in
-it mean nothing; ``fingerprint`` changes whenever any text of the set does. Knows nothing of the format and the defects of
-the data files, which :mod:`fastgen.stages.prompt_files` reads, nor of rules and parsing.
+Guarantees: the demonstrations are rendered when the set is loaded, and in the shipped prompts all fixed text comes
+first, so that a server's prefix cache can serve it; a task's own text is only ever concatenated, never formatted, so
+braces in it mean nothing; ``fingerprint`` changes whenever any text of the set does. Knows nothing of the format and the
+defects of the data files, which :mod:`fastgen.stages.prompt_files` reads, nor of rules and parsing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load_prompts(api: Api, directory: Path | None = None) -> PromptSet:
 def _template(table: Mapping[str, str], demos: tuple[Demonstration, ...]) -> Template:
     """Fill in the demonstrations and leave the other places open."""
     shown = {"demonstrations": "".join(_render(table, demo) for demo in demos)}
-    system = _fill(split_places(table["system"]), shown) if "system" in table else None
+    system = _fill(split_places(table["system"]), shown).strip() if "system" in table else None
     parts = [""]
     for i, part in enumerate(split_places(table["prompt" if system is None else "user"])):
         if i % 2 and part not in shown:

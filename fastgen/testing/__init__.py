@@ -5,9 +5,10 @@ depends on its arguments, the prompts and the order in which requests arrive, so
 """
 
 from fastgen.testing.answers import Writer
+from fastgen.testing.counters import Received, ServerCounters
 from fastgen.testing.engine import Engine, Load, SlotEngine, Work
 from fastgen.testing.faults import USUAL_FAULTS, Event, Fault, FaultPlan, Reply
-from fastgen.testing.server import FaultServer, Received, ServerCounters
+from fastgen.testing.server import FaultServer
 
 __all__ = [
     "USUAL_FAULTS",

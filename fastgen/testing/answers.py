@@ -154,7 +154,7 @@ class Writer:
     similar_share: float = 0.1
 
     def answer(self, prompt: str, choice: int = 0) -> str:
-        """Return the completion of a prompt (of a chat: of its messages, joined), before stop strings and token limit."""
+        """Return the completion of a prompt (of a chat: its messages, joined), before stop strings and token limit."""
         draws = _draws(str(self.seed), str(choice), prompt)
         tail = prompt[-2000:]
         numbered = _NEXT_NUMBER.search(tail[-40:])
@@ -205,7 +205,7 @@ def _pieces(frame: str) -> tuple[str, ...]:
 
 
 def _instruction(draws: _Draws) -> str:
-    """Return opening, middle and ending: half of the words are content, so that two texts of one pattern still differ."""
+    """Return opening, middle and ending: half of the words are content, so two texts of one pattern still differ."""
     return " ".join(_fill(draws, frames[draws.below(len(frames))]) for frames in (_OPENINGS, _MIDDLES, _ENDINGS))
 
 

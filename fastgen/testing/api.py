@@ -54,11 +54,17 @@ def read_request(body: bytes, *, chat: bool) -> Asked:
     if not isinstance(asked, dict):
         raise BadRequestError("the body must be an object")
     prompts = _read_messages(asked.get("messages")) if chat else _read_prompts(asked.get("prompt"))
-    n, max_tokens = asked.get("n") or 1, asked.get("max_tokens") or 16
+    n, max_tokens = _default(asked, "n", 1), _default(asked, "max_tokens", 16)
     if not isinstance(n, int) or not isinstance(max_tokens, int) or n < 1 or max_tokens < 1:
         raise BadRequestError("n and max_tokens must be at least 1")
     _check_sampling(asked)
     return Asked(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
+
+
+def _default(asked: dict[str, Any], name: str, value: object) -> object:
+    """Return a field; ``value`` where it is absent or null."""
+    given = asked.get(name)
+    return value if given is None else given
 
 
 def _read_prompts(prompt: object) -> tuple[str, ...]:
@@ -78,7 +84,7 @@ def _read_messages(messages: object) -> tuple[str, ...]:
 
 
 def _check_sampling(asked: dict[str, Any]) -> None:
-    temperature, top_p = asked.get("temperature", 1.0), asked.get("top_p", 1.0)
+    temperature, top_p = _default(asked, "temperature", 1.0), _default(asked, "top_p", 1.0)
     if not isinstance(temperature, (int, float)) or temperature < 0:
         raise BadRequestError(f"temperature must be non-negative, got {temperature}.")
     if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:

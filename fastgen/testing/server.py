@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from collections import deque
+from typing import TYPE_CHECKING, Self
 
 import orjson
 
 from fastgen.testing import api
 from fastgen.testing.answers import Writer
+from fastgen.testing.counters import Received, ServerCounters
 from fastgen.testing.engine import Engine, SlotEngine, Work
 from fastgen.testing.faults import Event, Fault, FaultPlan
 from fastgen.testing.injection import inject_instead, inject_into
@@ -30,44 +30,15 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 KEPT_REQUESTS = 64
-
-
-@dataclass(slots=True)
-class ServerCounters:
-    """What a server has seen since its start.
-
-    ``requests`` are those for completions, ``gone`` the clients that left before their answer, tokens are counted by
-    the fake tokenizer, ``injected`` counts faults by name.
-    """
-
-    connections: int = 0
-    open_connections: int = 0
-    requests: int = 0
-    answered: int = 0
-    gone: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    injected: Counter[str] = field(default_factory=Counter)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``/faults``."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One request for completions, as it came."""
-
-    path: str
-    authorization: str
-    body: bytes
+_LOADING = api.error_body(503, "Loading model", "unavailable_error")
 
 
 class FaultServer:
     """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
 
     ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is
-    asked for under ``/v1`` as vLLM does. Without an engine answers come at once.
+    asked for under ``/v1`` as vLLM does. Without an engine answers come at once. While ``loading`` is true (it may be
+    set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
     """
 
     def __init__(
@@ -86,6 +57,7 @@ class FaultServer:
         self.model = model
         self.faults = faults or FaultPlan(script)
         self.engine = engine or SlotEngine()
+        self.loading = False
         self.counters = ServerCounters()
         self.received: deque[Received] = deque(maxlen=KEPT_REQUESTS)
         self._write = write or Writer().answer
@@ -160,7 +132,7 @@ class FaultServer:
             ("GET", "/v1/models"): lambda exchange: exchange.respond_json(
                 api.models_body(self.model, self._max_model_len)
             ),
-            ("GET", "/health"): lambda exchange: exchange.respond(200, b""),
+            ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
             ("POST", "/tokenize"): self._tokenize,
             ("GET", "/faults"): self._report,
@@ -176,6 +148,8 @@ class FaultServer:
         route = self._routes.get((exchange.method, exchange.path))
         if route is None:
             exchange.respond(404, b'{"detail":"Not Found"}')
+        elif self.loading and exchange.path.startswith("/v1/"):
+            exchange.respond(503, _LOADING)
         elif (
             self._api_key
             and exchange.path.startswith("/v1/")
@@ -185,6 +159,10 @@ class FaultServer:
         else:
             route(exchange)
         self._changed.set()
+
+    def _health(self, exchange: Exchange) -> None:
+        self.counters.health_checks += 1
+        exchange.respond(503 if self.loading else 200, _LOADING if self.loading else b"")
 
     def _metrics(self, exchange: Exchange) -> None:
         load, seen = self.engine.load(), self.counters

@@ -1,0 +1,171 @@
+"""Options: one place for flags, files and run folders, in the right order, with errors that name the flag."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgen import cli
+from fastgen.config import Options, check_same_meaning, meaning, preset_values, saved_values
+from fastgen.errors import InputError
+from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Options | None]:
+    """The exit code and the options that `generate` would run with."""
+    seen: list[Options] = []
+
+    def catch(_place: object, options: Options) -> int:
+        seen.append(options)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", catch)
+    code = cli.run(["generate", *arguments])
+    return code, seen[0] if seen else None
+
+
+def options_for(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Options:
+    code, options = parse(monkeypatch, *arguments)
+    assert code == 0
+    assert options is not None
+    return options
+
+
+def test_without_flags_the_default_preset_is_what_the_dataclasses_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert options_for(monkeypatch, "--run-dir", str(tmp_path)) == Options()
+
+
+def test_the_paper_preset_changes_rules_sampling_tokenizer_and_index(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--preset", "paper")
+    assert options.rules == PRESETS["paper"]
+    assert options.sampling.by_stage() == dict(SAMPLING_PRESETS["paper"])
+    assert (options.method.tokenizer, options.method.index) == ("rouge", "exact")
+
+
+def test_chat_has_sampling_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--api", "chat")
+    assert options.sampling.by_stage() == dict(CHAT_SAMPLING_PRESETS["default"])
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'preset = "paper"\nmin-words = 6\nmax_words = 90\nbase_url = ["http://a/v1", "http://b/v1"]\n'
+        "[instruction]\ntemperature = 0.3\ntop_p = 0.8\n"
+    )
+    flags = ["--run-dir", str(tmp_path / "r"), "--config", str(file), "--max-words", "80", "--instruction.top-p", "0.6"]
+    options = options_for(monkeypatch, *flags)
+    assert (options.rules.min_words, options.rules.max_words) == (6, 80)
+    assert options.rules.capitalise
+    assert options.server.base_url == ("http://a/v1", "http://b/v1")
+    paper = SAMPLING_PRESETS["paper"]["instruction"]
+    assert options.sampling.instruction == dataclasses.replace(paper, temperature=0.3, top_p=0.6)
+
+
+def test_every_saved_option_reads_back_as_the_same_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = ["--preset", "paper", "--base-url", "http://a", "--instruction.stop", "x", "--seed", "5", "--quiet"]
+    options = options_for(monkeypatch, "--run-dir", str(tmp_path), *flags)
+    monkeypatch.setattr(cli, "_saved_options", lambda _run_dir: saved_values(options))
+    again = options_for(monkeypatch, "--run-dir", str(tmp_path), "--quiet")
+    assert again == options
+
+
+def test_saved_options_hold_no_credentials() -> None:
+    options = Options()
+    server = dataclasses.replace(
+        options.server,
+        base_url=("http://me:hunter2@host/v1",),
+        server_args="--max-num-seqs 8 --api-key hunter2 --hf-token=hunter2",
+    )
+    values = saved_values(dataclasses.replace(options, server=server))
+    assert "hunter2" not in str(values)
+    assert "--max-num-seqs 8" in str(values)
+
+
+BAD: dict[str, list[str]] = {
+    "--threshold": ["--threshold", "1.5"],
+    "--num-instructions": ["--num-instructions", "-3"],
+    "--min-words": ["--min-words", "200"],
+    "--concurrency": ["--concurrency", "0"],
+    "--preset": ["--preset", "papr"],
+    "--thresold": ["--thresold", "0.5"],
+    "--seed": ["--seed", "abc"],
+    "--config": ["--config", "/nowhere/x.toml"],
+    "--num-machine-instructions": ["--num-machine-instructions", "8"],
+    "--instruction.temperature": ["--instruction.temperature", "-1"],
+    "--instruction.top-p": ["--instruction.top-p", "0"],
+    "--classification.max-tokens": ["--classification.max-tokens", "0"],
+    "--instance-input-first.stop": [w for s in "abcde" for w in ("--instance-input-first.stop", s)],
+    "--api-key-env": ["--api-key-env", "NOT_SET_ANYWHERE"],
+    "--extra-body": ["--extra-body", "[1"],
+    "--base-url": ["--base-url", "ftp://x"],
+    "--outage-timeout": ["--outage-timeout", "nan"],
+}
+
+
+@pytest.mark.parametrize("flag", BAD)
+def test_a_bad_flag_is_one_line_that_names_it_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str
+) -> None:
+    code, _ = parse(monkeypatch, "--run-dir", str(tmp_path / "r"), *BAD[flag])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(said) == 1
+    assert flag in said[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"nonsense = = 1", "c.toml"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"no_such_option = 1", "no_such_option"),
+        (b'threshold = "high"', "threshold"),
+        (b"[instruction]\nheat = 1", "heat"),
+    ],
+)
+def test_a_bad_config_file_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, said: str
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(content)
+    code, _ = parse(monkeypatch, "--run-dir", str(tmp_path / "r"), "--config", str(file))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_meaning_covers_the_method_and_leaves_speed_out() -> None:
+    base = meaning(Options(), model="m", seeds="s", prompts="p")
+    faster = dataclasses.replace(Options().speed, concurrency=9, max_attempts=2)
+    assert meaning(dataclasses.replace(Options(), speed=faster), model="m", seeds="s", prompts="p") == base
+    changes: list[dict[str, Any]] = [{"model": "n"}, {"seeds": "t"}, {"prompts": "q"}]
+    for change in changes:
+        other = meaning(Options(), **{"model": "m", "seeds": "s", "prompts": "p", **change})
+        with pytest.raises(InputError, match="name a new run folder"):
+            check_same_meaning(base, other, Path("run"))
+
+
+def test_many_changes_are_summed_up_in_one_line() -> None:
+    base = meaning(Options(), model="m", seeds="s", prompts="p")
+    rules = PRESETS["paper"]
+    other = meaning(dataclasses.replace(Options(), rules=rules), model="m", seeds="s", prompts="p")
+    with pytest.raises(InputError) as caught:
+        check_same_meaning(base, other, Path("run"))
+    assert "more" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_preset_gives_values_for_flags_that_exist() -> None:
+    known = set(saved_values(Options())) | {"stop"}
+    for preset in PRESETS:
+        for api in ("completions", "chat"):
+            assert set(preset_values(preset, api)) <= known

@@ -1,0 +1,319 @@
+"""The plan: what is asked, what answers mean, and that a resumed plan is the live one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.novelty import NoveltyFilter
+from fastgen.plan import MAX_SUBJECT_FAILURES, Method, Plan
+from fastgen.pool import State
+from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
+from fastgen.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.stages.prompts import PromptSet, load_prompts
+from fastgen.testing import Writer
+
+WORDS = [
+    "river",
+    "stone",
+    "copper",
+    "lantern",
+    "meadow",
+    "orchard",
+    "harbor",
+    "violin",
+    "glacier",
+    "walnut",
+    "saddle",
+    "comet",
+    "ribbon",
+    "thunder",
+    "basil",
+]
+VERBS = [
+    "Describe",
+    "Compare",
+    "Explain",
+    "Summarise",
+    "Translate",
+    "Rewrite",
+    "List",
+    "Invent",
+    "Classify",
+    "Rank",
+    "Predict",
+    "Justify",
+]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    return load_prompts("completions")
+
+
+def seeds(count: int = 20, classification: int = 5) -> list[SeedTask]:
+    rng = random.Random(1)
+    texts = [f"{rng.choice(VERBS)} the {' '.join(rng.sample(WORDS, 6))} for case {n}." for n in range(count)]
+    return [
+        SeedTask(f"seed_{n}", f"s{n}", text, (Instance("", "x"),), n < classification) for n, text in enumerate(texts)
+    ]
+
+
+def make(prompts: PromptSet, *, target: int = 50, **method: Any) -> Plan:
+    settings = Method(rules=PRESETS["default"], sampling=SAMPLING_PRESETS["default"], **method)
+    return Plan(settings, seeds(), prompts, NoveltyFilter(index="exhaustive"), target=target, clock=lambda: 1.0)
+
+
+def written(request: Request) -> Completion:
+    """What the shipped server would answer."""
+    assert isinstance(request.prompt, str)
+    return Completion(Writer(0, 0.1).answer(request.prompt, 0), "stop", 10, 20)
+
+
+def answer(plan: Plan, requests: Sequence[Request]) -> list[Commit]:
+    commits = plan.judge([Answer(request, 0, written(request)) for request in requests])
+    for commit in commits:
+        plan.apply(commit)
+    return commits
+
+
+def take(plan: Plan, count: int) -> list[Request]:
+    return [request for _ in range(count) if (request := plan.next()) is not None]
+
+
+def run_to_the_end(plan: Plan, at_once: int = 4) -> list[Commit]:
+    log = []
+    while not plan.done:
+        requests = take(plan, at_once)
+        assert requests, "nothing in flight, nothing to ask, and not done"
+        log += answer(plan, requests)
+    return log
+
+
+def test_the_first_prompts_are_all_seeds_and_later_ones_have_two_machine_instructions(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    first = plan.next()
+    assert first is not None
+    assert len(first.demonstrations) == len(set(first.demonstrations)) == 8
+    assert max(first.demonstrations) < 20
+    answer(plan, [first])
+    while (request := plan.next()) is not None:
+        if request.stage is Stage.INSTRUCTION:
+            machine = [index for index in request.demonstrations if index >= 20]
+            assert len(request.demonstrations) == 8
+            assert len(machine) == min(2, len(plan.pool))
+
+
+def test_machine_demonstrations_do_not_always_come_first_or_last(prompts: PromptSet) -> None:
+    plan = make(prompts, target=500)
+    run = [c for c in run_to_the_end(plan) if c.stage is Stage.INSTRUCTION]
+    places = {place for c in run for place, index in enumerate(c.demonstrations) if index >= 20}
+    assert places == set(range(8))
+
+
+def test_a_request_is_the_same_whatever_was_in_flight_when_it_was_asked(prompts: PromptSet) -> None:
+    one, many = make(prompts, target=5000), make(prompts, target=5000)
+    alone = [one.next() for _ in range(10)]
+    assert take(many, 10) == alone
+    other_seed = make(prompts, target=5000, seed=1)
+    assert take(other_seed, 10) != alone
+
+
+def test_classification_only_draws_and_asks_for_classification_tasks(prompts: PromptSet) -> None:
+    request = make(prompts, classification_only=True).next()
+    assert request is not None
+    assert set(request.demonstrations) == {0, 1, 2, 3, 4}
+    assert isinstance(request.prompt, str)
+    usual = make(prompts).next()
+    assert usual is not None
+    assert isinstance(usual.prompt, str)
+    assert request.prompt[:40] != usual.prompt[:40] or "classif" in request.prompt.lower()
+
+
+def test_downstream_work_goes_first_instances_before_classification(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    answer(plan, take(plan, 1))
+    second = plan.next()
+    assert second is not None
+    assert second.stage is Stage.CLASSIFICATION
+    answer(plan, [second])
+    third = plan.next()
+    assert third is not None
+    assert third.stage is Stage.INSTANCE
+    assert third.subject == second.subject
+
+
+def test_it_asks_only_for_what_the_target_needs(prompts: PromptSet) -> None:
+    plan = make(prompts, target=30)
+    asked = take(plan, 1000)
+    assert 3 <= len(asked) <= 30
+    assert plan.next() is None
+    answer(plan, asked)
+    run_to_the_end(plan)
+    assert plan.next() is None
+    assert len(plan.pool) <= 60
+
+
+def test_given_back_work_is_asked_again(prompts: PromptSet) -> None:
+    plan = make(prompts, target=5)
+    asked = take(plan, 100)
+    assert plan.next() is None
+    plan.give_back(asked[-1])
+    assert plan.next() is not None
+    answer(plan, asked[:1])
+    classify = plan.next()
+    assert classify is not None
+    assert classify.stage is Stage.CLASSIFICATION
+    plan.give_back(classify)
+    again = plan.next()
+    assert again is not None
+    assert (again.stage, again.subject) == (classify.stage, classify.subject)
+
+
+def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptSet) -> None:
+    plan = make(prompts, target=1)
+    answer(plan, take(plan, 1))
+    requests = []
+    for _ in range(4):
+        classify = plan.next()
+        assert classify is not None
+        answer(plan, [classify])
+        request = plan.next()
+        assert request is not None
+        requests.append(request)
+    assert {request.stage for request in requests} == {Stage.INSTANCE}
+    commits = answer(plan, requests)
+    assert len(commits) == 1
+    assert plan.done
+    assert plan.complete == 1
+
+
+def test_within_a_batch_an_earlier_instruction_rejects_its_double(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    request = plan.next()
+    assert request is not None
+    text = " Measure the height of a walnut tree by its shadow.\n10. Name the moons of Saturn in order of size."
+    twice = [Answer(request, choice, Completion(text, "stop")) for choice in range(2)]
+    first, second = plan.judge(twice)
+    assert isinstance(first.outcome, InstructionOutcome)
+    assert isinstance(second.outcome, InstructionOutcome)
+    assert [k.number for k in first.outcome.kept] == [0, 1]
+    assert second.outcome.kept == ()
+    assert [(r.rule, r.neighbour) for r in second.outcome.rejected] == [("similar", (20, 1.0)), ("similar", (21, 1.0))]
+
+
+def test_judging_changes_nothing(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    request = plan.next()
+    assert request is not None
+    answers = [Answer(request, 0, written(request))]
+    assert plan.judge(answers) == plan.judge(answers)
+    assert len(plan.pool) == 0
+
+
+@pytest.mark.parametrize("cut", [0, 1, 17, 60, 10_000])
+def test_a_resumed_plan_asks_and_judges_like_the_live_one(prompts: PromptSet, cut: int) -> None:
+    live = make(prompts, target=40)
+    log: list[Commit] = []
+    while not live.done and len(log) < cut:
+        log += answer(live, take(live, 1))
+    resumed = make(prompts, target=40)
+    resumed.resume(log)
+    assert (resumed.complete, resumed.settled, len(resumed.pool)) == (live.complete, live.settled, len(live.pool))
+    assert [resumed.pool.state(n) for n in range(len(resumed.pool))] == [
+        live.pool.state(n) for n in range(len(live.pool))
+    ]
+    assert [resumed.pool.text(n) for n in range(len(resumed.pool))] == [
+        live.pool.text(n) for n in range(len(live.pool))
+    ]
+    asked = take(resumed, 1)
+    assert asked == take(live, 1)
+    answer(resumed, asked)
+    run_to_the_end(resumed)
+    assert resumed.complete == 40
+
+
+def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    answer(plan, take(plan, 1))
+    classify = plan.next()
+    assert classify is not None
+    answer(plan, [classify])
+    request = plan.next()
+    assert request is not None
+    assert request.subject is not None
+    (commit,) = plan.judge([Answer(request, 0, Completion("nothing of use", "stop"))])
+    assert isinstance(commit.outcome, InstanceOutcome)
+    assert commit.outcome.instances == ()
+    plan.apply(commit)
+    assert plan.pool.state(request.subject) is State.EMPTY
+    assert (plan.settled, plan.complete) == (1, 0)
+
+
+def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_goes_on(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    answer(plan, take(plan, 1))
+    subject = None
+    for attempt in range(1, MAX_SUBJECT_FAILURES + 1):
+        plan._ready[Stage.CLASSIFICATION].rotate(1 if attempt > 1 else 0)
+        request = plan.next()
+        assert request is not None
+        assert request.stage is Stage.CLASSIFICATION
+        assert subject in (None, request.subject)
+        subject = request.subject
+        (commit,) = plan.judge([Answer(request, 0, Failure("http_500", "down"))])
+        plan.apply(commit)
+    assert subject is not None
+    assert plan.pool.state(subject) is State.EMPTY
+    assert plan.settled == 1
+
+
+def test_refusals_in_a_row_and_fruitless_completions_are_counted(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    for expected in (1, 2):
+        request = plan.next()
+        assert request is not None
+        for commit in plan.judge([Answer(request, 0, Failure("rejected", "bad temperature"))]):
+            plan.apply(commit)
+        assert (plan.refused, plan.last_refusal) == (expected, "bad temperature")
+    for expected in (1, 2):
+        request = plan.next()
+        assert request is not None
+        for commit in plan.judge([Answer(request, 0, Completion(" no\n10. no", "stop"))]):
+            plan.apply(commit)
+        assert (plan.refused, plan.fruitless) == (0, expected)
+    answer(plan, take(plan, 1))
+    assert plan.fruitless == 0
+
+
+def test_a_prompt_that_is_too_long_gets_half_the_demonstrations_until_none_are_left(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    request = plan.next()
+    assert request is not None
+    sizes = []
+    shorter: Request | None = request
+    while (shorter := plan.shrink(shorter)) is not None:
+        sizes.append(len(shorter.demonstrations))
+        assert len(shorter.prompt) < len(request.prompt)
+        assert shorter.number == request.number
+    assert sizes == [4, 2, 1]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64])
+def test_the_same_completions_in_the_same_order_give_the_same_run_at_any_concurrency(
+    prompts: PromptSet, at_once: int
+) -> None:
+    log = run_to_the_end(make(prompts, target=60), at_once=at_once)
+    replayed = make(prompts, target=60)
+    again: list[Commit] = []
+    for commit in log:
+        sampling = SAMPLING_PRESETS["default"]["instruction"]
+        request = Request(commit.request, commit.stage, "", sampling, commit.subject, commit.demonstrations)
+        (judged,) = replayed.judge([Answer(request, commit.choice, commit.completion)])
+        replayed.apply(judged)
+        again.append(judged)
+    assert again == log
