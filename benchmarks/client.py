@@ -1,6 +1,6 @@
 """What fastgen's client costs beside a bare aiohttp loop that sends the same bodies to the same server.
 
-``python -m benchmarks.client [--completions 20000] [--concurrency 512] [--repeats 5]``
+``python -m benchmarks.client [--completions 20000] [--concurrency 512] [--repeats 5] [--occupancy 5000]``
 
 Three loops take turns, in this process, against one test server without latency in another process:
 
@@ -8,7 +8,8 @@ Three loops take turns, in this process, against one test server without latency
 - *bare*: aiohttp, uvloop, orjson; POST, read, parse, nothing else. What any client on aiohttp pays at least.
 - *fastgen*: `Router.complete`: builds the body, sends it, checks the answer, makes completions, keeps counters.
 
-Figures are medians over the repeats; CPU is the process's own (user and system).
+Figures are medians over the repeats; CPU is the process's own (user and system). Then the occupancy of a server with
+256 slots and 1 s a request, from the first request to the last answer; the ceiling is 1.
 """
 
 from __future__ import annotations
@@ -182,24 +183,35 @@ def run(completions: int, concurrency: int, repeats: int) -> dict[str, dict[str,
     }
 
 
+def occupancy(completions: int, concurrency: int, slots: int = 256, latency_s: float = 1.0) -> dict[str, float]:
+    """Return the share of slot-seconds used; ``completions`` should fill whole rounds of the slots."""
+    requests = make_requests(completions)
+    with test_server("--slots", str(slots), "--latency", str(latency_s)) as server:
+        before = server.report()
+        result = uvloop.run(_measure("fastgen", server, requests, (), concurrency))
+        after = server.report()
+    used = (after.busy_s - before.busy_s) / (slots * result.wall_s)
+    return {"occupancy": used, "client_cpu_us": result.cpu_us}
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--completions", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--occupancy", type=int, default=5_120, help="requests of the occupancy run; 0 leaves it out")
     given = parser.parse_args()
     medians = run(given.completions, given.concurrency, given.repeats)
     columns = ("loop", "completions/s", "client CPU us", "server CPU us", "connections", "client CPU / bare")
     bare = medians["bare"]["client_cpu_us"]
-    print_table(
-        columns, [(name, *figures.values(), figures["client_cpu_us"] / bare) for name, figures in medians.items()]
-    )
-    figures: dict[str, Any] = dict(medians) | {
-        "settings": vars(given),
-        "fastgen_cpu_over_bare": medians["fastgen"]["client_cpu_us"] / bare,
-    }
-    finish("client", figures)
+    print_table(columns, [(name, *row.values(), row["client_cpu_us"] / bare) for name, row in medians.items()])
+    figures: dict[str, Any] = dict(medians)
+    figures["fastgen_cpu_over_bare"] = medians["fastgen"]["client_cpu_us"] / bare
+    if given.occupancy:
+        figures["occupancy"] = occupancy(given.occupancy, given.concurrency)
+        print(f"\noccupancy of 256 slots of 1 s: {figures['occupancy']['occupancy']:.4f} (ceiling 1)")
+    finish("client", figures | {"settings": vars(given)})
 
 
 if __name__ == "__main__":

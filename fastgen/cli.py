@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -141,9 +142,10 @@ def check(file: Path, /) -> int:
 def _run(place: Place, options: Options) -> int:
     import uvloop
 
-    from fastgen.progress import choose_reporter
+    from fastgen.progress import ReporterHandler, choose_reporter
 
     reporter = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
+    logging.basicConfig(handlers=[ReporterHandler(reporter)])
     try:
         outcome = uvloop.run(_generate(place, options, reporter))
     finally:

@@ -180,7 +180,11 @@ def _make_index(kind: IndexKind, threshold: float, reject_at: RejectAt, bands: B
         from fastgen.index.lsh import LshIndex
 
         return LshIndex(threshold, reject_at, bands)
-    if kind in INDEX_KINDS:
+    if kind == "exact":
+        from fastgen.index.exact import ExactIndex
+
+        return ExactIndex(threshold, reject_at)
+    if kind == "exhaustive":
         from fastgen.index.exhaustive import ExhaustiveIndex
 
         return ExhaustiveIndex(threshold, reject_at)

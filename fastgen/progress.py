@@ -6,6 +6,7 @@ standard error: standard output belongs to data.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import deque
@@ -39,15 +40,23 @@ class Progress:
     generated_tokens_per_s: float
     eta_s: float | None
 
-    def line(self) -> str:
-        """For people."""
-        eta = "-" if self.eta_s is None else _duration(self.eta_s)
+    @property
+    def eta(self) -> str:
+        """Time to the target, as hours:minutes:seconds, or a dash."""
+        return "-" if self.eta_s is None else _duration(self.eta_s)
+
+    def details(self) -> str:
+        """Everything but the count and the ETA, for people."""
+        retrying = f" · retrying {self.waiting_retries}" if self.waiting_retries else ""
         return (
-            f"{self.complete}/{self.target} complete  {self.complete_per_min:.1f}/min  "
-            f"{self.generated_tokens_per_s:,.0f} tokens/s  yield {self.yield_per_1000_tokens:.2f}/1k tokens  "
-            f"acceptance {self.acceptance:.0%}  on the way {self.pending}  in flight {self.in_flight}"
-            f"{f'  retrying {self.waiting_retries}' if self.waiting_retries else ''}  ETA {eta}"
+            f"{self.complete_per_min:,.1f}/min · {self.generated_tokens_per_s:,.0f} tokens/s · "
+            f"yield {self.yield_per_1000_tokens:.2f}/1k tokens · acceptance {self.acceptance:.0%} · "
+            f"on the way {self.pending} · in flight {self.in_flight}{retrying}"
         )
+
+    def line(self) -> str:
+        """All of it in one line."""
+        return f"{self.complete}/{self.target} complete · {self.details()} · ETA {self.eta}"
 
 
 class ProgressMeter:
@@ -175,13 +184,19 @@ class LiveReporter:
 
     def show(self, progress: Progress) -> None:
         """Redraw."""
-        from rich.console import Group
         from rich.live import Live
         from rich.progress_bar import ProgressBar
-        from rich.text import Text
+        from rich.table import Table
 
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
         bar = ProgressBar(total=max(progress.target, 1), completed=progress.complete)
-        shown = Group(bar, Text(progress.line(), overflow="fold"))
+        head.add_row(f"{progress.complete}/{progress.target} complete", bar, f"ETA {progress.eta}")
+        shown = Table.grid(expand=True)
+        shown.add_row(head)
+        shown.add_row(progress.details())
         if self._live is None:
             self._live = Live(shown, console=self._console, auto_refresh=False)
             self._live.start()
@@ -192,6 +207,18 @@ class LiveReporter:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class ReporterHandler(logging.Handler):
+    """Hands log records to a reporter, so that they neither garble the live line nor break a stream of JSON."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the message, in one line."""
+        self._reporter.say(" ".join(record.getMessage().split()))
 
 
 def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:

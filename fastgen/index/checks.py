@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.jit import kernel
+from fastgen.index.jit import kernel, signed
 from fastgen.index.layout import Found
 from fastgen.index.lcs import WORD, bitmap_overlap, lcs_with, length_of, need_lcs, overlap_with, score_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fastgen.index.layout import Pool, Rule, Text
 
 TOP = 5
@@ -71,6 +73,33 @@ def verify(pool: Pool, found: Found, text: Text, entry: int) -> None:
     if text.length > WORD and overlap_with(pool, entry) < need_lcs(pool.rule, text.length, length):
         return
     record(found, text.row, entry, score_of(lcs_with(pool, text.length, entry), text.length, length))
+
+
+@kernel
+def verify_met(
+    pool: Pool,
+    met: NDArray[np.int32],
+    waiting: int,
+    seen: NDArray[np.int32],
+    now: int,
+    found: Found,
+    text: Text,
+) -> None:
+    """Verify the first ``waiting`` entries in ``met``, each once per text.
+
+    ``seen[entry]`` is the number of the last text that met the entry, ``now`` this text's. The 64-bit maps are compared
+    first, in a loop of independent loads whose cache misses overlap.
+    """
+    left = 0
+    for i in range(waiting):
+        entry = signed(met[i])
+        met[left] = entry  # written always, kept by the count: a branch would be mispredicted half of the time
+        left += signed(may_be_similar(pool, text, entry))
+    for i in range(left):
+        entry = signed(met[i])
+        if seen[entry] != now:
+            seen[entry] = now
+            verify(pool, found, text, entry)
 
 
 @kernel

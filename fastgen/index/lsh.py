@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastgen.index.arrays import check_room, reserve_array
-from fastgen.index.checks import conclude, make_found, may_be_similar, verify
+from fastgen.index.checks import conclude, make_found, verify_met
 from fastgen.index.jit import kernel, signed
 from fastgen.index.lcs import close_query, need_lcs, open_query, popcount
 from fastgen.index.minhash import Permutations, band_key, datasketch_permutations, sign
@@ -59,8 +59,7 @@ class Lsh(NamedTuple):
 
     ``keys``: the open text's band keys. ``spare``: by an entry's length class, how many elements the open text and
     the entry may each have for themselves (-1: cannot be too similar). ``heads``, ``block``, ``first``: the open text's
-    buckets. ``met``: entries still to verify. ``seen[entry]``: the number (``clock[0]``)
-    of the last text that met the entry.
+    buckets. ``met``, ``seen``, ``clock``: see :func:`fastgen.index.checks.verify_met`.
     """
 
     permutations: Permutations
@@ -112,12 +111,12 @@ def _fill_needs(pool: Pool, lsh: Lsh, text: Text) -> None:
 
 
 @kernel
-def _may_match(lsh: Lsh, text: Text, info: np.uint64, posting: np.uint64) -> bool:
+def _may_match(lsh: Lsh, info: np.uint64, posting: np.uint64) -> bool:
     """Whether the length and the 16-bit map leave room for the overlap that is needed."""
     length = signed(posting >> _LENGTH_SHIFT)
     only_text = popcount((info & ~posting) >> INFO_SHIFT & _BITS_MASK)
     only_entry = popcount((posting & ~info) >> INFO_SHIFT & _BITS_MASK)
-    return (only_text <= lsh.spare[length, 0]) & (only_entry <= lsh.spare[length, 1])
+    return bool((only_text <= lsh.spare[length, 0]) & (only_entry <= lsh.spare[length, 1]))
 
 
 @kernel
@@ -146,26 +145,11 @@ def _meet(pool: Pool, lsh: Lsh, found: Found, text: Text) -> None:
             posting = lsh.first[band] if i == 0 else lsh.postings.slab[offset + i]
             # Written always, kept by the count: a branch here would be mispredicted half of the time.
             lsh.met[waiting] = signed(posting & ENTRY_MASK)
-            waiting += signed(same_print(posting, key) & _may_match(lsh, text, info, posting))
+            waiting += signed(same_print(posting, key) & _may_match(lsh, info, posting))
             if waiting == lsh.met.size:
-                _verify_met(pool, lsh, found, text, waiting)
+                verify_met(pool, lsh.met, waiting, lsh.seen, lsh.clock[0], found, text)
                 waiting = 0
-    _verify_met(pool, lsh, found, text, waiting)
-
-
-@kernel
-def _verify_met(pool: Pool, lsh: Lsh, found: Found, text: Text, waiting: int) -> None:
-    """Drop what the 64-bit map rules out, then verify the rest once each."""
-    left = 0
-    for i in range(waiting):
-        entry = signed(lsh.met[i])
-        lsh.met[left] = entry
-        left += signed(may_be_similar(pool, text, entry))
-    for i in range(left):
-        entry = signed(lsh.met[i])
-        if lsh.seen[entry] != lsh.clock[0]:
-            lsh.seen[entry] = lsh.clock[0]
-            verify(pool, found, text, entry)
+    verify_met(pool, lsh.met, waiting, lsh.seen, lsh.clock[0], found, text)
 
 
 @kernel

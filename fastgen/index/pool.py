@@ -133,6 +133,10 @@ class TextPool:
             size[1] = int(self._entries.meta[entries, 1]) >> 24
             size[0] = entries
 
+    def symbols(self) -> int:
+        """Count the symbols of the vocabulary."""
+        return len(self._vocabulary)
+
     def memory_bytes(self) -> int:
         """Bytes in use."""
         entries, tokens = int(self._entries.size[0]), int(self._entries.size[1])

@@ -3,8 +3,8 @@
 Input-first for generation tasks (an input, then its output), output-first for classification (a class label, then an
 input for it). Guarantees of ``parse``: it never raises, every span lies in the completion and is stripped, ``(0, 0)``
 stands for an empty text, and every instance that was found is either kept or rejected under a rule. The rules and
-their order are those of Self-Instruct (Wang et al., ACL 2023); ``instance_style`` says how labels are recognised: to the
-letter of the released code (``paper``, here) or as models write them (``lenient``, :mod:`fastgen.stages.fields`).
+their order are those of Self-Instruct (Wang et al., ACL 2023); ``instance_style`` says how labels are recognised: to
+the letter of the released code (``paper``, here) or as models write them (``lenient``, :mod:`fastgen.stages.fields`).
 """
 
 from __future__ import annotations

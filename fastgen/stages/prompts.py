@@ -2,8 +2,8 @@
 
 Guarantees: the demonstrations are rendered when the set is loaded, and in the shipped prompts all fixed text comes
 first, so that a server's prefix cache can serve it; a task's own text is only ever concatenated, never formatted, so
-braces in it mean nothing; ``fingerprint`` changes whenever any text of the set does. Knows nothing of the format and the
-defects of the data files, which :mod:`fastgen.stages.prompt_files` reads, nor of rules and parsing.
+braces in it mean nothing; ``fingerprint`` changes whenever any text of the set does. Knows nothing of the format and
+the defects of the data files, which :mod:`fastgen.stages.prompt_files` reads, nor of rules and parsing.
 """
 
 from __future__ import annotations
