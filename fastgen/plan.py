@@ -30,6 +30,7 @@ from fastgen.stages.prompts import PromptSet
 SIMILAR = "similar"  # the rule's name in the ledger
 NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps: more would not fit its budget a line
 MAX_SUBJECT_FAILURES = 3  # requests that may fail for good before an instruction is settled without instances
+RESUME_BATCH = 4096  # texts that the similarity filter takes in at once on resume
 REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
 _NO_COMPLETION = Completion("", None)
 
@@ -230,9 +231,14 @@ class Plan:
 
     def resume(self, commits: Iterable[Commit]) -> None:
         """Take up a run where its log ends."""
+        texts: list[str] = []
         for commit in commits:
             self._instructions_out += commit.stage is Stage.INSTRUCTION
-            self.apply(commit)
+            self._apply(commit, texts)
+            if len(texts) >= RESUME_BATCH:
+                self._novelty.add(texts)
+                texts.clear()
+        self._novelty.add(texts)
         waiting = {
             State.KEPT: Stage.CLASSIFICATION,
             State.GENERATION: Stage.INSTANCE,
@@ -246,13 +252,20 @@ class Plan:
 
     def apply(self, commit: Commit) -> None:
         """Make a commit's consequences the plan's state."""
+        texts: list[str] = []
+        self._apply(commit, texts)
+        if texts:
+            self._novelty.add(texts)
+
+    def _apply(self, commit: Commit, kept_texts: list[str]) -> None:
+        """All but the similarity filter's part: what it has to learn is appended to ``kept_texts``."""
         self._next_request = max(self._next_request, commit.request + 1)
         if commit.stage is Stage.INSTRUCTION:
             self._instructions_out -= 1
         self._note_refusal(commit.outcome)
         match commit.outcome:
             case InstructionOutcome(kept, _):
-                self._apply_kept(commit.completion.text, kept)
+                self._apply_kept(commit.completion.text, kept, kept_texts)
             case ClassificationOutcome(is_classification):
                 self._apply_classification(commit, is_classification=is_classification)
             case InstanceOutcome(instances, _):
@@ -267,10 +280,10 @@ class Plan:
         else:
             self.refused = 0
 
-    def _apply_kept(self, raw: str, kept: Sequence[Kept]) -> None:
-        texts = [instruction.item_text(raw, k.span, self.method.rules) for k in kept]
-        self._novelty.add(texts)
-        for k, text in zip(kept, texts, strict=True):
+    def _apply_kept(self, raw: str, kept: Sequence[Kept], kept_texts: list[str]) -> None:
+        for k in kept:
+            text = instruction.item_text(raw, k.span, self.method.rules)
+            kept_texts.append(text)
             self.pool.append(text)
             self._ready[Stage.CLASSIFICATION].append(k.number)
         self._kept_per_completion.see(len(kept))
