@@ -246,7 +246,14 @@ def saved_values(options: Options) -> dict[str, Any]:
     for part in (options.job, options.server, options.speed, options.method, options.rules, options.sampling):
         values |= _plain(part)
     values["base_url"] = [redact_url(url) for url in options.server.base_url]
+    values["server_args"] = _without_secrets(options.server.server_args)
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
+
+
+def _without_secrets(server_args: str) -> str:
+    from fastgen.server.spec import parse_server_args, redact
+
+    return redact(parse_server_args(server_args))
 
 
 def meaning(options: Options, *, model: str, seeds: str, prompts: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ _PAPER_SAMPLING: Final[Mapping[str, Sampling]] = {
 # The original's figures turned out best on a small base model too (docs/rules.md). Stop strings hold on to the start of
 # a line, so that "2016." or "my Task:" inside a text does not end it; half the tokens do for 7 new instructions.
 _DEFAULT_SAMPLING: Final[Mapping[str, Sampling]] = {
-    "instruction": Sampling(0.7, 0.5, 512, presence_penalty=2.0, stop=("\n\n", "\n16.")),
+    "instruction": Sampling(0.7, 0.5, 512, presence_penalty=2.0, frequency_penalty=0.2, stop=("\n\n", "\n16.")),
     "classification": Sampling(0.0, 1.0, 3, stop=("\n", "Task")),
     "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),
     "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),

@@ -74,9 +74,7 @@ async def serve(
         ) as serving:
             yield serving
         return
-    spec = await asyncio.to_thread(
-        choose_server, options.server.model, options.server.server_args, cache_dir=cache_dir, report=report
-    )
+    spec = await choose_server(options.server.model, options.server.server_args, cache_dir=cache_dir, report=report)
     timeout_s = options.server.server_timeout
     async with (
         start_server(spec, folder.server_log_path, timeout_s=timeout_s, report=report) as server,

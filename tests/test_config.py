@@ -82,7 +82,7 @@ def test_saved_options_hold_no_credentials() -> None:
     server = dataclasses.replace(
         options.server,
         base_url=("http://me:hunter2@host/v1",),
-        server_args="--max-num-seqs 8 --api-key hunter2 --hf-token=hunter2",
+        server_args="--max-num-seqs 8 --hf-token=hunter2",
     )
     values = saved_values(dataclasses.replace(options, server=server))
     assert "hunter2" not in str(values)

@@ -65,16 +65,18 @@ _EPOCHS = 8
 _MOST_ENTRIES = 1 << 30  # address space only
 _MOST_SYMBOLS = 1 << 30
 _MOST_KEYS = 1 << 28
-_PAIR_RANKS = (1500, 1500, 1500, 3000)  # elements that need a pair, by epoch (the last holds on)
-_TRIPLE_RANKS = (60, 60, 60, 100)  # ... or a triple
+import os
+_PAIR_RANKS = int(os.environ.get("PR","4000"))  # the most frequent elements, which need a pair
+_TRIPLE_RANKS = int(os.environ.get("TR","60"))  # ... or a triple
 _FIELD = _U64(11)
 _LONG = (1 << 11) - 1  # lengths from here up are not filtered inline
 _FIELD_MASK = _U64(_LONG)
 _REST_SHIFT = INFO_SHIFT + _FIELD
 _NEWEST_FIRST = _U64((1 << 32) - 1)
-_S32 = _U64(32)
+_HALF = _U64(32)
 _SINGLE, _PAIR, _TRIPLE = 1, 2, 3
 _MET = 1 << 12
+_NEVER = 1 << 30
 _INSERTION_SORT = 64
 
 
@@ -83,8 +85,8 @@ class Exact(NamedTuple):
 
     ``live``: entries that hold each symbol. ``reference[epoch]``: ``live`` when the epoch began, valid below
     ``known[epoch]``. ``limits[epoch]``: frequencies above which an element needs a pair, a triple. ``epochs[0]``:
-    epochs begun. ``order``: the open text's elements in an epoch's order. ``keys``, ``rest``: its keys, and the elements
-    after each key's last. ``heads``: their buckets. ``met``, ``seen``, ``clock``: see
+    epochs begun. ``reorders[0]``: times that a small pool was reordered. ``order``: the open text's elements in an epoch's order. ``keys``, ``rest``: its keys, and the elements
+    after each key's last. ``heads``, ``first``: their buckets. ``need``: see :func:`_fill_needs`. ``met``, ``seen``, ``clock``: see
     :func:`fastgen.index.checks.verify_met`.
     """
 
@@ -94,10 +96,13 @@ class Exact(NamedTuple):
     known: NDArray[np.int64]
     limits: NDArray[np.int64]
     epochs: NDArray[np.int64]
+    reorders: NDArray[np.int64]
     order: NDArray[np.uint64]
     keys: NDArray[np.uint64]
     rest: NDArray[np.int32]
     heads: NDArray[np.uint64]
+    first: NDArray[np.uint64]
+    need: NDArray[np.int32]
     met: NDArray[np.int32]
     seen: NDArray[np.int32]
     clock: NDArray[np.int64]
@@ -153,7 +158,7 @@ def _put_in_order(pool: Pool, exact: Exact, length: int, epoch: int) -> None:
     for i in range(length):
         element = signed(pool.query.elements[i])
         frequency = signed(reference[element]) if element < known else 0
-        exact.order[i] = (_U64(frequency) << _S32) | (_NEWEST_FIRST - _U64(element))
+        exact.order[i] = (_U64(frequency) << _HALF) | (_NEWEST_FIRST - _U64(element))
     _sort(exact.order, length)
 
 
@@ -180,7 +185,7 @@ def _make_keys(pool: Pool, exact: Exact, text: Text, epoch: int) -> int:
     pairs_above, triples_above = exact.limits[epoch, 0], exact.limits[epoch, 1]
     count = 0
     for i in range(length - least + 1):
-        frequency = signed(order[i] >> _S32)
+        frequency = signed(order[i] >> _HALF)
         depth = _SINGLE if frequency <= pairs_above else (_PAIR if frequency <= triples_above else _TRIPLE)
         first = _deeper(_U64(epoch), order[i])
         if _SINGLE in (depth, least):
@@ -232,8 +237,8 @@ def _rank_limit(exact: Exact, symbols: int, ranks: int) -> int:
 @kernel
 def _begin_epoch(pool: Pool, exact: Exact) -> None:
     epoch, symbols = signed(exact.epochs[0]), signed(pool.symbols.size[0])
-    exact.limits[epoch, 0] = _rank_limit(exact, symbols, _PAIR_RANKS[min(epoch, 3)])
-    exact.limits[epoch, 1] = _rank_limit(exact, symbols, _TRIPLE_RANKS[min(epoch, 3)])
+    exact.limits[epoch, 0] = _rank_limit(exact, symbols, _PAIR_RANKS)
+    exact.limits[epoch, 1] = _rank_limit(exact, symbols, _TRIPLE_RANKS)
     for symbol in range(symbols):
         exact.reference[epoch, symbol] = exact.live[symbol]
     exact.known[epoch] = symbols
@@ -242,21 +247,52 @@ def _begin_epoch(pool: Pool, exact: Exact) -> None:
 
 @kernel
 def _epoch_start(epoch: int) -> int:
-    return 0 if epoch == 0 else _FIRST_EPOCH * _EPOCH_GROWTH ** (epoch - 1)
+    return 0 if epoch == 0 else _FIRST_EPOCH * _EPOCH_GROWTH**epoch
 
 
 @kernel
-def _store(pool: Pool, exact: Exact, text: Text) -> None:
-    if exact.epochs[0] < _EPOCHS and pool.entries.size[0] == _epoch_start(exact.epochs[0]):
-        _begin_epoch(pool, exact)
-    entry = store_text(pool, text)
-    exact.seen[entry] = 0
-    for i in range(text.length):
-        exact.live[pool.query.elements[i]] += 1
+def _reorder(pool: Pool, exact: Exact) -> None:
+    """Index a small pool anew in the order of its own frequencies."""
+    for entry in range(pool.entries.size[0] - 1, -1, -1):
+        _unlink(pool, exact, reread_entry(pool, entry))
+    exact.epochs[0] = 0
+    _begin_epoch(pool, exact)
+    for entry in range(pool.entries.size[0]):
+        _link(pool, exact, reread_entry(pool, entry), entry)
+
+
+@kernel
+def _link(pool: Pool, exact: Exact, text: Text, entry: int) -> None:
     base = _U64(entry) | (_U64(min(text.length, _LONG)) << INFO_SHIFT)
     for i in range(_make_keys(pool, exact, text, exact.epochs[0] - 1)):
         posting = base | (_U64(min(signed(exact.rest[i]), _LONG)) << _REST_SHIFT)
         insert(exact.postings, exact.keys[i], posting | fingerprint(exact.keys[i]))
+
+
+@kernel
+def _unlink(pool: Pool, exact: Exact, text: Text) -> None:
+    for i in range(_make_keys(pool, exact, text, exact.epochs[0] - 1) - 1, -1, -1):
+        remove_last(exact.postings, exact.keys[i])
+
+
+@kernel
+def _store(pool: Pool, exact: Exact, text: Text) -> None:
+    entry = store_text(pool, text)
+    exact.seen[entry] = 0
+    for i in range(text.length):
+        exact.live[pool.query.elements[i]] += 1
+    _link(pool, exact, text, entry)
+
+
+@kernel
+def _prepare(pool: Pool, exact: Exact) -> None:
+    """Begin an epoch or reorder a small pool where its size says so; before a text is read."""
+    size = pool.entries.size[0]
+    if exact.epochs[0] == 0 or (exact.epochs[0] < _EPOCHS and size == _epoch_start(exact.epochs[0])):
+        _begin_epoch(pool, exact)
+    elif exact.epochs[0] == 1 and size == _FIRST_EPOCH << (2 * exact.reorders[0]):
+        exact.reorders[0] += 1
+        _reorder(pool, exact)
 
 
 @kernel
@@ -266,32 +302,47 @@ def _take_back(pool: Pool, exact: Exact, keep: int) -> None:
         text = reread_entry(pool, entry)
         for i in range(text.length):
             exact.live[pool.query.elements[i]] -= 1
-        for i in range(_make_keys(pool, exact, text, exact.epochs[0] - 1) - 1, -1, -1):
-            remove_last(exact.postings, exact.keys[i])
-        if entry == _epoch_start(exact.epochs[0] - 1):
+        _unlink(pool, exact, text)
+        if entry > 0 and entry == _epoch_start(exact.epochs[0] - 1):
             exact.epochs[0] -= 1
 
 
 @kernel
-def _may_match(pool: Pool, length: int, rest: int, posting: np.uint64) -> bool:
+def _fill_needs(pool: Pool, exact: Exact, length: int) -> None:
+    """By the other text's length: the overlap that a rejection needs; more than there can be where none can."""
+    for other in range(_LONG):
+        need = need_lcs(pool.rule, length, other)
+        exact.need[other] = need if need > 0 else _NEVER
+    exact.need[_LONG] = 0  # looked at more closely
+
+
+@kernel
+def _may_match(exact: Exact, rest: int, posting: np.uint64) -> bool:
     """Whether lengths and remainders leave room for the overlap needed; ``rest`` counts the key's elements too."""
-    other = signed((posting >> INFO_SHIFT) & _FIELD_MASK)
-    if other == _LONG:
-        return True
-    other_rest = signed((posting >> _REST_SHIFT) & _FIELD_MASK)
-    need = need_lcs(pool.rule, length, other)
-    return need > 0 and rest >= need and other_rest + _TRIPLE >= need
+    need = exact.need[signed((posting >> INFO_SHIFT) & _FIELD_MASK)]
+    other_rest = signed(posting >> _REST_SHIFT) + _TRIPLE
+    return bool((rest >= need) & (other_rest >= need))
+
+
+@kernel
+def _find_blocks(exact: Exact, count: int) -> None:
+    """Read all heads, then the first posting of all blocks: independent loads, so their cache misses overlap."""
+    for i in range(count):
+        exact.heads[i] = exact.postings.heads[bucket_of(exact.postings, exact.keys[i])]
+    for i in range(count):
+        offset, _ = block_of(exact.heads[i])
+        exact.first[i] = exact.heads[i] if offset < 0 else exact.postings.slab[offset]
 
 
 @kernel
 def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
     """Verify every entry that shares a key with the open text."""
     exact.clock[0] += 1
+    _fill_needs(pool, exact, text.length)
     waiting = 0
     for epoch in range(exact.epochs[0]):
         count = _make_keys(pool, exact, text, epoch)
-        for i in range(count):
-            exact.heads[i] = exact.postings.heads[bucket_of(exact.postings, exact.keys[i])]
+        _find_blocks(exact, count)
         for i in range(count):
             waiting = _meet_key(pool, exact, found, text, i, waiting)
     verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
@@ -299,22 +350,23 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
 
 @kernel
 def _meet_key(pool: Pool, exact: Exact, found: Found, text: Text, number: int, waiting: int) -> int:
-    key, head, rest = exact.keys[number], exact.heads[number], signed(exact.rest[number]) + _TRIPLE
-    offset, count = block_of(head)
+    key, rest = exact.keys[number], signed(exact.rest[number]) + _TRIPLE
+    offset, count = block_of(exact.heads[number])
     for i in range(count):
-        posting = head if offset < 0 else exact.postings.slab[offset + i]
-        if same_print(posting, key) and _may_match(pool, text.length, rest, posting):
-            exact.met[waiting] = signed(posting & ENTRY_MASK)
-            waiting += 1
-            if waiting == exact.met.size:
-                verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
-                waiting = 0
+        posting = exact.first[number] if i == 0 else exact.postings.slab[offset + i]
+        # Written always, kept by the count: a branch here would be mispredicted half of the time.
+        exact.met[waiting] = signed(posting & ENTRY_MASK)
+        waiting += signed(same_print(posting, key) & _may_match(exact, rest, posting))
+        if waiting == exact.met.size:
+            verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
+            waiting = 0
     return waiting
 
 
 @kernel
 def _decide(pool: Pool, exact: Exact, batch: Batch, found: Found) -> None:
     for row in range(batch.start.size - 1):
+        _prepare(pool, exact)
         known = pool.symbols.size[0]
         text = read_text(pool, batch, row)
         open_query(pool, text.length)
@@ -330,6 +382,7 @@ def _decide(pool: Pool, exact: Exact, batch: Batch, found: Found) -> None:
 @kernel
 def _add(pool: Pool, exact: Exact, batch: Batch) -> None:
     for row in range(batch.start.size - 1):
+        _prepare(pool, exact)
         _store(pool, exact, read_text(pool, batch, row))
 
 
@@ -345,10 +398,13 @@ class ExactIndex:
             known=np.zeros(_EPOCHS, np.int64),
             limits=np.zeros((_EPOCHS, 2), np.int64),
             epochs=np.zeros(1, np.int64),
+            reorders=np.zeros(1, np.int64),
             order=reserve_array(np.uint64, _MOST_KEYS),
             keys=reserve_array(np.uint64, _MOST_KEYS),
             rest=reserve_array(np.int32, _MOST_KEYS),
             heads=reserve_array(np.uint64, _MOST_KEYS),
+            first=reserve_array(np.uint64, _MOST_KEYS),
+            need=np.empty(_LONG + 1, np.int32),
             met=np.empty(_MET, np.int32),
             seen=reserve_array(np.int32, _MOST_ENTRIES),
             clock=np.zeros(1, np.int64),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
 from fastgen.errors import InputError
 from fastgen.testing import USUAL_FAULTS, Fault, FaultPlan, FaultServer, SlotEngine, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -63,7 +66,21 @@ def _kinds(names: str, flag: str) -> list[Fault | None]:
         raise InputError(f"{flag}: {error}; known are {', '.join(Fault)}") from None
 
 
+def _check(given: argparse.Namespace) -> None:
+    for flag in ("latency", "seconds_per_token", "slow"):
+        if not 0 <= getattr(given, flag) < float("inf"):
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(given, flag)}: use a number of seconds from 0 up")
+    for flag in ("fault_rate", "similar_share"):
+        if not 0 <= getattr(given, flag) <= 1:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(given, flag)}: use a share from 0 to 1")
+    if given.slots is not None and given.slots < 1:
+        raise InputError(f"--slots {given.slots}: use at least 1")
+    if unknown := set(given.apis.split(",")) - {"completions", "chat"}:
+        raise InputError(f"--apis: {', '.join(sorted(unknown))} is unknown; use completions, chat or both")
+
+
 def _make_server(given: argparse.Namespace) -> FaultServer:
+    _check(given)
     kinds = [kind for kind in _kinds(given.faults, "--faults") if kind is not None]
     return FaultServer(
         model=given.model,
@@ -81,7 +98,10 @@ async def _serve(server: FaultServer, host: str, port: int) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await server.listen(host, port)
+    try:
+        await server.listen(host, port)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({error})") from None
     print(f"listening on {server.base_url}", flush=True)  # noqa: T201 - the line that whoever started it waits for
     await ended.wait()
     await server.refuse()
@@ -91,17 +111,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until a signal; 0, or 2 for bad arguments."""
     given = _parse(arguments)
     try:
-        server = _make_server(given)
+        _run(_serve(_make_server(given), given.host, given.port))
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command-line program
         return error.exit_code
-    with contextlib.suppress(ImportError):  # uvloop is not there on every platform
-        import uvloop
-
-        uvloop.run(_serve(server, given.host, given.port))
-        return 0
-    asyncio.run(_serve(server, given.host, given.port))
     return 0
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run with uvloop where there is one (not on Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
 
 
 if __name__ == "__main__":

