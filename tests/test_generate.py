@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 import pytest
+
+from fastgen import cli
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
 WAIT_S = 120
@@ -36,18 +41,25 @@ def server() -> Iterator[str]:
         yield base_url
 
 
-def fastgen(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FASTGEN, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WAIT_S,
-        env={**os.environ, **(env or {})},
-    )
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def generate(run: Path, url: str, count: int, *more: str) -> subprocess.CompletedProcess[str]:
+def fastgen(*arguments: str | Path, env: dict[str, str] | None = None) -> Done:
+    """The command line in this process, which spares each call a start-up; what needs signals starts a real one."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), patch.dict(os.environ, env or {}):
+        code = cli.run([str(argument) for argument in arguments])
+        out.flush()
+    return Done(code, out.buffer.getvalue().decode(), err.getvalue())
+
+
+def generate(run: Path, url: str, count: int, *more: str) -> Done:
     return fastgen("generate", "--run-dir", run, "--base-url", url, "--num-instructions", str(count), *more)
 
 

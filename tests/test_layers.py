@@ -21,7 +21,7 @@ NO_FILES = PURE - {"stages"}  # stages.prompts loads the prompt set once
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}
 KNOWS_NO_SELF_INSTRUCT = {"scheduler", "backends", "log", "server", "embedded"}
 SELF_INSTRUCT = {"stages", "plan", "filters", "rules", "novelty", "seeds", "index", "rouge", "settled"}
-HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "rich", "zstandard"}
+HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

@@ -295,8 +295,9 @@ def test_a_prompt_that_is_too_long_gets_half_the_demonstrations_until_none_are_l
     request = plan.next()
     assert request is not None
     sizes = []
-    shorter: Request | None = request
-    while (shorter := plan.shrink(shorter)) is not None:
+    shorter = request
+    while (shrunk := plan.shrink(shorter)) is not None:
+        shorter = shrunk
         sizes.append(len(shorter.demonstrations))
         assert len(shorter.prompt) < len(request.prompt)
         assert shorter.number == request.number

@@ -1,4 +1,4 @@
-"""Where the embedded server is kept: finished set-ups by key, the one being built, and the lock that admits one builder.
+"""Where the embedded server is kept: finished set-ups by key, the one being built, the lock for one builder at a time.
 
 ::
 

@@ -52,7 +52,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def undo_head_interleave(weight: Array, heads: int) -> Array:
-    """Rows back in Hugging Face's order (first halves of a head's rotary pairs, then second halves); shape unchanged."""
+    """Rows back in Hugging Face's order (all first halves of a head's rotary pairs, then the second); same shape."""
     half = weight.shape[0] // heads // 2
     return weight.reshape(heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
@@ -81,7 +81,7 @@ def write_safetensors(tensors: dict[str, Array], path: Path) -> None:
             file.write(bits.tobytes())
 
 
-def convert_weights(reader: Any, heads: int, kv_heads: int, target: Path) -> bool:
+def convert_weights(reader: GGUFReader, heads: int, kv_heads: int, target: Path) -> bool:
     """Write ``model.safetensors``; true if the output layer has weights of its own (not tied to the embedding)."""
     tensors: dict[str, Array] = {}
     for tensor in reader.tensors:

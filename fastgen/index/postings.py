@@ -6,8 +6,8 @@ load passes :data:`LOAD` postings a bucket, the next bucket in turn is split, so
 The key bits that a split needs are kept in the posting, where they also serve as a fingerprint of the key.
 
 A posting is 63 bits: entry (31), key fingerprint (10), and 22 bits that the index chooses and that must not all be
-zero. Guarantees: every posting put in under a key is found under that key, in the order of insertion; others with the
-same fingerprint may be found too. Knows nothing of texts.
+zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be found too,
+and then always are, since those bits also decide the bucket. Knows nothing of texts.
 """
 
 from __future__ import annotations
@@ -196,16 +196,22 @@ def _split_next(postings: Postings) -> None:
 
 
 @kernel
-def remove_last(postings: Postings, key: np.uint64) -> None:
-    """Take back the youngest posting of the key's bucket: the inverse of the last :func:`insert` there."""
+def remove(postings: Postings, key: np.uint64, entry: int) -> bool:
+    """Take back an entry's posting under a key; false where there is none. The order in the bucket may change."""
     bucket = bucket_of(postings, key)
     head = postings.heads[bucket]
     offset, count = block_of(head)
-    postings.state[_POSTINGS] -= 1
-    if offset < 0:
-        postings.heads[bucket] = 0
-    elif count == 1:
-        postings.heads[bucket] = 0
-        _release(postings, offset, 0)
-    else:
-        postings.heads[bucket] = head - _COUNT_ONE
+    for i in range(count):
+        posting = head if offset < 0 else postings.slab[offset + i]
+        if signed(posting & ENTRY_MASK) == entry and same_print(posting, key):
+            postings.state[_POSTINGS] -= 1
+            if offset < 0:
+                postings.heads[bucket] = _ZERO
+            elif count == 1:
+                postings.heads[bucket] = _ZERO
+                _release(postings, offset, 0)
+            else:
+                postings.slab[offset + i] = postings.slab[offset + count - 1]
+                postings.heads[bucket] = head - _COUNT_ONE
+            return True
+    return False

@@ -78,8 +78,8 @@ async def choose_server(
         return gpu_server_spec(model or DEFAULT_GPU_MODEL, server_args)
     if model not in (None, EMBEDDED_MODEL):
         raise InputError(
-            f"--model {model}: without an NVIDIA GPU fastgen itself serves only {EMBEDDED_MODEL}; leave --model out, or "
-            "name a server that has it with --base-url"
+            f"--model {model}: without an NVIDIA GPU fastgen itself serves only {EMBEDDED_MODEL}; leave --model out, "
+            "or name a server that has it with --base-url"
         )
     return embedded_server_spec(await ensure_embedded(cache_dir, report=report), server_args)
 
@@ -102,11 +102,11 @@ def embedded_server_spec(embedded: EmbeddedServerSpec, server_args: str = "", *,
     ours = tuple((name, str(max_num_seqs)) if name == "--max-num-seqs" else (name, value) for name, value in _CPU_FLAGS)
     python = str(embedded.python)
     # vllm serve looks for a distribution called vllm, which the build for CPUs is not
-    command = (python, "-I", "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded.model_dir))
-    command += ("--served-model-name", embedded.model)
+    command = (python, "-I", "-m", "vllm.entrypoints.openai.api_server")
+    what = ("--model", str(embedded.model_dir), "--served-model-name", embedded.model)
     processors = sorted(os.sched_getaffinity(0))[:_MOST_CPU_THREADS]
     env = _CPU_ENV | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors))}
-    return _spec(command, ours, server_args, embedded.model, "the embedded CPU server", env)
+    return _spec((*command, *what), ours, server_args, embedded.model, "the embedded CPU server", env)
 
 
 def has_nvidia_gpu(

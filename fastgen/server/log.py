@@ -29,7 +29,7 @@ def last_words(path: Path, start: int) -> str:
 
 
 def _with_detail(lines: list[str], place: int) -> str:
-    """The error; a heading such as ``1 validation error for X`` or one that ends in a colon takes its next lines along."""
+    """The error; one that is only a heading, such as ``1 validation error for X``, takes its next lines along."""
     line = lines[place]
     if line.endswith(":") or "validation error" in line:
         return " ".join(lines[place : place + 3])

@@ -5,7 +5,6 @@ Knows nothing of which server it is: anything that answers ``/health`` and ``/v1
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import time

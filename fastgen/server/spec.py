@@ -1,4 +1,4 @@
-"""What a server is before it runs: its command, with a user's flags laid over fastgen's, and no secret in what is shown."""
+"""What a server is before it runs: its command, a user's flags laid over fastgen's, and no secret in what is shown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SECRET_WORDS = frozenset({"key", "token", "password", "secret"})
 class ServerSpec:
     """A server that `start_server` can start.
 
-    ``command`` is an OpenAI-compatible server that understands ``--host`` and ``--port``, which are added to it. ``env``
-    is laid over the inherited environment. ``model`` is what it is asked to serve. ``concurrency`` is how many
+    ``command`` is an OpenAI-compatible server that takes ``--host`` and ``--port``, which are added to it. ``env`` is
+    laid over the inherited environment. ``model`` is what it is asked to serve. ``concurrency`` is how many
     sequences it works on at once, so how many requests in flight keep it busy. ``port`` is a port that the user insists
     on; a free one otherwise.
     """

@@ -31,10 +31,11 @@ _THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
 _END_TOKEN: Final = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
 )
+_ALL_FENCED: Final = re.compile(r"\s*+```[^\n`]*+\n(?P<body>(?:(?!```).)*+)```\s*+", re.DOTALL)
 _CHATTER: Final = re.compile(
     r"""[\s*_\#>"“]*+(?:
         (?:sure|certainly|of\ course|absolutely|ok(?:ay)?|great|got\ it|no\ problem|happy\ to\ help|thank\ you|thanks
-          |(?:here|below|following|these)(?:\ (?:are|is)|['\u2019]s) | the\ following | as\ requested
+          |here\ you | (?:here|below|following|these)(?:\ (?:are|is)|['\u2019]s) | the\ following | as\ requested
           |i(?:['\u2019](?:ll|d|ve|m)|\ (?:will|can|have|am)) | let(?:\ me|['\u2019]s) | hi | hello
           |voici | bien\ s[uû]r | claro | aqu[ií] | por\ supuesto | nat[uü]rlich | hier\ sind)\b
         | 当然 | 好的 | 以下是 | 以下は | もちろん
@@ -44,7 +45,7 @@ _CHATTER: Final = re.compile(
 
 
 def answer_span(text: str) -> Span | None:
-    """Return where the answer lies in ``text``: after any thinking, before any end-of-turn token.
+    """Return where the answer is in ``text``: after thinking, before an end-of-turn token, inside an outer code fence.
 
     A thinking block may have been opened by the chat template, so that only its end shows. ``None`` when thinking was
     opened and never closed: there is no answer.
@@ -58,7 +59,9 @@ def answer_span(text: str) -> Span | None:
     if start == 0 and (closed := _THINK_CLOSE.search(text)):
         start = closed.end()
     ended = _END_TOKEN.search(text, start)
-    return start, ended.start() if ended else len(text)
+    end = ended.start() if ended else len(text)
+    fenced = _ALL_FENCED.fullmatch(text, start, end)
+    return fenced.span("body") if fenced else (start, end)
 
 
 def is_cut(completion: Completion) -> bool:

@@ -23,14 +23,17 @@ Pair = tuple["Span", "Span"]
 """(input, output)."""
 
 
+_START: Final = rf"[ \t]*+(?:\d{{1,2}}[.)][ \t]++)?{OPEN}"  # some models number their fields
+
+
 def _label(words: str) -> re.Pattern[str]:
     """Return a pattern for a field name at the start of a line: ``words``, maybe a number or a remark, a colon."""
     remark = r"(?:\([^()\n]{0,40}\)[ \t]*+)?"
-    return re.compile(rf"{OPEN}(?:{words})[ \t]*+\d*+[ \t]*+{remark}{CLOSE}[ \t]*+{COLON}{CLOSE}", re.IGNORECASE)
+    return re.compile(rf"{_START}(?:{words})[ \t]*+\d*+[ \t]*+{remark}{CLOSE}[ \t]*+{COLON}{CLOSE}", re.IGNORECASE)
 
 
 _EXAMPLE: Final = re.compile(
-    rf"""{OPEN}(?:example|instance|test[ ]case|示例|例)
+    rf"""{_START}(?:example|instance|test[ ]case|示例|例)
     (?:[ \t]*+[\#\u2116]?\d++{CLOSE}[ \t]*+[.:)\uff1a-]?{CLOSE}|{CLOSE}[ \t]*+{COLON}?{CLOSE}[ \t]*+$)""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -73,6 +73,8 @@ def _check(given: argparse.Namespace) -> None:
     for flag in ("fault_rate", "similar_share"):
         if not 0 <= getattr(given, flag) <= 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(given, flag)}: use a share from 0 to 1")
+    if not 0 <= given.port <= 65535:  # noqa: PLR2004 - TCP's ports; uvloop would take the number modulo 65,536
+        raise InputError(f"--port {given.port}: use 0 to 65535")
     if given.slots is not None and given.slots < 1:
         raise InputError(f"--slots {given.slots}: use at least 1")
     if unknown := set(given.apis.split(",")) - {"completions", "chat"}:
