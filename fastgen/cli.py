@@ -171,9 +171,8 @@ def _run(place: Place, options: Options) -> int:
         outcome = uvloop.run(_generate(place, options, reporter))
     finally:
         reporter.close()
-    how_to_go_on = f"fastgen generate --run-dir {place.run_dir}"
     if outcome is None or outcome.interrupted:
-        print(f"interrupted; everything committed is kept, go on with: {how_to_go_on}", file=sys.stderr)
+        print(_how_to_go_on(place.run_dir), file=sys.stderr)
         return INTERRUPTED
     print(
         f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
@@ -181,6 +180,14 @@ def _run(place: Place, options: Options) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    from fastgen.store import RunFolder
+
+    if not RunFolder(run_dir).exists():
+        return "interrupted before the run began; nothing was made"
+    return f"interrupted; everything committed is kept, go on with: fastgen generate --run-dir {run_dir}"
 
 
 async def _generate(place: Place, options: Options, reporter: Any) -> Outcome | None:  # noqa: ANN401

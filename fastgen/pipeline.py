@@ -11,27 +11,27 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastgen import __version__
+from fastgen.committer import Committer
 from fastgen.config import Options, check_same_meaning, meaning, saved_values
-from fastgen.errors import InputError, StoppedError
+from fastgen.errors import InputError
 from fastgen.material import Material, load_material
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
-from fastgen.records import Answer
 from fastgen.scheduler import Limits, Scheduler
 from fastgen.seeds import seed_fingerprint
 from fastgen.serving import Serving, serve
-from fastgen.store import RunFolder, RunHeader, Store
+from fastgen.store import RunFolder, Store
 
 log = logging.getLogger(__name__)
-_LEDGER_EVERY_S = 5.0
-MAX_REFUSED = 64  # requests refused in a row: then it is the sampling or the model's context, not the requests
+_FIGURES_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,162 +81,112 @@ async def generate(place: Place, options: Options, reporter: Reporter, stopper: 
     folder.exists()
     store = Store(folder)
     try:
-        material = load_material(folder, options)
-        planning = asyncio.ensure_future(asyncio.to_thread(_plan, options, material))
-        if folder.exists():
-            plan = await _resume(folder, store, planning, options, material, reporter)
-            if plan.done:
-                return Outcome(plan.complete, plan.target, interrupted=False)
-        model = _model_so_far(folder)
-        async with serve(options, folder, place.cache_dir, place.api_key, model, reporter.say) as serving:
-            if not planning.done():
-                reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
-            plan = await planning
-            _begin_or_check(folder, store, plan, options, material, serving)
-            await _saturate(store, plan, serving, options, reporter, stopper)
-        return Outcome(plan.complete, plan.target, interrupted=stopper.stopped and not plan.done)
+        run = _Run(place, options, reporter, folder, store, load_material(folder, options))
+        return await run.carry_out(stopper)
     finally:
         store.close()
 
 
-def _plan(options: Options, material: Material) -> Plan:
-    from fastgen.novelty import NoveltyFilter, warm_up
+@dataclass(frozen=True, slots=True)
+class _Run:
+    place: Place
+    options: Options
+    reporter: Reporter
+    folder: RunFolder
+    store: Store
+    material: Material
 
-    method = options.method
-    warm_up(method.index)
-    return Plan(
-        Method(
-            rules=options.rules,
-            sampling=options.sampling.by_stage(),
+    async def carry_out(self, stopper: Stopper) -> Outcome:
+        planning = asyncio.ensure_future(asyncio.to_thread(self._make_plan))
+        model = None
+        if self.folder.exists():
+            model = self._check_before_resume()
+            plan = await planning
+            await self._resume(plan)
+            if plan.done:
+                return Outcome(plan.complete, plan.target, interrupted=False)
+        async with serve(
+            self.options, self.folder, self.place.cache_dir, self.place.api_key, model, self.reporter.say
+        ) as serving:
+            if not planning.done():
+                self.reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
+            plan = await planning
+            self._begin_or_check(plan, serving.model)
+            await self._saturate(plan, serving, stopper)
+        return Outcome(plan.complete, plan.target, interrupted=stopper.stopped and not plan.done)
+
+    def _make_plan(self) -> Plan:
+        from fastgen.novelty import NoveltyFilter, warm_up
+
+        method = self.options.method
+        warm_up(method.index)
+        novelty = NoveltyFilter(
+            threshold=method.threshold, reject_at=method.reject_at, tokenizer=method.tokenizer, index=method.index
+        )
+        meant = Method(
+            rules=self.options.rules,
+            sampling=self.options.sampling.by_stage(),
             seed=method.seed,
             num_prompt_instructions=method.num_prompt_instructions,
             num_machine_instructions=method.num_machine_instructions,
             classification_only=method.classification_only,
-        ),
-        material.seeds,
-        material.prompts,
-        NoveltyFilter(
-            threshold=method.threshold, reject_at=method.reject_at, tokenizer=method.tokenizer, index=method.index
-        ),
-        target=options.job.num_instructions,
-        clock=time.time,
-    )
-
-
-def _meaning(options: Options, material: Material, model: str) -> dict[str, object]:
-    return meaning(options, model=model, seeds=seed_fingerprint(material.seeds), prompts=material.prompts.fingerprint)
-
-
-def _model_so_far(folder: RunFolder) -> str | None:
-    return folder.header().meaning["model"] if folder.exists() else None
-
-
-async def _resume(
-    folder: RunFolder,
-    store: Store,
-    planning: asyncio.Future[Plan],
-    options: Options,
-    material: Material,
-    reporter: Reporter,
-) -> Plan:
-    header = folder.header()
-    model = options.server.model or header.meaning["model"]
-    check_same_meaning(header.meaning, _meaning(options, material, model), folder.path)
-    plan = await planning
-    await asyncio.to_thread(plan.resume, store.replay())
-    folder.write_header(RunHeader(header.run_id, header.version, header.meaning, saved_values(options)))
-    if store.torn is not None:
-        reporter.say(
-            f"{store.torn.path}: dropped {store.torn.size} bytes of an unfinished line that a crash left behind"
         )
-    reporter.say(f"going on with {plan.complete} of {plan.target} instructions complete, {len(plan.pool)} kept")
-    return plan
+        seeds, prompts = self.material.seeds, self.material.prompts
+        return Plan(meant, seeds, prompts, novelty, target=self.options.job.num_instructions, clock=time.time)
 
+    def _meaning(self, model: str) -> dict[str, Any]:
+        seeds, prompts = seed_fingerprint(self.material.seeds), self.material.prompts.fingerprint
+        return meaning(self.options, model=model, seeds=seeds, prompts=prompts)
 
-def _begin_or_check(
-    folder: RunFolder, store: Store, plan: Plan, options: Options, material: Material, serving: Serving
-) -> None:
-    asked = _meaning(options, material, serving.model)
-    if folder.exists():
-        check_same_meaning(folder.header().meaning, asked, folder.path)
-        return
-    material.keep_in(folder)
-    store.begin(asked, saved_values(options), __version__)
-    plan.resume(store.replay())
+    def _check_before_resume(self) -> str:
+        """The run's model, if nothing else would change what it means."""
+        saved = self.folder.header().meaning
+        model: str = saved["model"]
+        check_same_meaning(saved, self._meaning(self.options.server.model or model), self.folder.path)
+        return model
 
+    async def _resume(self, plan: Plan) -> None:
+        header = self.folder.header()
+        await asyncio.to_thread(plan.resume, self.store.replay())
+        self.folder.write_header(replace(header, options=saved_values(self.options)))
+        if (torn := self.store.torn) is not None:
+            self.reporter.say(f"{torn.path}: dropped {torn.size} bytes of an unfinished line that a crash left behind")
+        self.reporter.say(
+            f"going on with {plan.complete} of {plan.target} instructions complete, {len(plan.pool)} kept"
+        )
 
-async def _saturate(
-    store: Store, plan: Plan, serving: Serving, options: Options, reporter: Reporter, stopper: Stopper
-) -> None:
-    speed = options.speed
-    limits = Limits(
-        concurrency=speed.concurrency or serving.concurrency,
-        max_attempts=speed.max_attempts,
-        outage_timeout_s=speed.outage_timeout,
-        drain_timeout_s=speed.drain_timeout,
-    )
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge:
-        committer = Committer(store, plan, judge, max_fruitless=speed.max_fruitless)
-        scheduler = Scheduler(plan, serving.backend, committer, limits, jitter=random.Random())
-        stopper.scheduler = scheduler
-        meter = ProgressMeter(store.ledger, plan.target, time.monotonic())
-        async with _beside(
-            scheduler.run(),
-            _keep_durable(store, speed.sync_interval),
-            _show(meter, scheduler, reporter),
-            _watch_figures(store, serving),
-            serving.watch(),
-        ) as run:
-            await run
-        store.server_figures = await serving.figures() or store.server_figures
-    reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))
-
-
-class Committer:
-    """The scheduler's sink: judge in the worker thread, append, then apply. The only caller of ``store.append``."""
-
-    def __init__(self, store: Store, plan: Plan, judge: ThreadPoolExecutor, *, max_fruitless: int) -> None:
-        self._store = store
-        self._plan = plan
-        self._judge = judge
-        self._max_fruitless = max_fruitless
-        self._ledger_saved_s = 0.0
-
-    async def __call__(self, answers: Sequence[Answer]) -> bool:
-        """Commit the answers; true when the target is reached.
-
-        :raises DiskError: the log cannot be written. :raises StoppedError: the model brings nothing new any more.
-        """
-        commits = await asyncio.get_running_loop().run_in_executor(self._judge, self._judge_and_append, answers)
-        for commit in commits:
-            self._plan.apply(commit)
-            self._store.ledger.apply(commit)
-        self._save_ledger_at_times()
-        self._check_that_it_leads_somewhere()
-        return self._plan.done
-
-    def _check_that_it_leads_somewhere(self) -> None:
-        plan = self._plan
-        if plan.done:
+    def _begin_or_check(self, plan: Plan, model: str) -> None:
+        asked = self._meaning(model)
+        if self.folder.exists():
+            check_same_meaning(self.folder.header().meaning, asked, self.folder.path)
             return
-        if plan.fruitless >= self._max_fruitless:
-            raise StoppedError(
-                f"the last {plan.fruitless} instruction completions brought nothing new (--max-fruitless); see "
-                f"'fastgen status' for the rules that rejected them, and try more seeds or another model in a new run"
-            )
-        if plan.refused >= MAX_REFUSED:
-            raise InputError(f"the server refused the last {plan.refused} requests for good: {plan.last_refusal}")
+        self.material.keep_in(self.folder)
+        self.store.begin(asked, saved_values(self.options), __version__)
+        plan.resume(self.store.replay())
 
-    def _judge_and_append(self, answers: Sequence[Answer]) -> list:  # type: ignore[type-arg]
-        commits = self._plan.judge(answers)
-        self._store.append(commits)
-        return commits
-
-    def _save_ledger_at_times(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._ledger_saved_s >= _LEDGER_EVERY_S:
-            self._ledger_saved_s = now_s
-            self._store.save_ledger()
+    async def _saturate(self, plan: Plan, serving: Serving, stopper: Stopper) -> None:
+        speed, store = self.options.speed, self.store
+        limits = Limits(
+            concurrency=speed.concurrency or serving.concurrency,
+            max_attempts=speed.max_attempts,
+            outage_timeout_s=speed.outage_timeout,
+            drain_timeout_s=speed.drain_timeout,
+        )
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge:
+            committer = Committer(store, plan, judge, max_fruitless=speed.max_fruitless)
+            scheduler = Scheduler(plan, serving.backend, committer, limits, jitter=random.Random())
+            stopper.scheduler = scheduler
+            meter = ProgressMeter(store.ledger, plan.target, time.monotonic())
+            async with _beside(
+                scheduler.run(),
+                _keep_durable(store, speed.sync_interval),
+                _show(meter, scheduler, self.reporter),
+                _watch_figures(store, serving),
+                serving.watch(),
+            ) as run:
+                await run
+            store.server_figures = await serving.figures() or store.server_figures
+        self.reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))
 
 
 @asynccontextmanager
@@ -285,7 +235,7 @@ async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) 
 
 async def _watch_figures(store: Store, serving: Serving) -> None:
     while True:
-        await asyncio.sleep(_LEDGER_EVERY_S)
+        await asyncio.sleep(_FIGURES_EVERY_S)
         store.server_figures = await serving.figures() or store.server_figures
 
 

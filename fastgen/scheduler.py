@@ -157,7 +157,8 @@ class Scheduler:
         """One slot: ask, hand over the answers, pull the next request; ends when there is none."""
         while request is not None:
             await self._ask(request)
-            request = self._take()
+            # One at a time, the next request waits for the commit of the last, so that such a run can be repeated.
+            request = self._take() if self._limits.concurrency > 1 else None
             if request is not None:
                 self._asked[request.number] = request
 

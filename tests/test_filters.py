@@ -157,10 +157,10 @@ def test_an_instruction_costs_a_few_microseconds() -> None:
     ]
     fastest = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for text in texts:
             check_instruction(text, DEFAULT)
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.process_time() - start)
     assert fastest / len(texts) < 25e-6  # 3 us measured; the rest is for a busy machine
 
 

@@ -1,4 +1,4 @@
-"""`fastgen generate` against a real vLLM server with a real model: small runs, through both APIs, finished after a kill."""
+"""`fastgen generate` against a real vLLM server with a real model: small runs, both APIs, finished after a kill."""
 
 from __future__ import annotations
 

@@ -31,8 +31,10 @@ def read(
     return parse(Completion(text, finish), is_classification, rules)
 
 
-def pairs(text: str, is_classification: bool = False, rules: Rules = DEFAULT) -> list[tuple[str, str]]:
-    parsed = read(text, is_classification, rules)
+def pairs(
+    text: str, is_classification: bool = False, rules: Rules = DEFAULT, finish: str | None = "stop"
+) -> list[tuple[str, str]]:
+    parsed = read(text, is_classification, rules, finish)
     return [(text[slice(*i.input)], text[slice(*i.output)]) for i in parsed.instances]
 
 
@@ -47,7 +49,7 @@ TWO_PAIRS = {
     "bold": "**Example 1:**\n**Input:** 3, 1\n**Output:** 1, 3\n\n**Example 2:**\n**Input:** 5, 4\n**Output:** 4, 5",
     "colons outside": "**Input**: 3, 1\n**Output**: 1, 3\n**Example 2**\n**Input**: 5, 4\n**Output**: 4, 5",
     "italic": "*Example 1*\n*Input:* 3, 1\n*Output:* 1, 3\n*Example 2*\n*Input:* 5, 4\n*Output:* 4, 5",
-    "headings and bullets": "### Example 1\n- Input: 3, 1\n- Output: 1, 3\n### Example 2\n- Input: 5, 4\n- Output: 4, 5",
+    "bullets": "### Example 1\n- Input: 3, 1\n- Output: 1, 3\n### Example 2\n- Input: 5, 4\n- Output: 4, 5",
     "chatter and rules": (
         "Sure! Here are two examples:\n\nExample 1:\nInput: 3, 1\nOutput: 1, 3\n\n---\n\nExample 2:\nInput: 5, 4\n"
         "Output: 4, 5\n\nLet me know if you'd like more examples!"
@@ -111,6 +113,13 @@ def test_a_placeholder_for_no_input_is_an_empty_input(no_input: str) -> None:
         ("Output:\n1. a\n2. b", [("", "1. a\n2. b")]),
         ("Output: a\n\n```\nb\n```\n\nc\n\n```\nd\n```", [("", "a\n\n```\nb\n```\n\nc\n\n```\nd\n```")]),
         ("Here you are:\n\nOutput: x", [("", "x")]),
+        (
+            "Output: A noun names a thing.\nExample:\nThe cat sleeps.",
+            [("", "A noun names a thing.\nExample:\nThe cat sleeps.")],
+        ),
+        ("Example:\n\nInput: a\nOutput: b\nExample\nInput: c\nOutput: d", [("a", "b"), ("c", "d")]),
+        ("Output: Dear cook,\nInstruction: stir.", [("", "Dear cook,\nInstruction: stir.")]),
+        ("Instruction: Sort it.\nInput: b a\nOutput: a b", [("b a", "a b")]),
     ],
 )
 def test_odd_pieces_keep_their_text(text: str, expected: list[tuple[str, str]]) -> None:
@@ -130,7 +139,7 @@ TWO_LABELS = {
     "one line each": "Class label: Yes Input: It rains.\nClass label: No Input: It is dry.",
     "another word": "Label: Yes\nIt rains.\nLabel: No\nIt is dry.",
     "input first": "Input: It rains.\nClass label: Yes\n\nInput: It is dry.\nClass label: No",
-    "input first under headings": "Example 1\nInput: It rains.\nClass label: Yes\nExample\nInput: It is dry.\nClass label: No",
+    "input and headings": "Example 1\nInput: It rains.\nClass label: Yes\nExample\nInput: It is dry.\nClass label: No",
     "outputs instead": "Input: It rains.\nOutput: Yes\n\nInput: It is dry.\nOutput: No",
     "the next task": "Class label: Yes\nIt rains.\nClass label: No\nIt is dry.\n\nTask: Is it?\nClass label: Maybe\nx",
 }
@@ -145,7 +154,7 @@ def test_labelled_inputs_are_read_however_they_are_written(text: str) -> None:
 def test_real_completions_of_a_small_model_are_read(row: dict[str, Any]) -> None:
     text, is_classification = row["text"], row["stage"] == "output_first"
     parsed = read(text, is_classification, finish=row["finish_reason"])
-    assert [list(pair) for pair in pairs(text, is_classification)][: len(parsed.instances)] == row["expected"][
+    assert [list(pair) for pair in pairs(text, is_classification, finish=row["finish_reason"])] == row["expected"][
         "instances"
     ]
     assert [rejected.rule for rejected in parsed.rejected] == row["expected"]["rejected"]
@@ -317,6 +326,7 @@ def test_well_formed_instances_read_back_in_both_presets(wanted: dict[str, str],
         "Output:\n",
         "Input:\n",
         "Example 1\n",
+        "Example\n",
         "Class label: a\n",
         "```\n",
         "\n---",
@@ -327,9 +337,9 @@ def test_well_formed_instances_read_back_in_both_presets(wanted: dict[str, str],
 )
 def test_reading_stays_fast_on_long_degenerate_completions(piece: str, is_classification: bool) -> None:
     text = piece * (20_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     read(text, is_classification, finish="length")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_each_kind_of_task_gets_its_own_prompt_that_ends_in_the_task() -> None:

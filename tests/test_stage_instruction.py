@@ -271,9 +271,9 @@ def test_a_well_formed_list_reads_back_in_both_presets(items: list[str]) -> None
 )
 def test_reading_stays_fast_on_long_degenerate_completions(piece: str) -> None:
     text = piece * (40_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     parse(Completion(text, "length"), DEFAULT, first_number=9)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_the_prompt_numbers_the_demonstrations_and_ends_in_the_next_number() -> None:

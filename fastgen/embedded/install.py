@@ -76,11 +76,11 @@ async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerS
         return await _set_up(cache, report)
 
 
-def _require_space(root: Path) -> None:
+def _require_space(root: Path, needed_gb: float = recipe.NEEDED_GB) -> None:
     free_gb = shutil.disk_usage(root).free / _GB
-    if free_gb < recipe.NEEDED_GB:
+    if free_gb < needed_gb:
         raise DiskError(
-            f"{root}: the embedded CPU server needs {recipe.NEEDED_GB:g} GB free and there are {free_gb:.1f}; make "
+            f"{root}: the embedded CPU server needs {needed_gb:g} GB free and there are {free_gb:.1f}; make "
             "room, or set FASTGEN_CACHE_DIR to a folder on another disk"
         )
 

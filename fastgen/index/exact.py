@@ -48,6 +48,7 @@ from fastgen.index.postings import (
     block_of,
     bucket_of,
     check_postings,
+    clear,
     fingerprint,
     insert,
     make_postings,
@@ -68,7 +69,7 @@ import os
 
 CROWDED = int(os.environ.get("CR", "64"))
 _DEEPEST = int(os.environ.get("DEEP", "4"))
-_MOST_CHILDREN = np.array([0, 24, 12, 8], np.int64)  # by depth: a text that has more below stays where it is
+_MOST_CHILDREN = np.array([0, 24, 12, 8, -1], np.int64)  # by depth: a text that has more below stays where it is
 _FIRST_FREEZE, _LAST_FREEZE = 512, 8192  # pool sizes at which the order is frozen anew, each four times the last
 
 _U64 = np.uint64
@@ -193,7 +194,7 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
         size = end
         for node in range(begin, end):
             waiting, split = _scan(pool, exact, found, text, node, waiting)
-            if split:
+            if split and exact.nodes.depth[node] < _DEEPEST:
                 size = _add_nodes(exact, size, node, text.length, least)
         begin, end = end, size
     verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
@@ -329,7 +330,7 @@ def _unlink(pool: Pool, exact: Exact, text: Text, entry: int) -> None:
     while node < size:
         _, split = _crowd(exact, exact.nodes.key[node])
         remove(exact.postings, exact.nodes.key[node], entry)
-        if split:
+        if split and exact.nodes.depth[node] < _DEEPEST:
             size = _add_nodes(exact, size, node, text.length, least)
         node += 1
 
@@ -340,8 +341,7 @@ def _prepare(pool: Pool, exact: Exact) -> None:
     size = _FIRST_FREEZE << (2 * exact.freezes[0])
     if pool.entries.size[0] != size or size > _LAST_FREEZE:
         return
-    for entry in range(pool.entries.size[0]):
-        _unlink(pool, exact, reread_entry(pool, entry), entry)
+    clear(exact.postings)
     freeze_order(pool, exact.order)
     exact.freezes[0] += 1
     for entry in range(pool.entries.size[0]):

@@ -6,8 +6,8 @@ load passes :data:`LOAD` postings a bucket, the next bucket in turn is split, so
 The key bits that a split needs are kept in the posting, where they also serve as a fingerprint of the key.
 
 A posting is 63 bits: entry (31), key fingerprint (10), and 22 bits that the index chooses and that must not all be
-zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be found too,
-and then always are, since those bits also decide the bucket. Knows nothing of texts.
+zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be found
+too, and then always are, since those bits also decide the bucket. Knows nothing of texts.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ def postings_bytes(postings: Postings) -> int:
     """Bytes in use."""
     buckets = (1 << int(postings.state[_LEVEL])) + int(postings.state[_SPLIT])
     return 8 * (buckets + int(postings.state[_USED]))
+
+
+@kernel
+def clear(postings: Postings) -> None:
+    """Forget everything."""
+    postings.heads[: (1 << postings.state[_LEVEL]) + postings.state[_SPLIT]] = _ZERO
+    postings.free[:] = -1
+    postings.state[:] = 0
+    postings.state[_LEVEL] = FIRST_LEVEL
 
 
 @kernel

@@ -90,10 +90,10 @@ def redact(command: Sequence[str]) -> str:
         if argument.startswith("--"):
             name, equals, _ = argument.partition("=")
             secret = not _SECRET_WORDS.isdisjoint(re.split("[-_]", name))
-            shown.append(f"{name}=***" if secret and equals else argument)
+            shown.append(f"{name}=***" if secret and equals else shlex.quote(argument))
         else:
-            shown.append("***" if secret else argument)
-    return shlex.join(shown).replace("'***'", "***")
+            shown.append("***" if secret else shlex.quote(argument))
+    return " ".join(shown)
 
 
 def _names(arguments: Sequence[str]) -> set[str]:

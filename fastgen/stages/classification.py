@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})
 _AT_THE_START: Final = re.compile(r"[\W_]*+(yes|no)\b", re.IGNORECASE)
 _AFTER_A_LABEL: Final = re.compile(
-    r"(?:classification(?:[ ]task)?[ ]*+\?|\b(?:answer|output|response)(?:[ ]is)?[ ]*+[\W_]?)[\W_]*+(yes|no)\b(?!\s+or\b)",
-    re.IGNORECASE,
+    r"""(?:classification(?:[ ]task)?[ ]*+\? | \b(?:answer|output|response)(?:[ ]is)?[ ]*+[\W_]?)
+    [\W_]*+(yes|no)\b(?!\s+or\b)""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _ALONE_ON_A_LINE: Final = re.compile(r"^[\W_]*?(yes|no)[\W_]*?$", re.IGNORECASE | re.MULTILINE)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Pair = tuple["Span", "Span"]
 """(input, output)."""
 
-
 _START: Final = rf"[ \t]*+(?:\d{{1,2}}[.)][ \t]++)?{OPEN}"  # some models number their fields
 
 
@@ -34,7 +33,7 @@ def _label(words: str) -> re.Pattern[str]:
 
 _EXAMPLE: Final = re.compile(
     rf"""{_START}(?:example|instance|test[ ]case|示例|例)
-    (?:[ \t]*+[\#\u2116]?\d++{CLOSE}[ \t]*+[.:)\uff1a-]?{CLOSE}|{CLOSE}[ \t]*+{COLON}?{CLOSE}[ \t]*+$)""",
+    (?:[ \t]*+[\#\u2116]?(?P<number>\d++){CLOSE}[ \t]*+[.:)\uff1a-]?{CLOSE}|{CLOSE}[ \t]*+{COLON}?{CLOSE}[ \t]*+$)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _INPUT: Final = _label(r"(?:(?:example|sample|test)[ ])?inputs?|输入")
@@ -43,6 +42,7 @@ _OUTPUT_ALIAS: Final = _label("answer|response|result|solution|completion|回答
 _CLASS_LABEL: Final = _label(r"(?:class|classification)[ _-]?labels?")
 _CLASS_LABEL_ALIAS: Final = _label("label|class|category|classification|类别|标签")
 _TASK: Final = _label("task|instruction")
+_NEXT_TASK: Final = _label("task")
 _INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 _INLINE_OUTPUT: Final = re.compile(rf"(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
 _FIELD: Final = re.compile(rf"\w[\w \t/'-]{{0,40}}{COLON}")
@@ -121,15 +121,23 @@ def _find(text: str, region: Span, kinds: Sequence[re.Pattern[str]]) -> list[_Fi
     for start, stop in lines(text, *region):
         at = start
         while match := next(filter(None, (kind.match(text, at, stop) for kind in kinds)), None):
+            if match.re is _EXAMPLE and not match["number"] and not _label_follows(text, stop, region[1], kinds):
+                break
             found.append(_Field(match.re, at, match.end()))
-            if match.re is not _EXAMPLE or match.end() == at:
+            if match.re is not _EXAMPLE:
                 break
             at = match.end()
     return found
 
 
+def _label_follows(text: str, start: int, end: int, kinds: Sequence[re.Pattern[str]]) -> bool:
+    """Whether the next text is a label, without which a lone "Example:" is a line of somebody's output."""
+    line = next((line for line in lines(text, start, end) if text[slice(*line)].strip()), None)
+    return line is not None and any(kind.match(text, *line) for kind in kinds if kind is not _EXAMPLE)
+
+
 def _within_task(text: str, region: Span, fields: list[_Field]) -> tuple[Span, list[_Field]]:
-    """Leave out a task repeated before the instances, and the next task after them."""
+    """Leave out a task or instruction repeated before the instances, and the next task after them."""
     start, end = region
     others = [field for field in fields if field.kind is not _TASK]
     first = others[0].start if others else end
@@ -137,7 +145,7 @@ def _within_task(text: str, region: Span, fields: list[_Field]) -> tuple[Span, l
         if field.kind is _TASK and field.start < first:
             line_end = text.find("\n", field.end, end)
             start = line_end + 1 if line_end >= 0 else end
-        elif field.kind is _TASK:
+        elif field.kind is _TASK and _NEXT_TASK.match(text, field.start):
             end = field.start
             break
     return (start, end), [field for field in others if start <= field.start < end]

@@ -196,7 +196,7 @@ def _read(name: str, directory: Path | None) -> _Source:
     if override is None or not override.is_file():
         return _Source(name, files("fastgen").joinpath("prompts", name).read_text(encoding="utf-8"))
     try:
-        return _Source(str(override), override.read_bytes().decode().replace("\r\n", "\n"))
+        return _Source(str(override), override.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{override}:{line}: not UTF-8 text; save the file as UTF-8") from None

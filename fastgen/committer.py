@@ -1,0 +1,64 @@
+"""The scheduler's sink: judge, append, apply. The only caller of ``store.append``, so a run has one writer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from fastgen.commits import Commit
+from fastgen.errors import InputError, StoppedError
+from fastgen.plan import Plan
+from fastgen.records import Answer
+from fastgen.store import Store
+
+MAX_REFUSED = 64  # requests refused in a row: then it is the sampling or the model's context, not the requests
+LEDGER_EVERY_S = 5.0
+
+
+class Committer:
+    """Judges and appends in the worker thread ``judge`` (kernels and disk, off the loop), applies in the loop."""
+
+    def __init__(self, store: Store, plan: Plan, judge: ThreadPoolExecutor, *, max_fruitless: int) -> None:
+        self._store = store
+        self._plan = plan
+        self._judge = judge
+        self._max_fruitless = max_fruitless
+        self._ledger_saved_s = 0.0
+
+    async def __call__(self, answers: Sequence[Answer]) -> bool:
+        """Commit the answers; true when the target is reached.
+
+        :raises DiskError: the log cannot be written. :raises StoppedError: the model brings nothing new any more.
+        """
+        commits = await asyncio.get_running_loop().run_in_executor(self._judge, self._judge_and_append, answers)
+        for commit in commits:
+            self._plan.apply(commit)
+            self._store.ledger.apply(commit)
+        self._save_ledger_at_times()
+        self._check_that_it_leads_somewhere()
+        return self._plan.done
+
+    def _check_that_it_leads_somewhere(self) -> None:
+        plan = self._plan
+        if plan.done:
+            return
+        if plan.fruitless >= self._max_fruitless:
+            raise StoppedError(
+                f"the last {plan.fruitless} instruction completions brought nothing new (--max-fruitless); see "
+                f"'fastgen status' for the rules that rejected them, and try more seeds or another model in a new run"
+            )
+        if plan.refused >= MAX_REFUSED:
+            raise InputError(f"the server refused the last {plan.refused} requests for good: {plan.last_refusal}")
+
+    def _judge_and_append(self, answers: Sequence[Answer]) -> list[Commit]:
+        commits = self._plan.judge(answers)
+        self._store.append(commits)
+        return commits
+
+    def _save_ledger_at_times(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._ledger_saved_s >= LEDGER_EVERY_S:
+            self._ledger_saved_s = now_s
+            self._store.save_ledger()

@@ -1,0 +1,466 @@
+"""Servers started for real: small programs that behave well, die, hang, or refuse to go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgen.embedded import EmbeddedServerSpec
+from fastgen.errors import DiskError, InputError, ServerError
+from fastgen.server import (
+    DEFAULT_GPU_MODEL,
+    ManagedServer,
+    ServerSpec,
+    choose_server,
+    embedded_server_spec,
+    gpu_server_spec,
+    start_server,
+)
+from fastgen.server.choose import has_nvidia_gpu
+from fastgen.server.log import last_words
+from fastgen.server.process import free_port
+from fastgen.server.spec import flag_value, merge_flags, parse_server_args, redact
+
+GONE_WITHIN_S = 30.0
+
+SERVER = textwrap.dedent(
+    """
+    import http.server, json, os, signal, subprocess, sys
+
+    port, modes = int(sys.argv[sys.argv.index("--port") + 1]), sys.argv[1].split(",")
+    if "die" in modes:
+        print("(EngineCore pid=7) ERROR 11-21 04:17:24 [core.py:12] ValueError: the model is made of cheese")
+        print("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+        sys.exit(3)
+    if "stubborn" in modes:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tree = []
+    if "tree" in modes:
+        deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+        for own_session in (False, True):
+            child = subprocess.Popen(
+                [sys.executable, "-c", deaf], start_new_session=own_session, stdout=subprocess.PIPE
+            )
+            child.stdout.readline()
+            tree.append(child.pid)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/die":
+                print("MemoryError: out of cheese", flush=True)
+                os._exit(9)
+            if self.path == "/health":
+                self.answer(503 if "never" in modes else 200, {})
+            elif self.path == "/v1/models":
+                self.answer(200, {"data": [{"id": "cheese"}]})
+            elif self.path == "/about":
+                self.answer(200, {"tree": [os.getpid(), *tree], "env": os.environ.get("FLAVOUR")})
+
+        def answer(self, status, body):
+            body = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    print("booting", flush=True)
+    http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    """
+)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[..., ServerSpec]:
+    """A server program in a mode, as something to start."""
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+
+    def make(mode: str = "fine", **more: Any) -> ServerSpec:
+        command = (sys.executable, "-I", "-S", str(script), mode)
+        return ServerSpec(command, "cheese", "the cheese server", concurrency=4, **more)
+
+    return make
+
+
+def get(base_url: str, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(base_url.removesuffix("/v1") + path, timeout=10) as answer:  # noqa: S310 - loopback
+        body: dict[str, Any] = json.loads(answer.read())
+        return body
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Every process ends (or has ended) within the limit; waits on the kernel's word, not on a clock."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            handle = os.pidfd_open(pid)
+            try:
+                assert select.select([handle], [], [], GONE_WITHIN_S)[0], f"process {pid} is still there"
+            finally:
+                os.close(handle)
+
+
+def run_server(
+    spec: ServerSpec, log_path: Path, use: Callable[[ManagedServer], Any] = lambda _: None, timeout_s: float = 60.0
+) -> tuple[Any, list[str]]:
+    """What ``use`` made of the running server, and what was reported."""
+    said: list[str] = []
+
+    async def main() -> Any:
+        async with start_server(spec, log_path, timeout_s=timeout_s, report=said.append) as server:
+            return await asyncio.to_thread(use, server)
+
+    return asyncio.run(main()), said
+
+
+def test_a_started_server_answers_under_its_base_url_and_model(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    def use(server: ManagedServer) -> tuple[str, str, int | None]:
+        return get(server.base_url, "/v1/models")["data"][0]["id"], server.model, server.returncode
+
+    used, said = run_server(spec(), tmp_path / "server.log", use)
+    assert used == ("cheese", "cheese", None)
+    assert said[-1].startswith("the cheese server serves cheese after ")
+
+
+def test_the_environment_of_a_spec_reaches_the_server(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    env = {"FLAVOUR": "brie = soft"}
+    used, _ = run_server(spec(env=env), tmp_path / "server.log", lambda server: get(server.base_url, "/about")["env"])
+    assert used == "brie = soft"
+
+
+def test_a_port_that_the_user_insists_on_is_used(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    port = free_port()
+    used, _ = run_server(spec(port=port), tmp_path / "server.log", lambda server: server.base_url)
+    assert used == f"http://127.0.0.1:{port}/v1"
+
+
+def test_the_log_keeps_every_start_with_secrets_blotted_out(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    log_path = tmp_path / "deep" / "server.log"
+    for _ in range(2):
+        server = spec()
+        run_server(ServerSpec((*server.command, "--hf-token", "hunter2"), "cheese", "it", concurrency=1), log_path)
+    text = log_path.read_text()
+    assert text.count("booting") == text.count("--hf-token ***") == 2
+    assert "hunter2" not in text
+
+
+def test_a_server_that_dies_at_the_start_is_named_with_its_root_cause(
+    spec: Callable[..., ServerSpec], tmp_path: Path
+) -> None:
+    with pytest.raises(ServerError) as caught:
+        run_server(spec("die"), tmp_path / "server.log")
+    assert str(caught.value) == (
+        "the cheese server did not start (exit code 3): ValueError: the model is made of cheese "
+        f"(log: {tmp_path / 'server.log'})"
+    )
+
+
+def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    spec = ServerSpec((str(tmp_path / "nothing"),), "m", "the server", concurrency=1)
+    with pytest.raises(ServerError, match=r"exit code 127\): cannot start .*nothing: No such file or directory"):
+        run_server(spec, tmp_path / "server.log")
+
+
+def test_a_server_that_never_serves_is_given_up_and_gone(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"did not serve within 1.5 s \(--server-timeout\); its last line: "):
+        run_server(spec("never"), tmp_path / "server.log", timeout_s=1.5)
+
+
+def test_the_death_of_a_running_server_is_noticed_with_its_last_words(
+    spec: Callable[..., ServerSpec], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with start_server(spec(), tmp_path / "server.log", timeout_s=60, report=lambda _: None) as server:
+            watching = asyncio.create_task(server.watch())
+            with suppress(OSError):
+                await asyncio.to_thread(get, server.base_url, "/die")
+            await watching
+
+    with pytest.raises(
+        ServerError, match=r"the cheese server died \(exit code 9\): MemoryError: out of cheese \(log: "
+    ):
+        asyncio.run(main())
+
+
+def test_a_log_that_cannot_be_written_is_a_disk_error(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="the server's log cannot be written"):
+        run_server(spec(), tmp_path / "file" / "server.log")
+
+
+def test_stopping_takes_the_whole_tree_along_even_what_left_its_group(
+    spec: Callable[..., ServerSpec], tmp_path: Path
+) -> None:
+    pids, _ = run_server(spec("tree"), tmp_path / "server.log", lambda server: get(server.base_url, "/about")["tree"])
+    assert len(pids) == 3
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_server_that_ignores_sigterm_is_killed_after_the_grace(
+    spec: Callable[..., ServerSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgen.server.process.GRACE_S", 0.2)
+    use = lambda server: get(server.base_url, "/about")["tree"]  # noqa: E731 - one expression
+    pids, _ = run_server(spec("stubborn,tree"), tmp_path / "server.log", use)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_cancelled_start_leaves_no_server(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def start() -> None:
+            async with start_server(
+                spec("never"), tmp_path / "server.log", timeout_s=60, report=lambda _: started.set()
+            ):
+                pytest.fail("it never serves")
+
+        task = asyncio.create_task(start())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    script = str(tmp_path / "server.py")
+    assert [p for p in Path("/proc").glob("[0-9]*/cmdline") if script.encode() in read(p)] == []
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+PARENT = textwrap.dedent(
+    """
+    import asyncio, json, sys, urllib.request
+    from pathlib import Path
+    from fastgen.server import ServerSpec, start_server
+
+    async def main():
+        spec = ServerSpec(tuple(sys.argv[2:]), "cheese", "the cheese server", concurrency=1)
+        async with start_server(spec, Path(sys.argv[1]), timeout_s=60, report=lambda _: None) as server:
+            about = urllib.request.urlopen(server.base_url.removesuffix("/v1") + "/about").read()
+            print(json.dumps(json.loads(about)["tree"] + [server.pid]), flush=True)
+            await server.watch()
+
+    asyncio.run(main())
+    """
+)
+
+
+def parent(spec: ServerSpec, log_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that holds a server, and the process ids of the server's tree with the launcher's last."""
+    command = [sys.executable, "-c", PARENT, str(log_path), *spec.command]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())
+
+
+def test_a_server_does_not_outlive_a_parent_that_is_killed(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    process, pids = parent(spec("tree"), tmp_path / "server.log")
+    with process:
+        process.send_signal(signal.SIGKILL)
+    assert_gone(pids)
+
+
+def test_a_server_does_not_outlive_its_launcher_and_its_parent_killed_together(
+    spec: Callable[..., ServerSpec], tmp_path: Path
+) -> None:
+    process, pids = parent(spec(), tmp_path / "server.log")
+    with process:
+        process.send_signal(signal.SIGSTOP)
+        os.kill(pids[-1], signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
+    assert_gone(pids)
+
+
+FLAGS = [("--max-num-seqs", "32"), ("--enable-prefix-caching", None), ("--block-size", "32")]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "merged"),
+    [
+        ("", "--max-num-seqs 32 --enable-prefix-caching --block-size 32"),
+        ("--max-num-seqs 8", "--enable-prefix-caching --block-size 32 --max-num-seqs 8"),
+        ("--max_num_seqs=8", "--enable-prefix-caching --block-size 32 --max_num_seqs=8"),
+        ("--no-enable-prefix-caching", "--max-num-seqs 32 --block-size 32 --no-enable-prefix-caching"),
+        ("-tp 2", "--max-num-seqs 32 --enable-prefix-caching --block-size 32 -tp 2"),
+    ],
+)
+def test_a_flag_of_the_user_replaces_ours(theirs: str, merged: str) -> None:
+    assert " ".join(merge_flags(FLAGS, theirs.split())) == merged
+
+
+@given(st.lists(st.sampled_from(["--max-num-seqs=7", "--block_size", "9", "--seed", "-tp", "--dtype=half"])))
+def test_merging_keeps_the_users_arguments_whole_and_repeats_no_flag_of_ours(theirs: list[str]) -> None:
+    merged = merge_flags(FLAGS, theirs)
+    ours = merged[: len(merged) - len(theirs)]
+    assert merged[len(ours) :] == theirs
+    named = {argument.partition("=")[0].replace("_", "-") for argument in theirs}
+    assert named.isdisjoint(ours)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("--chat-template 'x", "cannot be split into arguments"),
+        ("--api-key secret", "would lock fastgen out"),
+        ("--host 0.0.0.0", "always 127.0.0.1"),
+    ],
+)
+def test_server_args_that_cannot_work_are_refused_in_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as caught:
+        parse_server_args(text)
+    assert str(caught.value).startswith("--server-args: ")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_last_value_of_a_flag_counts_and_must_be_a_number() -> None:
+    assert flag_value(["--max-num-seqs", "8", "--max_num_seqs=16"], "--max-num-seqs") == 16
+    assert flag_value(["--block-size", "8"], "--max-num-seqs") is None
+    with pytest.raises(InputError, match="--max-num-seqs needs a whole number above 0, not 'many'"):
+        flag_value(["--max-num-seqs", "many"], "--max-num-seqs")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("--hf-token s3 --seed 1", "--hf-token *** --seed 1"),
+        ("--api-key s3 s4 --seed 1", "--api-key *** *** --seed 1"),
+        ("--ssl-keyfile-password=s3", "--ssl-keyfile-password=***"),
+        ("--hf_token=s3", "--hf_token=***"),
+        ("--tokenizer some/where --max-num-batched-tokens 5", "--tokenizer some/where --max-num-batched-tokens 5"),
+    ],
+)
+def test_secrets_are_blotted_out_and_nothing_else_is(command: str, shown: str) -> None:
+    assert redact(command.split()) == shown
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", "it wrote nothing"),
+        ("one\n\ntwo  words\n\n", "two words"),
+        (
+            "api_server.py: error: unrecognized arguments: --foo\n",
+            "api_server.py: error: unrecognized arguments: --foo",
+        ),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, no\n",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, no",
+        ),
+        (
+            (
+                "(Worker pid=5) ERROR 11-21 04:17:24 [w.py:1] torch.OutOfMemoryError: CUDA out of memory.\n"
+                "(EngineCore pid=5) ERROR 11-21 04:17:24 [w.py:1] Exception: WorkerProc failed. See stack trace for more.\n"
+                "(APIServer pid=4) INFO 11-21 04:17:25 [a.py:1] shutting down\n"
+            ),
+            "torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+    ],
+)
+def test_last_words_are_the_line_that_says_why(log: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_text("ValueError: of an earlier start\n" + log)
+    assert last_words(path, len("ValueError: of an earlier start\n")) == words
+
+
+def choose(model: str | None = None, server_args: str = "", *, gpu: bool, vllm: bool = False) -> ServerSpec:
+    return asyncio.run(
+        choose_server(
+            model,
+            server_args,
+            cache_dir=Path("/nonexistent"),
+            report=lambda _: None,
+            has_gpu=lambda: gpu,
+            has_vllm=lambda: vllm,
+        )
+    )
+
+
+def test_a_gpu_with_vllm_serves_the_default_model_with_throughput_flags() -> None:
+    spec = choose(gpu=True, vllm=True)
+    assert (spec.model, spec.concurrency) == (DEFAULT_GPU_MODEL, 512)
+    assert spec.command[:5] == (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", DEFAULT_GPU_MODEL)
+    assert "--max-model-len" in spec.command
+
+
+def test_a_gpu_serves_the_users_model_with_the_users_flags() -> None:
+    spec = choose("org/other", "--max-num-seqs 64 --port 9123 --tensor-parallel-size 2", gpu=True, vllm=True)
+    assert (spec.model, spec.concurrency, spec.port) == ("org/other", 64, 9123)
+    assert "--max-model-len" not in spec.command
+    assert spec.command[-6:] == ("--max-num-seqs", "64", "--port", "9123", "--tensor-parallel-size", "2")
+
+
+def test_a_gpu_without_vllm_is_told_the_extra_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"pip install 'fastgen\[vllm\]'.*--base-url"):
+        choose(gpu=True)
+
+
+def test_a_model_of_the_users_needs_a_gpu_or_a_base_url() -> None:
+    with pytest.raises(InputError, match=r"--model org/other: .*only smollm2-135m-instruct.*--base-url"):
+        choose("org/other", gpu=False)
+
+
+def test_bad_server_args_are_refused_before_anything_is_set_up() -> None:
+    with pytest.raises(InputError, match="--server-args"):
+        choose(None, "'", gpu=False)
+
+
+def test_the_embedded_server_runs_offline_from_its_own_python() -> None:
+    embedded = EmbeddedServerSpec(Path("/cache/venv/bin/python"), Path("/cache/model"))
+    spec = embedded_server_spec(embedded, "--max-model-len 2048", max_num_seqs=8)
+    assert spec.command[0] == "/cache/venv/bin/python"
+    assert spec.env["HF_HUB_OFFLINE"] == "1"
+    assert spec.concurrency == 8
+    assert [spec.command[i + 1] for i, part in enumerate(spec.command) if part == "--max-model-len"] == ["2048"]
+    processors = {int(number) for number in spec.env["VLLM_CPU_OMP_THREADS_BIND"].split(",")}
+    assert processors <= os.sched_getaffinity(0)
+
+
+def test_a_gpu_is_seen_in_the_drivers_folder_or_by_nvidia_smi(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    folder = tmp_path / "gpus"
+    (folder / "0000:01:00.0").mkdir(parents=True)
+    seeing = program(tmp_path / "seeing", 'echo "GPU 0: A (UUID: x)"')
+    blind = program(tmp_path / "blind", 'echo "No devices were found"; exit 6')
+    assert has_nvidia_gpu(folder, None)
+    assert has_nvidia_gpu(nowhere, seeing)
+    assert not has_nvidia_gpu(nowhere, blind)
+    assert not has_nvidia_gpu(nowhere, str(nowhere))
+
+
+def program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_gpu_and_cpu_specs_refuse_the_same_server_args() -> None:
+    with pytest.raises(InputError, match="--host"):
+        gpu_server_spec("m", "--host ::")
