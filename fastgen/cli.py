@@ -11,6 +11,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,9 +19,9 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from fastgen import __version__
-from fastgen.config import JOB, Options, preset_values
+from fastgen.config import JOB, Options, RefilterOptions, SimilarityOptions, preset_values
 from fastgen.errors import FastgenError, InputError
-from fastgen.rules import PRESETS
+from fastgen.rules import PRESETS, Rules
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
@@ -121,6 +122,34 @@ def status(*, run_dir: Path, json: bool = False) -> int:
 
     figures = read(run_dir)
     print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if json else render(figures))
+    return 0
+
+
+@app.command
+def refilter(
+    *,
+    run_dir: Path,
+    output: Path,
+    options: RefilterOptions = RefilterOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Rebuild a run under other rules from its kept completions, without any server, into a new run folder.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it stays as it is.
+    output
+        New folder for the rebuilt run; 'fastgen generate --run-dir' on it goes on from there.
+    """
+    from fastgen.refilter import refilter as rebuild
+    from fastgen.store import RunFolder
+
+    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options)
+    print(
+        f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
+        f"(before: {before.complete})",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -242,6 +271,8 @@ def _fill_from(values: dict[str, Any], source: str, allow_unknown: bool = False)
 
 def _config_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """After the flags: ``--config``, then the run folder, then the preset; each fills only what is still open."""
+    if commands == ("refilter",):
+        _refilter_sources(app, commands, arguments)
     if commands != ("generate",):
         return
     if (config := _given(arguments, "--config")) is not None:
@@ -251,6 +282,18 @@ def _config_sources(app: App, commands: tuple[str, ...], arguments: ArgumentColl
     preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
     if preset in PRESETS:
         _fill_from(preset_values(preset, api), f"--preset {preset}")(app, commands, arguments)
+
+
+def _refilter_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """After the flags: a preset that was asked for, then the run's own rules."""
+    values: dict[str, Any] = {}
+    if (run_dir := _given(arguments, "--run-dir")) is not None:
+        values |= _saved_options(Path(run_dir))
+    preset = _given(arguments, "--preset")
+    if preset is not None and preset in PRESETS:
+        values |= preset_values(preset, "completions")
+    names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
+    _fill_from({name: values[name] for name in names if name in values}, "the run's options")(app, commands, arguments)
 
 
 def _saved_options(run_dir: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fastgen.records import Sampling
 from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS, Rules
 
 MAX_STOPS = 4  # of the OpenAI API
+MIN_RECALL, MAX_RECALL = 0.5, 0.999999
 JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
@@ -167,14 +168,6 @@ class MethodOptions:
     """How many of them are machine-generated, once there are any."""
     classification_only: bool = False
     """Ask for classification tasks only, with classification seeds as demonstrations."""
-    threshold: float = 0.7
-    """ROUGE-L F1 to any seed or kept instruction above which a new one is rejected (0..1)."""
-    reject_at: Literal["gt", "ge"] = "gt"
-    """gt: reject above the threshold (the original's code); ge: at the threshold too (the paper's text)."""
-    tokenizer: Literal["unicode", "rouge"] = "unicode"
-    """What ROUGE-L counts as tokens: every script's words, or rouge_score's [a-z0-9]+ only."""
-    index: Literal["lsh", "exact", "exhaustive"] = "lsh"
-    """Similarity index: MinHash-LSH with a known miss rate, an exact prefix index, or the full scan."""
     seed: int = 0
     """Keys every random draw together with the request's number."""
 
@@ -183,8 +176,35 @@ class MethodOptions:
         _at_least("--num-machine-instructions", self.num_machine_instructions, 0)
         if self.num_machine_instructions >= self.num_prompt_instructions:
             raise InputError("--num-machine-instructions: must be below --num-prompt-instructions, seeds fill the rest")
+
+
+@Parameter(name="*", group=_METHOD)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarityOptions:
+    """When a new instruction is too similar to one that is there, and how that is found."""
+
+    threshold: float = 0.7
+    """ROUGE-L F1 to any seed or kept instruction above which a new one is rejected (0..1)."""
+    reject_at: Literal["gt", "ge"] = "gt"
+    """gt: reject above the threshold (the original's code); ge: at the threshold too (the paper's text)."""
+    tokenizer: Literal["unicode", "rouge"] = "unicode"
+    """What ROUGE-L counts as tokens: every script's words, or rouge_score's [a-z0-9]+ only."""
+    index: Literal["lsh", "exact", "exhaustive"] = "lsh"
+    """Similarity index: MinHash-LSH with a known miss rate, an exact prefix index, or the full scan."""
+    lsh_recall: float = 0.9998
+    """Expected share of true neighbours that --index lsh finds; chooses bands and rows."""
+    lsh_bands: int | None = None
+    """Bands of --index lsh, together with --lsh-rows instead of a recall."""
+    lsh_rows: int | None = None
+    """Rows of a band of --index lsh."""
+
+    def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise InputError(f"--threshold: {self.threshold} is not above 0 and at most 1")
+        if not MIN_RECALL <= self.lsh_recall <= MAX_RECALL:
+            raise InputError(f"--lsh-recall: {self.lsh_recall} is not within {MIN_RECALL} to {MAX_RECALL}")
+        if (self.lsh_bands is None) != (self.lsh_rows is None):
+            raise InputError("--lsh-bands: goes together with --lsh-rows; give both or neither")
 
 
 _DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
@@ -222,8 +242,25 @@ class Options:
     server: ServerOptions = ServerOptions()
     speed: SpeedOptions = SpeedOptions()
     method: MethodOptions = MethodOptions()
+    similarity: SimilarityOptions = SimilarityOptions()
     rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
     sampling: SamplingOptions = SamplingOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefilterOptions:
+    """What ``fastgen refilter`` can change; the rest stays as the run has it."""
+
+    preset: Annotated[Literal["default", "paper"] | None, Parameter(group=_METHOD)] = None
+    """Take rules, tokenizer and index from this preset; without it they are the run's own."""
+    similarity: SimilarityOptions = SimilarityOptions()
+    rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
+
+    def values(self) -> dict[str, Any]:
+        """By option name, as JSON values."""
+        preset = {} if self.preset is None else {"preset": self.preset}
+        return _plain(self.similarity) | _plain(self.rules) | preset
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:
@@ -243,8 +280,8 @@ session."""
 def saved_values(options: Options) -> dict[str, Any]:
     """All options by name, as JSON values, for the run folder. Holds no secret: keys are only named."""
     values: dict[str, Any] = {}
-    for part in (options.job, options.server, options.speed, options.method, options.rules, options.sampling):
-        values |= _plain(part)
+    for field in dataclasses.fields(options):
+        values |= _plain(getattr(options, field.name))
     values["base_url"] = [redact_url(url) for url in options.server.base_url]
     values["server_args"] = _without_secrets(options.server.server_args)
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
@@ -258,7 +295,7 @@ def _without_secrets(server_args: str) -> str:
 
 def meaning(options: Options, *, model: str, seeds: str, prompts: str) -> dict[str, Any]:
     """What resume must not change, flat: option name to JSON value. ``seeds`` and ``prompts`` are fingerprints."""
-    values = _plain(options.method) | _plain(options.rules)
+    values = _plain(options.method) | _plain(options.similarity) | _plain(options.rules)
     values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
     for stage, sampling in options.sampling.by_stage().items():
         values |= {f"{stage}.{name}": value for name, value in _plain(sampling).items()}

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +118,9 @@ class _Run:
     def _make_plan(self) -> Plan:
         from fastgen.novelty import NoveltyFilter, warm_up
 
-        method = self.options.method
-        warm_up(method.index)
-        novelty = NoveltyFilter(
-            threshold=method.threshold, reject_at=method.reject_at, tokenizer=method.tokenizer, index=method.index
-        )
+        method, similarity = self.options.method, self.options.similarity
+        warm_up(similarity.index)
+        novelty = NoveltyFilter(**asdict(similarity))
         meant = Method(
             rules=self.options.rules,
             sampling=self.options.sampling.by_stage(),

@@ -9,15 +9,16 @@ Knows nothing of Self-Instruct: a `Source` says what to ask, a sink takes the an
 - answers reach the sink in batches, one batch at a time; the queue to it is bounded, so a slow sink slows the asking;
 - the first `stop` asks nothing more and drains what is in flight; cancelling `run` drops it.
 
-Attempts count only where the server was alive (it answered, or it answered others meanwhile); when nothing has
-answered for the outage timeout, `BackendUnavailable` ends the run. Back-off after AWS's "Exponential Backoff And
-Jitter".
+Attempts count only where a server works (it gave others a good answer lately), so that a storm of errors costs time
+and blames no request; when no good answer has come for the outage timeout, `BackendUnavailable` ends the run. A server
+that asks for patience (429, Retry-After) gets it. Back-off after AWS's "Exponential Backoff And Jitter".
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,6 +30,8 @@ from fastgen.errors import BackendUnavailable, PromptTooLong, RequestRejected, T
 from fastgen.records import Answer, Failure, Request
 
 log = logging.getLogger(__name__)
+_ALIVE_S = 60.0  # a server that gave a good answer not longer ago than this works: what fails now is the request's fault
+_BEAT_S = 1.0
 
 
 class Source(Protocol):
@@ -65,8 +68,9 @@ class Limits:
 
 @dataclass(slots=True)
 class _Attempts:
+    last_s: float  # when the attempt before this one began
     tries: int = 0
-    counted: int = 0  # those where the server was alive
+    counted: int = 0  # those where a server was alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,9 @@ class Scheduler:
         self._attempts: dict[int, _Attempts] = {}
         self._faults: Counter[str] = Counter()
         self._answers: asyncio.Queue[Answer] = asyncio.Queue(maxsize=max(256, 2 * limits.concurrency))
-        self._last_answer_s = 0.0
+        self._last_answer_s = -math.inf  # a good one
         self._failing_since_s: float | None = None
+        self._beat_s = math.inf
         self._unjudged = 0
         self._committing = False
         self._stopping = False
@@ -114,9 +119,11 @@ class Scheduler:
         :raises BackendUnavailable: nothing has answered for the outage timeout.
         :raises Exception: whatever the sink or the backend raises other than request errors.
         """
-        self._ended = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
         committer = asyncio.create_task(self._commit())
         committer.add_done_callback(self._end_with)
+        self._beat()
         try:
             self._fill()
             self._check_idle()
@@ -126,9 +133,11 @@ class Scheduler:
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
-        if self._stopping or self._ended is None:
+        if self._stopping:
             return
         self._stopping = True
+        if self._ended is None:  # `run` will find nothing to do
+            return
         self._drop_waiting()
         asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
         self._check_idle()
@@ -189,6 +198,8 @@ class Scheduler:
         if not worker.cancelled() and worker.exception() is not None:
             self._end_with(worker)
         else:
+            if self._retries:  # nothing else may be coming that would fill the slot
+                self._fill()
             self._check_idle()
 
     def _saw_answer(self) -> None:
@@ -202,6 +213,8 @@ class Scheduler:
         shorter = self._source.shrink(request)
         if shorter is None:
             await self._give_up(request, Failure("prompt_too_long", str(error)))
+        elif self._stopping:
+            self._drop(request)
         else:
             del self._asked[request.number]
             self._retries.append(shorter)
@@ -212,9 +225,10 @@ class Scheduler:
 
     async def _try_later(self, request: Request, error: TransientError, started_s: float) -> None:
         self._note_fault(error)
-        attempts = self._attempts.setdefault(request.number, _Attempts())
+        attempts = self._attempts.setdefault(request.number, _Attempts(started_s))
         attempts.tries += 1
-        attempts.counted += error.reached_server or self._last_answer_s > started_s
+        attempts.counted += self._is_its_fault(error, attempts.last_s)
+        attempts.last_s = started_s
         if attempts.counted >= self._limits.max_attempts:
             await self._give_up(request, Failure(error.kind, f"after {attempts.tries} attempts: {error}"))
         elif self._stopping:
@@ -228,17 +242,33 @@ class Scheduler:
         self._faults[error.kind] += 1
         if self._faults[error.kind] == 1:
             log.warning("first fault of its kind, retried: %s", error)
-        if error.reached_server:
-            self._saw_answer()
+        if error.kind == "http_429" or error.retry_after_s is not None:
+            self._failing_since_s = None
             return
         now_s = asyncio.get_running_loop().time()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
         elif now_s - self._failing_since_s >= self._limits.outage_timeout_s:
             raise BackendUnavailable(
-                f"no server has answered for {self._limits.outage_timeout_s:.0f} s (last fault: {error}); "
+                f"no server has given a good answer for {self._limits.outage_timeout_s:.0f} s (last fault: {error}); "
                 f"the run is kept: bring a server back and run the same command again"
             )
+
+    def _is_its_fault(self, error: TransientError, last_attempt_s: float) -> bool:
+        """Whether servers work, so that the attempt counts: an outage must not use up the attempts of all requests."""
+        if error.reached_server:
+            return asyncio.get_running_loop().time() - self._last_answer_s < _ALIVE_S
+        return self._last_answer_s > last_attempt_s
+
+    def _beat(self) -> None:
+        """Keep time that this process did not run (Ctrl-Z, a machine asleep) out of the outage timeout."""
+        loop = asyncio.get_running_loop()
+        asleep_s = loop.time() - self._beat_s - _BEAT_S
+        if self._failing_since_s is not None and asleep_s > _BEAT_S:
+            self._failing_since_s += asleep_s
+        self._beat_s = loop.time()
+        if self._ended is not None and not self._ended.done():
+            loop.call_later(_BEAT_S, self._beat)
 
     def _delay_s(self, tries: int, error: TransientError) -> float:
         cap_s = self._limits.backoff_cap_s if error.reached_server else self._limits.reconnect_cap_s

@@ -46,7 +46,7 @@ def test_the_paper_preset_changes_rules_sampling_tokenizer_and_index(
     options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--preset", "paper")
     assert options.rules == PRESETS["paper"]
     assert options.sampling.by_stage() == dict(SAMPLING_PRESETS["paper"])
-    assert (options.method.tokenizer, options.method.index) == ("rouge", "exact")
+    assert (options.similarity.tokenizer, options.similarity.index) == ("rouge", "exact")
 
 
 def test_chat_has_sampling_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

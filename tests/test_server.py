@@ -377,7 +377,7 @@ def test_secrets_are_blotted_out_and_nothing_else_is(command: str, shown: str) -
         (
             (
                 "(Worker pid=5) ERROR 11-21 04:17:24 [w.py:1] torch.OutOfMemoryError: CUDA out of memory.\n"
-                "(EngineCore pid=5) ERROR 11-21 04:17:24 [w.py:1] Exception: WorkerProc failed. See stack trace for more.\n"
+                "(EngineCore pid=5) ERROR 11-21 04:17:24 [w.py:1] Exception: Worker failed. See stack trace.\n"
                 "(APIServer pid=4) INFO 11-21 04:17:25 [a.py:1] shutting down\n"
             ),
             "torch.OutOfMemoryError: CUDA out of memory.",

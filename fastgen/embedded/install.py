@@ -144,7 +144,9 @@ class _Steps:
             await self._pip_install("PyTorch", recipe.TORCH)
         except _NotOffered:
             self.report("pip's own sources have no CPU build of PyTorch; asking PyTorch's")
-            await self._pip_install("PyTorch", "--index-url", recipe.TORCH_CPU_INDEX, recipe.TORCH)
+            await self._pip_install(
+                f"PyTorch from {recipe.TORCH_CPU_INDEX}", "--index-url", recipe.TORCH_CPU_INDEX, recipe.TORCH
+            )
         libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages/torch"))
         await asyncio.to_thread(_prune, libraries)
 
@@ -189,7 +191,7 @@ class _Steps:
         self, what: str, *command: str, env: dict[str, str] | None = None, accept_failure: bool = False
     ) -> None:
         """One step's process; its output goes to a part of the log, which is appended when it ends."""
-        part = self.folder / f"{what.replace(' ', '-')}.log"
+        part = self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.log"
         log = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             process = await start_contained(command, log=log, env=env, grace_s=2.0)
@@ -229,7 +231,7 @@ def _failure(what: str, said: str, code: int, log_path: Path) -> ServerError | D
         return DiskError(f"{what}: no space left on the disk of {log_path.parent}; make room and start again")
     if any(sign in said for sign in _NO_NETWORK):
         return ServerError(
-            f"{what}: no network, or pip's package index does not answer; start again later (log: {log_path})"
+            f"{what}: no network, or the package index does not answer; start again later (log: {log_path})"
         )
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
     kind = _NotOffered if "No matching distribution found" in said else ServerError

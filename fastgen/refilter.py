@@ -1,0 +1,124 @@
+"""Rebuilds a run from its kept raw completions under other rules, without any server.
+
+The completions are judged again in the order in which they were committed, by the very code that judges live ones, into
+a new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new
+rules find the same text at the same place; instructions that only the new rules keep have nothing yet, and
+``fastgen generate --run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastgen import __version__
+from fastgen.commits import Commit, InstructionOutcome
+from fastgen.config import RefilterOptions
+from fastgen.errors import InputError
+from fastgen.ledger import Ledger
+from fastgen.log import TornTail
+from fastgen.novelty import NoveltyFilter
+from fastgen.plan import Method, Plan
+from fastgen.records import Answer, Failure, Request, Sampling
+from fastgen.runs import OpenRun, open_run
+from fastgen.stages.prompts import load_prompts
+from fastgen.store import RunFolder, Store
+
+_UNLIMITED = 1 << 62
+_UNUSED_SAMPLING = Sampling(0.0, 1.0, 1)
+_BLOCK = 256  # commits written at once
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """From the old run's machine instruction numbers to the new run's."""
+
+    seeds: int
+    new_by_old: dict[int, int]
+
+    def pool_indexes(self, old: tuple[int, ...]) -> tuple[int, ...]:
+        """Demonstrations that the new run has too."""
+        mapped = (i if i < self.seeds else self._machine(i - self.seeds) for i in old)
+        return tuple(index for index in mapped if index is not None)
+
+    def _machine(self, number: int) -> int | None:
+        new = self.new_by_old.get(number)
+        return None if new is None else self.seeds + new
+
+    def learn(self, old: Commit, new: Commit) -> None:
+        """Match what both keep of one completion, by its place in the text."""
+        if isinstance(old.outcome, InstructionOutcome) and isinstance(new.outcome, InstructionOutcome):
+            places = {kept.span: kept.number for kept in new.outcome.kept}
+            self.new_by_old |= {k.number: places[k.span] for k in old.outcome.kept if k.span in places}
+
+
+def refilter(run_dir: Path, output: Path, options: RefilterOptions) -> Ledger:
+    """Write the rebuilt run to the new folder ``output`` and return its counts.
+
+    :raises InputError: no run at ``run_dir``, a damaged one, or ``output`` already holds something.
+    :raises DiskError: ``output`` cannot be written; remove it and start again.
+    """
+    run = open_run(run_dir)
+    folder = RunFolder(output)
+    if folder.exists():
+        raise InputError(f"--output {output}: holds a run already; name a new folder")
+    store = Store(folder)
+    try:
+        folder.keep(
+            run.folder.seeds_path.read_bytes(), {p.name: p.read_bytes() for p in run.folder.prompts_path.iterdir()}
+        )
+        header = run.folder.header()
+        changes = options.values()
+        store.begin(header.meaning | changes, header.options | changes, __version__)
+        list(store.replay())
+        _write(store, _judged_again(run, options))
+        return store.ledger
+    finally:
+        store.close()
+
+
+def _write(store: Store, commits: Iterator[Commit]) -> None:
+    block: list[Commit] = []
+    for commit in commits:
+        block.append(commit)
+        store.ledger.apply(commit)
+        if len(block) == _BLOCK:
+            store.append(block)
+            block.clear()
+    store.append(block)
+
+
+def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
+    now_s = 0.0
+    plan = _plan(run, options, lambda: now_s)
+    numbers = _Numbers(len(run.seeds), {})
+    for item in run.folder.commits():
+        if isinstance(item, TornTail):
+            return
+        old = item[0]
+        now_s = old.time_s
+        if (request := _request(old, numbers)) is None:
+            continue
+        result = old.outcome if isinstance(old.outcome, Failure) else old.completion
+        (new,) = plan.judge([Answer(request, old.choice, result)])
+        plan.apply(new)
+        numbers.learn(old, new)
+        yield new
+
+
+def _request(old: Commit, numbers: _Numbers) -> Request | None:
+    """The request as the new run would have sent it; ``None`` for work on an instruction that it does not keep."""
+    subject = None if old.subject is None else numbers.new_by_old.get(old.subject)
+    if old.subject is not None and subject is None:
+        return None
+    demonstrations = numbers.pool_indexes(old.demonstrations)
+    return Request(old.request, old.stage, "", _UNUSED_SAMPLING, subject, demonstrations)
+
+
+def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: ANN401 - Callable[[], float]
+    novelty = NoveltyFilter(**{f.name: getattr(options.similarity, f.name) for f in fields(options.similarity)})
+    prompts = load_prompts(run.meaning["api"], run.folder.prompts_path)
+    method = Method(rules=options.rules, sampling={})
+    return Plan(method, run.seeds, prompts, novelty, target=_UNLIMITED, clock=clock)

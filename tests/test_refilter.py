@@ -1,0 +1,115 @@
+"""Rebuilding a run under other rules, from its own completions."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgen import cli
+from fastgen.commits import Commit, InstructionOutcome
+from fastgen.config import JobOptions, Options, ServerOptions
+from fastgen.log import TornTail
+from fastgen.pipeline import Place, Stopper, generate
+from fastgen.progress import QuietReporter
+from fastgen.rouge import rouge_l_f1, tokenise
+from fastgen.runs import open_run
+from fastgen.store import RunFolder
+from fastgen.testing import FaultServer, Writer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with many similar instructions."""
+    folder = tmp_path_factory.mktemp("refilter") / "run"
+
+    async def main() -> None:
+        async with FaultServer(write=Writer(1, 0.4).answer) as server:
+            options = Options(job=JobOptions(num_instructions=40), server=ServerOptions(base_url=(server.base_url,)))
+            await generate(Place(folder, folder), options, QuietReporter(), Stopper(QuietReporter()))
+
+    asyncio.run(main())
+    return folder
+
+
+def commits(folder: Path) -> list[Commit]:
+    return [item[0] for item in RunFolder(folder).commits() if not isinstance(item, TornTail)]
+
+
+def kept_texts(folder: Path) -> list[str]:
+    log = [c for c in commits(folder) if isinstance(c.outcome, InstructionOutcome)]
+    return [
+        " ".join(c.completion.text[k.span[0] : k.span[1]].split())
+        for c in log
+        if isinstance(c.outcome, InstructionOutcome)
+        for k in c.outcome.kept
+    ]
+
+
+def test_the_same_rules_give_the_same_run(run: Path, tmp_path: Path) -> None:
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(tmp_path / "same")]) == 0
+    assert commits(tmp_path / "same") == commits(run)
+    assert open_run(tmp_path / "same").meaning == open_run(run).meaning
+
+
+def test_a_lower_threshold_keeps_less_and_nothing_above_it(run: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "strict"
+    assert (
+        cli.run(
+            ["refilter", "--run-dir", str(run), "--output", str(strict), "--threshold", "0.2", "--index", "exhaustive"]
+        )
+        == 0
+    )
+    texts = kept_texts(strict)
+    assert 0 < len(texts) < len(kept_texts(run))
+    tokens = [tokenise(text) for text in texts]
+    assert all(rouge_l_f1(a, b) <= 0.2 for i, a in enumerate(tokens) for b in tokens[:i])
+    ledger = RunFolder(strict).ledger()
+    assert ledger.rejected["similar"] > RunFolder(run).ledger().rejected["similar"]
+    assert 0 < ledger.complete <= ledger.kept
+
+
+def test_a_higher_threshold_keeps_more_and_what_is_new_waits_for_its_stages(run: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(loose), "--threshold", "1.0"]) == 0
+    before, after = RunFolder(run).ledger(), RunFolder(loose).ledger()
+    assert after.kept > before.kept
+    assert after.complete == before.complete
+    assert after.pending > before.pending
+
+
+def test_other_rules_count_in_their_own_name_and_the_preset_is_recorded(run: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(short), "--max-words", "12"]) == 0
+    assert RunFolder(short).ledger().rejected["too_long"] > 0
+    assert all(len(text.split()) <= 12 for text in kept_texts(short))
+    paper = tmp_path / "paper"
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(paper), "--preset", "paper"]) == 0
+    found = open_run(paper)
+    assert found.meaning["preset"] == "paper"
+    assert found.rules.capitalise
+
+
+def test_the_rebuilt_run_goes_on_like_any_other(run: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(loose), "--threshold", "1.0"]) == 0
+
+    async def main() -> str:
+        async with FaultServer(write=Writer(1, 0.4).answer) as server:
+            done = await asyncio.create_subprocess_exec(
+                *((sys.executable, "-m", "fastgen", "generate", "--run-dir", str(loose), "--num-instructions", "45")),
+                *("--base-url", server.base_url, "--quiet"),
+                stderr=asyncio.subprocess.PIPE,
+            )
+            return (await done.communicate())[1].decode()
+
+    assert "45 instructions complete" in asyncio.run(main())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = commits(run)
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(run)]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert commits(run) == before
