@@ -121,6 +121,11 @@ class _Run:
         method, similarity = self.options.method, self.options.similarity
         warm_up(similarity.index)
         novelty = NoveltyFilter(**asdict(similarity))
+        if (bands := novelty.bands) is not None:
+            self.reporter.say(
+                f"similarity index: {bands.bands} MinHash bands of {bands.rows} rows, expected to meet "
+                f"{bands.recall:.4%} of all true neighbours ({bands.at_bound:.2%} at the lowest possible overlap)"
+            )
         meant = Method(
             rules=self.options.rules,
             sampling=self.options.sampling.by_stage(),

@@ -198,7 +198,7 @@ class Scheduler:
         if not worker.cancelled() and worker.exception() is not None:
             self._end_with(worker)
         else:
-            if self._retries:  # nothing else may be coming that would fill the slot
+            if not self._unjudged:  # no commit is coming that would fill the slot
                 self._fill()
             self._check_idle()
 

@@ -252,7 +252,7 @@ def test_a_set_up_without_network_says_so_and_leaves_nothing(tmp_path: Path, mon
         "PIP_INDEX_URL": "http://127.0.0.1:1/simple",
         "PIP_EXTRA_INDEX_URL": "",
         "PIP_FIND_LINKS": "",
-        "PIP_RETRIES": "0",
+        "PIP_RETRIES": "1",
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ServerError, match="no network, or the package index does not answer") as caught:

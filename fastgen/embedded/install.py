@@ -36,6 +36,7 @@ _NO_NETWORK = (
     "Temporary failure in name resolution",
     "Name or service not known",
     "NameResolutionError",
+    "connection broken by",
     "NewConnectionError",
     "ConnectTimeoutError",
     "ReadTimeoutError",
