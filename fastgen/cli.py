@@ -19,7 +19,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from fastgen import __version__
-from fastgen.config import JOB, Options, RefilterOptions, SimilarityOptions, preset_values
+from fastgen.config import JOB, Options, RefilterOptions, ServerOptions, SimilarityOptions, preset_values
 from fastgen.errors import FastgenError, InputError
 from fastgen.rules import PRESETS, Rules
 
@@ -71,8 +71,8 @@ def generate(
     from fastgen.pipeline import Place, require_target
 
     require_target(options)
-    place = Place(run_dir, _cache_dir(), _api_key(options.server.api_key_env))
-    return _run(place, options)
+    place = Place(run_dir, _cache_dir(), _api_key(options.server))
+    return _dry_run(place, options) if options.job.dry_run else _run(place, options)
 
 
 @app.command
@@ -190,16 +190,7 @@ def embedded_remove() -> int:
 
 
 def _run(place: Place, options: Options) -> int:
-    import uvloop
-
-    from fastgen.progress import ReporterHandler, choose_reporter
-
-    reporter = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
-    logging.basicConfig(handlers=[ReporterHandler(reporter)])
-    try:
-        outcome = uvloop.run(_generate(place, options, reporter))
-    finally:
-        reporter.close()
+    outcome = _carry_out(place, options)
     if outcome is None or outcome.interrupted:
         print(_how_to_go_on(place.run_dir), file=sys.stderr)
         return INTERRUPTED
@@ -208,6 +199,58 @@ def _run(place: Place, options: Options) -> int:
         f"{place.run_dir} --output FILE",
         file=sys.stderr,
     )
+    return 0
+
+
+def _carry_out(place: Place, options: Options) -> Outcome | None:
+    """How the run ended; ``None``: it was cancelled."""
+    import uvloop
+
+    from fastgen.progress import LoggedReporter, ReporterHandler, choose_reporter
+
+    shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
+    handlers: list[logging.Handler] = [ReporterHandler(shown)]
+    if options.job.log_file is not None:
+        handlers.append(_log_to(options.job.log_file, options.job.log_level))
+    logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        return uvloop.run(_generate(place, options, LoggedReporter(shown)))
+    finally:
+        shown.close()
+
+
+def _log_to(path: Path, level: str) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--log-file {path}: cannot be written ({error.strerror})") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(level.upper())
+    return handler
+
+
+def _dry_run(place: Place, options: Options) -> int:
+    """Carry out a small run in a temporary folder and extrapolate; the run folder is not touched."""
+    import tempfile
+    from dataclasses import replace
+
+    from fastgen.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
+    from fastgen.store import RunFolder
+
+    job = options.job
+    small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
+    with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:
+        folder = RunFolder(Path(name) / "run")
+        outcome = _carry_out(replace(place, run_dir=folder.path), small)
+        if outcome is None or outcome.interrupted:
+            print("interrupted; a dry run leaves nothing behind", file=sys.stderr)
+            return INTERRUPTED
+        log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
+        hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
+    prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
+    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices)
+    print(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
     return 0
 
 
@@ -245,12 +288,30 @@ def _cache_dir() -> Path:
     return user_cache_path("fastgen")
 
 
-def _api_key(name: str | None) -> str | None:
-    if name is None:
-        return None
-    key = os.environ.get(name)
+def _api_key(server: ServerOptions) -> str | None:
+    name, path = server.api_key_env, server.api_key_file
+    if name is not None and path is not None:
+        raise InputError("--api-key-file: --api-key-env names a key already; give one of the two")
+    if name is not None:
+        if not (key := os.environ.get(name)):
+            raise InputError(f"--api-key-env {name}: that environment variable is not set or empty")
+        return key
+    if path is not None:
+        return _read_key(path)
+    return None
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="ascii").partition("\n")[0].strip()
+    except OSError as error:
+        raise InputError(f"--api-key-file {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(
+            f"--api-key-file {path}: its first line is no key (only ASCII letters, digits and signs)"
+        ) from None
     if not key:
-        raise InputError(f"--api-key-env {name}: that environment variable is not set or empty")
+        raise InputError(f"--api-key-file {path}: its first line is empty")
     return key
 
 

@@ -70,9 +70,25 @@ class JobOptions:
     """Say nothing but errors and the last line."""
     log_json: bool = False
     """Write progress and events as JSON lines on standard error."""
+    log_file: Path | None = None
+    """Append events, and progress now and then, to this file too."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is worth a line in --log-file."""
+    dry_run: bool = False
+    """Make a few instructions in a folder that is thrown away, and say what all of them would take."""
+    price_in: float | None = None
+    """Price of a million tokens read, for --dry-run."""
+    price_out: float | None = None
+    """Price of a million tokens generated, for --dry-run."""
 
     def __post_init__(self) -> None:
         _at_least("--num-instructions", self.num_instructions, 0)
+        if (self.price_in is None) != (self.price_out is None):
+            raise InputError("--price-in: goes together with --price-out; give both or neither")
+        for name in ("price_in", "price_out"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{_flag(name)}: {value} is below 0")
 
 
 @Parameter(name="*", group=_SERVER)
@@ -90,6 +106,8 @@ class ServerOptions:
     """completions for base models (the method's own way), chat for instruct models and hosts without completions."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
+    api_key_file: Path | None = None
+    """File that holds the server's key, on its first line."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
@@ -272,9 +290,10 @@ def preset_values(preset: str, api: str) -> dict[str, Any]:
     return values
 
 
-NOT_SAVED = frozenset({"seed_tasks", "prompts", "quiet", "log_json"})
-"""Options that a run folder does not remember: it keeps the seeds and prompts themselves, and display is for one
-session."""
+NOT_SAVED = frozenset(
+    {"seed_tasks", "prompts", "quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"}
+)
+"""Options that a run folder does not remember: it has the seeds and prompts themselves, and display is for once."""
 
 
 def saved_values(options: Options) -> dict[str, Any]:

@@ -5,21 +5,24 @@ A plain reader of the run folder: works while the run goes on, on a read-only fo
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import orjson
 
-from fastgen.errors import DiskError
+from fastgen.errors import DiskError, InputError
 from fastgen.log import TornTail
 from fastgen.records import Neighbour, SeedTask
 from fastgen.runs import OpenRun, open_run
 from fastgen.settled import RejectedInstruction, Settled, pool_id, rejected_instructions, settled_instructions
 
 Format = Literal["raw", "instances", "rejected"]
+_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def export(run_dir: Path, form: Format, output: Path, *, include_empty: bool = False) -> int:
@@ -27,7 +30,7 @@ def export(run_dir: Path, form: Format, output: Path, *, include_empty: bool = F
 
     Rows are in the order of settling, so a later export of the same run begins with the same rows.
 
-    :raises InputError: no run there, or a damaged one. :raises DiskError: the output cannot be written.
+    :raises InputError: no run there, a damaged one, or no such place. :raises DiskError: the output cannot be written.
     """
     run = open_run(run_dir)
     count = 0
@@ -89,14 +92,27 @@ def _replacing(output: Path) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        if output.exists() and not output.is_file():  # a pipe or a device: written to, never replaced
+            with output.open("wb") as sink:
+                yield sink
+        else:
+            with _beside(Path(os.path.realpath(output))) as sink:  # what a link points to; the link stays
+                yield sink
+    except OSError as error:
+        kind = InputError if error.errno in _NO_SUCH_PLACE else DiskError
+        raise kind(f"--output {output}: cannot be written ({error.strerror}); mend that or name another file") from None
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[IO[bytes]]:
+    """A file of its own that takes the place of ``target`` once it is whole."""
+    temporary = target.with_name(f".fastgen-{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as sink:
             yield sink
-        temporary.replace(output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"--output {output}: cannot be written ({error.strerror})") from error
+        temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise

@@ -71,6 +71,11 @@ class Ledger:
         self.empty_inputs += empty_inputs
 
     @property
+    def commits(self) -> int:
+        """How many were counted."""
+        return self.completions.total() + self.failures.total()
+
+    @property
     def pending(self) -> int:
         """Kept instructions whose instances are still to come."""
         return self.kept - self.complete - self.empty

@@ -69,11 +69,25 @@ def unseal(line: bytes, previous_crc: int) -> int | None:
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
     """The segments in order; where a closed one exists plain and compressed (a crash in between), the plain one."""
     found: dict[int, Path] = {}
-    for path in directory.glob("*.jsonl*"):
+    for path in _names(directory):
         stem, _, ending = path.name.partition(".")
         if stem.isdigit() and ending in {"jsonl", "jsonl.zst"} and (ending == "jsonl" or int(stem) not in found):
             found[int(stem)] = path
     return sorted(found.items())
+
+
+def _names(directory: Path) -> list[Path]:
+    """What is in the folder. Not `Path.glob`, which finds nothing where it may not look: a log would seem empty."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:  # a run that was begun and then stopped by a crash
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{path}: cannot be read ({error.strerror or error}); mend that or restore it from a copy")
 
 
 def _open_segment(path: Path) -> IO[bytes]:
@@ -81,33 +95,39 @@ def _open_segment(path: Path) -> IO[bytes]:
         if path.suffix == ".zst":
             return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), 1 << 20)
         return path.open("rb", buffering=1 << 20)
-    except FileNotFoundError:  # closed and compressed between listing and opening
+    except FileNotFoundError as error:  # closed and compressed between listing and opening
         if path.suffix == ".zst":
-            raise
+            raise _unreadable(path, error) from None
         return _open_segment(path.with_name(path.name + ".zst"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def read_log(
-    directory: Path, *, run_id: str, start: Position | None = None
+    directory: Path, *, run_id: str, start: Position | None = None, at_least: int = 0
 ) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
     """Every line from ``start`` (default: the beginning) with the position after it; at the end the torn tail, if any.
 
-    Reads while another process appends: what that process is in the middle of writing looks like a torn tail.
+    Reads while another process appends: what that process is in the middle of writing looks like a torn tail. Whoever
+    knows that there were ``at_least`` so many segments is told when the last ones are gone.
 
     :raises DamagedLogError: a checksum, the chain, a header or a whole segment is wrong or missing.
+    :raises RunFolderError: a file cannot be read, or is of a newer format.
     """
     expected = start.segment if start else 0
     crc = start.crc if start else 0
     segments = [(n, p) for n, p in segment_files(directory) if n >= expected]
     for index, (number, path) in enumerate(segments):
         if number != expected:
-            raise DamagedLogError(f"{path.parent}: log segment {expected:06d} is missing; restore it from a copy")
+            break
         offset = start.offset if start and number == start.segment else 0
         for item in _read_segment(path, number, run_id, Position(number, offset, crc), last=index == len(segments) - 1):
             if not isinstance(item, TornTail):
                 crc = item[1].crc
             yield item
         expected += 1
+    if expected < max(at_least, segments[-1][0] + 1 if segments else 0):
+        raise DamagedLogError(f"{directory}: log segment {expected:06d} is missing; restore it from a copy")
 
 
 def _read_segment(
@@ -117,7 +137,7 @@ def _read_segment(
     with _open_segment(path) as lines:
         for index, line in enumerate(_guarded(lines, path, offset)):
             if not line.endswith(b"\n"):
-                if not last:
+                if not last or path.suffix == ".zst":  # what was compressed was whole
                     raise _damaged(path, offset, "is cut short")
                 yield TornTail(path, offset, len(line))
                 return
@@ -134,9 +154,11 @@ def _read_segment(
 
 def _guarded(lines: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
     try:
-        for _ in _blocks(lines, offset):  # a compressed segment cannot seek
-            pass
+        if sum(map(len, _blocks(lines, offset))) < offset:  # read, since a compressed segment cannot seek
+            raise DamagedLogError(f"{path}: ends before byte {offset}, up to which it was read before")
         yield from lines
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except zstandard.ZstdError as error:
         raise DamagedLogError(f"{path}: the compressed segment is damaged ({error}); restore it from a copy") from None
 
@@ -209,7 +231,7 @@ class LogWriter:
         header = {"format": LOG_FORMAT, "run": self._run_id, "segment": self.position.segment}
         self._write([header])
         self.sync()
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def append(self, bodies: Iterable[dict[str, Any]]) -> None:
         """Write the lines in one go; durable after the next `sync`.
@@ -226,7 +248,6 @@ class LogWriter:
             line, crc = seal(body, crc)
             sealed.append(line)
         block = b"".join(sealed)
-        self._synced = False
         try:
             written = 0
             while written < len(block):
@@ -236,6 +257,7 @@ class LogWriter:
                 os.ftruncate(self._file, offset)  # take back a part that did go out
             raise
         self.position = Position(segment, offset + len(block), crc)
+        self._synced = False  # only now: a sync that runs beside this write may have come too early for it
 
     @property
     def segment_full(self) -> bool:
@@ -257,18 +279,24 @@ class LogWriter:
 
     def sync(self) -> None:
         """Make everything appended so far durable. May run in another thread than `append`."""
-        if self._synced:
-            return
-        self._synced = True
         with _as_disk_error(self._directory), self._file_lock:
-            os.fdatasync(self._file)
+            if self._synced:
+                return
+            self._synced = True
+            try:
+                os.fdatasync(self._file)
+            except OSError:
+                self._synced = False
+                raise
 
     def close(self) -> None:
         """Sync and close."""
         try:
             self.sync()
         finally:
-            os.close(self._file)
+            with self._file_lock:
+                self._synced = True  # for a sync that waited for the lock
+                os.close(self._file)
 
 
 def compress_segment(path: Path) -> None:
@@ -276,16 +304,21 @@ def compress_segment(path: Path) -> None:
     target = path.with_name(path.name + ".zst")
     temporary = path.with_name(path.name + ".zst.tmp")
     with _as_disk_error(path.parent):
-        with path.open("rb") as source, temporary.open("wb") as sink:
-            zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(target)
-        _sync_directory(path.parent)
+        try:
+            with path.open("rb") as source, temporary.open("wb") as sink:
+                zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink)
+                sink.flush()
+                os.fsync(sink.fileno())
+            temporary.replace(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+            raise
+        sync_directory(path.parent)
         path.unlink()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

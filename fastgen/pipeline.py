@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from fastgen import __version__
 from fastgen.committer import Committer
 from fastgen.config import Options, check_same_meaning, meaning, saved_values
 from fastgen.errors import InputError
+from fastgen.ledger import Ledger
 from fastgen.material import Material, load_material
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
@@ -32,6 +34,8 @@ from fastgen.store import RunFolder, Store
 
 log = logging.getLogger(__name__)
 _FIGURES_EVERY_S = 5.0
+_SPACE_EVERY_S = 10.0
+LOW_SPACE_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class Outcome:
     complete: int
     target: int
     interrupted: bool
+    ledger: Ledger
+    concurrency: int = 0
+    elapsed_s: float = 0.0
 
 
 class Stopper:
@@ -97,14 +104,13 @@ class _Run:
     material: Material
 
     async def carry_out(self, stopper: Stopper) -> Outcome:
+        model = self._check_before_resume() if self.folder.exists() else None
         planning = asyncio.ensure_future(asyncio.to_thread(self._make_plan))
-        model = None
-        if self.folder.exists():
-            model = self._check_before_resume()
+        if model is not None:
             plan = await planning
             await self._resume(plan)
             if plan.done:
-                return Outcome(plan.complete, plan.target, interrupted=False)
+                return Outcome(plan.complete, plan.target, interrupted=False, ledger=self.store.ledger)
         async with serve(
             self.options, self.folder, self.place.cache_dir, self.place.api_key, model, self.reporter.say
         ) as serving:
@@ -112,8 +118,19 @@ class _Run:
                 self.reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
             plan = await planning
             self._begin_or_check(plan, serving.model)
+            began_s = time.monotonic()
             await self._saturate(plan, serving, stopper)
-        return Outcome(plan.complete, plan.target, interrupted=stopper.stopped and not plan.done)
+            return Outcome(
+                plan.complete,
+                plan.target,
+                interrupted=stopper.stopped and not plan.done,
+                ledger=self.store.ledger,
+                concurrency=self._concurrency(serving),
+                elapsed_s=time.monotonic() - began_s,
+            )
+
+    def _concurrency(self, serving: Serving) -> int:
+        return self.options.speed.concurrency or serving.concurrency
 
     def _make_plan(self) -> Plan:
         from fastgen.novelty import NoveltyFilter, warm_up
@@ -170,7 +187,7 @@ class _Run:
     async def _saturate(self, plan: Plan, serving: Serving, stopper: Stopper) -> None:
         speed, store = self.options.speed, self.store
         limits = Limits(
-            concurrency=speed.concurrency or serving.concurrency,
+            concurrency=self._concurrency(serving),
             max_attempts=speed.max_attempts,
             outage_timeout_s=speed.outage_timeout,
             drain_timeout_s=speed.drain_timeout,
@@ -183,6 +200,7 @@ class _Run:
             async with _beside(
                 scheduler.run(),
                 _keep_durable(store, speed.sync_interval),
+                _watch_space(self.folder.path, self.reporter),
                 _show(meter, scheduler, self.reporter),
                 _watch_figures(store, serving),
                 serving.watch(),
@@ -227,6 +245,14 @@ async def _keep_durable(store: Store, interval_s: float) -> None:
         await asyncio.sleep(interval_s)
         await asyncio.to_thread(store.sync)
         await asyncio.to_thread(store.compress_closed)
+
+
+async def _watch_space(path: Path, reporter: Reporter) -> None:
+    """Warn once when the disk is nearly full, before a write fails."""
+    while (free := shutil.disk_usage(path).free) > LOW_SPACE_BYTES:  # noqa: ASYNC110 - nothing tells of space
+        await asyncio.sleep(_SPACE_EVERY_S)
+    reporter.say(f"{path}: only {free / 1e6:,.0f} MB free on its disk; the run stops (resumable) when it is full")
+    await asyncio.Event().wait()
 
 
 async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) -> None:

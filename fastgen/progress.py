@@ -20,6 +20,7 @@ from fastgen.ledger import Ledger
 if TYPE_CHECKING:
     from rich.live import Live
 
+log = logging.getLogger(__name__)
 _WINDOW_S = 60.0
 _PLAIN_EVERY_S = 10.0
 
@@ -207,6 +208,31 @@ class LiveReporter:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class LoggedReporter:
+    """Another reporter, with everything it is told also in the log (progress every ten seconds)."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self._shown = shown
+        self._logged_s = 0.0
+
+    def say(self, text: str) -> None:
+        """Say and log."""
+        self._shown.say(text)
+        log.info("%s", text)
+
+    def show(self, progress: Progress) -> None:
+        """Show, and log now and then."""
+        self._shown.show(progress)
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _PLAIN_EVERY_S:
+            self._logged_s = now_s
+            log.info("%s", progress.line())
+
+    def close(self) -> None:
+        """Close what shows."""
+        self._shown.close()
 
 
 class ReporterHandler(logging.Handler):

@@ -30,7 +30,7 @@ from fastgen.errors import BackendUnavailable, PromptTooLong, RequestRejected, T
 from fastgen.records import Answer, Failure, Request
 
 log = logging.getLogger(__name__)
-_ALIVE_S = 60.0  # a server that gave a good answer not longer ago than this works: what fails now is the request's fault
+_ALIVE_S = 60.0  # servers work if a good answer came within this: then a fault counts against its request
 _BEAT_S = 1.0
 
 

@@ -19,7 +19,9 @@ import contextlib
 import fcntl
 import os
 import socket
+import threading
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +30,22 @@ from typing import Any
 import orjson
 
 from fastgen.commits import Commit, decode, encode
-from fastgen.errors import DamagedLogError, DiskError, RunFolderError
+from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log import LogWriter, Position, TornTail, compress_segment, read_log, segment_files
+from fastgen.log import (
+    LogWriter,
+    Position,
+    TornTail,
+    compress_segment,
+    read_log,
+    seal,
+    segment_files,
+    sync_directory,
+    unseal,
+)
 
 RUN_FORMAT = 1
+_START = Position(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +75,15 @@ class RunFolder:
 
         :raises RunFolderError: the path is a file, or a folder of something else.
         """
-        if self._header_path.exists():
-            return True
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"--run-dir {self.path}: is a file; name a folder")
-        if self.path.is_dir() and any(p.name not in {"lock", "server.log"} for p in self.path.iterdir()):
+        try:
+            if self._header_path.exists():
+                return True
+            if self.path.exists() and not self.path.is_dir():
+                raise RunFolderError(f"--run-dir {self.path}: is a file; name a folder")
+            names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        except OSError as error:
+            raise RunFolderError(f"--run-dir {self.path}: cannot be used ({error.strerror}); name another") from None
+        if not _before_a_run(names):
             raise RunFolderError(f"--run-dir {self.path}: holds files but no run; name a new or empty folder")
         return False
 
@@ -85,20 +102,29 @@ class RunFolder:
                     f"{self._header_path}: written by fastgen {data['fastgen']} (run format {run_format}, this version "
                     f"reads {RUN_FORMAT}); upgrade fastgen"
                 )
-            return RunHeader(data["run"], data["fastgen"], data["meaning"], data["options"])
+            header = RunHeader(data["run"], data["fastgen"], data["meaning"], data["options"])
+            whole = data["crc"] == _checksum(header)
         except OSError as error:
             raise RunFolderError(f"{self._header_path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError):
-            raise RunFolderError(f"{self._header_path}: damaged; restore it from a copy") from None
+            whole = False
+        if not whole:
+            raise RunFolderError(f"{self._header_path}: damaged; restore it from a copy")
+        return header
 
     def write_header(self, header: RunHeader) -> None:
-        """Create or replace ``run.json``, atomically."""
+        """Create or replace ``run.json``, atomically.
+
+        :raises InputError: an option's value has no place in JSON. :raises DiskError: the folder cannot be written.
+        """
+        _check_storable(header.options)
         data = {
             "format": RUN_FORMAT,
             "run": header.run_id,
             "fastgen": header.version,
             "meaning": header.meaning,
             "options": header.options,
+            "crc": _checksum(header),
         }
         _write_atomically(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
 
@@ -107,7 +133,9 @@ class RunFolder:
 
         :raises DamagedLogError: the log is damaged, with file and line.
         """
-        for item in read_log(self.log_path, run_id=self.header().run_id, start=start):
+        known = self.ledger_snapshot()[1]  # read first: a run that goes on may only be further
+        at_least = known.segment + 1 if known and known.offset else 0
+        for item in read_log(self.log_path, run_id=self.header().run_id, start=start, at_least=at_least):
             if isinstance(item, TornTail):
                 yield item
                 continue
@@ -151,25 +179,29 @@ class RunFolder:
 
     def ledger_snapshot(self) -> tuple[Ledger, Position | None]:
         """The last saved counts and their log position; empty ones where there is no usable snapshot."""
-        try:
-            data = orjson.loads(self._ledger_path.read_bytes())
-            if data["run"] == self.header().run_id:
-                return Ledger.from_dict(data["counts"]), Position(*data["position"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return Ledger(), None
+        data = self._snapshot()
+        if data is None:
+            return Ledger(), None
+        return Ledger.from_dict(data["counts"]), Position(*data["position"])
 
     def server_figures(self) -> dict[str, Any]:
         """What the servers said of themselves when the snapshot was saved."""
-        with contextlib.suppress(OSError, ValueError):
-            figures = orjson.loads(self._ledger_path.read_bytes()).get("server")
-            return figures if isinstance(figures, dict) else {}
-        return {}
+        data = self._snapshot()
+        return {} if data is None else dict(data["server"])
+
+    def _snapshot(self) -> dict[str, Any] | None:
+        """The content of ``ledger.json``, if it is whole and of this run."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
+            line = self._ledger_path.read_bytes().removesuffix(b"\n")
+            data: dict[str, Any] = orjson.loads(line)
+            if unseal(line, 0) is not None and data["run"] == self.header().run_id:
+                return data
+        return None
 
     def save_ledger(self, ledger: Ledger, position: Position, run_id: str, server: Mapping[str, Any]) -> None:
         """Replace the snapshot, atomically; not synced, since the log can always rebuild it."""
         data = {"run": run_id, "position": list(position), "counts": ledger.as_dict(), "server": server}
-        _write_atomically(self._ledger_path, orjson.dumps(data, option=orjson.OPT_INDENT_2), durable=False)
+        _write_atomically(self._ledger_path, seal(data, 0)[0], durable=False)
 
 
 class Store:
@@ -187,6 +219,9 @@ class Store:
         self._run_id = ""
         self._end: Position | None = None
         self._writer: LogWriter | None = None
+        self._commits = 0
+        self._closed = False
+        self._closing = threading.Lock()  # the run lock is let go only when no thread of ours touches the log any more
         self.torn: TornTail | None = None
         self.ledger = Ledger()
         self.server_figures: dict[str, Any] = folder.server_figures()
@@ -206,9 +241,12 @@ class Store:
                 self.torn = item
                 continue
             commit, self._end = item
+            self._commits += 1
             self.ledger.apply(commit)
             yield commit
-        self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
+        with self._closing:
+            if not self._closed:
+                self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
 
     def append(self, commits: Sequence[Commit]) -> None:
         """Write the commits as one block.
@@ -219,6 +257,8 @@ class Store:
         if writer.segment_full:
             writer.roll()
         writer.append(map(encode, commits))
+        self._end = writer.position
+        self._commits += len(commits)
 
     def sync(self) -> None:
         """Make everything appended durable.
@@ -228,25 +268,31 @@ class Store:
         self._open_writer().sync()
 
     def save_ledger(self) -> None:
-        """Save the counts for quick readers. Call it between appends, when the ledger has all of them."""
-        self.folder.save_ledger(self.ledger, self._open_writer().position, self._run_id, self.server_figures)
+        """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended."""
+        if self.ledger.commits == self._commits:
+            self.folder.save_ledger(self.ledger, self._end or _START, self._run_id, self.server_figures)
 
     def compress_closed(self) -> None:
         """Compress closed segments that are still plain."""
-        current = self._open_writer().position.segment
-        for number, path in segment_files(self.folder.log_path):
-            if number < current and path.suffix == ".jsonl":
-                compress_segment(path)
+        with self._closing:
+            current = -1 if self._closed else self._open_writer().position.segment
+            for number, path in segment_files(self.folder.log_path):
+                if number < current and path.suffix == ".jsonl":
+                    compress_segment(path)
 
     def close(self) -> None:
         """Sync, close and let go of the lock. Safe to call twice."""
-        writer, self._writer = self._writer, None
-        try:
-            if writer is not None:
-                writer.close()
-                self.folder.save_ledger(self.ledger, writer.position, self._run_id, self.server_figures)
-        finally:
-            with contextlib.suppress(OSError):
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+                    with contextlib.suppress(DiskError):  # the log can rebuild it
+                        self.save_ledger()
+            finally:
+                self._writer = None
                 os.close(self._lock)
 
     def _open_writer(self) -> LogWriter:
@@ -273,9 +319,36 @@ def _acquire_lock(path: Path) -> int:
         raise RunFolderError(
             f"--run-dir {path}: in use by {holder or 'another process'}; wait for it, stop it, or name another folder"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except OSError as error:
+        os.close(descriptor)
+        raise RunFolderError(
+            f"--run-dir {path}: its file system cannot lock files ({error.strerror}); name a folder on another"
+        ) from None
+    with contextlib.suppress(OSError):  # a full disk: whoever comes second is told less
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return descriptor
+
+
+def _before_a_run(names: list[str]) -> bool:
+    """Whether a folder holds nothing, or what a crash leaves there that came before ``run.json``."""
+    begun = {"seed_tasks.jsonl", "prompts", ".seed_tasks.jsonl.tmp", ".run.json.tmp"} if "lock" in names else set()
+    return {*names} <= {"lock", "server.log", *begun}
+
+
+def _checksum(header: RunHeader) -> int:
+    """Over what the run is and was told, however the file is laid out."""
+    content = (header.run_id, header.version, header.meaning, header.options)
+    return zlib.crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+
+
+def _check_storable(options: Mapping[str, Any]) -> None:
+    """:raises InputError: a number of more than 64 bits, or text that is not Unicode."""
+    for name, value in options.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 def _write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -287,7 +360,11 @@ def _write_atomically(path: Path, content: bytes, *, durable: bool = True) -> No
             if durable:
                 os.fsync(sink.fileno())
         temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise DiskError(
             f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then "
             f"run the same command again"

@@ -275,6 +275,24 @@ def test_a_key_is_asked_for_used_and_never_shown(tmp_path: Path) -> None:
     assert key not in done.stderr
 
 
+def test_a_key_may_come_from_a_file_and_events_go_to_a_log_file_without_it(tmp_path: Path) -> None:
+    key_file, log_file = tmp_path / "key", tmp_path / "events.log"
+    key_file.write_text("sk-from-a-file\n")
+    with shipped_server("--api-key", "sk-from-a-file", "--fault-rate", "0.2", "--seed", "2") as url:
+        flags = ["--api-key-file", str(key_file), "--log-file", str(log_file), "--log-json"]
+        done = generate(tmp_path / "run", url, 12, *flags)
+    assert done.returncode == 0, done.stderr
+    events = [orjson.loads(line) for line in done.stderr.splitlines()[:-1]]
+    assert {event["event"] for event in events} == {"message", "progress"}
+    logged = log_file.read_text()
+    assert "similarity index" in logged
+    assert "complete" in logged
+    assert "sk-from-a-file" not in logged + done.stderr
+    missing = generate(tmp_path / "other", url, 5, "--api-key-file", str(tmp_path / "nope"))
+    assert missing.returncode == 2
+    assert "--api-key-file" in missing.stderr
+
+
 def test_an_unknown_model_and_an_empty_run_are_told_in_one_line(server: str, tmp_path: Path) -> None:
     unknown = generate(tmp_path / "run", server, 5, "--model", "nope")
     assert unknown.returncode == 2

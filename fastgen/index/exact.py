@@ -92,7 +92,8 @@ class Nodes(NamedTuple):
     """The nodes of one text's allowed paths, level by level.
 
     ``key``: hash of the path. ``last``: place of its last element. ``depth``: its length. ``parent``: its row, -1.
-    ``head``, ``first``: its bucket and the first posting there.
+    ``head``, ``first``: its bucket and the first posting there. ``crowd``, ``split``: postings that it holds, and whether
+    it is marked. ``onward``: whether the text goes on below it.
     """
 
     key: NDArray[np.uint64]
@@ -101,6 +102,9 @@ class Nodes(NamedTuple):
     parent: NDArray[np.int32]
     head: NDArray[np.uint64]
     first: NDArray[np.uint64]
+    crowd: NDArray[np.int32]
+    split: NDArray[np.bool_]
+    onward: NDArray[np.bool_]
 
 
 class Exact(NamedTuple):
@@ -173,19 +177,22 @@ def _open_nodes(exact: Exact, begin: int, end: int) -> None:
 @kernel
 def _fill_needs(pool: Pool, exact: Exact, length: int) -> None:
     """By the other text's length: the overlap that a rejection needs; more than there can be where none can."""
-    for other in range(_LONG):
-        need = need_lcs(pool.rule, length, other)
-        exact.need[other] = need if need > 0 else _NEVER
+    exact.need[:_LONG] = _NEVER
     exact.need[_LONG] = 0  # looked at more closely
+    longest = int(length * (2 - pool.rule.threshold) / pool.rule.threshold) + 2
+    for other in range(min(longest, _LONG - 1) + 1):
+        need = need_lcs(pool.rule, length, other)
+        if need > 0:
+            exact.need[other] = need
 
 
 @kernel
-def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
-    """Verify every entry that shares a node with the open text."""
+def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
+    """Verify every entry that shares a node with the open text; returns the number of its nodes."""
     exact.clock[0] += 1
     least = least_overlap(pool.rule, text.length)
     if least == 0:
-        return
+        return 0
     put_in_order(pool, exact.order, text.length, exact.sorted)
     _fill_needs(pool, exact, text.length)
     waiting, begin, end = 0, 0, _add_nodes(exact, 0, -1, text.length, least)
@@ -193,23 +200,22 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
         _open_nodes(exact, begin, end)
         size = end
         for node in range(begin, end):
-            waiting, split = _scan(pool, exact, found, text, node, waiting)
-            if split and exact.nodes.depth[node] < _DEEPEST:
+            waiting = _scan(pool, exact, found, text, node, waiting)
+            if exact.nodes.split[node] and exact.nodes.depth[node] < _DEEPEST:
                 size = _add_nodes(exact, size, node, text.length, least)
         begin, end = end, size
     verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
+    return end
 
 
 @kernel
-def _scan(  # noqa: PLR0917 - a kernel's state travels as arguments
-    pool: Pool, exact: Exact, found: Found, text: Text, node: int, waiting: int
-) -> tuple[int, bool]:
-    """Note the node's entries that may be too similar; returns how many wait, and whether the node is marked."""
+def _scan(pool: Pool, exact: Exact, found: Found, text: Text, node: int, waiting: int) -> int:
+    """Note the node's entries that may be too similar, its crowd and its mark; returns how many entries wait."""
     nodes = exact.nodes
     key, depth = nodes.key[node], signed(nodes.depth[node])
     rest = text.length - signed(nodes.last[node]) - 1 + depth
     offset, count = block_of(nodes.head[node])
-    split = False
+    crowd, split = 0, False
     for i in range(count):
         posting = nodes.first[node] if i == 0 else exact.postings.slab[offset + i]
         entry = signed(posting & ENTRY_MASK)
@@ -217,6 +223,7 @@ def _scan(  # noqa: PLR0917 - a kernel's state travels as arguments
         marked = same & (entry == _MARK_ENTRY)
         need = exact.need[signed((posting >> INFO_SHIFT) & _FIELD_MASK)]
         fits = (rest >= need) & (signed(posting >> _REST_SHIFT) + depth >= need)
+        crowd += signed(same)
         split |= marked
         # Written always, kept by the count: a branch here would be mispredicted half of the time.
         exact.met[waiting] = entry
@@ -224,50 +231,71 @@ def _scan(  # noqa: PLR0917 - a kernel's state travels as arguments
         if waiting == exact.met.size:
             verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
             waiting = 0
-    return waiting, split
+    nodes.crowd[node] = crowd
+    nodes.split[node] = split
+    return waiting
 
 
 @kernel
-def _link(pool: Pool, exact: Exact, text: Text, entry: int) -> None:
-    """Put the text in ``pool.query`` into the trie; ``pool.query`` is overwritten."""
+def _walk(pool: Pool, exact: Exact, text: Text) -> int:
+    """Find the nodes that the text in ``pool.query`` would be put into, without meeting anyone; returns how many."""
     least = least_overlap(pool.rule, text.length)
     if least == 0:
-        return
+        return 0
     put_in_order(pool, exact.order, text.length, exact.sorted)
+    begin, end = 0, _add_nodes(exact, 0, -1, text.length, least)
+    while begin < end:
+        _open_nodes(exact, begin, end)
+        size = end
+        for node in range(begin, end):
+            _count(exact, node)
+            if exact.nodes.split[node] and _descends(exact, node, text.length, least):
+                size = _add_nodes(exact, size, node, text.length, least)
+        begin, end = end, size
+    return end
+
+
+@kernel
+def _count(exact: Exact, node: int) -> None:
+    nodes = exact.nodes
+    key = nodes.key[node]
+    offset, count = block_of(nodes.head[node])
+    crowd, split = 0, False
+    for i in range(count):
+        posting = nodes.first[node] if i == 0 else exact.postings.slab[offset + i]
+        same = same_print(posting, key)
+        crowd += signed(same)
+        split |= same & (signed(posting & ENTRY_MASK) == _MARK_ENTRY)
+    nodes.crowd[node] = crowd
+    nodes.split[node] = split
+
+
+@kernel
+def _descends(exact: Exact, node: int, length: int, least: int) -> bool:
+    """Whether a text goes on below a marked node: only where that takes few enough postings."""
+    depth = signed(exact.nodes.depth[node])
+    return _children(length, least, depth, signed(exact.nodes.last[node])) <= _MOST_CHILDREN[depth]
+
+
+@kernel
+def _link(pool: Pool, exact: Exact, text: Text, entry: int, size: int) -> None:
+    """Put a text into the trie whose first ``size`` nodes were just visited; ``pool.query`` is overwritten."""
     nodes, length = exact.nodes, text.length
-    size = _add_nodes(exact, 0, -1, length, least)
-    node = 0
-    while node < size:
-        depth, last, key = signed(nodes.depth[node]), signed(nodes.last[node]), nodes.key[node]
-        crowd, split = _crowd(exact, key)
-        below = _children(length, least, depth, last)
-        descends = split and below <= _MOST_CHILDREN[depth]
-        if descends:
-            size = _add_nodes(exact, size, node, length, least)
-        if not descends or least <= depth:
-            insert(exact.postings, key, _posting(entry, length, last, key))
-            if not split and crowd >= CROWDED and depth < _DEEPEST:
+    least = least_overlap(pool.rule, length)
+    for node in range(size):
+        depth, parent, key = signed(nodes.depth[node]), signed(nodes.parent[node]), nodes.key[node]
+        split = nodes.split[node] and depth < _DEEPEST
+        reached = parent < 0 or nodes.onward[parent]
+        nodes.onward[node] = reached and split and _descends(exact, node, length, least)
+        if reached and (not nodes.onward[node] or least <= depth):
+            insert(exact.postings, key, _posting(entry, length, signed(nodes.last[node]), key))
+            if not split and nodes.crowd[node] >= CROWDED and depth < _DEEPEST:
                 _split(pool, exact, node)
-        node += 1
 
 
 @kernel
 def _children(length: int, least: int, depth: int, last: int) -> int:
     return _last_place(length, least, depth + 1) - last
-
-
-@kernel
-def _crowd(exact: Exact, key: np.uint64) -> tuple[int, bool]:
-    """How many postings a node holds, and whether it is marked."""
-    head = exact.postings.heads[bucket_of(exact.postings, key)]
-    offset, count = block_of(head)
-    crowd, split = 0, False
-    for i in range(count):
-        posting = head if offset < 0 else exact.postings.slab[offset + i]
-        same = same_print(posting, key)
-        crowd += signed(same)
-        split |= same & (signed(posting & ENTRY_MASK) == _MARK_ENTRY)
-    return crowd, split
 
 
 @kernel
@@ -320,19 +348,10 @@ def _place_of_path(exact: Exact, length: int, depth: int) -> int:
 
 
 @kernel
-def _unlink(pool: Pool, exact: Exact, text: Text, entry: int) -> None:
-    """Take the text in ``pool.query`` out of the trie."""
-    least = least_overlap(pool.rule, text.length)
-    if least == 0:
-        return
-    put_in_order(pool, exact.order, text.length, exact.sorted)
-    size, node = _add_nodes(exact, 0, -1, text.length, least), 0
-    while node < size:
-        _, split = _crowd(exact, exact.nodes.key[node])
+def _unlink(pool: Pool, exact: Exact, entry: int) -> None:
+    """Take a stored text out of the trie; ``pool.query`` is overwritten."""
+    for node in range(_walk(pool, exact, reread_entry(pool, entry))):
         remove(exact.postings, exact.nodes.key[node], entry)
-        if split and exact.nodes.depth[node] < _DEEPEST:
-            size = _add_nodes(exact, size, node, text.length, least)
-        node += 1
 
 
 @kernel
@@ -345,7 +364,8 @@ def _prepare(pool: Pool, exact: Exact) -> None:
     freeze_order(pool, exact.order)
     exact.freezes[0] += 1
     for entry in range(pool.entries.size[0]):
-        _link(pool, exact, reread_entry(pool, entry), entry)
+        text = reread_entry(pool, entry)
+        _link(pool, exact, text, entry, _walk(pool, exact, text))
 
 
 @kernel
@@ -355,11 +375,11 @@ def _decide(pool: Pool, exact: Exact, batch: Batch, found: Found) -> None:
         known = pool.symbols.size[0]
         text = read_text(pool, batch, row)
         open_query(pool, text.length)
-        _meet(pool, exact, found, text)
+        size = _meet(pool, exact, found, text)
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
         if novel:
-            _link(pool, exact, text, store_text(pool, text))
+            _link(pool, exact, text, store_text(pool, text), size)
         else:
             forget_symbols(pool.symbols, known)
 
@@ -369,13 +389,13 @@ def _add(pool: Pool, exact: Exact, batch: Batch) -> None:
     for row in range(batch.start.size - 1):
         _prepare(pool, exact)
         text = read_text(pool, batch, row)
-        _link(pool, exact, text, store_text(pool, text))
+        _link(pool, exact, text, store_text(pool, text), _walk(pool, exact, text))
 
 
 @kernel
 def _take_back(pool: Pool, exact: Exact, keep: int) -> None:
     for entry in range(pool.entries.size[0] - 1, keep - 1, -1):
-        _unlink(pool, exact, reread_entry(pool, entry), entry)
+        _unlink(pool, exact, entry)
 
 
 class ExactIndex:
@@ -393,6 +413,9 @@ class ExactIndex:
                 parent=reserve_array(np.int32, _MOST_NODES),
                 head=reserve_array(np.uint64, _MOST_NODES),
                 first=reserve_array(np.uint64, _MOST_NODES),
+                crowd=reserve_array(np.int32, _MOST_NODES),
+                split=reserve_array(np.bool_, _MOST_NODES),
+                onward=reserve_array(np.bool_, _MOST_NODES),
             ),
             sorted=reserve_array(np.uint64, _MOST_NODES),
             other=reserve_array(np.uint64, _MOST_NODES),
