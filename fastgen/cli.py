@@ -153,6 +153,27 @@ def refilter(
     return 0
 
 
+@app.command
+def audit(*, run_dir: Path, rate: float = 0.01, seed: int = 0) -> int:
+    """Check a run's similarity decisions against the full scan: what its index missed, with a confidence bound.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    rate
+        Share of the decisions to check (above 0, at most 1); each costs a scan of the pool as it was then.
+    seed
+        Draws the decisions.
+    """
+    from fastgen.audit import audit as check_decisions
+
+    if not 0 < rate <= 1:
+        raise InputError(f"--rate: {rate} is not above 0 and at most 1")
+    print(check_decisions(run_dir, rate=rate, seed=seed))
+    return 0
+
+
 @seeds_app.command
 def check(file: Path, /) -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.

@@ -1,0 +1,132 @@
+"""Checks a run's similarity decisions against the full scan, to learn how often its index missed a true neighbour.
+
+A share of all decisions is drawn at random (keyed by the seed given), and each is made again by the exhaustive index
+against the very pool that the instruction was compared with then. A kept instruction that the full scan rejects is a
+miss; a rejected one that it keeps would be a wrong rejection, which cannot happen by construction. The bound is
+Clopper and Pearson's (1934): with 95 % confidence the true rate is not above it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Literal
+
+from fastgen.commits import Commit, InstructionOutcome
+from fastgen.log import TornTail
+from fastgen.novelty import NoveltyFilter
+from fastgen.plan import SIMILAR
+from fastgen.runs import OpenRun, open_run
+from fastgen.stages.instruction import item_text
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A decision that the full scan makes otherwise, and the neighbour that decides (pool index, ROUGE-L)."""
+
+    kind: Literal["missed", "wrongly rejected"]
+    instruction: str
+    neighbour: int | None
+    rouge_l: float
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was checked and what was found."""
+
+    kept_checked: int
+    rejected_checked: int
+    disagreements: tuple[Disagreement, ...]
+
+    @property
+    def misses(self) -> int:
+        """Kept instructions that the full scan rejects."""
+        return sum(found.kind == "missed" for found in self.disagreements)
+
+    @property
+    def miss_rate_bound(self) -> float:
+        """Upper 95 % confidence bound of the share of kept instructions that should have been rejected."""
+        return upper_bound(self.misses, self.kept_checked)
+
+    def __str__(self) -> str:
+        wrong = len(self.disagreements) - self.misses
+        lines = [
+            f"checked {self.kept_checked} kept and {self.rejected_checked} rejected instructions against the full scan",
+            f"missed neighbours: {self.misses}; with 95 % confidence at most {self.miss_rate_bound:.3%} of the kept",
+            f"wrong rejections: {wrong}",
+        ]
+        lines += [f"  {d.kind} (ROUGE-L {d.rouge_l:.3f}): {d.instruction}" for d in self.disagreements[:20]]
+        return "\n".join(lines)
+
+
+def audit(run_dir: Path, *, rate: float, seed: int = 0) -> Audit:
+    """Check a share ``rate`` (0..1] of the run's similarity decisions.
+
+    :raises InputError: no run there, or a damaged one.
+    """
+    run = open_run(run_dir)
+    scan = NoveltyFilter(
+        threshold=run.meaning["threshold"],
+        reject_at=run.meaning["reject_at"],
+        tokenizer=run.meaning["tokenizer"],
+        index="exhaustive",
+    )
+    scan.add_seeds([task.instruction for task in run.seeds])
+    drawn = random.Random(f"audit/{seed}")
+    counts = {"kept": 0, "rejected": 0}
+    found: list[Disagreement] = []
+    for text, kept in _decisions(run):
+        if drawn.random() < rate:
+            counts["kept" if kept else "rejected"] += 1
+            verdict = scan.decide([text])[0]
+            if verdict.novel != kept:
+                kind: Literal["missed", "wrongly rejected"] = "missed" if kept else "wrongly rejected"
+                found.append(Disagreement(kind, text, verdict.neighbour, verdict.score))
+        if kept:
+            scan.add([text])
+    return Audit(counts["kept"], counts["rejected"], tuple(found))
+
+
+def _decisions(run: OpenRun) -> Iterator[tuple[str, bool]]:
+    """(text, whether it was kept) of everything the similarity filter decided, in the order of its decisions."""
+    for item in run.folder.commits():
+        if not isinstance(item, TornTail) and isinstance(item[0].outcome, InstructionOutcome):
+            yield from _of_completion(item[0], item[0].outcome, run)
+
+
+def _of_completion(commit: Commit, outcome: InstructionOutcome, run: OpenRun) -> Iterator[tuple[str, bool]]:
+    spans = [(kept.span, True) for kept in outcome.kept]
+    spans += [(rejection.span, False) for rejection in outcome.rejected if rejection.rule == SIMILAR]
+    for span, kept in sorted(spans):
+        yield item_text(commit.completion.text, span, run.rules), kept
+
+
+def upper_bound(events: int, trials: int) -> float:
+    """Clopper-Pearson upper bound of a rate at 95 % confidence, by bisection on the binomial distribution."""
+    if trials == 0 or events >= trials:
+        return 1.0
+    low, high = events / trials, 1.0
+    while high - low > 1e-9:  # noqa: PLR2004 - far below what is shown
+        middle = (low + high) / 2
+        if _at_most(events, trials, middle) > 1 - CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(events: int, trials: int, rate: float) -> float:
+    """P(X <= events) for a binomial X; the normal approximation where the exact sum would be long."""
+    if events > 1000:  # noqa: PLR2004 - terms
+        spread = (trials * rate * (1 - rate)) ** 0.5
+        return NormalDist(trials * rate, spread).cdf(events + 0.5)
+    term = total = (1 - rate) ** trials
+    for k in range(events):
+        term *= (trials - k) / (k + 1) * rate / (1 - rate)
+        total += term
+    return total
