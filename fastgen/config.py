@@ -180,6 +180,9 @@ class MethodOptions:
     """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""
     prompts: Path | None = None
     """Folder with prompt templates and demonstrations that replace the shipped ones of the same names."""
+    decontaminate: tuple[Path, ...] = ()
+    """Files with tasks that no kept instruction may resemble: JSON lines or Parquet with a field 'instruction', or
+    tasks of Super-NaturalInstructions (.json). May be given several times."""
     num_prompt_instructions: int = 8
     """Demonstrations in an instruction prompt."""
     num_machine_instructions: int = 2
@@ -291,7 +294,18 @@ def preset_values(preset: str, api: str) -> dict[str, Any]:
 
 
 NOT_SAVED = frozenset(
-    {"seed_tasks", "prompts", "quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"}
+    {
+        "seed_tasks",
+        "prompts",
+        "decontaminate",
+        "quiet",
+        "log_json",
+        "log_file",
+        "log_level",
+        "dry_run",
+        "price_in",
+        "price_out",
+    }
 )
 """Options that a run folder does not remember: it has the seeds and prompts themselves, and display is for once."""
 
@@ -312,13 +326,13 @@ def _without_secrets(server_args: str) -> str:
     return redact(parse_server_args(server_args))
 
 
-def meaning(options: Options, *, model: str, seeds: str, prompts: str) -> dict[str, Any]:
-    """What resume must not change, flat: option name to JSON value. ``seeds`` and ``prompts`` are fingerprints."""
+def meaning(options: Options, *, model: str, seeds: str, prompts: str, forbidden: str = "") -> dict[str, Any]:
+    """What resume must not change, flat: option name to JSON value; of files, the fingerprints given."""
     values = _plain(options.method) | _plain(options.similarity) | _plain(options.rules)
     values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
     for stage, sampling in options.sampling.by_stage().items():
         values |= {f"{stage}.{name}": value for name, value in _plain(sampling).items()}
-    return values | {"seed_tasks": seeds, "prompts": prompts}
+    return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
 
 
 def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
@@ -332,7 +346,7 @@ def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place
 
 
 def _difference(name: str, saved: object, asked: object) -> str:
-    if name in {"seed_tasks", "prompts"}:
+    if name in {"seed_tasks", "prompts", "decontaminate"}:
         return f"other contents of {_flag(name)}"
     return f"{_flag(name)} {saved} (not {asked})"
 
@@ -345,5 +359,5 @@ def _plain_value(value: Any) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(value):
         return _plain(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain_value(item) for item in value]
     return str(value) if isinstance(value, Path) else value

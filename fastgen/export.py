@@ -17,6 +17,7 @@ import orjson
 
 from fastgen.errors import DiskError, InputError
 from fastgen.log import TornTail
+from fastgen.plan import CONTAMINATED
 from fastgen.records import Neighbour, SeedTask
 from fastgen.runs import OpenRun, open_run
 from fastgen.settled import RejectedInstruction, Settled, pool_id, rejected_instructions, settled_instructions
@@ -77,9 +78,15 @@ def _rejected_row(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) ->
     return {
         "instruction": rejected.instruction,
         "rule": rejected.rule,
-        "neighbour": _named(rejected.neighbour, seeds),
+        "neighbour": _neighbour_of(rejected, seeds),
         "request_id": rejected.request,
     }
+
+
+def _neighbour_of(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> dict[str, Any] | None:
+    if rejected.rule == CONTAMINATED and rejected.neighbour is not None:
+        return {"id": f"forbidden_{rejected.neighbour[0]}", "rouge_l": rejected.neighbour[1]}
+    return _named(rejected.neighbour, seeds)
 
 
 def _named(neighbour: Neighbour | None, seeds: tuple[SeedTask, ...]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a run is made from: seed tasks and prompts, from the user, the package or, on resume, the run folder itself."""
+"""What a run is made from: seeds, prompts, forbidden texts; the user's, the package's or, on resume, its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastgen.config import Options
+from fastgen.decontamination import load_forbidden
 from fastgen.errors import InputError
 from fastgen.records import SeedTask
 from fastgen.seeds import default_seed_path, load_seed_tasks
@@ -23,6 +24,7 @@ class Material:
     prompts: PromptSet
     seeds_path: Path
     prompts_path: Path | None
+    forbidden: tuple[str, ...] = ()
 
     def keep_in(self, folder: RunFolder) -> None:
         """Copy the files that were used into a new run folder, so that it stands alone.
@@ -34,7 +36,7 @@ class Material:
             prompts = {name: self._prompt_file(name) for name in FILES}
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read any more ({error.strerror})") from None
-        folder.keep(seeds, prompts)
+        folder.keep(seeds, prompts, self.forbidden)
 
     def _prompt_file(self, name: str) -> bytes:
         if self.prompts_path is not None and (self.prompts_path / name).is_file():
@@ -51,4 +53,6 @@ def load_material(folder: RunFolder, options: Options) -> Material:
     seeds_path = options.method.seed_tasks or (folder.seeds_path if begun else default_seed_path())
     prompts_path = options.method.prompts or (folder.prompts_path if begun else None)
     seeds = load_seed_tasks(seeds_path)
-    return Material(seeds, load_prompts(options.server.api, prompts_path), seeds_path, prompts_path)
+    given = options.method.decontaminate
+    forbidden = load_forbidden(given) if given else folder.forbidden()
+    return Material(seeds, load_prompts(options.server.api, prompts_path), seeds_path, prompts_path, forbidden)

@@ -22,6 +22,7 @@ from typing import Any
 from fastgen import __version__
 from fastgen.committer import Committer
 from fastgen.config import Options, check_same_meaning, meaning, saved_values
+from fastgen.decontamination import filter_of_forbidden, fingerprint
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.material import Material, load_material
@@ -152,11 +153,17 @@ class _Run:
             classification_only=method.classification_only,
         )
         seeds, prompts = self.material.seeds, self.material.prompts
-        return Plan(meant, seeds, prompts, novelty, target=self.options.job.num_instructions, clock=time.time)
+        return Plan(
+            *(meant, seeds, prompts, novelty),
+            target=self.options.job.num_instructions,
+            clock=time.time,
+            forbidden=filter_of_forbidden(self.material.forbidden, similarity),
+        )
 
     def _meaning(self, model: str) -> dict[str, Any]:
         seeds, prompts = seed_fingerprint(self.material.seeds), self.material.prompts.fingerprint
-        return meaning(self.options, model=model, seeds=seeds, prompts=prompts)
+        forbidden = fingerprint(self.material.forbidden)
+        return meaning(self.options, model=model, seeds=seeds, prompts=prompts, forbidden=forbidden)
 
     def _check_before_resume(self) -> str:
         """The run's model, if nothing else would change what it means."""

@@ -21,13 +21,25 @@ from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, Inst
 from fastgen.filters import check_instruction
 from fastgen.novelty import NoveltyFilter, Verdict
 from fastgen.pool import InstructionPool, State
-from fastgen.records import Answer, Completion, Failure, Message, Request, Sampling, SeedTask, Stage
+from fastgen.records import (
+    Answer,
+    Completion,
+    Failure,
+    Message,
+    Neighbour,
+    Request,
+    Sampling,
+    SeedTask,
+    Span,
+    Stage,
+)
 from fastgen.rules import Rules
 from fastgen.stages import classification, instance, instruction
 from fastgen.stages.instruction import ParsedItem
 from fastgen.stages.prompts import PromptSet
 
 SIMILAR = "similar"  # the rule's name in the ledger
+CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's place in their list
 NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps: more would not fit its budget a line
 MAX_SUBJECT_FAILURES = 3  # requests that may fail for good before an instruction is settled without instances
 RESUME_BATCH = 4096  # texts that the similarity filter takes in at once on resume
@@ -45,6 +57,16 @@ class Method:
     num_prompt_instructions: int = 8
     num_machine_instructions: int = 2
     classification_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An instruction as parsed, with the rule that rejects it before the similarity check, if one does."""
+
+    span: Span
+    text: str
+    rule: str | None
+    neighbour: Neighbour | None = None
 
 
 class RunningMean:
@@ -72,6 +94,7 @@ class Plan:
         *,
         target: int,
         clock: Callable[[], float],
+        forbidden: NoveltyFilter | None = None,
     ) -> None:
         self.method = method
         self.seeds = seeds
@@ -84,6 +107,7 @@ class Plan:
         self.last_refusal = ""
         self._prompts = prompts
         self._novelty = novelty
+        self._forbidden = forbidden
         self._clock = clock
         self._drawable_seeds = [i for i, s in enumerate(seeds) if s.is_classification or not method.classification_only]
         self._ready: dict[Stage, deque[int]] = {Stage.CLASSIFICATION: deque(), Stage.INSTANCE: deque()}
@@ -195,16 +219,26 @@ class Plan:
                 break
         return commits
 
-    def _parse_instructions(self, answer: Answer) -> list[ParsedItem]:
+    def _parse_instructions(self, answer: Answer) -> list[_Item]:
         """The items of an instruction completion, those that a rule other than similarity rejects marked with it."""
         if answer.request.stage is not Stage.INSTRUCTION or isinstance(answer.result, Failure):
             return []
         rules = self.method.rules
         first = len(answer.request.demonstrations) + 1
         items = instruction.parse(answer.result, rules, first_number=first)
-        return [i if i.rule else replace(i, rule=check_instruction(i.text, rules)) for i in items]
+        checked = (i if i.rule else replace(i, rule=check_instruction(i.text, rules)) for i in items)
+        return [self._check_contamination(item) for item in checked]
 
-    def _outcome(self, answer: Answer, items: list[ParsedItem], verdicts: Iterable[Verdict], number: int) -> Outcome:
+    def _check_contamination(self, item: ParsedItem) -> _Item:
+        """One text at a time: candidates may not count as neighbours of each other here."""
+        if item.rule is not None or self._forbidden is None:
+            return _Item(item.span, item.text, item.rule)
+        verdict = self._forbidden.decide([item.text])[0]
+        if verdict.novel or verdict.neighbour is None:
+            return _Item(item.span, item.text, None)
+        return _Item(item.span, item.text, CONTAMINATED, (verdict.neighbour, verdict.score))
+
+    def _outcome(self, answer: Answer, items: list[_Item], verdicts: Iterable[Verdict], number: int) -> Outcome:
         if isinstance(answer.result, Failure):
             return self._failure(answer.request, answer.result)
         match answer.request.stage:
@@ -325,13 +359,13 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
     )
 
 
-def _admit(items: Sequence[ParsedItem], verdicts: Iterable[Verdict], number: int) -> InstructionOutcome:
+def _admit(items: Sequence[_Item], verdicts: Iterable[Verdict], number: int) -> InstructionOutcome:
     kept: list[Kept] = []
     rejected: list[Rejection] = []
     remaining = iter(verdicts)
     for item in items:
         if item.rule is not None:
-            rejected.append(Rejection(item.span, item.rule))
+            rejected.append(Rejection(item.span, item.rule, item.neighbour))
             continue
         verdict = next(remaining)
         if verdict.novel:

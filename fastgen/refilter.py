@@ -16,6 +16,7 @@ from typing import Any
 from fastgen import __version__
 from fastgen.commits import Commit, InstructionOutcome
 from fastgen.config import RefilterOptions
+from fastgen.decontamination import filter_of_forbidden
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.log import TornTail
@@ -66,9 +67,8 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions) -> Ledger:
         raise InputError(f"--output {output}: holds a run already; name a new folder")
     store = Store(folder)
     try:
-        folder.keep(
-            run.folder.seeds_path.read_bytes(), {p.name: p.read_bytes() for p in run.folder.prompts_path.iterdir()}
-        )
+        prompts = {path.name: path.read_bytes() for path in run.folder.prompts_path.iterdir()}
+        folder.keep(run.folder.seeds_path.read_bytes(), prompts, run.folder.forbidden())
         header = run.folder.header()
         changes = options.values()
         store.begin(header.meaning | changes, header.options | changes, __version__)
@@ -121,4 +121,5 @@ def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: 
     novelty = NoveltyFilter(**{f.name: getattr(options.similarity, f.name) for f in fields(options.similarity)})
     prompts = load_prompts(run.meaning["api"], run.folder.prompts_path)
     method = Method(rules=options.rules, sampling={})
-    return Plan(method, run.seeds, prompts, novelty, target=_UNLIMITED, clock=clock)
+    forbidden = filter_of_forbidden(run.folder.forbidden(), options.similarity)
+    return Plan(method, run.seeds, prompts, novelty, target=_UNLIMITED, clock=clock, forbidden=forbidden)

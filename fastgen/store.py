@@ -5,6 +5,7 @@
     run.json             format, run id, the run's meaning (what resume must not change) and its options; no secrets
     seed_tasks.jsonl     the seeds as they were, so that the folder stands alone
     prompts/             the prompts and demonstrations as they were
+    decontaminate.json   the texts that no kept instruction may resemble, if there are any
     log/                 the truth (see `fastgen.log`)
     ledger.json          a snapshot of the counts with its log position; rebuilt from the log when it does not fit
     lock                 held by the process that writes
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import threading
@@ -45,7 +47,6 @@ from fastgen.log import (
 )
 
 RUN_FORMAT = 1
-_START = Position(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class RunFolder:
         self.seeds_path = path / "seed_tasks.jsonl"
         self.prompts_path = path / "prompts"
         self.server_log_path = path / "server.log"
+        self._forbidden_path = path / "decontaminate.json"
         self._header_path = path / "run.json"
         self._ledger_path = path / "ledger.json"
 
@@ -133,7 +135,7 @@ class RunFolder:
 
         :raises DamagedLogError: the log is damaged, with file and line.
         """
-        known = self.ledger_snapshot()[1]  # read first: a run that goes on may only be further
+        known = self.ledger_snapshot()[1]  # read first: the log of a run that goes on may only be further
         at_least = known.segment + 1 if known and known.offset else 0
         for item in read_log(self.log_path, run_id=self.header().run_id, start=start, at_least=at_least):
             if isinstance(item, TornTail):
@@ -148,8 +150,8 @@ class RunFolder:
                     f"not a commit that this version of fastgen can read ({error!r}); upgrade fastgen"
                 ) from None
 
-    def keep(self, seeds: bytes, prompts: Mapping[str, bytes]) -> None:
-        """Keep the seed file and the prompt files (name to content) that a new run is made with.
+    def keep(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
+        """Keep the seed file, prompt files (name to content) and forbidden texts that a new run is made with.
 
         :raises DiskError: the folder cannot be written.
         """
@@ -160,6 +162,20 @@ class RunFolder:
         _write_atomically(self.seeds_path, seeds)
         for name, content in prompts.items():
             _write_atomically(self.prompts_path / name, content)
+        if forbidden:
+            _write_atomically(self._forbidden_path, json.dumps(list(forbidden)).encode())
+
+    def forbidden(self) -> tuple[str, ...]:
+        """The texts that no kept instruction may resemble.
+
+        :raises RunFolderError: the file is damaged.
+        """
+        if not self._forbidden_path.exists():
+            return ()
+        try:
+            return tuple(json.loads(self._forbidden_path.read_bytes()))
+        except (OSError, ValueError):
+            raise RunFolderError(f"{self._forbidden_path}: damaged; restore it from a copy") from None
 
     def ledger(self) -> Ledger:
         """The counts as of now, from the snapshot and what the log has beyond it."""
@@ -223,6 +239,7 @@ class Store:
         self._closed = False
         self._closing = threading.Lock()  # the run lock is let go only when no thread of ours touches the log any more
         self.torn: TornTail | None = None
+        self.lost_bytes = 0  # that the log had when the counts were last saved and, after a power cut, has no more
         self.ledger = Ledger()
         self.server_figures: dict[str, Any] = folder.server_figures()
 
@@ -236,6 +253,7 @@ class Store:
         :raises DamagedLogError: the log is damaged other than at its torn end.
         """
         self._run_id = self.folder.header().run_id
+        known = self.folder.ledger_snapshot()[1]
         for item in self.folder.commits():
             if isinstance(item, TornTail):
                 self.torn = item
@@ -244,6 +262,9 @@ class Store:
             self._commits += 1
             self.ledger.apply(commit)
             yield commit
+        end = self._end or Position(0, 0, 0)
+        if known is not None and known.segment == end.segment:
+            self.lost_bytes = max(0, known.offset - end.offset)
         with self._closing:
             if not self._closed:
                 self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
@@ -270,7 +291,8 @@ class Store:
     def save_ledger(self) -> None:
         """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended."""
         if self.ledger.commits == self._commits:
-            self.folder.save_ledger(self.ledger, self._end or _START, self._run_id, self.server_figures)
+            end = self._end or Position(0, 0, 0)
+            self.folder.save_ledger(self.ledger, end, self._run_id, self.server_figures)
 
     def compress_closed(self) -> None:
         """Compress closed segments that are still plain."""

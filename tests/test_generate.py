@@ -293,6 +293,25 @@ def test_a_key_may_come_from_a_file_and_events_go_to_a_log_file_without_it(tmp_p
     assert "--api-key-file" in missing.stderr
 
 
+def test_forbidden_texts_are_kept_out_remembered_and_part_of_what_a_run_means(server: str, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    assert generate(first, server, 6, "--concurrency", "1").returncode == 0
+    forbidden = tmp_path / "forbidden.jsonl"
+    forbidden.write_bytes(b"".join(orjson.dumps({"instruction": row["instruction"]}) + b"\n" for row in export(first)))
+    run = tmp_path / "run"
+    assert generate(run, server, 6, "--concurrency", "1", "--decontaminate", str(forbidden)).returncode == 0
+    assert not {row["instruction"] for row in export(run)} & {row["instruction"] for row in export(first)}
+    contaminated = [row for row in export(run, "--format", "rejected") if row["rule"] == "contaminated"]
+    assert contaminated
+    assert contaminated[0]["neighbour"]["id"].startswith("forbidden_")
+    forbidden.unlink()
+    assert fastgen("generate", "--run-dir", run, "--num-instructions", "8").returncode == 0
+    forbidden.write_bytes(b'{"instruction": "Another text altogether."}\n')
+    other = fastgen("generate", "--run-dir", run, "--num-instructions", "9", "--decontaminate", forbidden)
+    assert other.returncode == 2
+    assert "--decontaminate" in other.stderr
+
+
 def test_an_unknown_model_and_an_empty_run_are_told_in_one_line(server: str, tmp_path: Path) -> None:
     unknown = generate(tmp_path / "run", server, 5, "--model", "nope")
     assert unknown.returncode == 2
