@@ -23,7 +23,7 @@ FIELD = "instruction"
 
 
 def load_forbidden(paths: Iterable[Path]) -> tuple[str, ...]:
-    """The ``instruction`` of each row of JSON-lines or Parquet files; the definition of a Super-NaturalInstructions task.
+    """The ``instruction`` of each row of JSON-lines or Parquet files, the definition of each SuperNI task (.json).
 
     :raises InputError: a file cannot be read or used, with file and line.
     """
