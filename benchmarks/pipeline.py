@@ -5,8 +5,9 @@
 Two things take turns, in this process, against one test server without latency in another process:
 
 - *bare*: aiohttp, uvloop, orjson; POST, read, parse JSON, nothing else: the floor for any client on aiohttp.
-- *generate*: everything on: prompts drawn and built, requests sent, answers parsed, every rule, the ROUGE-L check against
-  the growing pool, commits written and synced, the plan and the ledger. From an open event loop to the closed folder.
+- *generate*: everything on: prompts drawn and built, requests sent, answers parsed, every rule, the ROUGE-L check
+  against the growing pool, commits written and synced, the plan and the ledger. From an open event loop to the closed
+  folder.
 
 The bodies are those of a `generate` run, recorded in a pass of its own. CPU is the process's own (user and system, all
 its threads); figures are medians over the repeats. The server shares the machine: on two cores it has one to itself.

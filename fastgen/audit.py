@@ -9,17 +9,19 @@ Clopper and Pearson's (1934): with 95 % confidence the true rate is not above it
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 from fastgen.commits import Commit, InstructionOutcome
 from fastgen.log import TornTail
 from fastgen.novelty import NoveltyFilter
 from fastgen.plan import SIMILAR
-from fastgen.runs import OpenRun, open_run
+from fastgen.records import SeedTask
+from fastgen.rules import Rules
+from fastgen.runs import open_run
 from fastgen.stages.instruction import item_text
 
 CONFIDENCE = 0.95
@@ -64,46 +66,71 @@ class Audit:
         return "\n".join(lines)
 
 
+class Auditor:
+    """Follows a run's similarity decisions in their order and makes a share of them again by the full scan.
+
+    ``rate`` (0..1] is that share, drawn with ``seed``. Holds a pool of its own: about 100 bytes an instruction. One
+    thread at a time.
+    """
+
+    def __init__(self, similarity: Mapping[str, Any], seeds: Sequence[SeedTask], *, rate: float, seed: int = 0) -> None:
+        rule = {name: similarity[name] for name in ("threshold", "reject_at", "tokenizer")}
+        self._scan = NoveltyFilter(**rule, index="exhaustive")
+        self._scan.add_seeds([task.instruction for task in seeds])
+        self._rate = rate
+        self._drawn = random.Random(f"audit/{seed}")
+        self._kept = self._rejected = 0
+        self._found: list[Disagreement] = []
+
+    def learn(self, texts: Sequence[str]) -> None:
+        """Take kept instructions into the pool unchecked: what an earlier session decided."""
+        self._scan.add(texts)
+
+    def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
+        """Follow one commit; what is found now is returned."""
+        found = [d for text, kept in _decisions(commit, rules) if (d := self._follow(text, kept=kept)) is not None]
+        self._found += found
+        return found
+
+    def _follow(self, text: str, *, kept: bool) -> Disagreement | None:
+        found = self._check(text, kept=kept) if self._drawn.random() < self._rate else None
+        if kept:
+            self._scan.add([text])
+        return found
+
+    def _check(self, text: str, *, kept: bool) -> Disagreement | None:
+        self._kept += kept
+        self._rejected += not kept
+        verdict = self._scan.decide([text])[0]
+        if verdict.novel == kept:
+            return None
+        return Disagreement("missed" if kept else "wrongly rejected", text, verdict.neighbour, verdict.score)
+
+    def result(self) -> Audit:
+        """What was checked so far."""
+        return Audit(self._kept, self._rejected, tuple(self._found))
+
+
 def audit(run_dir: Path, *, rate: float, seed: int = 0) -> Audit:
     """Check a share ``rate`` (0..1] of the run's similarity decisions.
 
     :raises InputError: no run there, or a damaged one.
     """
     run = open_run(run_dir)
-    scan = NoveltyFilter(
-        threshold=run.meaning["threshold"],
-        reject_at=run.meaning["reject_at"],
-        tokenizer=run.meaning["tokenizer"],
-        index="exhaustive",
-    )
-    scan.add_seeds([task.instruction for task in run.seeds])
-    drawn = random.Random(f"audit/{seed}")
-    counts = {"kept": 0, "rejected": 0}
-    found: list[Disagreement] = []
-    for text, kept in _decisions(run):
-        if drawn.random() < rate:
-            counts["kept" if kept else "rejected"] += 1
-            verdict = scan.decide([text])[0]
-            if verdict.novel != kept:
-                kind: Literal["missed", "wrongly rejected"] = "missed" if kept else "wrongly rejected"
-                found.append(Disagreement(kind, text, verdict.neighbour, verdict.score))
-        if kept:
-            scan.add([text])
-    return Audit(counts["kept"], counts["rejected"], tuple(found))
-
-
-def _decisions(run: OpenRun) -> Iterator[tuple[str, bool]]:
-    """(text, whether it was kept) of everything the similarity filter decided, in the order of its decisions."""
+    auditor = Auditor(run.meaning, run.seeds, rate=rate, seed=seed)
     for item in run.folder.commits():
-        if not isinstance(item, TornTail) and isinstance(item[0].outcome, InstructionOutcome):
-            yield from _of_completion(item[0], item[0].outcome, run)
+        if not isinstance(item, TornTail):
+            auditor.see(item[0], run.rules)
+    return auditor.result()
 
 
-def _of_completion(commit: Commit, outcome: InstructionOutcome, run: OpenRun) -> Iterator[tuple[str, bool]]:
-    spans = [(kept.span, True) for kept in outcome.kept]
-    spans += [(rejection.span, False) for rejection in outcome.rejected if rejection.rule == SIMILAR]
-    for span, kept in sorted(spans):
-        yield item_text(commit.completion.text, span, run.rules), kept
+def _decisions(commit: Commit, rules: Rules) -> Iterator[tuple[str, bool]]:
+    """(text, whether it was kept) of what the similarity filter decided about a completion, in order."""
+    if isinstance(commit.outcome, InstructionOutcome):
+        spans = [(kept.span, True) for kept in commit.outcome.kept]
+        spans += [(rejection.span, False) for rejection in commit.outcome.rejected if rejection.rule == SIMILAR]
+        for span, kept in sorted(spans):
+            yield item_text(commit.completion.text, span, rules), kept
 
 
 def upper_bound(events: int, trials: int) -> float:

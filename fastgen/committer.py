@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastgen.commits import Commit
@@ -20,11 +20,20 @@ LEDGER_EVERY_S = 5.0
 class Committer:
     """Judges and appends in the worker thread ``judge`` (kernels and disk, off the loop), applies in the loop."""
 
-    def __init__(self, store: Store, plan: Plan, judge: ThreadPoolExecutor, *, max_fruitless: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        judge: ThreadPoolExecutor,
+        *,
+        max_fruitless: int,
+        observe: Callable[[Commit], None] | None = None,
+    ) -> None:
         self._store = store
         self._plan = plan
         self._judge = judge
         self._max_fruitless = max_fruitless
+        self._observe = observe
         self._ledger_saved_s = 0.0
 
     async def __call__(self, answers: Sequence[Answer]) -> bool:
@@ -36,6 +45,8 @@ class Committer:
         for commit in commits:
             self._plan.apply(commit)
             self._store.ledger.apply(commit)
+            if self._observe is not None:
+                self._observe(commit)
         self._save_ledger_at_times()
         self._check_that_it_leads_somewhere()
         return self._plan.done

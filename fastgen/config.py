@@ -154,6 +154,9 @@ class SpeedOptions:
     """Seconds one request may take; default: derived from its max_tokens."""
     max_fruitless: int = 1000
     """Instruction completions in a row without one kept instruction before the run stops (resumable, exit code 3)."""
+    audit_rate: float = 0.0
+    """Share of the similarity decisions to make again by the full scan, in the background (0: none; 0.001 is
+    plenty)."""
     sync_interval: float = 1.0
     """Seconds between forced writes to disk: what a power cut can cost; a killed process loses nothing committed."""
 
@@ -161,6 +164,8 @@ class SpeedOptions:
         if self.concurrency is not None:
             _at_least("--concurrency", self.concurrency, 1)
         _at_least("--max-attempts", self.max_attempts, 1)
+        if not 0 <= self.audit_rate <= 1:
+            raise InputError(f"--audit-rate: {self.audit_rate} is not within 0 to 1")
         _at_least("--max-fruitless", self.max_fruitless, 1)
         for name in ("outage_timeout", "drain_timeout", "sync_interval"):
             _above(_flag(name), getattr(self, name), 0)

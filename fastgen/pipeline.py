@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
 from fastgen.committer import Committer
@@ -32,6 +32,9 @@ from fastgen.scheduler import Limits, Scheduler
 from fastgen.seeds import seed_fingerprint
 from fastgen.serving import Serving, serve
 from fastgen.store import RunFolder, Store
+
+if TYPE_CHECKING:
+    from fastgen.background_audit import BackgroundAudit
 
 log = logging.getLogger(__name__)
 _FIGURES_EVERY_S = 5.0
@@ -191,6 +194,19 @@ class _Run:
         self.store.begin(asked, saved_values(self.options), __version__)
         plan.resume(self.store.replay())
 
+    def _start_audit(self, plan: Plan) -> BackgroundAudit | None:
+        rate = self.options.speed.audit_rate
+        if not rate:
+            return None
+        from fastgen.audit import Auditor
+        from fastgen.background_audit import BackgroundAudit
+
+        auditor = Auditor(asdict(self.options.similarity), self.material.seeds, rate=rate, seed=len(plan.pool))
+        auditor.learn([plan.pool.text(number) for number in range(len(plan.pool))])
+        audit = BackgroundAudit(auditor, self.options.rules, self.reporter.say)
+        audit.start()
+        return audit
+
     async def _saturate(self, plan: Plan, serving: Serving, stopper: Stopper) -> None:
         speed, store = self.options.speed, self.store
         limits = Limits(
@@ -200,7 +216,9 @@ class _Run:
             drain_timeout_s=speed.drain_timeout,
         )
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge:
-            committer = Committer(store, plan, judge, max_fruitless=speed.max_fruitless)
+            audit = self._start_audit(plan)
+            observe = audit.observe if audit is not None else None
+            committer = Committer(store, plan, judge, max_fruitless=speed.max_fruitless, observe=observe)
             scheduler = Scheduler(plan, serving.backend, committer, limits, jitter=random.Random())
             stopper.scheduler = scheduler
             meter = ProgressMeter(store.ledger, plan.target, time.monotonic())
@@ -214,6 +232,8 @@ class _Run:
             ) as run:
                 await run
             store.server_figures = await serving.figures() or store.server_figures
+            if audit is not None:
+                self.reporter.say(str(await asyncio.to_thread(audit.finish)))
         self.reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))
 
 

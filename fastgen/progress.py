@@ -44,7 +44,7 @@ class Progress:
     @property
     def eta(self) -> str:
         """Time to the target, as hours:minutes:seconds, or a dash."""
-        return "-" if self.eta_s is None else _duration(self.eta_s)
+        return "-" if self.eta_s is None else duration(self.eta_s)
 
     def details(self) -> str:
         """Everything but the count and the ETA, for people."""
@@ -256,7 +256,8 @@ def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     return LiveReporter() if sys.stderr.isatty() else PlainReporter(sys.stderr)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as minutes:seconds or hours:minutes:seconds."""
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"

@@ -10,7 +10,7 @@ import pytest
 from fastgen import cli
 from fastgen.audit import audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
-from fastgen.config import JobOptions, Options, ServerOptions
+from fastgen.config import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.log import TornTail
 from fastgen.pipeline import Place, Stopper, generate
 from fastgen.progress import QuietReporter
@@ -59,6 +59,32 @@ def test_a_double_that_was_let_through_is_found(run: Path) -> None:
     found = audit(run, rate=1.0)
     assert [(d.kind, d.rouge_l) for d in found.disagreements] == [("missed", 1.0)]
     assert "missed (ROUGE-L 1.000)" in str(found)
+
+
+def test_a_live_audit_follows_the_run_over_a_resume_and_says_what_it_found(tmp_path: Path) -> None:
+    folder, said = tmp_path / "run", []
+
+    class Listener(QuietReporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    async def main(target: int) -> None:
+        async with FaultServer(write=Writer(1, 0.3).answer) as server:
+            options = Options(
+                job=JobOptions(num_instructions=target),
+                server=ServerOptions(base_url=(server.base_url,)),
+                speed=SpeedOptions(audit_rate=1.0),
+            )
+            await generate(Place(folder, folder), options, Listener(), Stopper(QuietReporter()))
+
+    asyncio.run(main(20))
+    first = RunFolder(folder).ledger()
+    asyncio.run(main(40))
+    second = RunFolder(folder).ledger()
+    reports = [text for text in said if text.startswith("checked ")]
+    assert reports[0].startswith(f"checked {first.kept} kept and {first.rejected['similar']} rejected")
+    assert reports[1].startswith(f"checked {second.kept - first.kept} kept")
+    assert all("missed neighbours: 0" in text and "wrong rejections: 0" in text for text in reports)
 
 
 @pytest.mark.parametrize(
