@@ -28,7 +28,7 @@ from benchmarks.client import LoopResult, bare_loop
 from benchmarks.harness import Stopwatch, finish, print_table, test_server
 from fastgen.backends import openai
 from fastgen.backends.wire import encode_request
-from fastgen.config import JobOptions, Options, ServerOptions, SpeedOptions
+from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.pipeline import Place, Stopper, generate
 from fastgen.progress import QuietReporter
 from fastgen.store import RunFolder

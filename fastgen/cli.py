@@ -9,23 +9,18 @@ import logging
 import os
 import signal
 import sys
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from fastgen import __version__
-from fastgen.config import JOB, Options, RefilterOptions, ServerOptions, SimilarityOptions, preset_values
+from fastgen import __version__, option_sources
 from fastgen.errors import FastgenError, InputError
-from fastgen.rules import PRESETS, Rules
+from fastgen.options import JOB, Options, RefilterOptions, ServerOptions
 
 if TYPE_CHECKING:
-    from cyclopts.argument import ArgumentCollection
-
     from fastgen.pipeline import Outcome, Place
 
 INTERRUPTED = 130
@@ -336,68 +331,7 @@ def _read_key(path: Path) -> str:
     return key
 
 
-# -- where option values come from --------------------------------------------------------------------------------
-
-
-def _given(arguments: ArgumentCollection, name: str) -> str | None:
-    """The value that a flag has so far, as text."""
-    for argument in arguments:
-        if name in argument.names and argument.tokens:
-            return argument.tokens[0].value
-    return None
-
-
-def _fill_from(values: dict[str, Any], source: str, allow_unknown: bool = False) -> Callable[..., None]:
-    return cyclopts.config.Dict(values, source=source, use_commands_as_keys=False, allow_unknown=allow_unknown)
-
-
-def _config_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """After the flags: ``--config``, then the run folder, then the preset; each fills only what is still open."""
-    if commands == ("refilter",):
-        _refilter_sources(app, commands, arguments)
-    if commands != ("generate",):
-        return
-    if (config := _given(arguments, "--config")) is not None:
-        _fill_from(_read_toml(Path(config)), config)(app, commands, arguments)
-    if (run_dir := _given(arguments, "--run-dir")) is not None:
-        _fill_from(_saved_options(Path(run_dir)), f"{run_dir}/run.json")(app, commands, arguments)
-    preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
-    if preset in PRESETS:
-        _fill_from(preset_values(preset, api), f"--preset {preset}")(app, commands, arguments)
-
-
-def _refilter_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """After the flags: a preset that was asked for, then the run's own rules."""
-    values: dict[str, Any] = {}
-    if (run_dir := _given(arguments, "--run-dir")) is not None:
-        values |= _saved_options(Path(run_dir))
-    preset = _given(arguments, "--preset")
-    if preset is not None and preset in PRESETS:
-        values |= preset_values(preset, "completions")
-    names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
-    _fill_from({name: values[name] for name in names if name in values}, "the run's options")(app, commands, arguments)
-
-
-def _saved_options(run_dir: Path) -> dict[str, Any]:
-    from fastgen.store import RunFolder
-
-    folder = RunFolder(run_dir)
-    return folder.header().options if folder.exists() else {}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--config {path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--config {path}: {error}") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
-
-
-app.config = (_config_sources,)
+app.config = (option_sources.fill,)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

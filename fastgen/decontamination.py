@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.config import SimilarityOptions
 from fastgen.errors import InputError
+from fastgen.options import SimilarityOptions
 from fastgen.tables import read_texts
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from fastgen.config import Options
 from fastgen.decontamination import load_forbidden
 from fastgen.errors import InputError
+from fastgen.options import Options
 from fastgen.records import SeedTask
 from fastgen.seeds import default_seed_path, load_seed_tasks
 from fastgen.stages.prompt_files import FILES

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
 from fastgen.committer import Committer
-from fastgen.config import Options, check_same_meaning, meaning, saved_values
+from fastgen.config import check_same_meaning, meaning, saved_values
 from fastgen.decontamination import filter_of_forbidden, fingerprint
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.material import Material, load_material
+from fastgen.options import Options
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
 from fastgen.scheduler import Limits, Scheduler

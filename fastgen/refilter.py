@@ -15,12 +15,12 @@ from typing import Any
 
 from fastgen import __version__
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.config import RefilterOptions
 from fastgen.decontamination import filter_of_forbidden
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.log import TornTail
 from fastgen.novelty import NoveltyFilter
+from fastgen.options import RefilterOptions
 from fastgen.plan import Method, Plan
 from fastgen.records import Answer, Failure, Request, Sampling
 from fastgen.runs import OpenRun, open_run

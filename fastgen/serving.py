@@ -16,8 +16,8 @@ from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import ModelInfo, OpenAIBackend
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.backends.router import Router
-from fastgen.config import Options
 from fastgen.errors import InputError
+from fastgen.options import Options
 from fastgen.server import ManagedServer, choose_server, start_server
 from fastgen.store import RunFolder
 

@@ -10,8 +10,8 @@ import pytest
 from fastgen import cli
 from fastgen.audit import audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
-from fastgen.config import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.log import TornTail
+from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.pipeline import Place, Stopper, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Completion, Stage

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from fastgen import cli
-from fastgen.config import Options, check_same_meaning, meaning, preset_values, saved_values
+from fastgen import cli, option_sources
+from fastgen.config import check_same_meaning, meaning, preset_values, saved_values
 from fastgen.errors import InputError
+from fastgen.options import Options
 from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 
 
@@ -72,7 +73,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(monkeypatch: pytes
 def test_every_saved_option_reads_back_as_the_same_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = ["--preset", "paper", "--base-url", "http://a", "--instruction.stop", "x", "--seed", "5", "--quiet"]
     options = options_for(monkeypatch, "--run-dir", str(tmp_path), *flags)
-    monkeypatch.setattr(cli, "_saved_options", lambda _run_dir: saved_values(options))
+    monkeypatch.setattr(option_sources, "saved_options", lambda _run_dir: saved_values(options))
     again = options_for(monkeypatch, "--run-dir", str(tmp_path), "--quiet")
     assert again == options
 

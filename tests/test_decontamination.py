@@ -8,10 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fastgen.config import SimilarityOptions
 from fastgen.decontamination import filter_of_forbidden, fingerprint, load_forbidden
 from fastgen.errors import InputError
 from fastgen.novelty import NoveltyFilter
+from fastgen.options import SimilarityOptions
 from fastgen.plan import CONTAMINATED, Method, Plan
 from fastgen.records import Answer, Completion, Instance, SeedTask
 from fastgen.rules import PRESETS, SAMPLING_PRESETS

@@ -10,8 +10,8 @@ import pytest
 
 from fastgen import cli
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.config import JobOptions, Options, ServerOptions
 from fastgen.log import TornTail
+from fastgen.options import JobOptions, Options, ServerOptions
 from fastgen.pipeline import Place, Stopper, generate
 from fastgen.progress import QuietReporter
 from fastgen.rouge import rouge_l_f1, tokenise
