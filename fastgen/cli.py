@@ -5,25 +5,19 @@ Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
 
 from fastgen import __version__, option_sources
 from fastgen.errors import FastgenError, InputError
-from fastgen.options import JOB, Options, RefilterOptions, ServerOptions
+from fastgen.options import JOB, Options, RefilterOptions, ServerOptions, SimilarityOptions
 
-if TYPE_CHECKING:
-    from fastgen.pipeline import Outcome, Place
-
-INTERRUPTED = 130
 _HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
 classification tasks from others, writes instances, and everything low-quality or too similar is filtered out.
 
@@ -63,11 +57,11 @@ def generate(
         TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
         0.9).
     """
+    from fastgen import session
     from fastgen.pipeline import Place, require_target
 
     require_target(options)
-    place = Place(run_dir, _cache_dir(), _api_key(options.server))
-    return _dry_run(place, options) if options.job.dry_run else _run(place, options)
+    return session.run(Place(run_dir, _cache_dir(), _api_key(options.server)), options)
 
 
 @app.command
@@ -169,6 +163,52 @@ def audit(*, run_dir: Path, rate: float = 0.01, seed: int = 0) -> int:
     return 0
 
 
+@app.command
+def dedup(
+    source: Path,
+    /,
+    *,
+    output: Path,
+    rejected: Path,
+    field: str = "instruction",
+    against: tuple[Path, ...] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+    similarity: SimilarityOptions = SimilarityOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order; goes on when it was killed.
+
+    Parameters
+    ----------
+    source
+        Data set to filter: JSON lines (also .gz, .zst) or Parquet.
+    output
+        File for the rows that are kept, just as they are.
+    rejected
+        File for the others, each with its neighbour and ROUGE-L.
+    field
+        Top-level key (column) whose text is compared.
+    against
+        Data sets that rows are compared with but that are not written; may be given several times.
+    overwrite
+        Replace outputs that are there.
+    quiet
+        Say nothing but errors and the last line.
+    """
+    from fastgen.dedup import dedup as run_dedup
+    from fastgen.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        counts = run_dedup(
+            source, output, rejected, similarity, reporter, field=field, against=against, overwrite=overwrite
+        )
+    finally:
+        reporter.close()
+    print(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected", file=sys.stderr)
+    return 0
+
+
 @seeds_app.command
 def check(file: Path, /) -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
@@ -203,97 +243,6 @@ def embedded_remove() -> int:
 
     print(f"{remove_embedded(_cache_dir()) / 1e9:.2f} GB freed")
     return 0
-
-
-def _run(place: Place, options: Options) -> int:
-    outcome = _carry_out(place, options)
-    if outcome is None or outcome.interrupted:
-        print(_how_to_go_on(place.run_dir), file=sys.stderr)
-        return INTERRUPTED
-    print(
-        f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
-        f"{place.run_dir} --output FILE",
-        file=sys.stderr,
-    )
-    return 0
-
-
-def _carry_out(place: Place, options: Options) -> Outcome | None:
-    """How the run ended; ``None``: it was cancelled."""
-    import uvloop
-
-    from fastgen.progress import LoggedReporter, ReporterHandler, choose_reporter
-
-    shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
-    handlers: list[logging.Handler] = [ReporterHandler(shown)]
-    if options.job.log_file is not None:
-        handlers.append(_log_to(options.job.log_file, options.job.log_level))
-    logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    try:
-        return uvloop.run(_generate(place, options, LoggedReporter(shown)))
-    finally:
-        shown.close()
-
-
-def _log_to(path: Path, level: str) -> logging.Handler:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--log-file {path}: cannot be written ({error.strerror})") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.setLevel(level.upper())
-    return handler
-
-
-def _dry_run(place: Place, options: Options) -> int:
-    """Carry out a small run in a temporary folder and extrapolate; the run folder is not touched."""
-    import tempfile
-    from dataclasses import replace
-
-    from fastgen.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
-    from fastgen.store import RunFolder
-
-    job = options.job
-    small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
-    with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:
-        folder = RunFolder(Path(name) / "run")
-        outcome = _carry_out(replace(place, run_dir=folder.path), small)
-        if outcome is None or outcome.interrupted:
-            print("interrupted; a dry run leaves nothing behind", file=sys.stderr)
-            return INTERRUPTED
-        log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
-        hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
-    prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
-    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices)
-    print(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
-    return 0
-
-
-def _how_to_go_on(run_dir: Path) -> str:
-    from fastgen.store import RunFolder
-
-    if not RunFolder(run_dir).exists():
-        return "interrupted before the run began; nothing was made"
-    return f"interrupted; everything committed is kept, go on with: fastgen generate --run-dir {run_dir}"
-
-
-async def _generate(place: Place, options: Options, reporter: Any) -> Outcome | None:  # noqa: ANN401
-    import asyncio
-
-    from fastgen.pipeline import Stopper
-    from fastgen.pipeline import generate as run
-
-    stopper = Stopper(reporter)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopper)
-    try:
-        return await run(place, options, reporter, stopper)
-    except asyncio.CancelledError:
-        if not stopper.stopped:
-            raise
-        return None
 
 
 def _cache_dir() -> Path:
@@ -348,7 +297,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except FastgenError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -233,6 +233,9 @@ class _Run:
             ) as run:
                 await run
             store.server_figures = await serving.figures() or store.server_figures
+            if faults := scheduler.statistics().faults:
+                listed = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
+                self.reporter.say(f"server faults met, retried where that helps: {listed}")
             if audit is not None:
                 self.reporter.say(str(await asyncio.to_thread(audit.finish)))
         self.reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Outcome, Rejection
@@ -266,12 +267,17 @@ class Plan:
     def resume(self, commits: Iterable[Commit]) -> None:
         """Take up a run where its log ends."""
         texts: list[str] = []
-        for commit in commits:
-            self._instructions_out += commit.stage is Stage.INSTRUCTION
-            self._apply(commit, texts)
-            if len(texts) >= RESUME_BATCH:
-                self._novelty.add(texts)
-                texts.clear()
+        with ThreadPoolExecutor(max_workers=1) as indexing:  # kernels without the GIL, beside the parsing
+            pending: Future[None] | None = None
+            for commit in commits:
+                self._instructions_out += commit.stage is Stage.INSTRUCTION
+                self._apply(commit, texts)
+                if len(texts) >= RESUME_BATCH:
+                    if pending is not None:
+                        pending.result()
+                    pending, texts = indexing.submit(self._novelty.add, texts), []
+            if pending is not None:
+                pending.result()
         self._novelty.add(texts)
         waiting = {
             State.KEPT: Stage.CLASSIFICATION,

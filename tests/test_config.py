@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastgen import cli, option_sources
+from fastgen import cli, option_sources, session
 from fastgen.config import check_same_meaning, meaning, preset_values, saved_values
 from fastgen.errors import InputError
 from fastgen.options import Options
@@ -23,7 +23,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Option
         seen.append(options)
         return 0
 
-    monkeypatch.setattr(cli, "_run", catch)
+    monkeypatch.setattr(session, "run", catch)
     code = cli.run(["generate", *arguments])
     return code, seen[0] if seen else None
 
