@@ -33,6 +33,7 @@ from fastgen.errors import DamagedLogError, DiskError, RunFolderError
 
 LOG_FORMAT = 1
 SEGMENT_BYTES = 64 * 1024 * 1024
+_REMEDY = "restore it from a copy, or keep the run up to there by deleting all later segments and ledger.json"
 _CRC_LENGTH = len(b'{"crc":"01234567",')
 
 
@@ -108,8 +109,8 @@ def read_log(
 ) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
     """Every line from ``start`` (default: the beginning) with the position after it; at the end the torn tail, if any.
 
-    Reads while another process appends: what that process is in the middle of writing looks like a torn tail. Whoever
-    knows that there were ``at_least`` so many segments is told when the last ones are gone.
+    Reads while another process appends: what that process is in the middle of writing looks like a torn tail. Fewer
+    segments than ``at_least`` are damage: nothing in the others shows that the last ones are gone.
 
     :raises DamagedLogError: a checksum, the chain, a header or a whole segment is wrong or missing.
     :raises RunFolderError: a file cannot be read, or is of a newer format.
@@ -127,7 +128,7 @@ def read_log(
             yield item
         expected += 1
     if expected < max(at_least, segments[-1][0] + 1 if segments else 0):
-        raise DamagedLogError(f"{directory}: log segment {expected:06d} is missing; restore it from a copy")
+        raise DamagedLogError(f"{directory}: log segment {expected:06d} is missing; {_REMEDY}")
 
 
 def _read_segment(
@@ -150,6 +151,14 @@ def _read_segment(
                 _check_header(body, path, number, run_id)
             else:
                 yield body, Position(number, offset, crc)
+    if path.suffix == ".zst" and offset != _content_size(path):
+        raise DamagedLogError(f"{path}: the compressed segment is cut short; restore it from a copy")
+
+
+def _content_size(path: Path) -> int:
+    """Bytes of a compressed segment before its compression, as its own first bytes state."""
+    with path.open("rb") as file:
+        return zstandard.frame_content_size(file.read(18))
 
 
 def _guarded(lines: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
@@ -167,8 +176,8 @@ def _damaged(path: Path, offset: int, what: str) -> DamagedLogError:
     with _open_segment(path) as lines:
         number = 1 + sum(block.count(b"\n") for block in _blocks(lines, offset))
     return DamagedLogError(
-        f"{path}:{number}: the line {what}; nothing after it can be trusted: restore the segment from a copy, "
-        f"or keep the run up to here by deleting this line, all below it and all later segments"
+        f"{path}:{number}: the line {what}; nothing after it can be trusted: restore the segment from a copy, or keep "
+        f"the run up to here by deleting this line, all below it, all later segments and ledger.json"
     )
 
 
@@ -306,7 +315,8 @@ def compress_segment(path: Path) -> None:
     with _as_disk_error(path.parent):
         try:
             with path.open("rb") as source, temporary.open("wb") as sink:
-                zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink)
+                size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
+                zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink, size=size)
                 sink.flush()
                 os.fsync(sink.fileno())
             temporary.replace(target)

@@ -9,8 +9,7 @@ one thread at a time. Knows nothing of files, asyncio or where texts come from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from fastgen.errors import InputError
 from fastgen.rouge import RejectAt, Tokenizer, check_rule, tokenise
@@ -28,8 +27,7 @@ INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 LSH_RECALL = 0.9998
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The decision on one text.
 
     ``neighbour``, ``score``: the most similar pool member that the check met and its ROUGE-L F1, 0..1; for a rejected
@@ -142,25 +140,18 @@ class NoveltyFilter:
 
 
 def _verdicts(found: Found) -> list[Verdict]:
-    rows = zip(
-        found.novel.tolist(),
-        found.entry.tolist(),
-        found.score.tolist(),
-        found.seed.tolist(),
-        found.seed_score.tolist(),
-        strict=True,
-    )
-    return [_verdict(bool(novel), *row) for novel, *row in rows]
+    columns = (found.novel, found.entry, found.score, found.seed, found.seed_score)
+    return [_verdict(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _verdict(novel: bool, entries: list[int], scores: list[float], seed: int, seed_score: float) -> Verdict:
-    checked = tuple((entry, score) for entry, score in zip(entries, scores, strict=True) if entry >= 0)
+def _verdict(novel: int, entries: list[int], scores: list[float], seed: int, seed_score: float) -> Verdict:
+    checked = tuple([pair for pair in zip(entries, scores, strict=True) if pair[0] >= 0]) if entries[0] >= 0 else ()
     nearest_seed = (seed, seed_score) if seed >= 0 else None
-    met = checked[:1] if nearest_seed is None else (*checked[:1], nearest_seed)
-    neighbour, score = min(met, key=lambda pair: (-pair[1], pair[0]), default=(None, 0.0))
-    if score == 0.0:
-        neighbour = None
-    return Verdict(novel, neighbour, score, nearest_seed, checked)
+    neighbour: int | None = entries[0] if checked else None
+    score = scores[0]
+    if seed >= 0 and (seed_score > score or (seed_score == score > 0 and seed < entries[0])):
+        neighbour, score = seed, seed_score
+    return Verdict(bool(novel), neighbour, score, nearest_seed, checked)
 
 
 def _banding(threshold: float, recall: float, bands: int | None, rows: int | None) -> Bands:

@@ -164,6 +164,9 @@ class RunFolder:
             _write_atomically(self.prompts_path / name, content)
         if forbidden:
             _write_atomically(self._forbidden_path, json.dumps(list(forbidden)).encode())
+        else:  # what a crash left of a beginning with other flags
+            with contextlib.suppress(OSError):
+                self._forbidden_path.unlink()
 
     def forbidden(self) -> tuple[str, ...]:
         """The texts that no kept instruction may resemble.
@@ -290,6 +293,7 @@ class Store:
 
     def save_ledger(self) -> None:
         """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended."""
+        self._open_writer()
         if self.ledger.commits == self._commits:
             end = self._end or Position(0, 0, 0)
             self.folder.save_ledger(self.ledger, end, self._run_id, self.server_figures)
@@ -354,8 +358,9 @@ def _acquire_lock(path: Path) -> int:
 
 def _before_a_run(names: list[str]) -> bool:
     """Whether a folder holds nothing, or what a crash leaves there that came before ``run.json``."""
-    begun = {"seed_tasks.jsonl", "prompts", ".seed_tasks.jsonl.tmp", ".run.json.tmp"} if "lock" in names else set()
-    return {*names} <= {"lock", "server.log", *begun}
+    begun = {"seed_tasks.jsonl", "prompts", "decontaminate.json"}
+    begun |= {f".{name}.tmp" for name in (*begun, "run.json")}
+    return {*names} <= {"lock", "server.log"} | (begun if "lock" in names else set())
 
 
 def _checksum(header: RunHeader) -> int:

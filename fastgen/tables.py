@@ -1,4 +1,6 @@
-"""Data sets as streams of row batches: JSON lines (plain, gzip or zstd) here, Parquet in `fastgen.parquet`.
+"""Data sets as streams of row batches: what every format promises, and the choice of one.
+
+The formats are JSON lines, plain or compressed (`fastgen.jsonl`), and Parquet (`fastgen.parquet`).
 
 Guarantees: memory is bounded by one batch, whatever the file's size; a row is kept as it stands in the file, to the
 byte for JSON lines; what a file is, is told by its first bytes and not by its name; batches are cut in the same places
@@ -9,45 +11,36 @@ Knows nothing of what is done with the rows.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import stat
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
-import orjson
-import zstandard
-
 from fastgen.errors import DiskError, InputError
 
 BATCH_ROWS = 256
 BATCH_BYTES = 4 << 20
-MAX_LINE_BYTES = 64 << 20
 MAX_TEXT_CHARACTERS = 4_000_000
 
-_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_ZSTD, _ZSTD_SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"  # pzstd and seekable files begin with the latter
-_BLOCK_BYTES = 1 << 20
-_COMPRESSED_BLOCK_BYTES = 1 << 14  # what it expands to is held at once, and repetitive text expands a thousandfold
-_LONGEST_ZSTD_WINDOW = 1 << 31  # as written by zstd --ultra --long=31
-_BOM = b"\xef\xbb\xbf"
-_KINDS = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+_PARQUET = b"PAR1"
+_MAX_TASK_BYTES = 256 << 20
+_KINDS = {dict: "an object", list: "a list", str: "text", bytes: "bytes", bool: "true or false", type(None): "null"}
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Generic[T]):
+class Rows(Generic[T_co]):
     """A batch of rows: parallel sequences of line numbers (from 1) and texts, and the rows themselves."""
 
     lines: Sequence[int]
     texts: Sequence[str]
-    data: T
+    data: T_co
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +57,7 @@ class Sink(Protocol[T_contra]):
     """Two new files, one for kept rows and one for rejected ones."""
 
     def write(self, rows: Rows[T_contra], rejected: Mapping[int, Rejected]) -> None:
-        """Write the rows whose place in the batch is in ``rejected`` with the reason to one file, the rest to the other.
+        """Write rows whose place in the batch is in ``rejected`` with the reason to one file, the rest to the other.
 
         :raises DiskError: a file cannot be written.
         """
@@ -115,6 +108,8 @@ def open_table(path: Path, field: str, *, text_only: bool = False) -> Table[Any]
         return ParquetTable(path, field, text_only=text_only)
     if path.suffix == ".parquet":
         raise InputError(f"{path}: is not a Parquet file, whatever its name says; name a Parquet or JSON-lines file")
+    from fastgen.jsonl import JsonlTable
+
     return JsonlTable(path, field)
 
 
@@ -129,21 +124,47 @@ def is_parquet(path: Path) -> bool:
 def read_texts(path: Path, field: str) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
     """Line numbers and texts of a data set, batch by batch: a pool to compare with.
 
+    A ``.json`` file that is one task of Super-NaturalInstructions gives the texts of its ``Definition``.
+
     :raises InputError: as `open_table` and `Table.batches`.
     """
+    if definitions := _task_definitions(path):
+        yield range(1, len(definitions) + 1), definitions
+        return
     for rows in open_table(path, field, text_only=True).batches():
         yield rows.lines, rows.texts
 
 
-def check_length(text: str, where: str) -> None:
-    """Refuse a text that is no instruction: comparing two of that size would take minutes.
+def _task_definitions(path: Path) -> list[str]:
+    """The definitions, or none where the file is something else, JSON lines perhaps."""
+    if path.suffix != ".json":
+        return []
+    _first_bytes(path)
+    try:
+        task = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_TASK_BYTES else None
+    except (ValueError, RecursionError):
+        return []
+    found = task.get("Definition") if isinstance(task, dict) else None
+    definitions = [found] if isinstance(found, str) else found
+    return definitions if isinstance(definitions, list) and all(isinstance(d, str) for d in definitions) else []
 
-    :raises InputError: the text has more than 4,000,000 characters.
+
+def check_text(text: object, where: str) -> str:
+    """The value as a text that can be compared; ``where`` begins the message.
+
+    :raises InputError: not a text, or one of more than 4,000,000 characters: no instruction, and comparing two of that
+        size would take minutes.
     """
+    if not isinstance(text, str):
+        raise InputError(f"{where}: found {kind_of(text)}; make it text, or name the field that holds the text")
     if len(text) > MAX_TEXT_CHARACTERS:
-        raise InputError(
-            f"{where}: the text has {len(text):,} characters, more than {MAX_TEXT_CHARACTERS:,}; remove it"
-        )
+        raise InputError(f"{where}: the text has {len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}; remove it")
+    return text
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's kind, in words."""
+    return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
 @contextlib.contextmanager
@@ -174,198 +195,3 @@ def _first_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); name a file of JSON lines or Parquet") from None
-
-
-# -- JSON lines ----------------------------------------------------------------------------------------------------
-
-
-class JsonlTable:
-    """JSON lines, one object a line; blank lines are passed over, and so is a byte order mark at the beginning.
-
-    The rows are the bytes of the lines, line end included.
-    """
-
-    def __init__(self, path: Path, field: str) -> None:
-        self.path = path
-        self._field = field
-        self._size = path.stat().st_size
-        self._read_bytes = 0
-
-    def share_read(self) -> float:
-        """How much of the file's bytes, compressed ones as they are, has been read."""
-        return self._read_bytes / self._size if self._size else 1.0
-
-    def batches(self) -> Iterator[Rows[list[bytes]]]:
-        """Up to 256 rows each; fewer once they exceed 4 MiB."""
-        lines: list[int] = []
-        data: list[bytes] = []
-        size = 0
-        for number, line in enumerate(self._lines(), start=1):
-            if not line.strip():
-                continue
-            lines.append(number)
-            data.append(line)
-            size += len(line)
-            if len(lines) == BATCH_ROWS or size >= BATCH_BYTES:
-                yield self._rows(lines, data)
-                lines, data, size = [], [], 0
-        if lines:
-            yield self._rows(lines, data)
-
-    def sink(self, kept: Path, rejected: Path) -> JsonlSink:
-        """Plain JSON lines."""
-        return JsonlSink(kept, rejected)
-
-    def _rows(self, lines: list[int], data: list[bytes]) -> Rows[list[bytes]]:
-        return Rows(lines, [self._text(line, number) for number, line in zip(lines, data, strict=True)], data)
-
-    def _text(self, line: bytes, number: int) -> str:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            row = _parse_slowly(line, f"{self.path}:{number}")
-        text = row.get(self._field) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise _unfit(row, self._field, f"{self.path}:{number}")
-        check_length(text, f"{self.path}:{number}: {self._field}")
-        return text
-
-    def _lines(self) -> Iterator[bytes]:
-        """Every line with its end, the last one perhaps without."""
-        begun: list[bytes] = []
-        size, number = 0, 1
-        for block in self._guarded_blocks():
-            *whole, rest = block.split(b"\n")
-            for line in whole:
-                yield b"".join((*begun, line, b"\n"))
-                number += 1
-                begun, size = [], 0
-            begun.append(rest)
-            size += len(rest)
-            if size > MAX_LINE_BYTES:
-                raise InputError(
-                    f"{self.path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; write one JSON object "
-                    f"on each line"
-                )
-        yield b"".join(begun)
-
-    def _guarded_blocks(self) -> Iterator[bytes]:
-        try:
-            with self.path.open("rb") as file:
-                yield from _without_bom(self._blocks(file))
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise InputError(f"{self.path}: the compressed file is damaged ({error}); restore it from a copy") from None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); mend that") from None
-
-    def _blocks(self, file: IO[bytes]) -> Iterator[bytes]:
-        magic = file.read(4)
-        file.seek(0)
-        if magic.startswith(_GZIP):
-            with gzip.open(file) as plain:
-                yield from self._counted(iter(lambda: plain.read(_BLOCK_BYTES), b""), file)
-        elif magic == _ZSTD or magic[1:] == _ZSTD_SKIPPABLE:
-            yield from self._counted(_decompress_zstd(file), file)
-        else:
-            yield from self._counted(iter(lambda: file.read(_BLOCK_BYTES), b""), file)
-
-    def _counted(self, blocks: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
-        for block in blocks:
-            self._read_bytes = file.tell()
-            yield block
-
-
-def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    head = b""
-    for block in blocks:
-        head += block
-        if len(head) >= len(_BOM):
-            break
-    yield head.removeprefix(_BOM)
-    yield from blocks
-
-
-def _decompress_zstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame after frame; the library's own stream reader would take a cut-off frame for the end."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
-    frame = None
-    for block in iter(lambda: file.read(_COMPRESSED_BLOCK_BYTES), b""):
-        rest = block
-        while rest:
-            frame = frame or decompressor.decompressobj()
-            yield frame.decompress(rest)
-            rest, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("it ends in the middle of a frame")
-
-
-def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    """What orjson refuses: lone surrogates and NaN are taken as Python's json does, the rest is told."""
-    if b"\0" in line:
-        raise InputError(f"{where}: holds a NUL byte, so this is not a line of text; remove it")
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8 JSON lines") from None
-    except json.JSONDecodeError as error:
-        problem = f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
-        raise InputError(f"{where}: {problem}; write one whole JSON object on each line") from None
-    except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
-        raise InputError(f"{where}: JSON beyond what can be read; simplify or remove this line") from None
-
-
-def _unfit(row: object, field: str, where: str) -> InputError:
-    if not isinstance(row, dict):
-        return InputError(f"{where}: found {_kind(row)}; write one JSON object on each line")
-    if field in row:
-        return InputError(f"{where}: {field}: found {_kind(row[field])}; make it text, or name another --field")
-    keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(row)[:10]) or "no field"
-    return InputError(f"{where}: {field}: missing; add it, or name the text's field with --field (there: {keys})")
-
-
-def _kind(value: object) -> str:
-    return "text" if isinstance(value, str) else _KINDS.get(type(value), "a number")
-
-
-class JsonlSink:
-    """Kept lines as they are; rejected ones as ``{"line", "row", "rouge_l", "neighbour": {"file", "line", "text"}}``."""
-
-    def __init__(self, kept: Path, rejected: Path) -> None:
-        self._paths = (kept, rejected)
-        self._files: list[IO[bytes]] = []
-        for path in self._paths:
-            with as_disk_error(path):
-                self._files.append(path.open("wb", buffering=_BLOCK_BYTES))
-
-    def write(self, rows: Rows[list[bytes]], rejected: Mapping[int, Rejected]) -> None:
-        """Append the lines; one without a line end gets it."""
-        kept = (line for place, line in enumerate(rows.data) if place not in rejected)
-        why = (_why(rows.lines[place], rows.data[place], reason) for place, reason in rejected.items())
-        for path, file, lines in zip(self._paths, self._files, (kept, why), strict=True):
-            with as_disk_error(path):
-                file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in lines)
-
-    def finish(self) -> None:
-        """Make both files durable."""
-        for path, file in zip(self._paths, self._files, strict=True):
-            with as_disk_error(path):
-                sync_file(file)
-
-    def close(self) -> None:
-        """Close both files; what they miss after a failed write is written again by the next try."""
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
-
-
-def _why(line: int, row: bytes, reason: Rejected) -> bytes:
-    neighbour = {"file": reason.file, "line": reason.line, "text": reason.text}
-    tail = _dumps({"rouge_l": reason.rouge_l, "neighbour": neighbour})
-    return b'{"line":%d,"row":%b,%b' % (line, row.strip(), tail[1:])
-
-
-def _dumps(value: dict[str, object]) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # a lone surrogate, which has no UTF-8
-        return json.dumps(value, separators=(",", ":")).encode("ascii")

@@ -6,10 +6,12 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -230,3 +232,185 @@ def test_positions_name_the_place_after_each_line(tmp_path: Path) -> None:
     write(log, numbered(3))
     ends = [item[1] for item in read_log(log, run_id=RUN) if not isinstance(item, TornTail)]
     assert ends[-1] == Position(0, (log / "000000.jsonl").stat().st_size, ends[-1].crc)
+
+
+def test_a_log_that_cannot_be_looked_into_is_no_empty_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(3))
+    path = segment_files(log)[0][1]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RunFolderError, match=r"000000\.jsonl: cannot be read \(Is a directory\)"):
+        read(log)
+    path.rmdir()
+    log.rmdir()
+    log.write_text("no folder")
+    with pytest.raises(RunFolderError, match=r"log: cannot be read \(Not a directory\)"):
+        segment_files(log)
+    log.unlink()
+    assert segment_files(log) == [], "a run that was begun and has no log yet"
+
+
+def test_fewer_segments_than_there_were_are_noticed_also_at_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(30), segment_bytes=300)
+    count = len(segment_files(log))
+    list(read_log(log, run_id=RUN, at_least=count))
+    segment_files(log)[-1][1].unlink()
+    with pytest.raises(DamagedLogError, match=f"segment {count - 1:06d} is missing"):
+        list(read_log(log, run_id=RUN, at_least=count))
+
+
+def test_a_start_behind_the_end_is_an_error_and_not_an_empty_rest(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(5))
+    *_, (_, end) = [item for item in read_log(log, run_id=RUN) if not isinstance(item, TornTail)]
+    assert list(read_log(log, run_id=RUN, start=end)) == []
+    with pytest.raises(DamagedLogError, match="ends before byte"):
+        list(read_log(log, run_id=RUN, start=end._replace(offset=end.offset + 1)))
+
+
+def test_a_segment_that_is_compressed_while_it_is_about_to_be_read_is_read_all_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(30), segment_bytes=300)
+    lines = read_log(log, run_id=RUN)
+    first = next(lines)
+    for _, path in segment_files(log)[:-1]:
+        compress_segment(path)
+    rest = [item for item in [first, *lines] if not isinstance(item, TornTail)]
+    assert [body["n"] for body, _ in rest] == [*range(30)]
+
+
+def test_a_segment_that_vanishes_while_it_is_about_to_be_read_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(30), segment_bytes=300)
+    lines = read_log(log, run_id=RUN)
+    next(lines)
+    segment_files(log)[1][1].unlink()
+    with pytest.raises(RunFolderError, match=r"000001\.jsonl\.zst: cannot be read"):
+        list(lines)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.97])
+def test_a_compressed_segment_that_lost_its_end_is_damage_and_no_torn_end(tmp_path: Path, keep: float) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(400))
+    compress_segment(log / "000000.jsonl")
+    packed = log / "000000.jsonl.zst"
+    content = packed.read_bytes()
+    packed.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(DamagedLogError, match=r"000000\.jsonl\.zst"):
+        read(log)
+
+
+def test_a_compressed_segment_that_ends_after_a_whole_line_too_early_is_damage(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(40))
+    plain = log / "000000.jsonl"
+    compress_segment(plain)
+    packed = log / "000000.jsonl.zst"
+    whole = zstandard.ZstdDecompressor().decompress(packed.read_bytes())
+    shorter = b"".join(whole.splitlines(keepends=True)[:-1])
+    frame = zstandard.ZstdCompressor().compressobj(size=len(whole))
+    packed.write_bytes(frame.compress(shorter) + frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    with pytest.raises(DamagedLogError, match="cut short"):
+        read(log)
+
+
+def test_a_full_disk_leaves_no_half_compressed_segment_and_the_plain_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(30))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match="No space left"):
+        compress_segment(log / "000000.jsonl")
+    assert [path.name for path in log.iterdir()] == ["000000.jsonl"]
+    assert read(log) == numbered(30)
+
+
+def test_a_sync_that_failed_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = LogWriter(tmp_path / "log", run_id=RUN, end=None)
+    writer.append([{"n": 1}])
+    calls: list[int] = []
+
+    def broken(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(DiskError, match="Input/output error"):
+        writer.sync()
+    writer.sync()
+    writer.sync()
+    assert len(calls) == 2, "once in vain, once for good"
+    writer.close()
+
+
+def test_what_is_appended_while_a_sync_runs_is_synced_by_the_next_and_close_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = LogWriter(tmp_path / "log", run_id=RUN, end=None)
+    writer.append([{"n": 1}])
+    began, go_on = threading.Event(), threading.Event()
+    synced: list[int] = []
+
+    def slow(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        began.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    beside = threading.Thread(target=writer.sync)
+    beside.start()
+    assert began.wait(20)
+    writer.append([{"n": 2}])
+    closing = threading.Thread(target=writer.close)
+    closing.start()
+    assert os.fstat(writer._file).st_size == writer.position.offset, "not closed under the other thread's sync"
+    go_on.set()
+    beside.join(20)
+    closing.join(20)
+    assert synced[-1] == writer.position.offset
+    assert len(synced) == 2
+    assert read(tmp_path / "log") == [{"n": 1}, {"n": 2}]
+
+
+def test_a_segment_is_synced_before_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = LogWriter(tmp_path / "log", run_id=RUN, end=None)
+    events: list[tuple[str, int]] = []
+    real_write, real_sync = os.write, os.fdatasync
+
+    def write_and_tell(descriptor: int, data: bytes) -> int:
+        events.append(("write", os.fstat(descriptor).st_ino))
+        return real_write(descriptor, data)
+
+    def sync_and_tell(descriptor: int) -> None:
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "write", write_and_tell)
+    monkeypatch.setattr(os, "fdatasync", sync_and_tell)
+    old = os.fstat(writer._file).st_ino
+    writer.append([{"n": 1}])
+    writer.roll()
+    new = os.fstat(writer._file).st_ino
+    writer.close()
+    assert events == [("write", old), ("sync", old), ("write", new), ("sync", new)]
+
+
+def test_a_disk_that_cannot_read_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    write(log, numbered(3))
+
+    def broken(_lines: object, _size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fastgen.log._blocks", broken)
+    with pytest.raises(RunFolderError, match=r"000000\.jsonl: cannot be read \(Input/output error\)"):
+        read(log)

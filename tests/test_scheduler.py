@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -351,3 +352,222 @@ def test_answers_reach_the_sink_in_order_of_arrival() -> None:
     sink = Sink()
     run(make(later_first, ListSource([request(n) for n in range(4)]), sink)[0].run)
     assert [a.request.number for a in sink.answers] == [3, 2, 1, 0]
+
+
+def test_one_at_a_time_a_shortened_prompt_is_asked_again_at_once() -> None:
+    async def long(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if request.prompt != "short":
+            raise PromptTooLong("5000 tokens of 4096")
+        return OK
+
+    sink = Sink()
+    source = ListSource([request(0), request(1)], shorter=True)
+    run(make(long, source, sink, replace(QUICK, concurrency=1))[0].run)
+    assert [(a.request.number, a.result) for a in sink.answers] == [(0, OK[0]), (1, OK[0])]
+
+
+def test_one_at_a_time_the_next_request_waits_for_the_commit_of_the_last() -> None:
+    source = ListSource([request(n) for n in range(5)])
+    left: list[int] = []
+    sink = Sink(on_batch=lambda _answers: left.append(len(source.requests)))
+    run(make(answer_ok, source, sink, replace(QUICK, concurrency=1))[0].run)
+    assert left == [4, 3, 2, 1, 0]
+
+
+def test_a_storm_of_errors_blames_no_request() -> None:
+    """Far more errors than max_attempts on every request, until the server works."""
+    storm = 12 * QUICK.max_attempts
+
+    async def storming(_request: Request, attempt: int) -> tuple[Completion, ...]:
+        if attempt <= storm:
+            raise TransientError("engine dead", kind="http_500")
+        return OK
+
+    sink = Sink()
+    scheduler, _ = make(storming, ListSource([request(n) for n in range(1, 6)]), sink)
+    run(scheduler.run)
+    assert [a.result for a in sink.answers] == [OK[0]] * 5
+
+
+def test_errors_count_while_others_get_good_answers_and_no_longer_a_minute_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def poison(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        if request.number:
+            raise TransientError("boom", kind="http_500")
+        return OK
+
+    def failures(alive_s: float, outage_timeout_s: float) -> list[str]:
+        monkeypatch.setattr("fastgen.scheduler._ALIVE_S", alive_s)
+        sink = Sink()
+        limits = replace(QUICK, max_attempts=3, outage_timeout_s=outage_timeout_s)
+        scheduler, _ = make(poison, ListSource([request(0), request(1)]), sink, limits)
+        with contextlib.suppress(BackendUnavailable):
+            run(scheduler.run)
+        return [a.result.kind for a in sink.answers if isinstance(a.result, Failure)]
+
+    assert failures(60.0, 600.0) == ["http_500"]
+    assert failures(0.0, 0.02) == []
+
+
+def test_nothing_but_errors_for_the_outage_timeout_stops_the_run_and_a_wish_for_patience_does_not() -> None:
+    async def erring(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        raise TransientError("engine dead", kind="http_500")
+
+    limits = replace(QUICK, outage_timeout_s=0.02)
+    scheduler, _ = make(erring, ListSource([request(0)]), Sink(), limits)
+    with pytest.raises(BackendUnavailable, match=r"no server has given a good answer .*engine dead"):
+        run(scheduler.run)
+
+    loop_times: list[float] = []
+
+    async def busy(_request: Request, attempt: int) -> tuple[Completion, ...]:
+        loop_times.append(asyncio.get_running_loop().time())
+        if loop_times[-1] - loop_times[0] < 0.1:
+            raise TransientError("slow down", kind="http_429", retry_after_s=0.001 if attempt % 2 else None)
+        return OK
+
+    sink = Sink()
+    run(make(busy, ListSource([request(0)]), sink, limits)[0].run)
+    assert [a.result for a in sink.answers] == [OK[0]]
+
+
+def test_the_server_s_wish_is_obeyed_up_to_a_bound_and_back_off_grows_with_jitter() -> None:
+    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1))
+    plain = TransientError("", kind="http_500")
+    for tries, ceiling_s in ((1, 0.5), (2, 1.0), (5, 8.0), (50, 30.0)):
+        delays = [scheduler._delay_s(tries, plain) for _ in range(200)]
+        assert 0.1 * ceiling_s <= min(delays) < 0.3 * ceiling_s
+        assert 0.8 * ceiling_s < max(delays) <= ceiling_s
+    refused = TransientError("", kind="connection", reached_server=False)
+    assert max(scheduler._delay_s(50, refused) for _ in range(50)) <= 5.0
+    asked = TransientError("", kind="http_429", retry_after_s=7.0)
+    assert scheduler._delay_s(1, asked) == 7.0
+    asked = TransientError("", kind="http_429", retry_after_s=1e6)
+    assert scheduler._delay_s(1, asked) == 300.0
+
+
+def test_an_outage_bounds_the_requests_that_wait_for_another_attempt() -> None:
+    async def refused(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        raise TransientError("refused", kind="connection", reached_server=False)
+
+    source = ListSource([request(n) for n in range(1000)])
+    limits = replace(QUICK, backoff_base_s=1e3, reconnect_cap_s=1e3)
+    scheduler, _ = make(refused, source, Sink(), limits)
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert scheduler.statistics().waiting_retries < 3 * QUICK.concurrency
+        scheduler.stop()
+        await task
+
+    run(main)
+    assert scheduler.statistics().waiting_retries == 0
+    assert len(source.given_back) + len(source.requests) == 1000
+
+
+def test_a_process_that_slept_has_seen_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps by an hour between a first fault and the next, as when the process was stopped."""
+    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1, outage_timeout_s=600.0))
+    fault = TransientError("refused", kind="connection", reached_server=False)
+    now_s = 1000.0
+
+    async def main() -> None:
+        nonlocal now_s
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: now_s)
+        scheduler._beat()
+        scheduler._note_fault(fault)
+        for slept_s in (1.0, 3600.0, 1.0, 1.0):
+            now_s += slept_s
+            scheduler._beat()
+            scheduler._note_fault(fault)
+        now_s += 601.0
+        with pytest.raises(BackendUnavailable):
+            scheduler._note_fault(fault)
+        monkeypatch.undo()
+
+    run(main)
+
+
+def test_stop_before_the_run_began_ends_it_at_once() -> None:
+    source, sink = ListSource([request(n) for n in range(5)]), Sink()
+    scheduler, backend = make(answer_ok, source, sink)
+    scheduler.stop()
+    scheduler.stop()
+    run(scheduler.run)
+    assert backend.attempts == {}
+    assert len(source.requests) == 5
+
+
+@pytest.mark.parametrize("fault", [PromptTooLong("long"), TransientError("busy", kind="http_503")])
+def test_while_draining_nothing_is_asked_again(fault: Exception) -> None:
+    release = asyncio.Event()
+
+    async def held(_request: Request, _attempt: int) -> tuple[Completion, ...]:
+        await release.wait()
+        raise fault
+
+    source = ListSource([request(n) for n in range(4)], shorter=True)
+    scheduler, backend = make(held, source, Sink())
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        while backend.in_flight < QUICK.concurrency:
+            await asyncio.sleep(0)
+        scheduler.stop()
+        release.set()
+        await task  # the drain timeout is longer than this test may take
+
+    run(main)
+    assert set(backend.attempts.values()) == {1}
+    assert sorted(r.number for r in source.given_back) == [0, 1, 2, 3]
+
+
+def test_cancelling_the_run_lets_a_batch_through_that_the_sink_is_in_the_middle_of() -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowSink(Sink):
+        async def __call__(self, answers: Sequence[Answer]) -> bool:
+            inside.set()
+            await go_on.wait()
+            return await super().__call__(answers)
+
+    sink = SlowSink()
+    scheduler, _ = make(answer_ok, ListSource([request(n) for n in range(3)]), sink)
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        await inside.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main)
+    assert len(sink.answers) >= 1
+
+
+def test_a_good_answer_now_and_then_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1, outage_timeout_s=600.0))
+    fault = TransientError("refused", kind="connection", reached_server=False)
+
+    async def main() -> None:
+        times_s = iter([0.0, 500.0, 1000.0, 1500.0, 1600.0, 2199.0, 2200.0])
+        now_s = 0.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+        for now_s in times_s:
+            if now_s == 2200.0:
+                with pytest.raises(BackendUnavailable):
+                    scheduler._note_fault(fault)
+                break
+            scheduler._note_fault(fault)
+            if now_s <= 1500.0:
+                scheduler._saw_answer()
+        monkeypatch.undo()
+
+    run(main)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,11 +15,6 @@ from fastgen.stages.instance import ParsedInstances, build_prompt, parse
 from fastgen.stages.prompts import load_prompts
 
 DEFAULT, PAPER = PRESETS["default"], PRESETS["paper"]
-REAL = [
-    row
-    for row in map(json.loads, (Path(__file__).parent / "data/real_completions.jsonl").read_bytes().splitlines())
-    if row["stage"] in {"input_first", "output_first"}
-]
 
 
 def read(
@@ -148,17 +140,6 @@ TWO_LABELS = {
 @pytest.mark.parametrize("text", TWO_LABELS.values(), ids=TWO_LABELS.keys())
 def test_labelled_inputs_are_read_however_they_are_written(text: str) -> None:
     assert pairs(text, is_classification=True) == [("It rains.", "Yes"), ("It is dry.", "No")]
-
-
-@pytest.mark.parametrize("row", REAL)
-def test_real_completions_of_a_small_model_are_read(row: dict[str, Any]) -> None:
-    text, is_classification = row["text"], row["stage"] == "output_first"
-    parsed = read(text, is_classification, finish=row["finish_reason"])
-    assert [list(pair) for pair in pairs(text, is_classification, finish=row["finish_reason"])] == row["expected"][
-        "instances"
-    ]
-    assert [rejected.rule for rejected in parsed.rejected] == row["expected"]["rejected"]
-    assert parsed.discarded == row["expected"]["discarded"]
 
 
 @pytest.mark.parametrize("rules", [DEFAULT, PAPER], ids=["default", "paper"])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -129,20 +126,6 @@ def test_a_list_is_read_however_it_is_written(completion: str) -> None:
 )
 def test_other_scripts_odd_numbering_and_no_list_at_all(completion: str, expected: list[str]) -> None:
     assert texts(completion) == expected
-
-
-# Raw completions of SmolLM2-135M-Instruct on vLLM, checked by eye.
-REAL = [
-    row
-    for row in map(json.loads, (Path(__file__).parent / "data/real_completions.jsonl").read_bytes().splitlines())
-    if row["stage"] == "instruction"
-]
-
-
-@pytest.mark.parametrize("row", REAL)
-def test_real_completions_of_a_small_model_are_read(row: dict[str, Any]) -> None:
-    items = parse(Completion(row["text"], row["finish_reason"]), DEFAULT, first_number=9)
-    assert [[item.text, item.rule] for item in items] == row["expected"]
 
 
 def rules_of(completion: str, rules: Rules = DEFAULT, finish_reason: str | None = "length") -> list[str | None]:

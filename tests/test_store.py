@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import orjson
 import pytest
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
-from fastgen.errors import DamagedLogError, DiskError, FastgenError, RunFolderError
+from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log import TornTail
+from fastgen.log import LogWriter, TornTail, seal, segment_files
 from fastgen.records import Completion, Failure, Stage
-from fastgen.store import RunFolder, Store
+from fastgen.store import RunFolder, RunHeader, Store
 
 COMPLETION = Completion("Name three rivers.", "stop", 100, 7)
 
@@ -92,10 +96,12 @@ def test_a_snapshot_of_another_log_is_not_believed(tmp_path: Path) -> None:
     append(store, commits())
     store.close()
     snapshot = orjson.loads((path / "ledger.json").read_bytes())
-    snapshot["position"] = [0, 200, 12345]
+    del snapshot["crc"]
     snapshot["counts"]["kept"] = 77
-    (path / "ledger.json").write_bytes(orjson.dumps(snapshot))
-    assert RunFolder(path).ledger() == store.ledger
+    for position in ([0, 200, 12345], [0, 10**6, 12345]):
+        (path / "ledger.json").write_bytes(seal(snapshot | {"position": position}, 0)[0])
+        assert RunFolder(path).ledger_snapshot()[0].kept == 77
+        assert RunFolder(path).ledger() == store.ledger
 
 
 def test_a_torn_end_is_dropped_and_told(tmp_path: Path) -> None:
@@ -172,4 +178,257 @@ def test_a_folder_that_cannot_be_written_is_a_disk_error(tmp_path: Path) -> None
     (tmp_path / "run" / ".run.json.tmp").mkdir()
     with pytest.raises(DiskError, match=r"run\.json: cannot be written"):
         store.begin({}, {}, "0")
+    store.close()
+
+
+def test_a_flipped_byte_in_the_snapshot_or_in_the_header_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    store = begin(path)
+    append(store, commits())
+    store.server_figures = {"prefix_cache_hit_rate": 0.5}
+    store.close()
+    whole = (path / "ledger.json").read_bytes()
+    assert RunFolder(path).server_figures() == {"prefix_cache_hit_rate": 0.5}
+    (path / "ledger.json").write_bytes(whole.replace(b'"kept":1', b'"kept":9'))
+    assert RunFolder(path).ledger() == store.ledger
+    assert RunFolder(path).server_figures() == {}
+    header = (path / "run.json").read_bytes()
+    (path / "run.json").write_bytes(header.replace(b'"model": "m"', b'"model": "n"'))
+    with pytest.raises(RunFolderError, match=r"run\.json: damaged"):
+        RunFolder(path).header()
+    (path / "run.json").write_bytes(orjson.dumps(orjson.loads(header)))
+    assert RunFolder(path).header().meaning["model"] == "m", "the layout of the file says nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"seed": 1 << 70}, "--seed"), ({"base_url": ["\udcff"]}, "--base-url")]
+)
+def test_an_option_that_json_cannot_hold_is_refused_by_name(
+    tmp_path: Path, options: dict[str, object], named: str
+) -> None:
+    store = Store(RunFolder(tmp_path / "run"))
+    with pytest.raises(InputError, match=f"{named}: .* cannot be kept"):
+        store.begin({}, options, "0")
+    store.close()
+
+
+def test_a_folder_in_which_a_run_was_only_about_to_begin_is_free_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    folder = RunFolder(path)
+    Store(folder).close()
+    folder.keep(b"seeds", {"base.toml": b"prompts"}, ["forbidden"])
+    (path / ".run.json.tmp").write_bytes(b"{")
+    assert not folder.exists()
+    folder.keep(b"seeds", {"base.toml": b"prompts"})
+    assert folder.forbidden() == ()
+    (path / "lock").unlink()
+    with pytest.raises(RunFolderError, match="holds files but no run"):
+        folder.exists()
+
+
+def test_a_folder_that_is_no_name_or_may_not_be_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunFolderError, match="File name too long"):
+        RunFolder(tmp_path / ("x" * 300)).exists()
+    begin(tmp_path / "run").close()
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run" / "run.json").mkdir()
+    with pytest.raises(RunFolderError, match=r"run\.json: cannot be read"):
+        RunFolder(tmp_path / "run").header()
+
+
+def test_a_place_where_the_seeds_or_prompts_cannot_be_kept_is_a_disk_error(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    Store(RunFolder(path)).close()
+    (path / "prompts").write_text("in the way")
+    with pytest.raises(DiskError, match="prompts: cannot be made"):
+        RunFolder(path).keep(b"", {})
+    with pytest.raises(DiskError, match="cannot be written"):
+        RunFolder(tmp_path / "none").write_header(RunHeader("r", "0", {}, {}))
+
+
+def full_disk(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_lock_is_taken_also_where_there_is_no_room_to_say_by_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    monkeypatch.setattr(os, "write", full_disk)
+    store = Store(RunFolder(path))
+    monkeypatch.undo()
+    with pytest.raises(RunFolderError, match="in use by another process"):
+        Store(RunFolder(path))
+    store.close()
+    Store(RunFolder(path)).close()
+
+
+def test_a_file_system_without_locks_and_one_that_is_read_only_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(RunFolderError, match="cannot lock files"):
+        Store(RunFolder(tmp_path / "run"))
+    monkeypatch.setattr(os, "open", full_disk)
+    with pytest.raises(DiskError, match="cannot be written"):
+        Store(RunFolder(tmp_path / "run"))
+
+
+def test_a_write_that_fails_leaves_no_temporary_file_and_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    begin(path).close()
+    header = (path / "run.json").read_bytes()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(DiskError, match="No space left"):
+        RunFolder(path).write_header(RunHeader("r", "0", {}, {}))
+    assert (path / "run.json").read_bytes() == header
+    assert not (path / ".run.json.tmp").exists()
+
+
+def test_a_snapshot_is_saved_only_when_it_has_all_that_was_appended(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    store = begin(path)
+    append(store, commits()[:1])
+    store.save_ledger()
+    store.append(commits()[1:])  # the process is stopped before these are counted
+    store.save_ledger()
+    store.close()
+    snapshot, _ = RunFolder(path).ledger_snapshot()
+    assert snapshot.commits == 1
+    assert RunFolder(path).ledger().commits == 4
+
+
+def test_closed_segments_are_compressed_and_a_lost_last_one_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
+    path = tmp_path / "run"
+    store = begin(path)
+    for commit in commits():
+        append(store, [commit])
+    store.compress_closed()
+    store.close()
+    store.compress_closed()
+    segments = segment_files(path / "log")
+    assert {p.suffix for _, p in segments[:-1]} == {".zst"}
+    assert segments[-1][1].suffix == ".jsonl"
+    assert [c[0] for c in RunFolder(path).commits() if not isinstance(c, TornTail)] == commits()
+    segments[-1][1].unlink()
+    with pytest.raises(DamagedLogError, match=f"segment {segments[-1][0]:06d} is missing"):
+        list(RunFolder(path).commits())
+    with pytest.raises(DamagedLogError, match="is missing"):
+        RunFolder(path).ledger()
+    (path / "ledger.json").unlink()
+    assert list(RunFolder(path).commits()), "the remedy that the message names"
+
+
+def test_a_log_that_is_shorter_than_when_it_was_counted_is_told_and_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    store = begin(path)
+    append(store, commits())
+    store.close()
+    segment = path / "log" / "000000.jsonl"
+    content = segment.read_bytes()
+    lost = len(content.splitlines(keepends=True)[-1])
+    segment.write_bytes(content[:-lost])
+    again = Store(RunFolder(path))
+    assert list(again.replay()) == commits()[:-1]
+    assert again.torn is None
+    assert again.lost_bytes == lost
+    again.close()
+    assert RunFolder(path).ledger() == again.ledger
+
+
+def test_a_store_that_was_closed_during_its_replay_writes_nothing_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    store = begin(path)
+    append(store, commits())
+    store.close()
+    interrupted = Store(RunFolder(path))
+    replay = interrupted.replay()
+    next(replay)
+    interrupted.close()
+    other = Store(RunFolder(path))
+    list(other.replay())
+    append(other, commits()[-1:])
+    before = (path / "log" / "000000.jsonl").read_bytes()
+    assert len(list(replay)) == len(commits()), "its thread goes on reading"
+    assert (path / "log" / "000000.jsonl").read_bytes() == before
+    other.close()
+    with pytest.raises(RuntimeError, match="replay"):
+        interrupted.append(commits())
+
+
+def test_close_waits_for_a_compression_before_it_lets_go_of_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(_path: Path) -> None:
+        began.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
+    monkeypatch.setattr("fastgen.store.compress_segment", slow)
+    store = begin(path)
+    for commit in commits():
+        append(store, [commit])
+    compressing = threading.Thread(target=store.compress_closed)
+    compressing.start()
+    assert began.wait(20)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    with pytest.raises(RunFolderError, match="in use"):
+        Store(RunFolder(path))
+    go_on.set()
+    compressing.join(20)
+    closing.join(20)
+    Store(RunFolder(path)).close()
+
+
+def test_a_run_whose_last_segment_is_only_a_header_goes_on_in_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
+    store = begin(path)
+    append(store, commits()[:2])
+    store._open_writer().roll()
+    store.close()  # as after a disk that was full when the first line of the new segment was due
+    again = Store(RunFolder(path))
+    assert list(again.replay()) == commits()[:2]
+    assert [number for number, _ in segment_files(path / "log")] == [0]
+    append(again, commits()[2:])
+    again.close()
+    assert [c[0] for c in RunFolder(path).commits() if not isinstance(c, TornTail)] == commits()
+
+
+def test_the_forbidden_texts_are_kept_and_a_damaged_list_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    begin(path).close()
+    folder = RunFolder(path)
+    assert folder.forbidden() == ()
+    folder.keep(b"", {}, ["Name a river.", "\u00e9"])
+    assert folder.forbidden() == ("Name a river.", "\u00e9")
+    (path / "decontaminate.json").write_bytes(b"[")
+    with pytest.raises(RunFolderError, match=r"decontaminate\.json: damaged"):
+        folder.forbidden()
+
+
+def test_sync_makes_what_was_appended_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = begin(tmp_path / "run")
+    append(store, commits())
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    store.sync()
+    store.sync()
+    assert len(synced) == 1
     store.close()

@@ -36,6 +36,9 @@ class CandidateIndex(Protocol):
     def decide(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - fastgen.index.layout.Found; importing it needs numpy
         """Decide texts in order and append the novel ones."""
 
+    def look_up(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - as above
+        """Decide each text by itself against the pool as it is; nothing is appended."""
+
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
 

@@ -30,6 +30,7 @@ from fastgen.index.postings import (
     postings_bytes,
     remove,
     same_print,
+    touch,
 )
 from fastgen.index.vocabulary import forget_symbols
 
@@ -121,14 +122,14 @@ def _may_match(lsh: Lsh, info: np.uint64, posting: np.uint64) -> bool:
 
 @kernel
 def _find_blocks(lsh: Lsh) -> None:
-    """Read all heads, then the first posting of all blocks: independent loads, so their cache misses overlap."""
+    """Read all heads, then touch all blocks: independent loads, so their cache misses overlap."""
     for band in range(lsh.keys.size):
         lsh.heads[band] = lsh.postings.heads[bucket_of(lsh.postings, lsh.keys[band])]
     for band in range(lsh.keys.size):
         head = lsh.heads[band]
         offset, count = block_of(head)
         lsh.block[band, 0], lsh.block[band, 1] = offset, count
-        lsh.first[band] = head if offset < 0 else lsh.postings.slab[offset]
+        lsh.first[band] = head if offset < 0 else touch(lsh.postings, offset, count)
 
 
 @kernel
@@ -153,7 +154,7 @@ def _meet(pool: Pool, lsh: Lsh, found: Found, text: Text) -> None:
 
 
 @kernel
-def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found) -> None:
+def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found, keep: bool) -> None:
     for row in range(batch.start.size - 1):
         known = pool.symbols.size[0]
         text = read_text(pool, batch, row)
@@ -163,7 +164,7 @@ def _decide(pool: Pool, lsh: Lsh, batch: Batch, found: Found) -> None:
             _meet(pool, lsh, found, text)
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
-        if novel:
+        if novel and keep:
             _store(pool, lsh, text)
         else:
             forget_symbols(pool.symbols, known)
@@ -232,7 +233,14 @@ class LshIndex:
         """Decide texts in order and append the novel ones."""
         batch, found = make_batch(texts), make_found(len(texts))
         self._reserve(batch)
-        _decide(self._pool.view(), self._lsh, batch, found)
+        _decide(self._pool.view(), self._lsh, batch, found, True)
+        return found
+
+    def look_up(self, texts: Sequence[bytes]) -> Found:
+        """Decide each text by itself against the pool as it is; nothing is appended."""
+        batch, found = make_batch(texts), make_found(len(texts))
+        self._reserve(batch)
+        _decide(self._pool.view(), self._lsh, batch, found, False)
         return found
 
     def truncate(self, entries: int) -> None:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastgen.index.jit import kernel
+from fastgen.index.pool import TextPool, make_batch, read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from fastgen.index.layout import Symbols
+    from fastgen.index.layout import Batch, Pool, Symbols
 
 SCHEME = "affine32"
 SEED = 1
@@ -53,6 +56,22 @@ def sign(
         base = symbols.base[elements[i]]
         for p in range(signature.size):
             signature[p] = min(signature[p], np.uint32(multiplier[p] * base + increment[p]))
+
+
+@kernel
+def _sign_all(pool: Pool, batch: Batch, permutations: Permutations, out: NDArray[np.uint32]) -> None:
+    for row in range(out.shape[0]):
+        text = read_text(pool, batch, row)
+        sign(pool.symbols, permutations, pool.query.elements, text.length, out[row])
+
+
+def signatures(texts: Sequence[bytes], permutations: int, seed: int = SEED) -> NDArray[np.uint32]:
+    """Sign texts by themselves: one row of ``permutations`` values each, all ones for a text without tokens."""
+    pool, batch = TextPool(1.0, "ge"), make_batch(texts)
+    pool.reserve(batch)
+    out = np.empty((len(texts), permutations), np.uint32)
+    _sign_all(pool.view(), batch, datasketch_permutations(permutations, seed), out)
+    return out
 
 
 @kernel

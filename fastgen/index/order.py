@@ -27,7 +27,7 @@ _INSERTION_SORT = 64
 
 
 class Order(NamedTuple):
-    """``frequency[symbol]``: entries that held the symbol when the order was frozen, for the first ``known[0]`` ones."""
+    """``frequency[symbol]``: entries that held the symbol when the order was frozen; below ``known[0]`` only."""
 
     frequency: NDArray[np.int32]
     known: NDArray[np.int64]

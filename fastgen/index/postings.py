@@ -6,8 +6,8 @@ load passes :data:`LOAD` postings a bucket, the next bucket in turn is split, so
 The key bits that a split needs are kept in the posting, where they also serve as a fingerprint of the key.
 
 A posting is 63 bits: entry (31), key fingerprint (10), and 22 bits that the index chooses and that must not all be
-zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be found
-too, and then always are, since those bits also decide the bucket. Knows nothing of texts.
+zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be
+found too, and then always are, since those bits also decide the bucket. Knows nothing of texts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _COUNT_MASK = _U64((1 << 23) - 1)
 _COUNT_ONE = _U64(1 << 40)
 
 LOAD = 8
+_LINE = 8  # postings in a cache line
+_TOUCHED = 64  # what a block has beyond this, the hardware prefetches
 FIRST_LEVEL = 16  # 2**16 buckets at the start
 _FIRST_MASK = _U64((1 << FIRST_LEVEL) - 1)
 _FIRST_SHIFT = _U64(FIRST_LEVEL)
@@ -46,12 +48,15 @@ _POSTINGS, _LEVEL, _SPLIT, _USED = 0, 1, 2, 3
 
 
 class Postings(NamedTuple):
-    """The arrays. ``state``: postings held, level, next bucket to split, slab words used. ``free``: per block size."""
+    """The arrays.
+
+    ``state``: postings held, level, next bucket to split, slab words used. ``free``: per block size. ``touched``: a sink."""
 
     heads: NDArray[np.uint64]
     slab: NDArray[np.uint64]
     free: NDArray[np.int64]
     state: NDArray[np.int64]
+    touched: NDArray[np.uint64]
 
 
 def make_postings() -> Postings:
@@ -63,6 +68,7 @@ def make_postings() -> Postings:
         slab=reserve_array(np.uint64, _MOST_WORDS),
         free=np.full(_CAPACITIES.size, -1, np.int64),
         state=state,
+        touched=np.zeros(1, np.uint64),
     )
 
 
@@ -119,6 +125,15 @@ def block_of(head: np.uint64) -> tuple[int, int]:
     if head == 0:
         return 0, 0
     return -1, 1
+
+
+@kernel
+def touch(postings: Postings, offset: int, count: int) -> np.uint64:
+    """Load the first cache lines of a block ahead of its scan; returns its first posting."""
+    slab = postings.slab
+    for i in range(_LINE, min(count + _LINE - 1, _TOUCHED), _LINE):
+        postings.touched[0] ^= slab[offset + min(i, count - 1)]
+    return np.uint64(slab[offset])
 
 
 @kernel

@@ -1,0 +1,408 @@
+"""What does each fault cost a run, and what does its user see?
+
+``python -m benchmarks.reliability [--instructions 150] [--kills 20]``
+
+Every row is real: command lines in processes of their own, the shipped server in another, real signals, real files, a
+real full disk (a tmpfs, where mounting is permitted). *Injected* is counted by the server or by this script. *Lost* are
+commits (judged completions, one log line each) that were in the log before the fault and are gone or changed after the
+last resume, or that are there twice; and requests that were given up. What the user sees is quoted from standard error.
+The table is that of ``docs/reliability.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import orjson
+
+from benchmarks.harness import ROOT, finish, print_table, test_server
+from fastgen.commits import Commit
+from fastgen.log import TornTail
+from fastgen.store import RunFolder
+from fastgen.testing import USUAL_FAULTS, Fault
+
+FASTGEN = [sys.executable, "-m", "fastgen"]
+FIRST = 32  # requests that fail without exception before a quarter of all does
+EACH_WAIT_S = 300.0
+_NOISE = re.compile(r"similarity index|compiling|\d+/\d+ complete|instructions complete|going on with")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    fault: str
+    injected: str
+    lost: str
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An exit code and what was said on standard error."""
+
+    code: int
+    said: tuple[str, ...]
+
+    def seen(self) -> str:
+        """What of it is about the fault, as one cell of a table."""
+        lines = [line for line in self.said if not _NOISE.search(line)]
+        lines = lines if self.code else lines[-1:]
+        text = lines[-1] if lines else "nothing but the progress"
+        text = re.sub(r"/\S*/(run\S*|log\S*)", r"…/\1", re.sub(r"http://127\.0\.0\.1:\d+/v1", "URL", text))
+        return f"exit {self.code}: {text}".replace("|", r"\|")
+
+
+def start(
+    run: Path, url: str | None, count: int, *flags: str, prepare: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
+    """``fastgen generate`` in a process of its own."""
+    place = ["--base-url", url] if url else []
+    command = [*FASTGEN, "generate", "--run-dir", str(run), *place, "--num-instructions", str(count), *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=prepare)  # noqa: PLW1509 - sets a limit only
+
+
+def end(process: subprocess.Popen[str]) -> Ended:
+    """Wait for it."""
+    _, said = process.communicate(timeout=EACH_WAIT_S)
+    return Ended(process.returncode, tuple(said.splitlines()))
+
+
+def commits(run: Path) -> list[Commit]:
+    """What is committed."""
+    folder = RunFolder(run)
+    return [item[0] for item in folder.commits() if not isinstance(item, TornTail)] if folder.exists() else []
+
+
+def wait_for(run: Path, process: subprocess.Popen[str], size: int) -> None:
+    """Until the log has so many bytes."""
+    log = run / "log" / "000000.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size > size):
+        time.sleep(0.002)
+
+
+def injected(url: str) -> int:
+    """Faults that the server has injected so far."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/faults", timeout=30) as answer:  # noqa: S310 - our own server
+        return int(sum(orjson.loads(answer.read())["injected"].values()))
+
+
+def lost(run: Path, before: list[Commit]) -> str:
+    """The cell of what was lost or doubled."""
+    now = commits(run)
+    changed = sum(1 for i, commit in enumerate(before) if i >= len(now) or now[i] != commit)
+    doubled = len(now) - len({(c.request, c.choice) for c in now})
+    failures = RunFolder(run).ledger().failures
+    given_up = ", ".join(f"{count} requests recorded as {kind}" for kind, count in failures.items())
+    words = f"{changed} of {len(before)} commits" if before else f"{changed} commits"
+    return words + (f", {doubled} doubled" if doubled else "") + (f"; {given_up}" if given_up else "")
+
+
+# -- servers -----------------------------------------------------------------------------------------------------------
+
+
+def server_fault(folder: Path, instructions: int, kinds: tuple[Fault, ...]) -> Row:
+    """One kind (or all that are usual): for the first requests without exception, then for a quarter of all."""
+    name = kinds[0].value if len(kinds) == 1 else "all of these mixed"
+    run = folder / name.replace(" ", "-") / "run"
+    run.parent.mkdir()
+    script = ",".join(kinds[i % len(kinds)].value for i in range(FIRST))
+    plan = (
+        "--script",
+        script,
+        "--faults",
+        ",".join(kinds),
+        "--fault-rate",
+        "0.25",
+        "--slow",
+        "0.5",
+        "--latency",
+        "0.005",
+    )
+    flags = ("--request-timeout", "1") if kinds == (Fault.HANG,) else ()
+    with test_server(*plan) as server:
+        ended = end(start(run, server.base_url, instructions, "--concurrency", "16", *flags))
+        count = injected(server.base_url)
+    complete = RunFolder(run).ledger().complete
+    cell = lost(run, []) if complete >= instructions else f"only {complete} of {instructions} instructions"
+    return Row(f"server: {name}", f"{count} times", cell, ended.seen())
+
+
+def late_server(folder: Path) -> Row:
+    """Connections refused until the client has said that it waits."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run = folder / "run"
+    process = start(run, f"http://127.0.0.1:{port}/v1", 20)
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if "waiting up to" in line)
+    with test_server("--port", str(port)):
+        ended = end(process)
+    return Row("connections refused at the start", "until told", lost(run, []), Ended(ended.code, (told,)).seen())
+
+
+def restarted_server(folder: Path, times: int = 5) -> Row:
+    """A server that is killed and comes back, several times in one run."""
+    run = folder / "run"
+    process, port = None, "0"
+    for _ in range(times):
+        with test_server("--latency", "0.01", "--port", port) as server:
+            port = server.base_url.rsplit(":", 1)[1].removesuffix("/v1")
+            process = process or start(run, server.base_url, 1500, "--concurrency", "16")
+            log = run / "log" / "000000.jsonl"
+            wait_for(run, process, (log.stat().st_size if log.exists() else 0) + 20_000)
+            server.process.kill()
+    assert process is not None
+    before = commits(run)
+    with test_server("--port", port):
+        ended = end(process)
+    return Row("server killed and started again", f"{times} times", lost(run, before), ended.seen())
+
+
+def failing_server(folder: Path) -> Row:
+    """Nothing but errors for longer than the outage timeout, then a server that works."""
+    run = folder / "run"
+    with test_server() as server:
+        end(start(run, server.base_url, 50))
+    before = commits(run)
+    with test_server("--fault-rate", "1", "--faults", "500,invalid-json,reset") as server:
+        stopped = end(start(run, server.base_url, 100, "--outage-timeout", "3"))
+        count = injected(server.base_url)
+    with test_server() as server:
+        end(start(run, server.base_url, 100))
+    return Row("server: nothing but errors", f"{count} times", lost(run, before), stopped.seen())
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def kills(folder: Path, count: int) -> Row:
+    """SIGKILL at random moments, under a server of which a quarter of all answers are faults."""
+    run, moments = folder / "run", random.Random(1)
+    before: list[Commit] = []
+    bad = 0
+    with test_server("--fault-rate", "0.25", "--latency", "0.005") as server:
+        for _ in range(count):
+            process = start(run, server.base_url, 1_000_000, "--concurrency", "32")
+            log = run / "log" / "000000.jsonl"
+            wait_for(run, process, (log.stat().st_size if log.exists() else 0) + moments.randrange(60_000))
+            time.sleep(moments.uniform(0, 0.05))  # the moment itself
+            process.kill()
+            process.communicate()
+            now = commits(run)
+            bad += now[: len(before)] != before
+            before = now
+        ended = end(start(run, server.base_url, RunFolder(run).ledger().complete + 20))
+    row = Row("SIGKILL at random moments", f"{count} times in a row", lost(run, before), ended.seen())
+    assert not bad, row
+    return row
+
+
+def signalled(folder: Path, name: str, *numbers: signal.Signals) -> Row:
+    """Other signals in the middle of a run, then the same command."""
+    run = folder / "run"
+    with test_server("--latency", "0.05") as server:
+        process = start(run, server.base_url, 1_000_000, "--concurrency", "16", "--request-timeout", "2")
+        wait_for(run, process, 40_000)
+        for number in numbers:
+            process.send_signal(number)
+            if number is signal.SIGSTOP:
+                time.sleep(5)  # longer than a request may take
+        before = commits(run)
+        if signal.SIGCONT in numbers:
+            wait_for(run, process, 120_000)
+            process.send_signal(signal.SIGINT)
+        ended = end(process)
+        end(start(run, server.base_url, RunFolder(run).ledger().complete + 5))
+    return Row(name, "once", lost(run, before), ended.seen())
+
+
+def two_writers(folder: Path) -> Row:
+    """A second process on the same folder."""
+    run = folder / "run"
+    with test_server("--latency", "0.01") as server:
+        first = start(run, server.base_url, 600, "--concurrency", "8")
+        wait_for(run, first, 20_000)
+        before = commits(run)
+        second = end(start(run, server.base_url, 600))
+        end(first)
+    return Row("a second process on the run folder", "once", lost(run, before), second.seen())
+
+
+# -- disks -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[str], bool]]:
+    """A tmpfs under ``folder``, mounted or remounted as told; false where that is not permitted."""
+    folder.mkdir()
+
+    def mount(options: str) -> bool:
+        options = f"remount,{options}" if os.path.ismount(folder) else options
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    try:
+        yield mount
+    finally:
+        if os.path.ismount(folder):
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def full_disk(folder: Path) -> Row:
+    """Disks that are full at different moments of a run; more room each time."""
+    sizes_kb = (4, 104, 120, 128, 136, 140, 300, 600, 1200)
+    ended, before, changed = Ended(0, ()), list[Commit](), 0
+    with small_disk(folder / "disk") as mount, test_server() as server:
+        run = folder / "disk" / "run"
+        for size_kb in sizes_kb:
+            if not mount(f"size={size_kb}k"):
+                return Row("disk full", "not permitted here", "-", "-")
+            ended = end(start(run, server.base_url, 1_000_000, "--quiet"))
+            assert (ended.code, len(ended.said)) == (3, 1), ended
+            now = commits(run)
+            changed += now[: len(before)] != before
+            before = now
+        mount("size=64m")
+        end(start(run, server.base_url, RunFolder(run).ledger().complete + 20))
+        cell = lost(run, before)
+    assert not changed
+    return Row("disk full (tmpfs)", f"{len(sizes_kb)} times, at different steps", cell, ended.seen())
+
+
+def read_only(folder: Path) -> Row:
+    """A run folder on a disk that has become read-only."""
+    with small_disk(folder / "disk") as mount, test_server() as server:
+        run = folder / "disk" / "run"
+        if not mount("size=64m"):
+            return Row("run folder read-only", "not permitted here", "-", "-")
+        end(start(run, server.base_url, 50))
+        before = commits(run)
+        mount("ro")
+        ended = end(start(run, server.base_url, 100))
+        exported = subprocess.run(
+            [*FASTGEN, "export", "--run-dir", run, "--output", "-"], capture_output=True, cwd=ROOT, check=True
+        )
+        assert exported.stdout.count(b"\n") == 50
+        return Row(
+            "run folder read-only", "once", lost(run, before), ended.seen() + " (status and export go on working)"
+        )
+
+
+def size_limit(folder: Path) -> Row:
+    """``ulimit -f``."""
+    run = folder / "run"
+    with test_server() as server:
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300_000, 300_000))
+        ended = end(start(run, server.base_url, 1_000_000, prepare=limit))
+        before = commits(run)
+        end(start(run, server.base_url, RunFolder(run).ledger().complete + 20))
+    return Row("limit on file sizes (ulimit -f)", "once", lost(run, before), ended.seen())
+
+
+def damaged(folder: Path, flips: int = 100) -> tuple[Row, Row]:
+    """Flipped bits in the middle of the log, which must be named; and a torn end, which must be dropped."""
+    run = folder / "run"
+    with test_server() as server:
+        end(start(run, server.base_url, 50))
+        log = run / "log" / "000000.jsonl"
+        whole, before = log.read_bytes(), commits(run)
+        places = random.Random(2)
+        found = 0
+        said = ""
+        for _ in range(flips):
+            spoilt = bytearray(whole)
+            place = places.randrange(len(whole) - 200)
+            spoilt[place] ^= 1 << places.randrange(8)
+            log.write_bytes(spoilt)
+            try:
+                commits(run)
+            except Exception as error:  # noqa: BLE001 - whatever is raised must name the line
+                said = str(error)
+                found += f"000000.jsonl:{whole[:place].count(10) + 1}: " in said
+        log.write_bytes(spoilt)
+        ended = end(start(run, server.base_url, 60))
+        log.write_bytes(whole)
+        flipped = Row("one bit of the log flipped", f"{flips} times", f"{flips - found} undetected", ended.seen())
+        log.write_bytes(whole + whole[-300:-100])
+        torn = end(start(run, server.base_url, 60))
+        return flipped, Row("a line cut short at the log's end", "once", lost(run, before), torn.seen())
+
+
+def moved(folder: Path) -> Row:
+    """A run folder that was moved, and a copy of it."""
+    run, elsewhere = folder / "run", folder / "elsewhere" / "run"
+    elsewhere.parent.mkdir()
+    with test_server() as server:
+        end(start(run, server.base_url, 50))
+        before = commits(run)
+        shutil.copytree(run, folder / "run-copy")
+        shutil.move(run, elsewhere)
+        end(start(folder / "run-copy", server.base_url, 60))
+        ended = end(start(elsewhere, server.base_url, 60))
+    cells = {lost(elsewhere, before), lost(folder / "run-copy", before)}
+    return Row("run folder moved, and copied", "once each", " / ".join(cells), ended.seen())
+
+
+def table(instructions: int, kill_count: int) -> list[Row]:
+    """All rows; those of servers several at a time."""
+    with tempfile.TemporaryDirectory(prefix="fastgen-reliability-") as name:
+        folder = Path(name)
+
+        def own(row: Callable[[Path], Row]) -> Row:
+            return row(Path(tempfile.mkdtemp(dir=folder)))
+
+        kinds = [*((kind,) for kind in Fault), tuple(USUAL_FAULTS)]
+        with ThreadPoolExecutor(4) as several:
+            rows = list(several.map(lambda kind: own(lambda at: server_fault(at, instructions, kind)), kinds))
+        sigint, term = signal.SIGINT, signal.SIGTERM
+        stop = "stopped for 5 s (Ctrl-Z) with a request timeout of 2 s, then Ctrl-C"
+        others: tuple[Callable[[Path], Row], ...] = (
+            late_server,
+            restarted_server,
+            failing_server,
+            lambda at: kills(at, kill_count),
+            lambda at: signalled(at, "SIGINT (Ctrl-C)", sigint),
+            lambda at: signalled(at, "SIGINT twice", sigint, sigint),
+            lambda at: signalled(at, "SIGTERM", term),
+            lambda at: signalled(at, stop, signal.SIGSTOP, signal.SIGCONT),
+            two_writers,
+            full_disk,
+            read_only,
+            size_limit,
+            moved,
+        )
+        return [*rows, *(own(row) for row in others), *damaged(Path(tempfile.mkdtemp(dir=folder)))]
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instructions", type=int, default=150, help="of each run under server faults")
+    parser.add_argument("--kills", type=int, default=20)
+    given = parser.parse_args()
+    rows = table(given.instructions, given.kills)
+    print_table(("fault", "injected", "lost", "what the user sees"), [astuple(row) for row in rows])
+    finish("reliability", {"settings": vars(given), "rows": [astuple(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    main()
