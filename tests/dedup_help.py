@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def die(of: signal.Signals = signal.SIGKILL) -> None:
 
 def in_killed_child(body: Callable[[], object]) -> None:
     """Run in a forked process that must die of its own SIGKILL, which spares each point of death a start-up."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on: the child uses none of the other threads
+        child = os.fork()
     if child == 0:
         with suppress(BaseException):
             body()

@@ -57,14 +57,14 @@ def test_a_rejected_row_names_a_kept_line_before_it_whose_score_breaks_the_rule(
     rows = write_rows(job.source, 800)
     job.run()
     kept = set(job.kept.read_bytes().splitlines())
-    for refused in job.rejected_rows():
-        neighbour = refused["neighbour"]
+    for row in job.rejected_rows():
+        neighbour = row["neighbour"]
         assert neighbour["file"] == str(job.source)
-        assert neighbour["line"] < refused["line"]
+        assert neighbour["line"] < row["line"]
         assert rows[neighbour["line"] - 1].rstrip(b"\n").rstrip(b"\r") in {k.rstrip(b"\r") for k in kept}
         assert neighbour["text"] == text_of(rows[neighbour["line"] - 1])
-        score = rouge_l_f1(tokenise(refused["row"]["instruction"]), tokenise(neighbour["text"]))
-        assert refused["rouge_l"] == score
+        score = rouge_l_f1(tokenise(row["row"]["instruction"]), tokenise(neighbour["text"]))
+        assert row["rouge_l"] == score
         assert rejects(score, 0.7)
 
 
