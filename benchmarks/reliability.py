@@ -1,4 +1,4 @@
-"""What does each fault cost a run, and what does its user see?
+"""What each fault costs a run, and what its user sees.
 
 ``python -m benchmarks.reliability [--instructions 150] [--kills 20]``
 
@@ -67,7 +67,7 @@ class Ended:
         lines = [line for line in self.said if not _NOISE.search(line)]
         lines = lines if self.code else lines[-1:]
         text = lines[-1] if lines else "nothing but the progress"
-        text = re.sub(r"/\S*/(run\S*|log\S*)", r"…/\1", re.sub(r"http://127\.0\.0\.1:\d+/v1", "URL", text))
+        text = re.sub(r"/\S*/(run\S*|log\S*)", r"…/\1", re.sub(r"(http://)?127\.0\.0\.1:\d+(/v1)?", "HOST", text))
         return f"exit {self.code}: {text}".replace("|", r"\|")
 
 
@@ -110,10 +110,13 @@ def lost(run: Path, before: list[Commit]) -> str:
     now = commits(run)
     changed = sum(1 for i, commit in enumerate(before) if i >= len(now) or now[i] != commit)
     doubled = len(now) - len({(c.request, c.choice) for c in now})
+    return f"{changed} of {len(before)} commits" + (f", {doubled} doubled" if doubled else "") + given_up(run)
+
+
+def given_up(run: Path) -> str:
+    """The rest of that cell: requests that were recorded as failed."""
     failures = RunFolder(run).ledger().failures
-    given_up = ", ".join(f"{count} requests recorded as {kind}" for kind, count in failures.items())
-    words = f"{changed} of {len(before)} commits" if before else f"{changed} commits"
-    return words + (f", {doubled} doubled" if doubled else "") + (f"; {given_up}" if given_up else "")
+    return "".join(f"; {count} requests recorded as {kind}" for kind, count in failures.items())
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
@@ -142,7 +145,8 @@ def server_fault(folder: Path, instructions: int, kinds: tuple[Fault, ...]) -> R
         ended = end(start(run, server.base_url, instructions, "--concurrency", "16", *flags))
         count = injected(server.base_url)
     complete = RunFolder(run).ledger().complete
-    cell = lost(run, []) if complete >= instructions else f"only {complete} of {instructions} instructions"
+    assert complete == instructions, ended
+    cell = f"nothing: {complete} of {instructions} instructions" + given_up(run)
     return Row(f"server: {name}", f"{count} times", cell, ended.seen())
 
 
@@ -153,10 +157,11 @@ def late_server(folder: Path) -> Row:
     run = folder / "run"
     process = start(run, f"http://127.0.0.1:{port}/v1", 20)
     assert process.stderr is not None
-    told = next(line for line in process.stderr if "waiting up to" in line)
+    told = next(line.strip() for line in process.stderr if "waiting up to" in line)
     with test_server("--port", str(port)):
         ended = end(process)
-    return Row("connections refused at the start", "until told", lost(run, []), Ended(ended.code, (told,)).seen())
+    cell = f"nothing: {RunFolder(run).ledger().complete} of 20 instructions" + given_up(run)
+    return Row("connections refused at the start", "until told", cell, Ended(ended.code, (told,)).seen())
 
 
 def restarted_server(folder: Path, times: int = 5) -> Row:
@@ -257,7 +262,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[str], bool]]:
 
     def mount(options: str) -> bool:
         options = f"remount,{options}" if os.path.ismount(folder) else options
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     try:
@@ -298,9 +303,8 @@ def read_only(folder: Path) -> Row:
         before = commits(run)
         mount("ro")
         ended = end(start(run, server.base_url, 100))
-        exported = subprocess.run(
-            [*FASTGEN, "export", "--run-dir", run, "--output", "-"], capture_output=True, cwd=ROOT, check=True
-        )
+        command = [*FASTGEN, "export", "--run-dir", str(run), "--output", "-"]
+        exported = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
         assert exported.stdout.count(b"\n") == 50
         return Row(
             "run folder read-only", "once", lost(run, before), ended.seen() + " (status and export go on working)"

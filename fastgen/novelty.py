@@ -50,8 +50,8 @@ class NoveltyFilter:
     ``index``: ``lsh`` (default; misses a true neighbour with probability ``1 - bands.recall``), ``exact`` (no miss),
     ``exhaustive`` (no miss, linear cost). ``lsh_recall`` chooses bands and rows unless both are given.
 
-    Usual round: ``verdicts = decide(texts)`` then ``admit()``. Without the ``admit`` the next call forgets what the
-    decision would have added. ``filter`` is both at once.
+    Usual round: ``verdicts = decide(texts)``, then ``admit()`` or, text by text, ``add`` of what is kept. What was not
+    admitted is forgotten by the next call. ``filter`` is both at once, ``look_up`` neither.
 
     :raises InputError: a parameter is out of range or unknown.
     """
@@ -79,6 +79,7 @@ class NoveltyFilter:
         self._index = _make_index(index, threshold, reject_at, self.bands)
         self._size = 0
         self._seeds = 0
+        self._undecided: list[str] = []  # novel texts of the last decision, in the index but not yet in the pool
 
     def __len__(self) -> int:
         """Texts in the pool, seeds included."""
@@ -101,7 +102,14 @@ class NoveltyFilter:
         self._size = self._seeds = len(self._index)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts without a check (replay of a run)."""
+        """Append texts without a check (replay of a run).
+
+        The next novel texts of the last decision, in order, are taken from there at no cost.
+        """
+        if self._undecided[: len(texts)] == list(texts):
+            self._undecided = self._undecided[len(texts) :]
+            self._size += len(texts)
+            return
         self._forget_decision()
         self._index.add(self._encode(texts))
         self._size = len(self._index)
@@ -113,11 +121,19 @@ class NoveltyFilter:
         novel texts before it.
         """
         self._forget_decision()
-        return _verdicts(self._index.decide(self._encode(texts)))
+        verdicts = _verdicts(self._index.decide(self._encode(texts)))
+        self._undecided = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict.novel]
+        return verdicts
+
+    def look_up(self, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text, each by itself against the pool as it is; nothing is added (audit, decontamination)."""
+        self._forget_decision()
+        return _verdicts(self._index.look_up(self._encode(texts)))
 
     def admit(self) -> None:
-        """Append the novel texts of the last :meth:`decide` to the pool; without one, nothing happens."""
+        """Append the novel texts of the last :meth:`decide` that are not in the pool yet; without any, do nothing."""
         self._size = len(self._index)
+        self._undecided = []
 
     def filter(self, texts: Sequence[str]) -> list[Verdict]:
         """Decide and admit in one pass."""
@@ -130,6 +146,7 @@ class NoveltyFilter:
         return self._index.memory_bytes()
 
     def _forget_decision(self) -> None:
+        self._undecided = []
         if len(self._index) > self._size:
             self._index.truncate(self._size)
 

@@ -150,6 +150,32 @@ def test_a_decision_leaves_the_pool_as_it_was_until_it_is_admitted(index: IndexK
 
 
 @pytest.mark.parametrize("index", INDEX_KINDS)
+def test_adding_what_was_kept_text_by_text_is_admitting_it(index: IndexKind) -> None:
+    rng = random.Random(10)
+    texts = make_texts(rng, 600, words=60, longest=16)
+    novelty, plain = NoveltyFilter(index=index), NoveltyFilter(index=index)
+    for start in range(0, 600, 40):
+        batch = texts[start : start + 40]
+        verdicts = novelty.decide(batch)
+        assert verdicts == plain.decide(batch)
+        kept = [text for text, verdict in zip(batch, verdicts, strict=True) if verdict.novel][:-3]
+        for cut in (kept[:2], kept[2:]):
+            novelty.add(cut)
+        plain.add([*kept, "a text of its own"])
+        novelty.add(["a text of its own"])
+        assert len(novelty) == len(plain)
+
+
+@pytest.mark.parametrize("index", INDEX_KINDS)
+def test_looking_up_compares_each_text_with_the_pool_alone(index: IndexKind) -> None:
+    novelty = NoveltyFilter(index=index)
+    novelty.add_seeds(["Name three rivers in Asia."])
+    twins = ["Explain how tides work.", "Explain how tides work.", "name THREE rivers in asia"]
+    assert [verdict.novel for verdict in novelty.look_up(twins)] == [True, True, False]
+    assert len(novelty) == 1
+
+
+@pytest.mark.parametrize("index", INDEX_KINDS)
 def test_a_replayed_pool_decides_as_the_one_that_grew(index: IndexKind) -> None:
     rng = random.Random(7)
     seeds, texts = make_texts(rng, 9, words=60, longest=16), make_texts(rng, 900, words=60, longest=16)

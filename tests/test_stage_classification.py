@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.records import Completion
@@ -16,11 +12,6 @@ from fastgen.stages.classification import build_prompt, parse
 from fastgen.stages.prompts import load_prompts
 
 PAPER = PRESETS["paper"]
-REAL = [
-    row
-    for row in map(json.loads, (Path(__file__).parent / "data/real_completions.jsonl").read_bytes().splitlines())
-    if row["stage"] == "classification"
-]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +70,7 @@ def test_a_yes_is_heard_however_it_is_said(answer: str) -> None:
         ),
         *(
             "Not classification",
-            "是",
+            "否",
             "No\n\nTask: Sort it.\nIs it classification? Yes",
             "It is not. The labels are yes and no.",
         ),
@@ -105,11 +96,7 @@ def test_the_paper_preset_takes_the_bare_word_only(answer: str, expected: bool) 
     assert parse(Completion(answer, "length"), PAPER) is expected
 
 
-@pytest.mark.parametrize("row", REAL)
-def test_real_answers_of_a_small_model_are_read(row: dict[str, Any]) -> None:
-    assert parse(Completion(row["text"], row["finish_reason"])) is row["expected"]
-
-
+@settings(deadline=None)  # the time depends on what else the machine does
 @given(
     st.one_of(
         st.text(), st.lists(st.sampled_from(["Yes", "no", "answer", " ", "\n", "?", "*", "<think>", ":"])).map("".join)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,3 +71,12 @@ PARSERS: dict[str, Callable[[Completion], object]] = {
     "input_first": lambda completion: instance.parse(completion, is_classification=False, rules=DEFAULT),
     "output_first": lambda completion: instance.parse(completion, is_classification=True, rules=DEFAULT),
 }
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("piece", ["\n\n** ", "x\n", "9. a\n", "Example 1\n", "| a ", "\ud800\0"], ids=ascii)
+def test_two_megabytes_of_anything_are_read_in_two_seconds(piece: str, parser: str) -> None:
+    completion = Completion("9. Sing.\n" + piece * (HUGE_CHARACTERS // len(piece)), "length")
+    start = time.process_time()
+    PARSERS[parser](completion)
+    assert time.process_time() - start < 2

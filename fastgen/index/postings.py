@@ -50,7 +50,9 @@ _POSTINGS, _LEVEL, _SPLIT, _USED = 0, 1, 2, 3
 class Postings(NamedTuple):
     """The arrays.
 
-    ``state``: postings held, level, next bucket to split, slab words used. ``free``: per block size. ``touched``: a sink."""
+    ``heads``: one word per bucket. ``slab``: the blocks. ``free``: first free block of each size. ``state``: postings
+    held, level, next bucket to split, slab words used. ``touched``: a sink for :func:`touch`.
+    """
 
     heads: NDArray[np.uint64]
     slab: NDArray[np.uint64]

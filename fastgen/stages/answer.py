@@ -18,27 +18,41 @@ if TYPE_CHECKING:
 CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
 """Finish reasons after which the end of the text is missing; no finish reason at all counts as finished."""
 
+INVISIBLE: Final = "\u200b\u200e\u200f\u2060\ufeff"
+"""Zero-width spaces, direction marks and byte order marks; joiners are left out, since they belong to their letters."""
+_BLANK: Final = "".join(filter(str.isspace, map(chr, range(0x3001)))) + INVISIBLE
+
 # The beginning and end of a label or list marker at the start of a line: bullet, quote or heading mark, then emphasis,
 # which is only taken off again where it was put on. Possessive quantifiers keep patterns linear on runs of blanks.
-OPEN: Final = r"[ \t]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|_)?[ \t]*+"
+OPEN: Final = rf"[ \t{INVISIBLE}]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|_)?[ \t]*+"
 CLOSE: Final = r"[ \t]*+(?(mark)(?:(?P=mark))?)"
 COLON: Final = r"[:\uff1a]"
 NOWHERE: Final = (0, 0)
 
 _THINK: Final = r"(?:think|thinking|thought|reasoning)"
-_THINK_OPEN: Final = re.compile(rf"\s*(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
+_THINK_OPEN: Final = re.compile(rf"[\s{INVISIBLE}]*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
 _THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
 _END_TOKEN: Final = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
 )
-_ALL_FENCED: Final = re.compile(r"\s*+```[^\n`]*+\n(?P<body>(?:(?!```).)*+)```\s*+", re.DOTALL)
+_ALL_FENCED: Final = re.compile(r"\s*+```[^\n`]*+\n(?P<body>(?:[^`]++|`(?!``))*+)```\s*+", re.DOTALL)
 _CHATTER: Final = re.compile(
     r"""[\s*_\#>"“]*+(?:
         (?:sure|certainly|of\ course|absolutely|ok(?:ay)?|great|got\ it|no\ problem|happy\ to\ help|thank\ you|thanks
           |here\ you | (?:here|below|following|these)(?:\ (?:are|is)|['\u2019]s) | the\ following | as\ requested
           |i(?:['\u2019](?:ll|d|ve|m)|\ (?:will|can|have|am)) | let(?:\ me|['\u2019]s) | hi | hello
           |voici | bien\ s[uû]r | claro | aqu[ií] | por\ supuesto | nat[uü]rlich | hier\ sind)\b
-        | 当然 | 好的 | 以下是 | 以下は | もちろん
+        | 当然 | 好的 | 以下是 | 以下は | もちろん | はい、 | конечно\b | вот\b | بالتأكيد | إليك | ज़रूर | यहाँ | แน่นอน
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CLOSING_LINE: Final = re.compile(
+    r"""[\s*_(\[>]*+(?:
+        let\ me\ know\ (?:if|whether|which)\b | (?:i\ )?hope\ (?:this|these|that)\b | (?:please\ )?feel\ free\ to\b
+        | would\ you\ like\ (?:me|more|another)\b | do\ you\ want\ me\b
+        | (?:these|the\ above)\ (?:\w+\ ){0,2}?(?:tasks|instructions|examples|instances|prompts)
+          \ (?:are|were|cover|should)\b
+        | 希望这些 | これらの
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -74,13 +88,23 @@ def is_chatter(text: str, start: int, end: int) -> bool:
     return _CHATTER.match(text, start, end) is not None
 
 
+def is_closing(text: str, start: int, end: int) -> bool:
+    """Whether the line ``text[start:end]`` takes leave of the reader ("Let me know if ...", "These tasks are ...")."""
+    return _CLOSING_LINE.match(text, start, end) is not None
+
+
 def trim(text: str, start: int, end: int) -> Span:
-    """Return the span without whitespace at its ends; ``(0, 0)`` when nothing is left."""
+    """Return the span without whitespace and invisible characters at its ends; ``(0, 0)`` when nothing is left."""
+    return strip(text, start, end, _BLANK)
+
+
+def strip(text: str, start: int, end: int, blank: str | None = None) -> Span:
+    """Return the span without whitespace (or the characters of ``blank``) at its ends; ``(0, 0)`` when it is empty."""
     piece = text[start:end]
-    stripped = piece.strip()
+    stripped = piece.strip(blank)
     if not stripped:
         return NOWHERE
-    start += len(piece) - len(piece.lstrip())
+    start += len(piece) - len(piece.lstrip(blank))
     return start, start + len(stripped)
 
 

@@ -18,13 +18,23 @@ if TYPE_CHECKING:
     from fastgen.stages.prompts import PromptSet
 
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})
-_AT_THE_START: Final = re.compile(r"[\W_]*+(yes|no)\b", re.IGNORECASE)
+_WORD: Final = (  # Chinese and Japanese go on without a space
+    r"(?:(?P<yes>(?:yes|true|sí|sim|oui|ja|да|हाँ|نعم|ใช่|네|对)(?!\w)|是(?!否)|はい)"
+    r"|(?P<no>(?:no|false|não|non|nein|нет|नहीं|لا|아니요)(?!\w)|不|否|いいえ|ไม่))"
+)
+_AT_THE_START: Final = re.compile(rf"[\W_]*+{_WORD}(?!\s*+(?:or\b|/))", re.IGNORECASE)
 _AFTER_A_LABEL: Final = re.compile(
-    r"""(?:classification(?:[ ]task)?[ ]*+\? | \b(?:answer|output|response)(?:[ ]is)?[ ]*+[\W_]?)
-    [\W_]*+(yes|no)\b(?!\s+or\b)""",
+    rf"""(?:classification(?:[ ]task)?["*]*+[ ]*+[?:]
+    | \b(?:answer|output|response|therefore)(?:[ ](?:is|would[ ]be))?[ ]*+[\W_]?)
+    [\W_]*+{_WORD}(?!\s+or\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_ALONE_ON_A_LINE: Final = re.compile(r"^[\W_]*?(yes|no)[\W_]*?$", re.IGNORECASE | re.MULTILINE)
+_ALONE_ON_A_LINE: Final = re.compile(rf"^[^\w\n]*+{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
+_STATED: Final = re.compile(
+    r"""\b(?:this|it|(?:this|the|that)[ ]task)[ ]is[ ](?:clearly[ ]|indeed[ ])?an?[ ](?P<yes>classification)[ ]task\b
+    | ^\W*(?P<alone>classification)(?:[ ]task)?\W*$""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def build_prompt(instruction: str, prompts: PromptSet) -> str | tuple[Message, ...]:
@@ -36,7 +46,8 @@ def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
     """Whether the completion says that the instruction is a classification task.
 
     With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". ``lenient`` takes the first
-    plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"), else alone on a line.
+    plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"), else alone on a line, else
+    said in full ("This is a classification task").
     """
     if rules.answer_style == "paper":
         return completion.text.strip() in _PAPER_YES
@@ -45,4 +56,4 @@ def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
         return False
     answer = completion.text[slice(*span)]
     found = _AT_THE_START.match(answer) or _AFTER_A_LABEL.search(answer) or _ALONE_ON_A_LINE.search(answer)
-    return found is not None and found[1].lower() == "yes"
+    return _STATED.search(answer) is not None if found is None else found["yes"] is not None

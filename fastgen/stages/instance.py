@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fastgen.stages.answer import NOWHERE, answer_span, is_cut, trim
+from fastgen.stages.answer import NOWHERE, answer_span, is_cut, strip
 from fastgen.stages.fields import read_classification, read_generation
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ def parse(completion: Completion, is_classification: bool, rules: Rules) -> Pars
 
 
 def _paper_generation(text: str) -> list[ParsedInstance]:
-    start, end = trim(text, 0, len(text))
+    start, end = strip(text, 0, len(text))
     breaks = [match.span() for match in _EXAMPLE.finditer(text, start, end)]
     if not breaks:
         return [_paper_pair(text, (start, end))] if _OUTPUT.search(text, start, end) else []
     edges = zip([start, *(b for _, b in breaks)], [*(a for a, _ in breaks), end], strict=True)
-    pieces = (trim(text, *edge) for edge in edges)
+    pieces = (strip(text, *edge) for edge in edges)
     return [_paper_pair(text, piece) for piece in pieces if piece[0] < piece[1]]
 
 
@@ -109,19 +109,19 @@ def _paper_pair(text: str, piece: Span) -> ParsedInstance:
     outputs = [match.span() for match in _OUTPUT.finditer(text, *piece)]
     given, wanted = NOWHERE, piece
     if outputs:
-        given = trim(text, piece[0], outputs[0][0])
-        wanted = trim(text, outputs[0][1], outputs[1][0] if len(outputs) > 1 else piece[1])
+        given = strip(text, piece[0], outputs[0][0])
+        wanted = strip(text, outputs[0][1], outputs[1][0] if len(outputs) > 1 else piece[1])
     if following := _INPUT.search(text, *wanted):
-        wanted = trim(text, wanted[0], following.start())
+        wanted = strip(text, wanted[0], following.start())
     if prefix := _INPUT.match(text, *given):
-        given = trim(text, prefix.end(), given[1])
+        given = strip(text, prefix.end(), given[1])
     return ParsedInstance(given, wanted)
 
 
 def _paper_classification(text: str) -> list[ParsedInstance]:
     labels = [match.span() for match in _CLASS_LABEL.finditer(text)]
     ends = [*(start for start, _ in labels[1:]), len(text)]
-    pieces = [trim(text, start, end) for (_, start), end in zip(labels, ends, strict=bool(labels))]
+    pieces = [strip(text, start, end) for (_, start), end in zip(labels, ends, strict=bool(labels))]
     return [_paper_labelled(text, piece) for piece in pieces]
 
 
@@ -130,7 +130,7 @@ def _paper_labelled(text: str, piece: Span) -> ParsedInstance:
     line_end = text.find("\n", *piece)
     if line_end < 0:
         return ParsedInstance(NOWHERE, piece)
-    return ParsedInstance(trim(text, line_end, piece[1]), trim(text, piece[0], line_end))
+    return ParsedInstance(strip(text, line_end, piece[1]), strip(text, piece[0], line_end))
 
 
 def _judge(

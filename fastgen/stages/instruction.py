@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fastgen.stages.answer import answer_span, is_cut, trim
+from fastgen.stages.answer import answer_span, is_cut, strip
 from fastgen.stages.lists import read_list
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ UNFINISHED: Final = "unfinished"
 UNCLOSED_THINKING: Final = "unclosed_thinking"
 """The completion is nothing but thinking that never ended."""
 
+_BOLD_START: Final = re.compile(r"^\*\*(?=\S)((?:(?!\*\*).)++)(?<=\S)\*\*")
 _PAPER_BREAK: Final = re.compile(r"\n\d+\s?\. ")
 
 
@@ -40,8 +41,14 @@ class ParsedItem:
 
 
 def item_text(raw: str, span: Span, rules: Rules) -> str:
-    """Return the instruction that ``raw[start:end]`` holds: whitespace collapsed, capitalised if the rules say so."""
+    """Return the instruction that ``raw[start:end]`` holds.
+
+    Whitespace is collapsed; a bold beginning loses its marks (not with ``list_style`` ``paper``); the text is
+    capitalised if the rules say so.
+    """
     text = " ".join(raw[span[0] : span[1]].split())
+    if text.startswith("**") and rules.list_style != "paper":
+        text = _BOLD_START.sub(r"\1", text)
     return text.capitalize() if rules.capitalise else text
 
 
@@ -68,7 +75,7 @@ def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[Pa
     else:
         answer = answer_span(text)
         if answer is None:
-            return _items(text, (trim(text, 0, len(text)),), rules, UNCLOSED_THINKING)
+            return _items(text, (strip(text, 0, len(text)),), rules, UNCLOSED_THINKING)
         reading = read_list(text, answer, first_number=first_number)
         spans, cut, open_ended = reading.spans, is_cut(completion), reading.open_ended
     if cut and rules.unfinished == "drop_completion":
@@ -82,7 +89,7 @@ def _paper_spans(text: str) -> tuple[Span, ...]:
     breaks = [match.span() for match in _PAPER_BREAK.finditer(text)]
     starts = [0, *(end for _, end in breaks)]
     ends = [*(start for start, _ in breaks), len(text)]
-    spans = (trim(text, start, end) for start, end in zip(starts, ends, strict=True))
+    spans = (strip(text, start, end) for start, end in zip(starts, ends, strict=True))
     return tuple(span for span in spans if span[0] < span[1])
 
 

@@ -1,9 +1,9 @@
 """Read a list of instructions as models really write it, leniently and line by line.
 
 Copes with ``9)``, ``9 .``, ``**9.**``, ``9. **Title**: text``, ``#9``, ``Task 9:``, Chinese, full-width and Arabic
-numerals, bullets, numbering that restarts or skips, a chatty line before the list and notes after it, code fences,
-headings, and inputs or outputs that follow an instruction. Guarantees: never raises; spans lie in the text, ascend and
-do not overlap. Knows nothing of what makes an instruction acceptable.
+numerals, letters, bullets, numbering that restarts or skips, several items on a line, a chatty line before the list
+and notes after it, code fences, headings, inputs or outputs that follow an instruction, JSON and tables. Guarantees:
+never raises; spans lie in the text, ascend and do not overlap. Knows nothing of what makes an instruction acceptable.
 """
 
 from __future__ import annotations
@@ -12,46 +12,33 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fastgen.stages.answer import CLOSE, COLON, NOWHERE, OPEN, is_chatter, lines, trim
+from fastgen.stages.answer import CLOSE, COLON, NOWHERE, OPEN, is_chatter, is_closing, lines, trim
+from fastgen.stages.marks import BULLETED, DASH, LABELLED, Marker, find_markers, first_inline, with_inline
+from fastgen.stages.structured import NUMBER_NAMES, read_records
 
 if TYPE_CHECKING:
     from fastgen.records import Span
 
 # Every pattern is matched against one line.
-_DASH: Final = r"[-\u2013\u2014]"
-_NOUN: Final = r"(?:task|instruction|prompt|question|item|idea|no\.?|任务|指令|题目|问题|タスク)"
-_HAN_NUMBER: Final = "[一二三四五六七八九十]{1,3}"
-_NUMBERED: Final = re.compile(
-    rf"""{OPEN}(?:
-        {_NOUN}[ \t]*+[\#\u2116]?(?P<named>\d{{1,3}}){CLOSE}[ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{_DASH}(?=\s)|$)
-        | [\#\u2116](?P<hashed>\d{{1,3}})[.:)]?(?=[\s*])
-        | [(\[\uff08](?:(?P<bracketed>\d{{1,3}})|{_HAN_NUMBER})[)\]\uff09]
-        | (?P<plain>\d{{1,3}})(?(mark)(?:(?P=mark))?)[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d)
-        | {_HAN_NUMBER}[、\uff0e]
-        | [①-⑳]
-    ){CLOSE}[ \t]*+""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_LABELLED: Final = re.compile(
-    rf"{OPEN}(?:new )?(?:task|instruction|prompt|指令|任务){CLOSE}[ \t]*+{COLON}{CLOSE}[ \t]*+", re.IGNORECASE
-)
-_BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
 _LONE_NUMBER: Final = re.compile(r"[ \t]*+(?:\*\*)?#?\d{1,3}[ \t]*+$")
 _BREAK: Final = re.compile(r"[ \t\r]*+(?:$|```|~~~|\#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t\r]*+$)")
 _BLANK_LINE: Final = re.compile(r"\n[ \t\r]*+\n")
 _PART: Final = re.compile(
-    rf"""{OPEN}(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response|solution
-    |explanation|class[ ]label|note|输入|输出|示例){CLOSE}[ \t]*+\d*+{CLOSE}[ \t]*+{COLON}""",
+    rf"""{OPEN}[(\[]?(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response
+    |solution|explanation|class[ ]label|note|输入|输出|示例){CLOSE}[ \t]*+\d*+{CLOSE}[ \t]*+{COLON}""",
     re.IGNORECASE | re.VERBOSE,
 )
 _INLINE_PART: Final = re.compile(
     rf"(?<=[.?!:。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Output)[ \t]*+\d*+[ \t]*+(?:\*\*)?{COLON}"
 )
-_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{COLON}|{_DASH}(?=\s))?"
+_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{COLON}|{DASH}(?=\s))?"
 _TITLE: Final = re.compile(rf"(?:\*\*|__){_BOLD}")
+_ITALIC_TITLE: Final = re.compile(rf"([*_])(?![*_ \t])[^*_\n]{{1,60}}(?:{COLON}\1|\1[ \t]*+{COLON})")
 _TITLE_OPENED_BEFORE: Final = re.compile(_BOLD)  # "**9. Title**: text", where the marker took the opening
+_MOST_LINES: Final = 10_000  # an item of more lines is not looked at more closely
 _TITLE_WORDS: Final = 6  # bold text of more words is no title but the instruction itself
 _SENTENCE_ENDS: Final = (".", "?", "!", "。", "\uff1f", "\uff01")
+_INSTRUCTION_NAMES: Final = ("instruction", "task", "prompt", "question", "text", "")
 _QUOTES: Final = {'"': '"', "“": "”", "「": "」", "«": "»", "`": "`"}
 
 
@@ -61,16 +48,6 @@ class ListReading:
 
     spans: tuple[Span, ...]
     open_ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    """What begins an item: ``start`` is where its line begins, ``end`` where the item's own text does."""
-
-    start: int
-    end: int
-    number: int | None
-    heading: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +64,15 @@ def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
     :param first_number: the number that the prompt already wrote; text before the first marker is its item, unless it
         speaks to the reader or the list writes that number itself.
     """
-    markers = _markers(text, answer)
+    markers = find_markers(text, answer)
+    if not markers and (reading := _read_structured(text, answer)):
+        return reading
     head = (answer[0], markers[0].start if markers else answer[1])
     if _head_is_item(text, head, markers, first_number):
-        markers.insert(0, _Marker(head[0], _after_chatter(text, head), first_number, heading=False))
+        markers.insert(0, Marker(head[0], _after_chatter(text, head), first_number, heading=False))
+    else:
+        markers[:0] = first_inline(text, head, markers, first_number)
+    markers = list(with_inline(text, markers, answer[1]))
     ends = [*(marker.start for marker in markers[1:]), answer[1]]
     items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
     spans = tuple(item.span for item in items if item.span != NOWHERE)
@@ -98,37 +80,18 @@ def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
     return ListReading(spans, open_ended)
 
 
-def _markers(text: str, answer: Span) -> list[_Marker]:
-    """Return the markers of one kind, the most telling kind there is: numbers, else labels, else bullets."""
-    rows = list(lines(text, *answer))
-    numbered = [(line, match) for line in rows if (match := _NUMBERED.match(text, *line))]
-    if numbered:
-        indents = [_indent(text, line) for line, _ in numbered]
-        outer = min(indents) + 1  # a deeper list belongs to the item that it is in
-        return [_marker(*pair) for pair, indent in zip(numbered, indents, strict=True) if indent <= outer]
-    labelled = [(line, match) for line in rows if (match := _LABELLED.match(text, *line))]
-    if labelled:
-        return [_marker(*pair) for pair in labelled]
-    bulleted = [(line, match) for line in rows if (match := _BULLETED.match(text, *line))]
-    head = trim(text, answer[0], bulleted[0][0][0]) if bulleted else NOWHERE
-    bullets_are_items = head == NOWHERE or is_chatter(text, *head)  # else they are part of the first item
-    return [_marker(*pair) for pair in bulleted] if bullets_are_items else []
+def _read_structured(text: str, answer: Span) -> ListReading | None:
+    """Return the instructions of an answer that is JSON or a table; ``None`` for any other."""
+    spans = []
+    for record in read_records(text, answer):
+        named = [record[name] for name in _INSTRUCTION_NAMES if name in record]
+        others = [span for name, span in record.items() if name not in NUMBER_NAMES]
+        spans += named[:1] or (others if len(others) == 1 else [])
+    spans = [_clean(text, span) for span in spans if span != NOWHERE]
+    return ListReading(tuple(spans), open_ended=False) if spans else None
 
 
-def _indent(text: str, line: Span) -> int:
-    return len(text[slice(*line)]) - len(text[slice(*line)].lstrip(" \t"))
-
-
-def _marker(line: Span, match: re.Match[str]) -> _Marker:
-    digits = (
-        next(filter(None, match.group("named", "hashed", "bracketed", "plain")), None)
-        if _NUMBERED is match.re
-        else None
-    )
-    return _Marker(line[0], match.end(), int(digits) if digits else None, heading="# " in match[0])
-
-
-def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:
+def _head_is_item(text: str, head: Span, markers: list[Marker], first_number: int) -> bool:
     """Whether what stands before the first marker is the item whose number the prompt ended in."""
     start, end = trim(text, *head)
     if (start, end) == NOWHERE:
@@ -152,24 +115,31 @@ def _after_chatter(text: str, head: Span) -> int:
     return blank_line.end() if blank_line and is_chatter(text, start, blank_line.start()) else start
 
 
-def _read_item(text: str, marker: _Marker, end: int) -> _Item:
+def _read_item(text: str, marker: Marker, end: int) -> _Item:
     """Return the item that begins at ``marker``: its first paragraph, up to an input, output, fence or heading.
 
-    A title before the instruction ("**Haiku**: Write ...", or a bold line of its own) is left out.
+    A title before the instruction ("**Haiku**: Write ...", or a bold line of its own) is left out, and so is what
+    follows a first line that is wholly bold and no title: a remark on it.
     """
-    body, is_title = NOWHERE, marker.heading
-    for number, (start, stop) in enumerate(lines(text, marker.end, end)):
-        if body != NOWHERE and _ends_item(text, (start, stop), is_title=is_title):
+    body, is_title, is_whole = NOWHERE, marker.heading, False
+    whole = trim(text, marker.end, end)
+    if whole == NOWHERE:
+        return _Item(NOWHERE, closed=False)
+    for number, (start, stop) in enumerate(lines(text, whole[0], end)):
+        if number == _MOST_LINES:
+            return _Item(_clean(text, (body[0], end)), closed=False)
+        if body != NOWHERE and (is_whole or _ends_item(text, (start, stop), is_title=is_title)):
             return _Item(_clean(text, body), closed=True)
         if _BREAK.match(text, start, stop):
             continue
-        label = _LABELLED.match(text, start, stop)
+        label = LABELLED.match(text, start, stop)
         if label and (number <= 1 or is_title):
             body, is_title = (label.end(), stop), False
         elif body == NOWHERE:
             body, is_title = _first_line(text, (start, stop), heading=is_title)
+            is_whole = not is_title and text[body[1] : stop].strip() in ("**", "__")
         elif is_title:
-            body, is_title = (_after(_BULLETED, text, (start, stop)), stop), False
+            body, is_title = (_after(BULLETED, text, (start, stop)), stop), False
         else:
             body = (body[0], stop)
         if part := _INLINE_PART.search(text, max(start, body[0]), stop):
@@ -178,7 +148,7 @@ def _read_item(text: str, marker: _Marker, end: int) -> _Item:
 
 
 def _ends_item(text: str, line: Span, *, is_title: bool) -> bool:
-    if _PART.match(text, *line):
+    if _PART.match(text, *line) or is_closing(text, *line):
         return True
     if line[1] == len(text) and _LONE_NUMBER.match(text, *line):  # the next marker, cut short
         return True
@@ -192,9 +162,11 @@ def _after(pattern: re.Pattern[str], text: str, line: Span) -> int:
 
 def _first_line(text: str, line: Span, *, heading: bool) -> tuple[Span, bool]:
     """Return what of an item's first line is instruction, and whether it is only a title."""
-    start, stop = _after(_BULLETED, text, line), line[1]
+    start, stop = _after(BULLETED, text, line), line[1]
     opened_before = text.count("**", start, stop) % 2
     title = (_TITLE_OPENED_BEFORE if opened_before else _TITLE).match(text, start, stop)
+    if title is None and (title := _ITALIC_TITLE.match(text, start, stop)):
+        return (title.end() if text[title.end() : stop].strip() else start, stop), False
     if title is None:
         return (start, stop), heading and _could_be_title(text[start:stop])
     if text[title.end() : stop].strip():
