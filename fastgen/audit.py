@@ -101,7 +101,7 @@ class Auditor:
     def _check(self, text: str, *, kept: bool) -> Disagreement | None:
         self._kept += kept
         self._rejected += not kept
-        verdict = self._scan.decide([text])[0]
+        verdict = self._scan.look_up([text])[0]
         if verdict.novel == kept:
             return None
         return Disagreement("missed" if kept else "wrongly rejected", text, verdict.neighbour, verdict.score)

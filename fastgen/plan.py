@@ -231,10 +231,9 @@ class Plan:
         return [self._check_contamination(item) for item in checked]
 
     def _check_contamination(self, item: ParsedItem) -> _Item:
-        """One text at a time: candidates may not count as neighbours of each other here."""
         if item.rule is not None or self._forbidden is None:
             return _Item(item.span, item.text, item.rule)
-        verdict = self._forbidden.decide([item.text])[0]
+        verdict = self._forbidden.look_up([item.text])[0]
         if verdict.novel or verdict.neighbour is None:
             return _Item(item.span, item.text, None)
         return _Item(item.span, item.text, CONTAMINATED, (verdict.neighbour, verdict.score))
