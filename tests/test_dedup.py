@@ -210,10 +210,14 @@ def test_ctrl_c_says_how_to_go_on(
     write_rows(job.source, 1500)
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", after(3, Journal.append, signal.SIGINT))
+        # a job in the background starts with SIGINT ignored
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code = command(job, "--index", "exhaustive")
         except SystemExit as end:  # the parser's own answer to Ctrl-C
             code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "same command" in capsys.readouterr().err.splitlines()[-1]
     assert command(job, "--index", "exhaustive") == 0
