@@ -10,5 +10,8 @@ full=${FULL:-}
 echo "== What a client on aiohttp pays at least, and what ours adds to one request"
 "$python" -m benchmarks.client $([ -n "$full" ] || echo --completions 5000 --repeats 3)
 
+echo "== What the similarity filter decides a second as its pool grows, beside what a user would type instead"
+"$python" -m benchmarks.filter $([ -n "$full" ] || echo --sizes 10000)
+
 echo "== What the whole of generate adds: prompts, parsing, rules, similarity, commits"
 "$python" -m benchmarks.pipeline $([ -n "$full" ] || echo --instructions 1500 --repeats 3)
