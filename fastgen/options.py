@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,8 +69,8 @@ def _check_sampling(flag: str, sampling: Sampling) -> None:
 
 
 def _above(flag: str, value: float, limit: float) -> None:
-    if not value > limit:
-        raise InputError(f"{flag}: {value} is not above {limit}")
+    if not limit < value < math.inf:
+        raise InputError(f"{flag}: {value} is not a number above {limit}")
 
 
 @Parameter(name="*", group=JOB)

@@ -46,6 +46,7 @@ def _carry_out(place: Place, options: Options) -> Outcome | None:
     if options.job.log_file is not None:
         handlers.append(_log_to(options.job.log_file, options.job.log_level))
     logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
         return uvloop.run(_generate(place, options, LoggedReporter(shown)))
