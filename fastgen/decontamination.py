@@ -7,12 +7,10 @@ they feed no prompt and have no pool index.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError
 from fastgen.options import SimilarityOptions
 from fastgen.tables import read_texts
 
@@ -27,29 +25,7 @@ def load_forbidden(paths: Iterable[Path]) -> tuple[str, ...]:
 
     :raises InputError: a file cannot be read or used, with file and line.
     """
-    texts: list[str] = []
-    for path in paths:
-        if path.suffix == ".json":
-            texts += _definitions(path)
-        else:
-            texts += [text for _, batch in read_texts(path, FIELD) for text in batch]
-    return tuple(texts)
-
-
-def _definitions(path: Path) -> list[str]:
-    try:
-        task = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"--decontaminate {path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(
-            f"--decontaminate {path}: not JSON ({error}); JSON lines need another ending than .json"
-        ) from None
-    definition = task.get("Definition") if isinstance(task, dict) else None
-    texts = [definition] if isinstance(definition, str) else definition
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"--decontaminate {path}: no task of Super-NaturalInstructions (it has no text 'Definition')")
-    return texts
+    return tuple(text for path in paths for _, batch in read_texts(path, FIELD) for text in batch)
 
 
 def fingerprint(texts: Sequence[str]) -> str:
