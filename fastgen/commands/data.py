@@ -1,0 +1,98 @@
+"""Commands on data: write a run out, filter any data set, check seed tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from fastgen.options import SimilarityOptions
+
+
+def export(
+    *,
+    run_dir: Path,
+    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    format: Literal["raw", "instances", "rejected"] = "raw",  # noqa: A002 - the flag's name
+    include_empty: bool = False,
+) -> int:
+    """Write a run's instructions as JSON lines; works while the run goes on, and what was exported once stays.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    output
+        File to write; - is standard output.
+    format
+        raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
+        a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L.
+    include_empty
+        raw only: also instructions that were settled without any instance.
+    """
+    from fastgen.export import export as write
+
+    count = write(run_dir, format, output, include_empty=include_empty)
+    print(f"{count} rows written to {output}" + ("" if count else " (warning: the run has none yet)"), file=sys.stderr)
+    return 0
+
+
+def dedup(
+    source: Path,
+    /,
+    *,
+    output: Path,
+    rejected: Path,
+    field: str = "instruction",
+    against: tuple[Path, ...] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+    similarity: SimilarityOptions = SimilarityOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order; goes on when it was killed.
+
+    Parameters
+    ----------
+    source
+        Data set to filter: JSON lines (also .gz, .zst) or Parquet.
+    output
+        File for the rows that are kept, just as they are.
+    rejected
+        File for the others, each with its neighbour and ROUGE-L.
+    field
+        Top-level key (column) whose text is compared.
+    against
+        Data sets that rows are compared with but that are not written; may be given several times.
+    overwrite
+        Replace outputs that are there.
+    quiet
+        Say nothing but errors and the last line.
+    """
+    from fastgen.dedup import dedup as run_dedup
+    from fastgen.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        counts = run_dedup(
+            source, output, rejected, similarity, reporter, field=field, against=against, overwrite=overwrite
+        )
+    finally:
+        reporter.close()
+    print(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected", file=sys.stderr)
+    return 0
+
+
+def check(file: Path, /) -> int:
+    """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
+
+    Parameters
+    ----------
+    file
+        Seed tasks as JSON lines.
+    """
+    from fastgen.seeds import check_seed_tasks
+
+    print(check_seed_tasks(file))
+    return 0

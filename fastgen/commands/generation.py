@@ -1,0 +1,106 @@
+"""Commands on a run: make it, look at it, rebuild it, audit it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fastgen.commands.environment import api_key, cache_dir
+from fastgen.errors import InputError
+from fastgen.options import JOB, Options, RefilterOptions
+
+InJob = Parameter(group=JOB)
+
+
+def generate(
+    *,
+    run_dir: Annotated[Path, InJob],
+    config: Annotated[Path | None, InJob] = None,  # noqa: ARG001 - read by fastgen.option_sources
+    options: Options = Options(),  # noqa: B008 - frozen
+) -> int:
+    """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; made if it is not there. On resume it supplies every option that is not given.
+    config
+        TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
+        0.9).
+    """
+    from fastgen import session
+    from fastgen.pipeline import Place, require_target
+
+    require_target(options)
+    key = api_key(options.server.api_key_env, options.server.api_key_file)
+    return session.run(Place(run_dir, cache_dir(), key), options)
+
+
+def status(*, run_dir: Path, json: bool = False) -> int:
+    """Show a run's counts, yield and rejection ledger; works while the run goes on.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    json
+        Print one JSON object instead.
+    """
+    import orjson
+
+    from fastgen.status import render
+    from fastgen.status import status as read
+
+    figures = read(run_dir)
+    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if json else render(figures))
+    return 0
+
+
+def refilter(
+    *,
+    run_dir: Path,
+    output: Path,
+    options: RefilterOptions = RefilterOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Rebuild a run under other rules from its kept completions, without any server, into a new run folder.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it stays as it is.
+    output
+        New folder for the rebuilt run; 'fastgen generate --run-dir' on it goes on from there.
+    """
+    from fastgen.refilter import refilter as rebuild
+    from fastgen.store import RunFolder
+
+    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options)
+    print(
+        f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
+        f"(before: {before.complete})",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def audit(*, run_dir: Path, rate: float = 0.01, seed: int = 0) -> int:
+    """Check a run's similarity decisions against the full scan: what its index missed, with a confidence bound.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    rate
+        Share of the decisions to check (above 0, at most 1); each costs a scan of the pool as it was then.
+    seed
+        Draws the decisions.
+    """
+    from fastgen.audit import audit as check_decisions
+
+    if not 0 < rate <= 1:
+        raise InputError(f"--rate: {rate} is not above 0 and at most 1")
+    print(check_decisions(run_dir, rate=rate, seed=seed))
+    return 0
