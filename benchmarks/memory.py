@@ -1,0 +1,129 @@
+"""Whether the client's memory grows with the number of completions once similarity index and pool are taken out.
+
+``python -m benchmarks.memory [--completions 1000000] [--concurrency 256]``
+
+One run of ``generate``, everything on, against the test server without latency. At one tenth of the completions and at
+all of them the process's resident memory is read, and beside it what the similarity index and the pool of instructions
+say that they hold: both must grow with the pool. What is left must not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import uvloop
+
+from benchmarks.harness import finish, print_table, test_server
+from fastgen import pipeline
+from fastgen.committer import Committer
+from fastgen.options import JobOptions, Options, ServerOptions, SimilarityOptions, SpeedOptions
+from fastgen.pipeline import Place, Stopper, generate
+from fastgen.plan import Plan
+from fastgen.progress import QuietReporter
+from fastgen.records import Answer
+from fastgen.store import Store
+
+_MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Memory at one moment, in bytes; ``rest_bytes`` is what should stay as it is."""
+
+    completions: int
+    kept: int
+    resident_bytes: int
+    pool_bytes: int
+
+    @property
+    def rest_bytes(self) -> int:
+        """Resident memory without index and pool."""
+        return self.resident_bytes - self.pool_bytes
+
+
+class _Watch:
+    """Looks at the run's memory at the given numbers of completions and ends the run at the last."""
+
+    def __init__(self, at: Sequence[int]) -> None:
+        self.looks: list[Look] = []
+        self._at = list(at)
+
+    def see(self, store: Store, plan: Plan) -> bool:
+        """Look if it is time; true at the last."""
+        done = store.ledger.completions.total()
+        if self._at and done >= self._at[0]:
+            self._at.pop(0)
+            self.looks.append(_look(done, plan))
+        return not self._at
+
+
+def _look(done: int, plan: Plan) -> Look:
+    gc.collect()
+    return Look(done, len(plan.pool), _resident_bytes(), plan.memory_bytes())
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(base_url: str, completions: int, concurrency: int, index: str) -> list[Look]:
+    """The looks of one run."""
+    watch = _Watch([completions // 10, completions])
+
+    class Watched(Committer):
+        async def __call__(self, answers: Sequence[Answer]) -> bool:
+            return await super().__call__(answers) or watch.see(self._store, self._plan)
+
+    options = Options(
+        job=JobOptions(num_instructions=completions),
+        server=ServerOptions(base_url=(base_url,)),
+        speed=SpeedOptions(concurrency=concurrency),
+        similarity=SimilarityOptions(index=index),  # type: ignore[arg-type]  # argparse gives one of its choices
+    )
+
+    async def main(folder: Path) -> None:
+        reporter = QuietReporter()
+        await generate(Place(folder, folder), options, reporter, Stopper(reporter))
+
+    with tempfile.TemporaryDirectory() as name, patch.object(pipeline, "Committer", Watched):
+        uvloop.run(main(Path(name) / "run"))
+    return watch.looks
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--completions", type=int, default=1_000_000)
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--index", choices=("lsh", "exact"), default="lsh")
+    given = parser.parse_args()
+    with test_server() as server:
+        looks = measure(server.base_url, given.completions, given.concurrency, given.index)
+    print_table(
+        ("completions", "kept", "resident MB", "index and pool MB", "rest MB"),
+        [
+            (
+                look.completions,
+                look.kept,
+                *(round(b / _MB, 1) for b in (look.resident_bytes, look.pool_bytes, look.rest_bytes)),
+            )
+            for look in looks
+        ],
+    )
+    growth = looks[-1].rest_bytes / looks[0].rest_bytes - 1
+    print(
+        f"\nthe rest grew by {growth:.1%} over {looks[-1].completions / looks[0].completions:.0f} times the completions"
+    )
+    finish("memory", {"looks": [asdict(look) for look in looks], "growth": growth, "settings": vars(given)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""datatrove's inference runner over recorded requests; runs in an environment of its own (see `benchmarks.rivals`).
+
+``python rival_datatrove.py BASE_URL BODIES.jsonl IN_FLIGHT`` prints one line of JSON. Imports nothing of fastgen.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Send every body once and write the answers, as its users would."""
+    base_url, bodies, in_flight = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    began_s = time.perf_counter()
+    from datatrove.data import Document
+    from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
+    from datatrove.pipeline.writers import JsonlWriter
+    from loguru import logger
+
+    logger.remove()
+    first_s: list[float] = []
+
+    async def ask(document: Any, generate: Any, **_: Any) -> str:  # noqa: ANN401 - its own types, not ours
+        if not first_s:
+            first_s.append(time.perf_counter())
+        result = await generate(document.metadata)
+        return str(result.text)
+
+    config = InferenceConfig(
+        server_type="endpoint",
+        model_name_or_path="test-model",
+        use_chat=False,
+        endpoint_url=base_url.removesuffix("/v1"),
+        max_concurrent_generations=in_flight,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        runner = InferenceRunner(ask, config, JsonlWriter(folder, compression=None))
+        lines = bodies.read_text(encoding="utf-8").splitlines()
+        runner.run((Document(text="-", id=str(i), metadata=json.loads(line)) for i, line in enumerate(lines)), 0, 1)
+        written = sum(len(path.read_bytes().splitlines()) for path in Path(folder).rglob("*.jsonl"))
+    ended_s = time.perf_counter()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = {
+        "completions": written,
+        "wall_s": ended_s - first_s[0],
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "start_s": first_s[0] - began_s,
+        "peak_mb": used.ru_maxrss / 1000,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

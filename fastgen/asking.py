@@ -1,0 +1,230 @@
+"""Asks many independent questions through the scheduler and logs every answer: what `judge` and `evaluate` share.
+
+An `AnswerLog` is a folder of its own with a checksummed log (:mod:`fastgen.log`) whose first line says what is asked
+and of whom. Guarantees: an answer that was logged once is never asked again, over any number of interruptions; a folder
+with answers to other questions is refused; one process writes at a time; memory holds the numbers of the answered
+questions and what is in flight, never texts. Knows nothing of what the questions are about.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fastgen.backends import Backend
+from fastgen.errors import DiskError, InputError, RunFolderError
+from fastgen.log import LogWriter, Position, TornTail, read_log
+from fastgen.records import Answer, Failure, Message, Request, Sampling, Stage
+from fastgen.scheduler import Limits, Scheduler
+
+_LOG_NAME = "answers"
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing to ask. ``number`` is its place in the whole set (0 or more), the same in every session."""
+
+    number: int
+    prompt: Prompt
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one question: a text, or the reason why there is none (``failure``, one line)."""
+
+    number: int
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failure: str | None = None
+
+
+class AnswerLog:
+    """The answers to one set of questions; open it once, append from one thread, close it.
+
+    ``meaning`` says what is asked and of whom, as JSON values; ``answered`` are the numbers that have a good answer.
+
+    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    :raises DamagedLogError: the log is damaged. :raises DiskError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, meaning: dict[str, Any]) -> None:
+        self.answered: set[int] = set()
+        self._lock = _lock(folder)
+        try:
+            end = self._take_up(folder, meaning)
+            self._writer = LogWriter(folder / _LOG_NAME, run_id=_LOG_NAME, end=end)
+            if end is None:
+                self._writer.append([{"meaning": meaning}])
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_up(self, folder: Path, meaning: dict[str, Any]) -> Position | None:
+        end: Position | None = None
+        for body, position in _lines(folder):
+            if end is None:
+                _check_same(folder, body.get("meaning", {}), meaning)
+            elif "failure" not in body:
+                self.answered.add(body["number"])
+            end = position
+        return end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, replies: Iterable[Reply]) -> None:
+        """Write the replies down and make them durable.
+
+        :raises DiskError: nothing of them was kept.
+        """
+        kept = list(replies)
+        self._writer.append([_encode(reply) for reply in kept])
+        self._writer.sync()
+        self.answered.update(reply.number for reply in kept if reply.failure is None)
+        if self._writer.segment_full:
+            self._writer.roll()
+
+    def close(self) -> None:
+        """Sync, close and let others write."""
+        try:
+            self._writer.close()
+        finally:
+            os.close(self._lock)
+
+
+def read_replies(folder: Path) -> Iterator[Reply]:
+    """Every logged reply, in the order of arrival; a question that failed first has a later one that replaces it.
+
+    :raises InputError: there are no answers in the folder. :raises DamagedLogError: the log is damaged.
+    """
+    lines = _lines(folder)
+    if next(lines, None) is None:
+        raise InputError(f"{folder}: there are no answers here")
+    for body, _ in lines:
+        yield _decode(body)
+
+
+def read_meaning(folder: Path) -> dict[str, Any] | None:
+    """What was asked and of whom; ``None`` where nothing was asked yet."""
+    first = next(_lines(folder), None)
+    return None if first is None else dict(first[0].get("meaning", {}))
+
+
+def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], Position]]:
+    for item in read_log(folder / _LOG_NAME, run_id=_LOG_NAME):
+        if not isinstance(item, TornTail):
+            yield item
+
+
+def _encode(reply: Reply) -> dict[str, Any]:
+    if reply.failure is not None:
+        return {"number": reply.number, "failure": reply.failure}
+    tokens = (reply.prompt_tokens, reply.completion_tokens)
+    return {"number": reply.number, "text": reply.text, "reason": reply.finish_reason, "tokens": tokens}
+
+
+def _decode(body: dict[str, Any]) -> Reply:
+    if "failure" in body:
+        return Reply(body["number"], "", failure=body["failure"])
+    return Reply(body["number"], body["text"], body["reason"], *body["tokens"])
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DiskError(f"{folder}: cannot be written ({error.strerror}); mend that and run it again") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise RunFolderError(f"{folder}: another process is writing there; wait until it has ended") from None
+    return lock
+
+
+def _check_same(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = sorted(key for key in saved.keys() | asked.keys() if saved.get(key) != asked.get(key))
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{folder}: holds answers to other questions ({name} was {saved.get(name)!r}, now {asked.get(name)!r}); "
+            f"name another folder, or remove this one"
+        )
+
+
+class _Unanswered:
+    """The scheduler's `Source`: the questions that have no answer yet, in their order, taken one at a time."""
+
+    def __init__(self, questions: Iterable[Question], answered: set[int]) -> None:
+        self._left = (question for question in questions if question.number not in answered)
+
+    def next(self) -> Request | None:
+        """See `fastgen.scheduler.Source`."""
+        question = next(self._left, None)
+        if question is None:
+            return None
+        return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
+
+    def give_back(self, request: Request) -> None:
+        """Nothing: it is asked in the next session."""
+
+    def shrink(self, request: Request) -> None:  # noqa: ARG002 - the protocol's
+        """There is no shorter form."""
+        return
+
+
+class Asking:
+    """One session: all unanswered questions, as fast as the servers take them.
+
+    ``stop`` drains what is in flight; a later session goes on. ``observe`` sees every batch of replies once logged.
+    """
+
+    def __init__(
+        self,
+        questions: Iterable[Question],
+        log: AnswerLog,
+        backend: Backend,
+        limits: Limits,
+        observe: Callable[[Sequence[Reply]], None] = lambda _: None,
+    ) -> None:
+        self._log = log
+        self._observe = observe
+        source = _Unanswered(questions, log.answered)
+        self.scheduler = Scheduler(source, backend, self._commit, limits, jitter=random.Random())
+
+    def stop(self) -> None:
+        """Ask nothing more; `run` returns when what is in flight is logged."""
+        self.scheduler.stop()
+
+    async def run(self) -> None:
+        """Ask until every question is answered or has failed, or `stop` was called.
+
+        :raises StoppedError: no server answers, or the disk is full; what was logged stays.
+        """
+        await self.scheduler.run()
+
+    async def _commit(self, answers: Sequence[Answer]) -> bool:
+        replies = [_reply(answer) for answer in answers]
+        self._log.append(replies)
+        self._observe(replies)
+        return False
+
+
+def _reply(answer: Answer) -> Reply:
+    number, result = answer.request.number, answer.result
+    if isinstance(result, Failure):
+        return Reply(number, "", failure=f"{result.kind}: {' '.join(result.detail.split())}")
+    return Reply(number, result.text, result.finish_reason, result.prompt_tokens, result.completion_tokens)
