@@ -1,123 +1,117 @@
-"""``python -m fastgen.testing``: the test server as a process.
+"""``python -m fastgen.testing``: test servers as a process, or as several.
 
-Prints ``listening on URL`` when it is ready; SIGTERM or SIGINT ends it.
+Prints ``listening on URL`` for each when all are ready; SIGTERM or SIGINT ends them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 from fastgen.errors import InputError
-from fastgen.testing import USUAL_FAULTS, Fault, FaultPlan, FaultServer, SlotEngine, Writer
+from fastgen.testing.answers import Writer
+from fastgen.testing.arguments import check, parse, read_kinds, read_model
+from fastgen.testing.clock import LoopClock
+from fastgen.testing.engine import SlotEngine
+from fastgen.testing.faults import FaultPlan
+from fastgen.testing.script import read_timed
+from fastgen.testing.server import FaultServer
+from fastgen.testing.simulated import SimulatedEngine
+from fastgen.testing.simulation import Simulation
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    import argparse
+    from collections.abc import Coroutine, Sequence
 
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastgen.testing", description="An OpenAI-compatible server that fails on command."
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--model", default="test-model", help="name of the one model (default: %(default)s)")
-    parser.add_argument("--max-model-len", type=int, default=1 << 20, metavar="TOKENS", help="longer prompts get a 400")
-    parser.add_argument("--api-key", help="ask for this key under /v1")
-    parser.add_argument("--apis", default="completions,chat", help="routes that exist (default: %(default)s)")
-    parser.add_argument("--slots", type=int, help="sequences that run at the same time (default: no limit)")
-    parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="SECONDS", help="time of one sequence (default: 0)"
-    )
-    parser.add_argument(
-        "--seconds-per-token", type=float, default=0.0, metavar="SECONDS", help="more time for each output token"
-    )
-    parser.add_argument(
-        "--slow", type=float, default=1.0, metavar="SECONDS", help="what the fault 'slow' adds (default: 1)"
-    )
-    parser.add_argument(
-        "--fault-rate", type=float, default=0.0, metavar="SHARE", help="share of requests that fail, 0 to 1"
-    )
-    parser.add_argument(
-        "--faults",
-        default=",".join(USUAL_FAULTS),
-        help="kinds to draw from (default: %(default)s); also: hang, slow, prompt-too-long",
-    )
-    parser.add_argument(
-        "--script", default="", help="faults of the first requests, such as 'reset,,500' (empty: a good answer)"
-    )
-    parser.add_argument(
-        "--similar-share",
-        type=float,
-        default=0.1,
-        help="share of instructions that copy the prompt's (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of texts and faults (default: 0)")
-    return parser.parse_args(arguments)
-
-
-def _kinds(names: str, flag: str) -> list[Fault | None]:
-    try:
-        return [Fault(name.strip()) if name.strip() else None for name in names.split(",")] if names else []
-    except ValueError as error:
-        raise InputError(f"{flag}: {error}; known are {', '.join(Fault)}") from None
-
-
-def _check(given: argparse.Namespace) -> None:
-    for flag in ("latency", "seconds_per_token", "slow"):
-        if not 0 <= getattr(given, flag) < float("inf"):
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(given, flag)}: use a number of seconds from 0 up")
-    for flag in ("fault_rate", "similar_share"):
-        if not 0 <= getattr(given, flag) <= 1:
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(given, flag)}: use a share from 0 to 1")
-    if not 0 <= given.port <= 65535:  # noqa: PLR2004 - TCP's ports; uvloop would take the number modulo 65,536
-        raise InputError(f"--port {given.port}: use 0 to 65535")
-    if given.slots is not None and given.slots < 1:
-        raise InputError(f"--slots {given.slots}: use at least 1")
-    if unknown := set(given.apis.split(",")) - {"completions", "chat"}:
-        raise InputError(f"--apis: {', '.join(sorted(unknown))} is unknown; use completions, chat or both")
+_DEFAULT_MODEL_LEN = 1 << 20
 
 
 def _make_server(given: argparse.Namespace) -> FaultServer:
-    _check(given)
-    kinds = [kind for kind in _kinds(given.faults, "--faults") if kind is not None]
-    return FaultServer(
+    model = None if given.engine == "slots" else read_model(given)
+    engine = (
+        SlotEngine(given.slots, given.latency, given.seconds_per_token)
+        if model is None
+        else SimulatedEngine(model, LoopClock(given.speed))
+    )
+    server = FaultServer(
         model=given.model,
-        faults=FaultPlan(_kinds(given.script, "--script"), rate=given.fault_rate, kinds=kinds, seed=given.seed),
-        engine=SlotEngine(given.slots, given.latency, given.seconds_per_token),
+        faults=FaultPlan(
+            read_kinds(given.script, "--script"),
+            rate=given.fault_rate,
+            kinds=[kind for kind in read_kinds(given.faults, "--faults") if kind is not None],
+            seed=given.seed,
+        ),
+        engine=engine,
         write=Writer(given.seed, given.similar_share).answer,
-        max_model_len=given.max_model_len,
+        max_model_len=model.max_model_len if model else given.max_model_len or _DEFAULT_MODEL_LEN,
         apis=given.apis.split(","),
         api_key=given.api_key,
         slow_s=given.slow,
     )
+    if isinstance(engine, SimulatedEngine):
+        Simulation(server, engine, [read_timed(text) for text in given.at], seed=given.seed)
+    return server
 
 
-async def _serve(server: FaultServer, host: str, port: int) -> None:
+async def _serve(servers: Sequence[FaultServer], host: str, port: int) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    try:
-        await server.listen(host, port)
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({error})") from None
-    print(f"listening on {server.base_url}", flush=True)  # noqa: T201 - the line that whoever started it waits for
+    for i, server in enumerate(servers):
+        try:
+            await server.listen(host, port + i if port else 0)
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--host {host} --port {port + i if port else 0}: cannot listen there ({error})") from None
+    for server in servers:
+        print(f"listening on {server.base_url}", flush=True)  # noqa: T201 - the line that whoever started it waits for
     await ended.wait()
-    await server.refuse()
+    for server in servers:
+        await server.refuse()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until a signal; 0, or 2 for bad arguments."""
-    given = _parse(arguments)
+    asked = sys.argv[1:] if arguments is None else arguments
+    given = parse(asked)
     try:
-        _run(_serve(_make_server(given), given.host, given.port))
+        check(given)
+        servers = [_make_server(given) for _ in range(given.instances)]
+        if given.processes:
+            return _run_processes(asked, given)
+        _run(_serve(servers, given.host, given.port))
     except InputError as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command-line program
         return error.exit_code
     return 0
+
+
+def _run_processes(asked: list[str], given: argparse.Namespace) -> int:
+    """Start a process for each instance, pass their first lines on, and end them on a signal."""
+    common = [sys.executable, "-m", "fastgen.testing", *(flag for flag in asked if flag != "--processes")]
+    children = [
+        subprocess.Popen(  # noqa: S603 - this very program
+            [*common, "--instances", "1", "--port", str(given.port + i if given.port else 0)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(given.instances)
+    ]
+
+    def end(*_: object) -> None:
+        for child in children:
+            child.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    lines = [child.stdout.readline() if child.stdout else "" for child in children]
+    if not all(lines):  # one could not start, and has said why
+        end()
+    for line in lines:
+        print(line, end="", flush=True)  # noqa: T201 - the line that whoever started it waits for
+    return max(child.wait() for child in children)
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:

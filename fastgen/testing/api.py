@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-CHARACTERS_PER_TOKEN = 4  # the fake tokenizer: about English's mean
+from fastgen.testing.tokens import CHARACTERS_PER_TOKEN, count_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,6 @@ class Sequence:
 
 class BadRequestError(ValueError):
     """The body is not what the API takes; the text goes into a 400."""
-
-
-def count_tokens(text: str) -> int:
-    """Return the fake tokenizer's count: at least 1."""
-    return len(text) // CHARACTERS_PER_TOKEN + 1
 
 
 def read_request(body: bytes, *, chat: bool) -> Asked:
@@ -98,15 +90,18 @@ def _read_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def cut(text: str, asked: Asked) -> Sequence:
-    """``text`` as a sampler would have ended it: at the first stop string, or at the token limit."""
+def cut(text: str, asked: Asked, room_tokens: int) -> Sequence:
+    """``text`` as a sampler would have ended it: at the first stop string or at the token limit.
+
+    ``room_tokens`` are what the prompt has left of the model's length.
+    """
     reason = "stop"
     ends = [at for at in (text.find(string) for string in asked.stop) if at >= 0]
     if ends:
         text = text[: min(ends)]
-    tokens = count_tokens(text)
-    if tokens > asked.max_tokens:
-        text, tokens, reason = text[: asked.max_tokens * CHARACTERS_PER_TOKEN], asked.max_tokens, "length"
+    tokens, limit = count_tokens(text), min(asked.max_tokens, room_tokens)
+    if tokens > limit:
+        text, tokens, reason = text[: limit * CHARACTERS_PER_TOKEN], limit, "length"
     return Sequence(text, reason, tokens)
 
 
@@ -153,17 +148,3 @@ def models_body(model: str, max_model_len: int) -> bytes:
     """Return vLLM's list of one model."""
     card = {"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model, "parent": None}
     return orjson.dumps({"object": "list", "data": [card | {"max_model_len": max_model_len}]})
-
-
-def metrics_page(model: str, gauges: Mapping[str, float], counters: Mapping[str, float]) -> bytes:
-    """Return Prometheus text with vLLM's names and labels."""
-    label = f'{{engine="0",model_name="{model}"}}'
-    lines = []
-    for kind, figures in (("gauge", gauges), ("counter", counters)):
-        for name, value in figures.items():
-            lines += [
-                f"# HELP vllm:{name} As vLLM's.",
-                f"# TYPE vllm:{name} {kind}",
-                f"vllm:{name}{label} {float(value)}",
-            ]
-    return ("\n".join(lines) + "\n").encode()

@@ -12,7 +12,7 @@ class ServerCounters:
     """What a server has seen since its start.
 
     ``requests`` are those for completions, ``gone`` the clients that left before their answer, tokens are counted by
-    the fake tokenizer, ``injected`` counts faults by name.
+    the fake tokenizer, ``finished`` counts sequences by finish_reason and ``injected`` faults by name.
     """
 
     connections: int = 0
@@ -23,6 +23,7 @@ class ServerCounters:
     gone: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,15 +13,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from fastgen.testing.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one request asks of an engine: its prompt's tokens and the output tokens of each of its sequences."""
+    """What one request asks of an engine.
+
+    The tokens of its prompts together, the output tokens of each of its sequences (a prompt's are next to each other,
+    as many for each), and, for engines that look at them, the prompts' texts.
+    """
 
     prompt_tokens: int
     output_tokens: tuple[int, ...]
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,15 @@ class Load:
     busy_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """What an engine counts itself, under vLLM's names without ``vllm:`` and ``_total``, for the page of metrics."""
+
+    counters: Mapping[str, float]
+    histograms: Mapping[str, Histogram]
+    cache_config: Mapping[str, str]
+
+
 class Engine(Protocol):
     """A model of time. `submit` calls ``done`` once, at once or later in the event loop, unless cancelled before."""
 
@@ -47,6 +63,9 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """Return the state now."""
+
+    def figures(self) -> EngineFigures | None:
+        """Return what it has counted since its start; ``None`` where it counts nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +103,10 @@ class SlotEngine:
         self._account(0)
         waiting = sum(not job.cancelled for job, _ in self._waiting)
         return Load(self._running, waiting, self._running / self.slots if self.slots else 0.0, 0, self._busy_s)
+
+    def figures(self) -> EngineFigures | None:
+        """See `Engine.figures`."""
+        return None
 
     def _account(self, change: int) -> None:
         now_s = time.monotonic()

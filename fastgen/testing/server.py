@@ -22,8 +22,10 @@ from fastgen.testing.counters import Received, ServerCounters
 from fastgen.testing.engine import Engine, SlotEngine, Work
 from fastgen.testing.faults import Event, Fault, FaultPlan
 from fastgen.testing.injection import inject_instead, inject_into
+from fastgen.testing.page import metrics_page
 from fastgen.testing.prefix_cache import PrefixCache
 from fastgen.testing.protocol import Connection, Exchange
+from fastgen.testing.tokens import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,7 +66,7 @@ class FaultServer:
         self._max_model_len = max_model_len
         self._api_key = api_key
         self._slow_s = slow_s
-        self._prefix_cache = PrefixCache()
+        self._prefix_cache = PrefixCache() if self.engine.figures() is None else None  # else it counts itself
         self._routes = self._make_routes(frozenset(apis))
         self._host, self._port = "127.0.0.1", 0
         self._listener: asyncio.Server | None = None
@@ -125,6 +127,10 @@ class FaultServer:
         self._connections.discard(connection)
         self._changed.set()
 
+    def add_route(self, method: str, path: str, handler: Callable[[Exchange], None]) -> None:
+        """Serve one more route, or another way."""
+        self._routes[method, path] = handler
+
     # -- routes --------------------------------------------------------------------------------------------------------
 
     def _make_routes(self, apis: frozenset[str]) -> dict[tuple[str, str], Callable[[Exchange], None]]:
@@ -165,20 +171,15 @@ class FaultServer:
         exchange.respond(503 if self.loading else 200, _LOADING if self.loading else b"")
 
     def _metrics(self, exchange: Exchange) -> None:
-        load, seen = self.engine.load(), self.counters
-        gauges = {
-            "num_requests_running": load.running,
-            "num_requests_waiting": load.waiting,
-            "kv_cache_usage_perc": load.kv_cache_usage,
-        }
+        seen = self.counters
         counters = {
-            "prefix_cache_queries_total": self._prefix_cache.queries_tokens,
-            "prefix_cache_hits_total": self._prefix_cache.hits_tokens,
-            "num_preemptions_total": load.preemptions,
-            "prompt_tokens_total": seen.prompt_tokens,
-            "generation_tokens_total": seen.generation_tokens,
+            "prefix_cache_queries": self._prefix_cache.queries_tokens if self._prefix_cache else 0,
+            "prefix_cache_hits": self._prefix_cache.hits_tokens if self._prefix_cache else 0,
+            "prompt_tokens": seen.prompt_tokens,
+            "generation_tokens": seen.generation_tokens,
         }
-        exchange.respond(200, api.metrics_page(self.model, gauges, counters), content_type="text/plain; version=0.0.4")
+        page = metrics_page(self.model, self.engine.load(), counters, seen.finished, self.engine.figures())
+        exchange.respond(200, page, content_type="text/plain; version=0.0.4")
 
     def _tokenize(self, exchange: Exchange) -> None:
         try:
@@ -189,7 +190,7 @@ class FaultServer:
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             exchange.respond(400, api.error_body(400, f"cannot tokenize: {error!r}", "BadRequestError"))
             return
-        count = api.count_tokens(text)
+        count = count_tokens(text)
         exchange.respond_json(
             orjson.dumps({"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))})
         )
@@ -234,28 +235,33 @@ class FaultServer:
         except api.BadRequestError as error:
             exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
             return
-        prompt_tokens = [api.count_tokens(prompt) for prompt in asked.prompts]
+        prompt_tokens = [count_tokens(prompt) for prompt in asked.prompts]
         if asked.model != self.model:
             exchange.respond(
                 404, api.error_body(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model")
             )
-        elif max(prompt_tokens) > self._max_model_len:
+        elif max(prompt_tokens) >= self._max_model_len:  # no room for a single token
             exchange.respond(400, api.too_long_body(self._max_model_len, max(prompt_tokens)))
         else:
-            self._run(exchange, asked, sum(prompt_tokens), fault, chat=chat)
+            self._run(exchange, asked, prompt_tokens, fault, chat=chat)
 
-    def _run(
-        self, exchange: Exchange, asked: api.Asked, prompt_tokens: int, fault: Fault | None, *, chat: bool
-    ) -> None:
-        sequences = [api.cut(self._write(prompt, i), asked) for prompt in asked.prompts for i in range(asked.n)]
-        for prompt in asked.prompts:
-            self._prefix_cache.look_up(prompt)
+    def _run(self, exchange: Exchange, asked: api.Asked, tokens: list[int], fault: Fault | None, *, chat: bool) -> None:
+        sequences = [
+            api.cut(self._write(prompt, i), asked, self._max_model_len - count)
+            for prompt, count in zip(asked.prompts, tokens, strict=True)
+            for i in range(asked.n)
+        ]
+        if self._prefix_cache is not None:
+            for prompt in asked.prompts:
+                self._prefix_cache.look_up(prompt)
+        prompt_tokens = sum(tokens)
         self.counters.prompt_tokens += prompt_tokens
 
         def done() -> None:
             exchange.on_gone = None
             self.counters.answered += 1
             self.counters.generation_tokens += sum(sequence.tokens for sequence in sequences)
+            self.counters.finished.update(sequence.finish_reason for sequence in sequences)
             answer = api.answer(asked, sequences, prompt_tokens, chat=chat)
             if fault is None:
                 exchange.respond_json(orjson.dumps(answer))
@@ -268,7 +274,8 @@ class FaultServer:
             cancel()
 
         exchange.on_gone = gone
-        cancel = self._submit(Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences)), done, fault)
+        work = Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences), asked.prompts)
+        cancel = self._submit(work, done, fault)
 
     def _submit(self, work: Work, done: Callable[[], None], fault: Fault | None) -> Callable[[], None]:
         """Begin the work; a hang never ends, a slow answer begins late."""

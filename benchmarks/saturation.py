@@ -1,0 +1,295 @@
+"""Is the server ever idle? ``fastgen generate`` against simulated engines, beside what those could do at most.
+
+``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,eight,original] [--seconds 60]``
+
+Each scenario starts simulated vLLM servers (``python -m fastgen.testing --engine ...``: continuous batching at the
+speed of an 8B model on an H100, see `fastgen.testing.timing`) and the real command line, in processes of their own, on
+one machine. After ``--seconds`` from the first request the run is interrupted as with Ctrl-C; what counts lies between
+``--warm`` seconds and that moment.
+
+- *share* is the output tokens/s over the ideal: the same engine with a queue that is never empty, fed with the lengths
+  of the sequences that ended in that time.
+- *saturation* is the time that a full batch would have needed for each second's work; other than tokens/s it does not
+  depend on which lengths came up in that second, so that recovery is told from it: the first second after the event
+  from which three in a row have a mean of at least 0.95.
+- *queue* is the mean number of waiting sequences over ``max_num_seqs``, *occupancy* that of running ones.
+
+Events come after half of the time, and count from ``--warm`` seconds after them. ``eight`` is compared with eight times
+``steady``. ``original`` is the control flow of the original (`benchmarks.original_loop`) on the same engine, against
+the complete instructions a minute of ``steady``, ramp and drain included.
+
+Everything happens in real time unless ``--speed`` says otherwise: with 4, the engines' time passes four times as fast,
+which shows longer runs, but only where the client keeps up, and whatever the client does by the clock (reading metrics,
+probing dead servers) takes four times as long in the engines' time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from benchmarks.harness import ROOT, finish, print_table
+from benchmarks.simulated import (
+    Settings,
+    client,
+    cpu_s,
+    ended,
+    simulated_servers,
+    sleep_until,
+    wait_for_first_request,
+)
+from fastgen.store import RunFolder
+from fastgen.testing import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RECOVERED = 0.95
+HOLD_SECONDS = 3
+DEAD_S = 3.0
+END_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Servers, what happens to them, and from when on they count; ``back_s`` is when recovery can begin."""
+
+    name: str
+    instances: int = 1
+    change: str | None = None
+    lasts_s: float = 0.0
+
+    def back_s(self, settings: Settings) -> float | None:
+        """Return from when on it can recover; ``None`` where nothing happens."""
+        return None if self.change is None else settings.event_s + self.lasts_s
+
+    def counts_from_s(self, settings: Settings) -> float:
+        """Return from when on the figures count."""
+        return settings.warm_s + (self.back_s(settings) or 0.0)
+
+
+def scenarios(engine: str) -> dict[str, Scenario]:
+    """Return all by name; ``original`` is none of them, since it needs no client."""
+    seats = ENGINES[engine].max_num_seqs
+    known = (
+        Scenario("steady"),
+        Scenario("slowed", change="slow=3"),
+        Scenario("restarted", change=f"stop={DEAD_S:g}", lasts_s=DEAD_S),
+        Scenario("doubled", change=f"max-num-seqs={2 * seats}"),
+        Scenario("halved", change=f"max-num-seqs={seats // 2}"),
+        Scenario("eight", instances=8),
+    )
+    return {scenario.name: scenario for scenario in known}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One server's means over the seconds that count."""
+
+    tokens_per_s: float
+    ideal_tokens_per_s: float
+    saturation: float
+    occupancy: float
+    queue: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A scenario's figures, summed or averaged over its servers; CPU in cores, over the seconds that count."""
+
+    scenario: str
+    tokens_per_s: float
+    ideal_tokens_per_s: float
+    share: float
+    saturation: float
+    occupancy: float
+    queue: float
+    recovered_after_s: float | None
+    client_cores: float
+    server_cores: float
+    completions_per_s: float
+    complete_per_minute: float
+    late_s: float  # worst delay of an answer by the servers' own process
+
+
+def window(seconds: dict[str, list[float]], from_s: float, to_s: float, ideal_tokens_per_s: float) -> Window:
+    """Return the means over the whole seconds between two times.
+
+    :raises ValueError: there are none.
+    """
+    span = slice(int(from_s + 0.999), int(to_s))
+    if not seconds["tokens"][span]:
+        raise ValueError(f"no second between {from_s:g} and {to_s:g} s")
+    capacity = fmean(seconds["capacity"][span])
+    return Window(
+        tokens_per_s=fmean(seconds["tokens"][span]),
+        ideal_tokens_per_s=ideal_tokens_per_s,
+        saturation=fmean(seconds["saturation"][span]),
+        occupancy=fmean(seconds["running"][span]) / capacity,
+        queue=fmean(seconds["waiting"][span]) / capacity,
+    )
+
+
+def recovered_after_s(saturation: Sequence[float], back_s: float, to_s: float) -> float | None:
+    """Return how long after ``back_s`` the server was saturated again; ``None`` if it never was until ``to_s``."""
+    first = int(back_s + 0.999)
+    for second in range(first, int(to_s) - HOLD_SECONDS + 1):
+        if fmean(saturation[second : second + HOLD_SECONDS]) >= RECOVERED:
+            return max(0.0, second - back_s)
+    return None
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(scenario: Scenario, settings: Settings) -> Result:
+    """Run one.
+
+    :raises RuntimeError: the client ended by itself.
+    """
+    with tempfile.TemporaryDirectory() as name, simulated_servers(settings, scenario.instances, scenario.change) as up:
+        run = Path(name)
+        with client(run, up, settings.concurrency) as process:
+            wait_for_first_request(up, process, run)
+            from_s = scenario.counts_from_s(settings)
+            sleep_until(up[0], from_s, settings.speed)
+            before, client_before_s = [server.stats() for server in up], cpu_s(process)
+            sleep_until(up[0], settings.seconds, settings.speed)
+            after, client_after_s = [server.stats() for server in up], cpu_s(process)
+            if process.poll() is not None:
+                raise ended(run)
+            process.send_signal(signal.SIGINT)
+            process.wait(END_TIMEOUT_S)
+        complete, took_s = RunFolder(run / "run").ledger().complete, up[0].stats()["now_s"]
+        windows = [
+            window(stats["seconds"], from_s, stats["now_s"], server.ideal_tokens_per_s(from_s, stats["now_s"]))
+            for server, stats in zip(up, after, strict=True)
+        ]
+    return _result(scenario, settings, before, after, windows, client_after_s - client_before_s, complete / took_s)
+
+
+def _result(
+    scenario: Scenario,
+    settings: Settings,
+    before: Sequence[dict[str, Any]],
+    after: Sequence[dict[str, Any]],
+    windows: Sequence[Window],
+    client_cpu_s: float,
+    complete_per_s: float,
+) -> Result:
+    real_s = after[0]["monotonic_s"] - before[0]["monotonic_s"]
+    processes = len(after) if settings.processes else 1
+    server_cpu_s = sum(a["cpu_s"] - b["cpu_s"] for a, b in list(zip(after, before, strict=True))[:processes])
+    answered = sum(a["sequences"] - b["sequences"] for a, b in zip(after, before, strict=True))
+    back_s = scenario.back_s(settings)
+    tokens, ideal = sum(w.tokens_per_s for w in windows), sum(w.ideal_tokens_per_s for w in windows)
+    return Result(
+        scenario=scenario.name,
+        tokens_per_s=tokens,
+        ideal_tokens_per_s=ideal,
+        share=tokens / ideal,
+        saturation=fmean(w.saturation for w in windows),
+        occupancy=fmean(w.occupancy for w in windows),
+        queue=fmean(w.queue for w in windows),
+        recovered_after_s=None
+        if back_s is None
+        else recovered_after_s(after[0]["seconds"]["saturation"], back_s, after[0]["now_s"]),
+        client_cores=client_cpu_s / real_s,
+        server_cores=server_cpu_s / real_s,
+        completions_per_s=answered / (after[0]["now_s"] - before[0]["now_s"]),
+        complete_per_minute=complete_per_s * 60,
+        late_s=max(stats["lateness"]["worst_s"] for stats in after),
+    )
+
+
+def original_loop(settings: Settings, instructions: int) -> float:
+    """Run the original's loop on one engine and print its table; return its complete instructions a minute.
+
+    In a process of its own: its pools fork, which only a process without threads may do.
+    """
+    with simulated_servers(settings, 1) as (server,):
+        wanted = ("--base-url", server.base_url, "--instructions", str(instructions))
+        command = [sys.executable, "-m", "benchmarks.original_loop", *wanted]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    table, _, last = said.strip().rpartition("\n")
+    print(table)
+    return float(orjson.loads(last)["figures"]["complete_per_minute"])
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """One line a scenario."""
+    columns = (
+        *("scenario", "output tokens/s", "ideal", "share", "saturation", "occupancy", "queue/batch", "recovered s"),
+        *("completions/s", "client cores", "servers' cores"),
+    )
+    print_table(
+        columns,
+        [
+            (
+                *(r.scenario, r.tokens_per_s, r.ideal_tokens_per_s, r.share, r.saturation, r.occupancy, r.queue),
+                "" if r.recovered_after_s is None else r.recovered_after_s,
+                *(r.completions_per_s, r.client_cores, r.server_cores),
+            )
+            for r in results
+        ],
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", default="steady", help="several with commas, or 'all' (default: %(default)s)")
+    parser.add_argument("--engine", choices=list(ENGINES), default="h100-8b")
+    parser.add_argument("--concurrency", default="auto", help="handed on; 'default' leaves the flag out")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--warm", type=float, default=10.0)
+    parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--processes", action="store_true", help="a process for each server")
+    parser.add_argument("--original-instructions", type=int, default=100)
+    parser.add_argument("--flags", default="", help="more arguments for the servers, in one string")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run and print."""
+    given = _parse()
+    settings = Settings(
+        given.engine,
+        *(given.concurrency, given.seconds, given.warm, given.speed, given.processes),
+        flags=tuple(given.flags.split()),
+    )
+    known = scenarios(given.engine)
+    wanted = [*known, "original"] if given.scenarios == "all" else given.scenarios.split(",")
+    if {"eight", "original"} & set(wanted) and "steady" not in wanted:
+        wanted.insert(0, "steady")
+    if unknown := set(wanted) - {*known, "original"}:
+        sys.exit(f"--scenarios: unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}, original")
+    results: dict[str, Result] = {}
+    for name in wanted:
+        if name in known:
+            results[name] = measure(known[name], settings)
+            print(orjson.dumps(asdict(results[name])).decode(), file=sys.stderr, flush=True)
+    print_results(list(results.values()))
+    factors = {}
+    if "eight" in results:
+        factors["eight_over_eight_times_one"] = results["eight"].tokens_per_s / (8 * results["steady"].tokens_per_s)
+        print(f"\neight servers: {factors['eight_over_eight_times_one']:.3f} of eight times one")
+    if "original" in wanted:
+        print()
+        original = original_loop(settings, given.original_instructions)
+        factors["complete_over_original"] = results["steady"].complete_per_minute / original
+        print(f"\ncomplete instructions a minute: {factors['complete_over_original']:.1f} times the original's loop")
+    figures = {name: asdict(result) for name, result in results.items()}
+    finish("saturation", figures | factors | {"settings": asdict(settings)})
+
+
+if __name__ == "__main__":
+    main()
