@@ -1,8 +1,10 @@
-"""Keeps a fixed number of requests in flight and hands what comes back to one committer, in order of arrival.
+"""Keeps a number of completions in flight and hands what comes back to one committer, in order of arrival.
 
 Knows nothing of Self-Instruct: a `Source` says what to ask, a sink takes the answers. Guarantees:
 
-- never more than ``concurrency`` requests in flight; a slot that is free is filled at once if the source has work;
+- a request is begun only while fewer than ``concurrency`` completions are in flight (a request asks for one or a few),
+  and at once then, if the source has work and the rate limits allow; `set_concurrency` changes the number at any time,
+  and what is in flight above it finishes;
 - a failed request waits for its next attempt without holding a slot (full jitter, exponential; the server's Retry-After
   is obeyed), and requests waiting so are bounded, so an outage does not pile up work;
 - every request that was taken ends as answers given to the sink, or is given back to the source;
@@ -27,11 +29,13 @@ from typing import Protocol
 
 from fastgen.backends import Backend
 from fastgen.errors import BackendUnavailable, PromptTooLong, RequestRejected, TransientError
-from fastgen.records import Answer, Failure, Request
+from fastgen.rate_limits import RateLimits, RateStatistics
+from fastgen.records import Answer, Completion, Failure, Request
 
 log = logging.getLogger(__name__)
 _ALIVE_S = 60.0  # servers work if a good answer came within this: then a fault counts against its request
 _BEAT_S = 1.0
+_MIN_QUEUED_ANSWERS, _MAX_QUEUED_ANSWERS = 256, 8192
 
 
 class Source(Protocol):
@@ -53,9 +57,10 @@ Sink = Callable[[Sequence[Answer]], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How hard to try."""
+    """How hard to try. ``concurrency`` is where it begins, ``max_concurrency`` what `set_concurrency` never exceeds."""
 
     concurrency: int
+    max_concurrency: int | None = None
     max_attempts: int = 8
     outage_timeout_s: float = 600.0
     drain_timeout_s: float = 60.0
@@ -75,23 +80,45 @@ class _Attempts:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
-    """A snapshot; counts are since the start."""
+    """A snapshot; counts are since the start.
+
+    ``in_flight`` are completions asked for and not yet handed over, ``concurrency`` how many may be. ``rate_limit`` is
+    the flag of the rate limit that holds requests back now, ``None`` while none does; ``rate_limited_s`` is how long
+    they were held so far.
+    """
 
     in_flight: int
     waiting_retries: int
     queued_answers: int
     faults: dict[str, int]
+    concurrency: int = 0
+    rate_limit: str | None = None
+    rate_limited_s: float = 0.0
 
 
 class Scheduler:
     """Runs one source against one backend; see the module's docstring. Use once."""
 
-    def __init__(self, source: Source, backend: Backend, sink: Sink, limits: Limits, *, jitter: random.Random) -> None:
+    def __init__(
+        self,
+        source: Source,
+        backend: Backend,
+        sink: Sink,
+        limits: Limits,
+        *,
+        jitter: random.Random,
+        rates: RateLimits | None = None,
+    ) -> None:
         self._source = source
         self._backend = backend
         self._sink = sink
         self._limits = limits
         self._jitter = jitter
+        self._rates = rates
+        self._rate_timer: asyncio.TimerHandle | None = None
+        self._concurrency = limits.concurrency
+        self._most = limits.max_concurrency or limits.concurrency
+        self._highest = limits.concurrency  # so far: what an outage may leave waiting for another attempt
         self._in_flight = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._asked: dict[int, Request] = {}  # in flight, by number
@@ -99,7 +126,8 @@ class Scheduler:
         self._backing_off: dict[int, tuple[Request, asyncio.TimerHandle]] = {}
         self._attempts: dict[int, _Attempts] = {}
         self._faults: Counter[str] = Counter()
-        self._answers: asyncio.Queue[Answer] = asyncio.Queue(maxsize=max(256, 2 * limits.concurrency))
+        queued = min(max(2 * self._most, _MIN_QUEUED_ANSWERS), _MAX_QUEUED_ANSWERS)
+        self._answers: asyncio.Queue[Answer] = asyncio.Queue(maxsize=queued)
         self._last_answer_s = -math.inf  # a good one
         self._failing_since_s: float | None = None
         self._beat_s = math.inf
@@ -110,8 +138,25 @@ class Scheduler:
 
     def statistics(self) -> SchedulerStatistics:
         """Where the requests are now."""
-        waiting = len(self._retries) + len(self._backing_off)
-        return SchedulerStatistics(self._in_flight, waiting, self._answers.qsize(), dict(self._faults))
+        rate = (
+            self._rates.statistics(asyncio.get_running_loop().time()) if self._rates is not None else RateStatistics()
+        )
+        return SchedulerStatistics(
+            in_flight=self._in_flight,
+            waiting_retries=len(self._retries) + len(self._backing_off),
+            queued_answers=self._answers.qsize(),
+            faults=dict(self._faults),
+            concurrency=self._concurrency,
+            rate_limit=rate.binding,
+            rate_limited_s=rate.held_s,
+        )
+
+    def set_concurrency(self, concurrency: int) -> None:
+        """Have so many completions in flight from now on, within 1 and the most that `Limits` allows."""
+        before, self._concurrency = self._concurrency, max(1, min(concurrency, self._most))
+        self._highest = max(self._highest, self._concurrency)
+        if self._concurrency > before and self._ended is not None and not self._ended.done():
+            self._fill()
 
     async def run(self) -> None:
         """Ask until the sink is satisfied, nothing is left to ask, or `stop` was called and everything is drained.
@@ -139,61 +184,99 @@ class Scheduler:
         if self._ended is None:  # `run` will find nothing to do
             return
         self._drop_waiting()
+        self._forget_rate_timer()
         asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
         self._check_idle()
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Start a worker for every free slot that there is work for."""
-        while self._in_flight < self._limits.concurrency and (request := self._take()) is not None:
-            self._in_flight += 1
-            self._asked[request.number] = request
+        """Start a worker for every request that may begin now."""
+        while (request := self._take()) is not None:
             worker = asyncio.create_task(self._work(request))
             self._workers.add(worker)
             worker.add_done_callback(self._worker_ended)
 
     def _take(self) -> Request | None:
-        if self._stopping:
+        if self._stopping or self._in_flight >= self._concurrency or self._is_held_back():
             return None
         if self._retries:
-            return self._retries.popleft()
-        if len(self._backing_off) >= 2 * self._limits.concurrency:  # an outage must not pile up work
+            request: Request | None = self._retries.popleft()
+        elif len(self._backing_off) >= 2 * self._highest:  # an outage must not pile up work
             return None
-        return self._source.next()
+        else:
+            request = self._source.next()
+        if request is not None:
+            self._begin(request)
+        return request
+
+    def _begin(self, request: Request) -> None:
+        self._in_flight += request.sequences
+        self._asked[request.number] = request
+        if self._rates is not None:
+            self._rates.began(asyncio.get_running_loop().time(), request)
+
+    def _is_held_back(self) -> bool:
+        """Whether the rate limits want it later; then a timer fills the slots."""
+        if self._rates is None:
+            return False
+        loop = asyncio.get_running_loop()
+        if (wait_s := self._rates.wait_s(loop.time())) <= 0:
+            return False
+        if self._rate_timer is None:
+            self._rate_timer = loop.call_later(wait_s, self._rate_allows)
+        return True
+
+    def _forget_rate_timer(self) -> None:
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
+            self._rate_timer = None
+
+    def _rate_allows(self) -> None:
+        self._rate_timer = None
+        self._fill()
+        self._check_idle()
 
     async def _work(self, request: Request | None) -> None:
         """One slot: ask, hand over the answers, pull the next request; ends when there is none."""
         while request is not None:
-            await self._ask(request)
+            try:
+                await self._ask(request)
+            finally:
+                self._in_flight -= request.sequences
             # One at a time, the next request waits for the commit of the last, so that such a run can be repeated.
-            request = self._take() if self._limits.concurrency > 1 else None
-            if request is not None:
-                self._asked[request.number] = request
+            request = self._take() if self._concurrency > 1 else None
 
     async def _ask(self, request: Request) -> None:
         started_s = asyncio.get_running_loop().time()
         try:
             completions = await self._backend.complete(request)
         except TransientError as error:
+            self._settle(request, None if error.kind.startswith("http_") else ())
             await self._try_later(request, error, started_s)
         except PromptTooLong as error:
+            self._settle(request, None)
             await self._ask_shorter(request, error)
         except RequestRejected as error:
+            self._settle(request, None)
             self._saw_answer()
             await self._give_up(request, Failure("rejected", str(error)))
         else:
+            self._settle(request, completions)
             self._saw_answer()
             self._forget(request)
             for choice, completion in enumerate(completions):
                 await self._hand_over(Answer(request, choice, completion))
+
+    def _settle(self, request: Request, completions: tuple[Completion, ...] | None) -> None:
+        if self._rates is not None:
+            self._rates.ended(asyncio.get_running_loop().time(), request, completions)
 
     async def _hand_over(self, answer: Answer) -> None:
         self._unjudged += 1
         await self._answers.put(answer)
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        self._in_flight -= 1
         self._workers.discard(worker)
         if not worker.cancelled() and worker.exception() is not None:
             self._end_with(worker)
@@ -256,6 +339,8 @@ class Scheduler:
 
     def _is_its_fault(self, error: TransientError, last_attempt_s: float) -> bool:
         """Whether servers work, so that the attempt counts: an outage must not use up the attempts of all requests."""
+        if error.kind == "all_down":  # nobody was asked; other stages' servers may well answer meanwhile
+            return False
         if error.reached_server:
             return asyncio.get_running_loop().time() - self._last_answer_s < _ALIVE_S
         return self._last_answer_s > last_attempt_s
@@ -319,7 +404,7 @@ class Scheduler:
 
     def _check_idle(self) -> None:
         """End when nothing is left that could bring more work."""
-        if not (self._in_flight or self._unjudged or self._backing_off or self._retries):
+        if not (self._workers or self._unjudged or self._backing_off or self._retries or self._rate_timer):
             self._finish()
 
     def _finish(self) -> None:
@@ -338,6 +423,7 @@ class Scheduler:
     async def _abandon(self, committer: asyncio.Task[None]) -> None:
         """Cancel what is still asked; a batch that the sink is in the middle of is let through."""
         self._stopping = True
+        self._forget_rate_timer()
         for worker in self._workers:
             worker.cancel()
         if not self._committing:
