@@ -1,14 +1,15 @@
-"""Brings up what `generate` asks: the servers a user named, or one that fastgen starts and stops with the run.
+"""Brings up what `generate` asks: the servers a user named, or those that fastgen starts and stops with the run.
 
-Yields a `Serving`: a backend that answers, the model's name, and how many requests in flight fit it.
+Yields a `Serving`: a backend that answers, the models' names, and how many requests in flight fit it. A stage with
+servers (or a model) of its own gets a router of its own; its key goes to its servers only, and theirs to no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,38 @@ from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import ModelInfo, OpenAIBackend
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.backends.router import Router
+from fastgen.backends.staged import StagedRouter
 from fastgen.errors import InputError
-from fastgen.options import Options
-from fastgen.server import ManagedServer, choose_server, start_server
+from fastgen.options import STAGES_WITH_SERVERS, Options
+from fastgen.records import Stage
+from fastgen.server import Fleet, Layout, choose_servers, start_fleet
 from fastgen.store import RunFolder
 
-REMOTE_CONCURRENCY = 256  # vLLM's own default of max_num_seqs on most GPUs
+START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """API keys, by who gets them."""
+
+    main: str | None = field(default=None, repr=False)
+    by_stage: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
 class Serving:
-    """Servers that answer; close to the run, since `figures` counts from here on."""
+    """Servers that answer; close to the run, since `figures` counts from here on.
 
-    backend: Router
-    model: str
-    concurrency: int
-    managed: ManagedServer | None
+    ``models`` are names by option: ``model``, and ``instance_model``, ``classification_model`` for stages with servers
+    or a model of their own. ``sizes`` are how many completions in flight are believed to fit each of the backend's
+    servers, to begin with.
+    """
+
+    backend: StagedRouter
+    models: Mapping[str, str]
+    sizes: Sequence[int]
+    fleet: Fleet | None
     _before: tuple[ServerMetrics | None, ...] = ()
 
     async def begin(self) -> None:
@@ -51,80 +67,113 @@ class Serving:
     async def watch(self) -> None:
         """Runs until cancelled.
 
-        :raises ServerError: a server that fastgen started died.
+        :raises ServerError: none of the servers that fastgen started is left.
         """
-        if self.managed is None:
+        if self.fleet is None:
             await asyncio.Event().wait()
         else:
-            await self.managed.watch()
+            await self.fleet.watch()
 
 
 @asynccontextmanager
 async def serve(
-    options: Options, folder: RunFolder, cache_dir: Path, api_key: str | None, model: str | None, report: Report
+    options: Options, folder: RunFolder, cache_dir: Path, keys: Keys, models: Mapping[str, str], report: Report
 ) -> AsyncIterator[Serving]:
-    """The servers that the options ask for, answering; ``model`` is what a resumed run was made with.
+    """The servers that the options ask for, answering; ``models`` are the names that are known (`config.model_names`).
 
-    :raises InputError: unknown model, refused key, wrong API, or nothing here can serve.
-    :raises StoppedError: nothing answered in time, or the server that was started died.
+    :raises InputError: unknown model, refused key, wrong API, too few GPUs, or nothing here can serve.
+    :raises StoppedError: nothing answered in time, or no server that was started came up.
     """
-    if options.server.base_url:
-        async with _attached(
-            options, options.server.base_url, options.server.model or model, api_key, None, report
-        ) as serving:
-            yield serving
-        return
-    spec = await choose_server(options.server.model, options.server.server_args, cache_dir=cache_dir, report=report)
-    timeout_s = options.server.server_timeout
-    async with (
-        start_server(spec, folder.server_log_path, timeout_s=timeout_s, report=report) as server,
-        _attached(options, (server.base_url,), server.model, None, server, report) as serving,
-    ):
-        serving.concurrency = spec.concurrency
-        yield serving
-
-
-@asynccontextmanager
-async def _attached(
-    options: Options,
-    base_urls: tuple[str, ...],
-    model: str | None,
-    api_key: str | None,
-    managed: ManagedServer | None,
-    report: Report,
-) -> AsyncIterator[Serving]:
-    info = await _probe(_router(options, base_urls, "", api_key), options.server.server_timeout, report)
-    name = _model_name(model, info)
-    backend = _router(options, base_urls, name, api_key)
-    try:
-        serving = Serving(backend, name, REMOTE_CONCURRENCY, managed)
+    server = options.server
+    async with AsyncExitStack() as stack:
+        if server.base_url:
+            place = _Place("", server.base_url, keys.main, models.get("model"))
+            fleet, sizes = None, [START_CONCURRENCY] * len(server.base_url)
+        else:
+            layout = Layout(
+                *(server.num_servers, server.tensor_parallel_size, server.data_parallel_size, server.api_server_count)
+            )
+            specs = await choose_servers(server.model, server.server_args, layout, cache_dir=cache_dir, report=report)
+            fleet = await stack.enter_async_context(
+                start_fleet(specs, folder.server_log_path, timeout_s=server.server_timeout, report=report)
+            )
+            place, sizes = _Place("", fleet.base_urls, None, fleet.model), [spec.concurrency for spec in specs]
+        told = report if fleet is None else _nothing_more  # the fleet itself tells of its servers
+        main, model = await _attach(options, place, stack, told)
+        own, names = await _attach_stages(options, place, keys, {**models, "model": model}, stack, report)
+        backend = StagedRouter(main, own)
+        sizes += [START_CONCURRENCY] * (len(backend.backends) - len(sizes))
+        serving = Serving(backend, names, sizes, fleet)
+        backend.set_limits(_shares(options.speed.concurrency, sizes))
         await serving.begin()
         yield serving
-    finally:
-        await backend.close()
 
 
-async def _probe(router: Router, timeout_s: float, report: Report) -> ModelInfo:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Servers of one kind: what their options begin with, where they are, their key, their model if it is known."""
+
+    prefix: str
+    urls: tuple[str, ...]
+    key: str | None = field(repr=False)
+    model: str | None
+
+
+async def _attach_stages(
+    options: Options, main: _Place, keys: Keys, models: Mapping[str, str], stack: AsyncExitStack, report: Report
+) -> tuple[dict[Stage, Router], dict[str, str]]:
+    """Routers of the stages that have servers or a model of their own, and all models' names."""
+    own: dict[Stage, Router] = {}
+    names = {"model": models["model"]}
+    for stage in STAGES_WITH_SERVERS:
+        urls, model = options.server.of_stage(stage).base_url, models.get(f"{stage}_model")
+        if not urls and model in (None, models["model"]):
+            continue
+        key = keys.by_stage.get(stage) if urls else main.key
+        place = _Place(f"{stage}-", urls or main.urls, key, model)
+        own[Stage(stage)], names[f"{stage}_model"] = await _attach(options, place, stack, report)
+    return own, names
+
+
+async def _attach(options: Options, place: _Place, stack: AsyncExitStack, report: Report) -> tuple[Router, str]:
+    """A router over servers of which one answers, closed with ``stack``, and the name of their model."""
+    asking = _router(options, place, "")
     try:
-        return await router.wait_until_answering(timeout_s, report)
+        info = await asking.wait_until_answering(options.server.server_timeout, report)
+        absent = [one.url for one in asking.statistics().endpoints if not one.healthy]
     finally:
-        await router.close()
+        await asking.close()
+    name = _model_name(place, info)
+    router = _router(options, place, name)
+    stack.push_async_callback(router.close)
+    router.begin_without(absent)
+    return router, name
 
 
-def _router(options: Options, base_urls: tuple[str, ...], model: str, api_key: str | None) -> Router:
+def _router(options: Options, place: _Place, model: str) -> Router:
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
-    endpoints = [
-        Endpoint(url, model, options.server.api, api_key, options.server.extra_fields(), timeout) for url in base_urls
-    ]
-    return Router([OpenAIBackend(endpoint) for endpoint in endpoints])
+    api, extra = options.server.api, options.server.extra_fields()
+    return Router([OpenAIBackend(Endpoint(url, model, api, place.key, extra, timeout)) for url in place.urls])
 
 
-def _model_name(asked: str | None, info: ModelInfo) -> str:
-    if asked is not None:
-        if info.ids and asked not in info.ids:
-            raise InputError(f"--model {asked}: the server does not have it; it offers {', '.join(info.ids[:8])}")
-        return asked
+def _nothing_more(_: str) -> None:
+    """Say nothing."""
+
+
+def _shares(asked: object, sizes: Sequence[int]) -> list[int]:
+    """Each server's limit until somebody knows better: its size, or its part of a total that the user gave."""
+    if not isinstance(asked, int):
+        return list(sizes)
+    return [max(1, -(-asked * size // sum(sizes))) for size in sizes]
+
+
+def _model_name(place: _Place, info: ModelInfo) -> str:
+    flag = f"--{place.prefix}model"
+    if place.model is not None:
+        if info.ids and place.model not in info.ids:
+            raise InputError(f"{flag} {place.model}: the server does not have it; it offers {', '.join(info.ids[:8])}")
+        return place.model
     if len(info.ids) != 1:
         offered = f"it offers {', '.join(info.ids[:8])}" if info.ids else "the server does not list its models"
-        raise InputError(f"--model: name the model to use; {offered}")
+        raise InputError(f"{flag}: name the model to use; {offered}")
     return info.ids[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from platformdirs import user_cache_path
 
-from fastgen.server import choose_server, start_server
+from fastgen.server import choose_servers, start_server
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,8 @@ def embedded_endpoint(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     """(base_url, model) of a running embedded server, one for the whole session."""
     log_path = tmp_path_factory.mktemp("embedded") / "server.log"
     with asyncio.Runner() as runner:
-        spec = runner.run(
-            choose_server(None, "", cache_dir=cache_dir, report=print, has_gpu=lambda: False)  # the CPU one everywhere
+        (spec,) = runner.run(
+            choose_servers(None, "", cache_dir=cache_dir, report=print, gpus=lambda: ())  # the CPU one everywhere
         )
         running = start_server(spec, log_path, timeout_s=600, report=print)
         server = runner.run(running.__aenter__())

@@ -563,3 +563,77 @@ def test_closing_leaves_no_connection_and_twice_is_once() -> None:
             await server.until(lambda: server.counters.open_connections == 0)
 
     run(test())
+
+
+def _batch(*prompts: str, n: int = 1) -> Request:
+    return Request(7, Stage.CLASSIFICATION, prompts, Sampling(0.0, 1.0, 3), tuple(range(len(prompts))), n=n)
+
+
+def test_several_prompts_in_one_request_are_answered_in_their_order() -> None:
+    async def test() -> None:
+        async with FaultServer(write=lambda prompt, sample: f"{prompt}{sample}") as server:
+            async with backend_for(server) as backend:
+                completions = await backend.complete(_batch("a", "b", "c", n=2))
+                assert [one.text for one in completions] == ["a0", "a1", "b0", "b1", "c0", "c1"]
+                assert [one.prompt_tokens > 0 for one in completions] == [True] + [False] * 5
+            assert server.counters.requests == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_refuses_one_of_several_prompts_asks_for_smaller_requests(status: int) -> None:
+    async def test() -> None:
+        async with FaultServer(script=[Reply(status, b"no")] * 2) as server, backend_for(server) as backend:
+            several = await fault_of(backend, _batch("a", "b"))
+            assert isinstance(several, PromptTooLong)
+            assert "2 prompts in one request" in str(several)
+            alone = await fault_of(backend, REQUEST)
+            assert isinstance(alone, RequestRejected)
+            assert not isinstance(alone, PromptTooLong)
+
+    run(test())
+
+
+def test_one_prompt_that_is_too_long_refuses_all_of_a_request() -> None:
+    async def test() -> None:
+        async with FaultServer(max_model_len=50) as server, backend_for(server) as backend:
+            assert isinstance(await fault_of(backend, _batch("a", "b" * 300, "c")), PromptTooLong)
+            assert len(await backend.complete(_batch("a", "c"))) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVER_ERROR, Fault.RESET, Fault.INVALID_JSON, Fault.EXTRA_CHOICE])
+def test_a_fault_of_the_server_is_transient_for_several_prompts_too(fault: Fault) -> None:
+    async def test() -> None:
+        async with FaultServer(script=[fault]) as server, backend_for(server) as backend:
+            assert isinstance(await fault_of(backend, _batch("a", "b")), TransientError)
+            assert len(await backend.complete(_batch("a", "b"))) == 2
+
+    run(test())
+
+
+def test_a_choice_that_is_missing_beside_others_is_lost_alone() -> None:
+    async def test() -> None:
+        async with FaultServer(script=[Fault.MISSING_CHOICE] * 2) as server, backend_for(server) as backend:
+            for asked in (replace(REQUEST, n=3), _batch("a", "b", "c")):
+                completions = await backend.complete(asked)
+                assert [one.is_lost for one in completions] == [False, False, True]
+
+    run(test())
+
+
+def test_the_sequences_in_flight_are_counted() -> None:
+    async def test() -> None:
+        async with FaultServer(script=[Fault.HANG] * 2) as server, backend_for(server) as backend:
+            tasks = [asyncio.create_task(backend.complete(one)) for one in (_batch("a", "b"), replace(REQUEST, n=3))]
+            while backend.counters.in_flight < 2:
+                await asyncio.sleep(0)
+            assert backend.counters.sequences == 5
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert backend.counters.sequences == 0
+
+    run(test())

@@ -1,4 +1,4 @@
-"""Several endpoints as one backend over real sockets: least in flight, takeout, return, no waiting in a request."""
+"""Several endpoints as one backend over real sockets: shares, takeout, silence, refusals, return, no waiting."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fastgen.backends.calls import BrokenOffError, Calls
 from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import OpenAIBackend
-from fastgen.backends.router import TAKE_OUT_AFTER, Router
-from fastgen.errors import BackendUnavailable, InputError, RequestRejected, TransientError
+from fastgen.backends.router import MISSES_ALLOWED, TAKE_OUT_AFTER, Router
+from fastgen.errors import BackendUnavailable, InputError, RequestRejected, StoppedError, TransientError
 from fastgen.records import Completion, Request, Sampling, Stage
 from fastgen.testing import Fault, FaultServer, SlotEngine
 
@@ -51,6 +54,12 @@ async def take_out(router: Router, server: FaultServer) -> None:
     while all(one.healthy for one in router.statistics().endpoints if one.url == server.base_url):
         with contextlib.suppress(TransientError):
             await router.complete(REQUEST)
+
+
+async def cancelled(*calls: asyncio.Task[Any]) -> None:
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def healthy_again(router: Router) -> None:
@@ -108,8 +117,7 @@ def test_the_endpoint_with_the_least_in_flight_gets_the_next_request() -> None:
             for _ in range(6):
                 await router.complete(REQUEST)
             assert (slow.counters.requests, quick.counters.requests) == (1, 6)
-            stuck.cancel()
-            await asyncio.gather(stuck, return_exceptions=True)
+            await cancelled(stuck)
 
     run(test())
 
@@ -122,9 +130,7 @@ def test_load_is_spread_evenly_over_equals() -> None:
             for server in servers:
                 await server.until(lambda server=server: server.counters.requests == 10)  # type: ignore[misc]  # bound now
             assert [one.in_flight for one in router.statistics().endpoints] == [10] * 4
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+            await cancelled(*calls)
 
     run(test())
 
@@ -275,9 +281,10 @@ def test_faults_of_a_while_ago_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_hanging_requests_of_before_a_takeout_do_not_take_a_returned_endpoint_out() -> None:
     async def test() -> None:
-        server = FaultServer(script=[Fault.HANG] * 5)
+        server, other = FaultServer(script=[Fault.HANG] * 5), hanging()
         timeout = TimeoutPolicy(total_s=0.4)
-        async with routed(server, timeout=timeout) as router:
+        async with routed(server, other, timeout=timeout) as router:
+            router.set_limits([1000, 1])
             late = [asyncio.create_task(router.complete(REQUEST)) for _ in range(5)]
             await server.until(lambda: server.counters.requests == 5)
             server.faults.add(*[Fault.RESET] * TAKE_OUT_AFTER)
@@ -288,6 +295,280 @@ def test_hanging_requests_of_before_a_takeout_do_not_take_a_returned_endpoint_ou
             ends = await asyncio.gather(*late, return_exceptions=True)
             assert all(isinstance(end, TransientError) and end.kind == "timeout" for end in ends)
             assert router.statistics().endpoints[0].healthy
+
+    run(test())
+
+
+def test_the_last_endpoint_is_not_taken_out_for_resets_while_it_answers_probes() -> None:
+    async def test() -> None:
+        server = FaultServer(script=[Fault.RESET] * (4 * TAKE_OUT_AFTER))
+        async with routed(server) as router:
+            for _ in range(4 * TAKE_OUT_AFTER):
+                assert (await fails(router)).kind == "connection"
+            await server.until(lambda: server.counters.health_checks > 0)
+            assert (await router.complete(REQUEST))[0].text
+            assert router.statistics().endpoints[0].healthy
+
+    run(test())
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.integers(1, 2000))
+def test_requests_are_shared_out_by_the_limits(limits: list[int], count: int) -> None:
+    router = Router([OpenAIBackend(Endpoint(f"http://127.0.0.1:{9 + i}", "m")) for i in range(len(limits))])
+    router.set_limits(limits)
+    for _ in range(count):
+        router._pick().backend.counters.sequences += 1
+    for limit, seen in zip(limits, router.statistics().endpoints, strict=True):
+        assert abs(seen.sequences - count * limit / sum(limits)) <= len(limits)
+
+
+def test_an_endpoint_with_three_times_the_limit_gets_three_times_the_requests() -> None:
+    async def test() -> None:
+        large, small = hanging(), hanging()
+        async with routed(large, small) as router:
+            router.set_limits([30, 10])
+            calls = [asyncio.create_task(router.complete(REQUEST)) for _ in range(40)]
+            await large.until(lambda: large.counters.requests == 30)
+            await small.until(lambda: small.counters.requests == 10)
+            await cancelled(*calls)
+
+    run(test())
+
+
+def test_there_must_be_one_limit_for_each_endpoint() -> None:
+    router = Router([OpenAIBackend(Endpoint("http://127.0.0.1:9", "m"))])
+    with pytest.raises(ValueError, match="zip"):
+        router.set_limits([1, 2])
+
+
+def test_a_router_is_full_by_what_fits_its_healthy_endpoints() -> None:
+    async def test() -> None:
+        first, second = hanging(), hanging()
+        async with routed(first, second) as router:
+            router.set_limits([2, 1])
+            calls = [asyncio.create_task(router.complete(REQUEST)) for _ in range(3)]
+            await first.until(lambda: first.counters.requests == 2)
+            await second.until(lambda: second.counters.requests == 1)
+            assert router.is_full()
+            await cancelled(calls[0])
+            assert not router.is_full()
+            assert router.is_full(expected=1)
+            await cancelled(*calls)
+            for server in (first, second):
+                await take_out(router, server)
+            assert not router.is_full(expected=100), "requests must fail and wait, not be left unasked"
+
+    run(test())
+
+
+# -- silence -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed within a few hundredths of a second."""
+    monkeypatch.setattr("fastgen.backends.router.CHECK_WITHIN_S", 0.02)
+
+
+@contextlib.asynccontextmanager
+async def mute() -> AsyncIterator[str]:
+    """A server that accepts connections and never says a word, as a stopped process does; its base URL."""
+    connections: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.close()
+        for connection in connections:
+            connection.transport.abort()
+        await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def over(*urls: str) -> AsyncIterator[Router]:
+    """A router over addresses, looking for silence all the time."""
+    backends = [OpenAIBackend(Endpoint(url, "test-model")) for url in urls]
+    router = Router(backends, first_probe_s=QUICK_S, check_every_s=0.0)
+    try:
+        yield router
+    finally:
+        await router.close()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_silent_endpoint_is_taken_out_and_its_requests_are_asked_elsewhere() -> None:
+    async def test() -> None:
+        async with mute() as silent, FaultServer() as other, over(silent, other.base_url) as router:
+            router.set_limits([1000, 1])
+            calls = [asyncio.create_task(router.complete(REQUEST)) for _ in range(5)]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert {(e.kind, e.reached_server) for e in ends if isinstance(e, TransientError)} == {("hung", False)}
+            assert len(ends) == 5
+            seen = router.statistics().endpoints[0]
+            assert (seen.healthy, seen.in_flight) == (False, 0)
+            assert (await router.complete(REQUEST))[0].text
+
+    run(test())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_when_no_endpoint_answers_none_is_called_silent() -> None:
+    async def test() -> None:
+        async with mute() as first, mute() as second, over(first, second) as router:
+            calls = [asyncio.create_task(router.complete(REQUEST)) for _ in range(4)]
+            while [one.in_flight for one in router.statistics().endpoints] != [2, 2]:
+                await asyncio.sleep(0)
+            for _ in range(2 * MISSES_ALLOWED):
+                await asyncio.gather(*(router._check(member) for member in router._members))
+            assert not any(call.done() for call in calls)
+            assert all(one.healthy for one in router.statistics().endpoints)
+            await cancelled(*calls)
+
+    run(test())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_an_endpoint_that_answers_completions_is_not_silent_however_slow_its_health_is() -> None:
+    class SlowHealth(FaultServer):
+        """Never answers ``/health``."""
+
+        def _health(self, exchange: Any) -> None:
+            self.counters.health_checks += 1
+
+    async def test() -> None:
+        busy = SlowHealth(script=[Fault.HANG])
+        async with busy, FaultServer() as other, over(busy.base_url, other.base_url) as router:
+            stuck = asyncio.create_task(router.complete(REQUEST))
+            await busy.until(lambda: busy.counters.requests == 1)
+            while busy.counters.health_checks < 3 * MISSES_ALLOWED:
+                await asyncio.gather(*(router.complete(REQUEST) for _ in range(4)))
+            assert all(one.healthy for one in router.statistics().endpoints)
+            assert not stuck.done()
+            await cancelled(stuck)
+
+    run(test())
+
+
+def test_a_call_that_is_cancelled_by_its_owner_is_not_broken_off() -> None:
+    async def test() -> None:
+        calls = Calls()
+        asked = asyncio.Event()
+
+        async def never() -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        owned, broken = (asyncio.create_task(calls.run(never())) for _ in range(2))
+        await asked.wait()
+        owned.cancel()
+        assert calls.break_off() == 2
+        ends = await asyncio.gather(owned, broken, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError, BrokenOffError]
+        assert calls.break_off() == 0
+
+    run(test())
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_before_anything_worked_ends_the_run() -> None:
+    async def test() -> None:
+        async with routed(FaultServer(api_key="k"), FaultServer()) as router:
+            with pytest.raises(InputError, match="--api-key-env"):
+                await router.complete(REQUEST)
+
+    run(test())
+
+
+def test_an_endpoint_that_begins_to_refuse_is_taken_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        locked, open_ = FaultServer(), FaultServer()
+        async with routed(locked, open_) as router:
+            for _ in range(2):
+                await router.complete(REQUEST)
+            locked._api_key = "k"
+            ends = await asyncio.gather(*(router.complete(REQUEST) for _ in range(10)), return_exceptions=True)
+            assert {end.kind for end in ends if isinstance(end, TransientError)} == {"refused"}
+            assert [one.healthy for one in router.statistics().endpoints] == [False, True]
+            for _ in range(4):
+                await router.complete(REQUEST)
+            assert locked.counters.health_checks == 0, "its health says nothing about its key"
+
+    run(test())
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "--api-key-env: going on without it" in warning.message
+
+
+def test_when_all_refuse_the_run_stops_resumable() -> None:
+    async def test() -> None:
+        servers = [FaultServer(), FaultServer()]
+        async with routed(*servers) as router:
+            for _ in servers:
+                await router.complete(REQUEST)
+            for server in servers:
+                server._api_key = "k"
+            with pytest.raises(TransientError):
+                await router.complete(REQUEST)
+            with pytest.raises(StoppedError, match=r"--api-key-env; the run is kept"):
+                await router.complete(REQUEST)
+
+    run(test())
+
+
+def test_an_endpoint_that_refused_is_tried_again_with_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgen.backends.router.REFUSED_PAUSE_S", QUICK_S)
+
+    async def test() -> None:
+        locked, other = FaultServer(), hanging()
+        async with routed(locked, other) as router:
+            await router.complete(REQUEST)
+            waiting = [asyncio.create_task(router.complete(REQUEST)) for _ in range(1)]
+            locked._api_key = "k"
+            while router.statistics().endpoints[0].healthy:
+                with contextlib.suppress(TransientError):
+                    await asyncio.wait_for(router.complete(REQUEST), 0.2)
+            locked._api_key, locked.engine = None, SlotEngine(latency_s=3600.0)
+            await healthy_again(router)
+            waiting += [asyncio.create_task(router.complete(REQUEST)) for _ in range(20)]
+            await other.until(lambda: other.counters.requests >= 20)
+            assert router.statistics().endpoints[0].in_flight == 0, "one on probation counts as loaded"
+            await cancelled(*waiting)
+
+    run(test())
+
+
+def test_only_the_first_takeout_of_an_endpoint_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fastgen.backends.router")
+
+    async def test() -> None:
+        first, second = FaultServer(), FaultServer()
+        async with routed(first, second) as router:
+            for _ in range(3):
+                await take_out(router, first)
+                await first.listen()
+                await healthy_again(router)
+
+    run(test())
+    said = [(record.levelname, record.message.rpartition(": ")[2]) for record in caplog.records]
+    out, back = "taken out until it answers", "taken back"
+    assert said == [("WARNING", out), ("INFO", back), ("INFO", out), ("INFO", back), ("INFO", out), ("INFO", back)]
+
+
+def test_a_run_can_begin_without_endpoints_that_are_known_to_be_absent() -> None:
+    async def test() -> None:
+        absent, there = FaultServer(), FaultServer()
+        async with routed(absent, there) as router:
+            await absent.refuse()
+            router.begin_without([absent.base_url])
+            for _ in range(4):
+                await router.complete(REQUEST)
+            assert router.statistics().endpoints[0].failed == 0
+            await absent.listen()
+            await healthy_again(router)
 
     run(test())
 

@@ -24,16 +24,19 @@ from fastgen.embedded import EmbeddedServerSpec
 from fastgen.errors import DiskError, InputError, ServerError
 from fastgen.server import (
     DEFAULT_GPU_MODEL,
+    Gpu,
+    Layout,
     ManagedServer,
     ServerSpec,
-    choose_server,
-    embedded_server_spec,
-    gpu_server_spec,
+    choose_servers,
+    embedded_server_specs,
+    gpu_server_specs,
     start_server,
+    visible_gpus,
 )
-from fastgen.server.choose import has_nvidia_gpu
+from fastgen.server.gpus import group_gpus
 from fastgen.server.log import last_words
-from fastgen.server.process import free_port
+from fastgen.server.process import free_port, free_ports
 from fastgen.server.spec import flag_value, merge_flags, parse_server_args, redact
 
 GONE_WITHIN_S = 30.0
@@ -47,6 +50,10 @@ SERVER = textwrap.dedent(
         print("(EngineCore pid=7) ERROR 11-21 04:17:24 [core.py:12] ValueError: the model is made of cheese")
         print("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}")
         sys.exit(3)
+    if "once" in modes:
+        if os.path.exists(sys.argv[0] + ".started"):
+            sys.exit("RuntimeError: not again")
+        open(sys.argv[0] + ".started", "w").close()
     if "stubborn" in modes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tree = []
@@ -181,6 +188,25 @@ def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_a_server_that_never_serves_is_given_up_and_gone(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"did not serve within 1.5 s \(--server-timeout\); its last line: "):
         run_server(spec("never"), tmp_path / "server.log", timeout_s=1.5)
+
+
+def test_a_server_that_is_stopped_in_its_tracks_is_noticed_by_its_silence(
+    spec: Callable[..., ServerSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgen.server.process.GRACE_S", 0.1)
+
+    async def main() -> None:
+        async with start_server(spec(), tmp_path / "server.log", timeout_s=60, report=lambda _: None) as server:
+            (pid,) = (await asyncio.to_thread(get, server.base_url, "/about"))["tree"]
+            os.kill(pid, signal.SIGSTOP)
+            await server.watch(silent_s=0.1, check_every_s=0.05)
+
+    with pytest.raises(ServerError, match=r"the cheese server has answered nothing for 0.1 s; its last line: booting"):
+        asyncio.run(main())
+
+
+def test_free_ports_are_all_different() -> None:
+    assert len(set(free_ports(20))) == 20
 
 
 def test_the_death_of_a_running_server_is_noticed_with_its_last_words(
@@ -343,6 +369,7 @@ def test_server_args_that_cannot_work_are_refused_in_one_line(text: str, complai
 def test_the_last_value_of_a_flag_counts_and_must_be_a_number() -> None:
     assert flag_value(["--max-num-seqs", "8", "--max_num_seqs=16"], "--max-num-seqs") == 16
     assert flag_value(["--block-size", "8"], "--max-num-seqs") is None
+    assert flag_value(["--tensor-parallel-size", "2", "-tp", "4"], "--tensor-parallel-size", "-tp") == 4
     with pytest.raises(InputError, match="--max-num-seqs needs a whole number above 0, not 'many'"):
         flag_value(["--max-num-seqs", "many"], "--max-num-seqs")
 
@@ -390,69 +417,194 @@ def test_last_words_are_the_line_that_says_why(log: str, words: str, tmp_path: P
     assert last_words(path, len("ValueError: of an earlier start\n")) == words
 
 
-def choose(model: str | None = None, server_args: str = "", *, gpu: bool, vllm: bool = False) -> ServerSpec:
+SMALL = tuple(Gpu(str(index), 24 << 30) for index in range(8))
+LARGE = tuple(Gpu(str(index), 80 << 30) for index in range(8))
+ONE = Layout()
+
+
+def choose(
+    model: str | None = None,
+    server_args: str = "",
+    layout: Layout = ONE,
+    *,
+    gpus: tuple[Gpu, ...] = (),
+    vllm: bool = True,
+    said: Callable[[str], None] = lambda _: None,
+) -> tuple[ServerSpec, ...]:
     return asyncio.run(
-        choose_server(
-            model,
-            server_args,
+        choose_servers(
+            *(model, server_args, layout),
             cache_dir=Path("/nonexistent"),
-            report=lambda _: None,
-            has_gpu=lambda: gpu,
+            report=said,
+            gpus=lambda: gpus,
             has_vllm=lambda: vllm,
         )
     )
 
 
+def value_of(spec: ServerSpec, flag: str) -> str | None:
+    """The value of a flag in a command, if it is there once."""
+    places = [i for i, part in enumerate(spec.command) if part == flag]
+    assert len(places) <= 1
+    return spec.command[places[0] + 1] if places else None
+
+
 def test_a_gpu_with_vllm_serves_the_default_model_with_throughput_flags() -> None:
-    spec = choose(gpu=True, vllm=True)
+    (spec,) = choose(gpus=SMALL[:1])
     assert (spec.model, spec.concurrency) == (DEFAULT_GPU_MODEL, 512)
     assert spec.command[:5] == (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", DEFAULT_GPU_MODEL)
     assert "--max-model-len" in spec.command
+    assert "CUDA_VISIBLE_DEVICES" not in spec.env, "vLLM itself takes the first"
+
+
+def test_large_gpus_get_larger_batches_unless_a_small_one_is_among_them() -> None:
+    assert choose(gpus=LARGE[:1])[0].concurrency == 1024
+    assert choose(gpus=(LARGE[0], SMALL[1]))[0].concurrency == 512
+    assert choose(gpus=(Gpu("0"),))[0].concurrency == 512
 
 
 def test_a_gpu_serves_the_users_model_with_the_users_flags() -> None:
-    spec = choose("org/other", "--max-num-seqs 64 --port 9123 --tensor-parallel-size 2", gpu=True, vllm=True)
+    (spec,) = choose("org/other", "--max-num-seqs 64 --port 9123 --tensor-parallel-size 2", gpus=SMALL)
     assert (spec.model, spec.concurrency, spec.port) == ("org/other", 64, 9123)
     assert "--max-model-len" not in spec.command
     assert spec.command[-6:] == ("--max-num-seqs", "64", "--port", "9123", "--tensor-parallel-size", "2")
 
 
+def test_several_servers_get_groups_of_gpus_and_ports_of_their_own() -> None:
+    layout = Layout(num_servers=2, tensor_parallel_size=2)
+    first, second = choose("org/m", "--port 9000", layout, gpus=SMALL)
+    assert [spec.env["CUDA_VISIBLE_DEVICES"] for spec in (first, second)] == ["0,1", "2,3"]
+    assert (first.port, second.port) == (9000, 9001)
+    assert value_of(first, "--tensor-parallel-size") == "2"
+    assert first.description == "server 1 of 2 (vLLM with org/m on GPU 0,1)"
+
+
+def test_vllms_own_ways_to_be_large_are_flags_that_a_user_can_replace() -> None:
+    layout = Layout(tensor_parallel_size=2, data_parallel_size=4, api_server_count=3)
+    (spec,) = choose("org/m", "", layout, gpus=SMALL)
+    sizes = [value_of(spec, f"--{name}") for name in ("tensor-parallel-size", "data-parallel-size", "api-server-count")]
+    assert sizes == ["2", "4", "3"]
+    assert spec.concurrency == 4 * 512
+    (spec,) = choose("org/m", "--data-parallel-size 2", layout, gpus=SMALL)
+    assert (value_of(spec, "--data-parallel-size"), spec.concurrency) == ("2", 1024)
+
+
+@pytest.mark.parametrize(
+    ("layout", "server_args", "complaint"),
+    [
+        (Layout(num_servers=9), "", "--num-servers 9: needs 9 GPUs, but 8 can be used here (0, 1, 2, 3, 4, 5, 6, 7)"),
+        (Layout(num_servers=3, tensor_parallel_size=4), "", "--num-servers 3: needs 12 GPUs (4 a server: "),
+        (Layout(num_servers=3), "-tp 2 -pp 2", "--num-servers 3: needs 12 GPUs (4 a server: "),
+        (Layout(data_parallel_size=16), "", "one server: needs 16 GPUs (16 a server: "),
+    ],
+)
+def test_too_few_gpus_are_one_line(layout: Layout, server_args: str, complaint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        choose("org/m", server_args, layout, gpus=SMALL)
+    assert str(caught.value).startswith(complaint)
+    assert "\n" not in str(caught.value)
+
+
+def test_gpus_that_stay_idle_are_told_with_the_flag_that_uses_them() -> None:
+    said: list[str] = []
+    choose("org/m", "", Layout(tensor_parallel_size=2), gpus=SMALL, said=said.append)
+    assert said == ["6 of 8 GPUs stay idle; --num-servers 4 uses them"]
+
+
 def test_a_gpu_without_vllm_is_told_the_extra_in_one_line() -> None:
     with pytest.raises(InputError, match=r"pip install 'fastgen\[vllm\]'.*--base-url"):
-        choose(gpu=True)
+        choose(gpus=SMALL, vllm=False)
 
 
 def test_a_model_of_the_users_needs_a_gpu_or_a_base_url() -> None:
     with pytest.raises(InputError, match=r"--model org/other: .*only smollm2-135m-instruct.*--base-url"):
-        choose("org/other", gpu=False)
+        choose("org/other")
 
 
 def test_bad_server_args_are_refused_before_anything_is_set_up() -> None:
     with pytest.raises(InputError, match="--server-args"):
-        choose(None, "'", gpu=False)
+        choose(None, "'")
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor_parallel_size=2), Layout(api_server_count=2)])
+def test_what_only_gpus_can_do_is_refused_without_one(layout: Layout) -> None:
+    with pytest.raises(InputError, match="--api-server-count: need NVIDIA GPUs"):
+        choose(None, "", layout)
+
+
+def test_more_cpu_servers_than_memory_holds_are_refused() -> None:
+    with pytest.raises(InputError, match=r"--num-servers 9999: each embedded CPU server takes 4.5 GB of memory, and "):
+        choose(None, "", Layout(num_servers=9999))
+
+
+EMBEDDED = EmbeddedServerSpec(Path("/cache/venv/bin/python"), Path("/cache/model"))
 
 
 def test_the_embedded_server_runs_offline_from_its_own_python() -> None:
-    embedded = EmbeddedServerSpec(Path("/cache/venv/bin/python"), Path("/cache/model"))
-    spec = embedded_server_spec(embedded, "--max-model-len 2048", max_num_seqs=8)
+    (spec,) = embedded_server_specs(EMBEDDED, "--max-model-len 2048", max_num_seqs=8)
     assert spec.command[0] == "/cache/venv/bin/python"
     assert spec.env["HF_HUB_OFFLINE"] == "1"
     assert spec.concurrency == 8
-    assert [spec.command[i + 1] for i, part in enumerate(spec.command) if part == "--max-model-len"] == ["2048"]
-    processors = {int(number) for number in spec.env["VLLM_CPU_OMP_THREADS_BIND"].split(",")}
-    assert processors <= os.sched_getaffinity(0)
+    assert value_of(spec, "--max-model-len") == "2048"
+    assert processors(spec) <= os.sched_getaffinity(0)
 
 
-def test_a_gpu_is_seen_in_the_drivers_folder_or_by_nvidia_smi(tmp_path: Path) -> None:
-    nowhere = tmp_path / "nowhere"
-    folder = tmp_path / "gpus"
-    (folder / "0000:01:00.0").mkdir(parents=True)
-    seeing = program(tmp_path / "seeing", 'echo "GPU 0: A (UUID: x)"')
+def processors(spec: ServerSpec) -> set[int]:
+    return {int(number) for number in spec.env["VLLM_CPU_OMP_THREADS_BIND"].split(",")}
+
+
+def test_several_embedded_servers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7, 8})
+    assert [processors(spec) for spec in embedded_server_specs(EMBEDDED, num_servers=2)] == [{4, 5}, {6, 7}]
+    assert [processors(spec) for spec in embedded_server_specs(EMBEDDED, num_servers=6)][5] == {4}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert [len(processors(spec)) for spec in embedded_server_specs(EMBEDDED, num_servers=3)] == [8, 8, 8]
+
+
+LISTING = "0, GPU-aaaa-1, 81559\n1, GPU-bbbb-2, 81559\n2, GPU-bbcc-3, [N/A]\n"
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, [Gpu("0", 81559 * MIB), Gpu("1", 81559 * MIB), Gpu("2", None)]),
+        ("", []),
+        ("-1", []),
+        ("1,0", [Gpu("1", 81559 * MIB), Gpu("0", 81559 * MIB)]),
+        ("0, 7, 1", [Gpu("0", 81559 * MIB)]),
+        ("0,-1,1", [Gpu("0", 81559 * MIB)]),
+        ("GPU-bbbb,GPU-aaaa-1", [Gpu("GPU-bbbb", 81559 * MIB), Gpu("GPU-aaaa-1", 81559 * MIB)]),
+        ("MIG-ab12/1/0,MIG-cd34", [Gpu("MIG-ab12/1/0"), Gpu("MIG-cd34")]),
+        ("0,0", [Gpu("0", 81559 * MIB)]),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_see(
+    visible: str | None, seen: list[Gpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeing = program(tmp_path / "seeing", f"printf '{LISTING}'")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert list(visible_gpus(visible, nvidia_smi=seeing)) == seen
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert list(visible_gpus(nvidia_smi=seeing)) == seen
+
+
+def test_without_nvidia_smi_the_drivers_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nowhere, folder = tmp_path / "nowhere", tmp_path / "gpus"
+    for bus in ("0000:41:00.0", "0000:01:00.0"):
+        (folder / bus).mkdir(parents=True)
     blind = program(tmp_path / "blind", 'echo "No devices were found"; exit 6')
-    assert has_nvidia_gpu(folder, None)
-    assert has_nvidia_gpu(nowhere, seeing)
-    assert not has_nvidia_gpu(nowhere, blind)
-    assert not has_nvidia_gpu(nowhere, str(nowhere))
+    assert visible_gpus(driver_folder=folder, nvidia_smi=None) == (Gpu("0"), Gpu("1"))
+    assert visible_gpus("GPU-1,1", driver_folder=folder, nvidia_smi=None) == (Gpu("GPU-1"), Gpu("1"))
+    assert visible_gpus(driver_folder=nowhere, nvidia_smi=blind) == ()
+    assert visible_gpus(driver_folder=nowhere, nvidia_smi=str(nowhere)) == ()
+
+
+def test_groups_are_made_of_the_names_that_the_outer_variable_uses() -> None:
+    gpus = [Gpu("GPU-b"), Gpu("MIG-c"), Gpu("5"), Gpu("2")]
+    assert group_gpus(gpus, 2, 2) == ("GPU-b,MIG-c", "5,2")
 
 
 def program(path: Path, script: str) -> str:
@@ -463,4 +615,6 @@ def program(path: Path, script: str) -> str:
 
 def test_gpu_and_cpu_specs_refuse_the_same_server_args() -> None:
     with pytest.raises(InputError, match="--host"):
-        gpu_server_spec("m", "--host ::")
+        gpu_server_specs("m", SMALL, "--host ::")
+    with pytest.raises(InputError, match="--host"):
+        embedded_server_specs(EMBEDDED, "--host ::")

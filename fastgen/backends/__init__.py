@@ -17,8 +17,12 @@ class EndpointCounters:
     """What one endpoint has seen; changed by its backend only. Times are of ``time.monotonic``."""
 
     in_flight: int = 0
+    sequences: int = 0
     completed: int = 0
     failed: int = 0
+    completions: int = 0
+    refused: int = 0
+    generated_tokens: int = 0
     last_answer_s: float | None = None
 
 
@@ -28,6 +32,9 @@ class EndpointStatistics:
 
     ``url`` carries no credentials. ``completed`` and ``failed`` count requests since the start (cancelled ones are
     neither). ``last_answer_s`` is the ``time.monotonic`` of the last HTTP answer, ``None`` before the first.
+    ``sequences`` are the completions that the requests in flight ask for, ``completions`` those that came since the
+    start, ``refused`` those that met 429, 503 or their timeout; ``generated_tokens`` is what the server stated for good
+    answers.
     """
 
     url: str
@@ -36,6 +43,10 @@ class EndpointStatistics:
     failed: int
     healthy: bool
     last_answer_s: float | None
+    sequences: int = 0
+    completions: int = 0
+    refused: int = 0
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +69,11 @@ class Backend(Protocol):
     """
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
-        """Return one completion per choice (``request.n`` of them), in choice order.
+        """Return one completion per choice (``request.sequences`` of them), in choice order.
 
         :raises TransientError: another attempt may succeed.
-        :raises PromptTooLong: prompt and completion do not fit the model's context.
+        :raises PromptTooLong: prompt and completion do not fit the model's context, or several prompts in one request
+            were refused; a smaller request may succeed.
         :raises RequestRejected: the server will never accept this request.
         :raises InputError: a person must mend something (key, model, URL, API) before anything can succeed.
         """

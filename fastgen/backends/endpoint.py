@@ -39,17 +39,18 @@ def redact_url(url: str) -> str:
     return _UNPRINTABLE.sub("_", shown)
 
 
-def normalise_base_url(url: str) -> str:
+def normalise_base_url(url: str, flag: str = "--base-url") -> str:
     """Return ``url`` as ``scheme://[user:password@]host[:port]/path/vN``, without a slash at its end.
 
-    ``/v1`` is added where the path names no version; a pasted route (``.../v1/chat/completions``) is cut back.
+    ``/v1`` is added where the path names no version; a pasted route (``.../v1/chat/completions``) is cut back. ``flag``
+    is what errors name.
 
     :raises InputError: no http(s) URL, no host, a bad port, a query or a fragment.
     """
     shown = redact_url(url.strip())
-    parts = _split(url.strip(), shown)
+    parts = _split(url.strip(), f"{flag} {shown}")
     if parts.query or parts.fragment:
-        raise InputError(f"--base-url {shown}: leave out what follows '?' or '#'; keys belong to --api-key-env")
+        raise InputError(f"{flag} {shown}: leave out what follows '?' or '#'; keys belong to --api-key-env")
     path = parts.path.rstrip("/")
     for route in _ROUTES:
         path = path.removesuffix(route)
@@ -58,8 +59,8 @@ def normalise_base_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def _split(url: str, shown: str) -> SplitResult:
-    problem = InputError(f"--base-url {shown}: use a form such as http://127.0.0.1:8000/v1")
+def _split(url: str, named: str) -> SplitResult:
+    problem = InputError(f"{named}: use a form such as http://127.0.0.1:8000/v1")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -68,7 +69,7 @@ def _split(url: str, shown: str) -> SplitResult:
     if parts.scheme not in ("http", "https") or not host or port == 0 or _UNPRINTABLE.search(url):
         raise problem
     if "@" in parts.path:
-        raise InputError(f"--base-url {shown}: write '/', '?', '#' and '@' in a password as %2F, %3F, %23 and %40")
+        raise InputError(f"{named}: write '/', '?', '#' and '@' in a password as %2F, %3F, %23 and %40")
     return parts
 
 

@@ -22,7 +22,14 @@ from fastgen.backends import BackendStatistics, EndpointCounters, EndpointStatis
 from fastgen.backends.mapping import CLIENT_ERRORS, HttpAnswer, from_client_error, from_refusal, is_unknown_model
 from fastgen.backends.prometheus import ServerMetrics, parse_metrics
 from fastgen.backends.wire import decode_completions, encode_request
-from fastgen.errors import BackendUnavailable, FastgenError, InputError, TransientError
+from fastgen.errors import (
+    BackendUnavailable,
+    FastgenError,
+    InputError,
+    PromptTooLong,
+    RequestRejected,
+    TransientError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +43,7 @@ MAX_PAGE_BYTES = 8 << 20  # a metrics page of many engines, a hosted service's l
 REPORT_EVERY_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between probes at the start
 _FAULTS = tuple(CLIENT_ERRORS)
+_REFUSALS = ("http_429", "http_503", "timeout")  # "not so much at once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +75,33 @@ class OpenAIBackend:
         """See `Backend.complete`."""
         counters = self.counters
         counters.in_flight += 1
+        counters.sequences += request.sequences
         try:
             completions = await self._complete(request)
-        except FastgenError:
+        except FastgenError as error:
             counters.failed += 1
+            if isinstance(error, TransientError) and error.kind in _REFUSALS:
+                counters.refused += request.sequences
             raise
         finally:
             counters.in_flight -= 1
+            counters.sequences -= request.sequences
         counters.completed += 1
+        counters.completions += len(completions)
+        for completion in completions:
+            counters.generated_tokens += completion.completion_tokens
         return completions
 
     async def _complete(self, request: Request) -> tuple[Completion, ...]:
         body = encode_request(self.endpoint, request)
-        limit = self.endpoint.max_body_bytes * request.n
+        limit = self.endpoint.max_body_bytes * request.sequences
         answer = await self._send("POST", self._url, body, self._allowed(request.sampling.max_tokens), limit)
         if answer.status != HTTPStatus.OK:
             offered = await self._offered() if is_unknown_model(answer, self.endpoint) else ()
-            raise from_refusal(answer, self.endpoint, offered=offered)
+            raise _about(request, from_refusal(answer, self.endpoint, offered=offered))
         if len(answer.body) > limit:
             raise TransientError(f"{self.endpoint.display_url}: an answer of more than {limit} bytes", kind="too_large")
-        return decode_completions(answer.body, self.endpoint, request.n)
+        return decode_completions(answer.body, self.endpoint, request)
 
     async def _send(
         self, method: str, url: URL, body: bytes | None, allowed: aiohttp.ClientTimeout, limit: int
@@ -174,7 +189,16 @@ class OpenAIBackend:
         """Return the counters now, with the word of whoever watches the endpoint."""
         seen = self.counters
         return EndpointStatistics(
-            self.endpoint.display_url, seen.in_flight, seen.completed, seen.failed, healthy, seen.last_answer_s
+            url=self.endpoint.display_url,
+            in_flight=seen.in_flight,
+            completed=seen.completed,
+            failed=seen.failed,
+            healthy=healthy,
+            last_answer_s=seen.last_answer_s,
+            sequences=seen.sequences,
+            completions=seen.completions,
+            refused=seen.refused,
+            generated_tokens=seen.generated_tokens,
         )
 
     async def close(self) -> None:
@@ -211,6 +235,13 @@ class OpenAIBackend:
             headers=headers,
         )
         return self._session
+
+
+def _about(request: Request, error: FastgenError) -> FastgenError:
+    """A refusal of several prompts may be about any one of them: asked by themselves, the others may be answered."""
+    if request.prompts > 1 and isinstance(error, RequestRejected):
+        return PromptTooLong(f"{request.prompts} prompts in one request: {error}")
+    return error
 
 
 def _read_models(body: bytes, model: str) -> ModelInfo:

@@ -1,8 +1,9 @@
 """Requests as JSON bytes and JSON bytes as completions: OpenAI's completions and chat formats. No I/O, no asyncio.
 
-Reading is strict: an answer either is what was asked for, choice by choice, or raises; nothing is guessed. Only the
-usage figures are read leniently, because a wrong count is no reason to lose text. ``reasoning_content`` and
-``reasoning`` are ignored: the answer is ``content``.
+Reading is strict: an answer either is what was asked for, choice by choice, or raises; nothing is guessed. Of several
+choices, those that came are taken and the others are marked as lost (`Completion.is_lost`). Only the usage figures are
+read leniently, because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored:
+the answer is ``content``.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from fastgen.errors import RequestRejected, TransientError
-from fastgen.records import Completion, Message, Request
+from fastgen.errors import PromptTooLong, RequestRejected, TransientError
+from fastgen.records import LOST_REASONS, Completion, Message, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastgen.backends.endpoint import Endpoint
 
 MAX_STOP_STRINGS = 4  # OpenAI's limit; more is a 400 there
-_ABORTED = ("abort", "error")  # vLLM and SGLang end a sequence so when they stop or fail: the text is a torso
 
 
 def encode_request(endpoint: Endpoint, request: Request) -> bytes:
@@ -28,6 +30,7 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
     likeliest token only, which vLLM refuses to hear; it is said as a temperature of 0 instead.
 
     :raises RequestRejected: the prompt is no valid Unicode, or of the other API's kind.
+    :raises PromptTooLong: one of several prompts is no valid Unicode.
     """
     sampling = request.sampling
     greedy = sampling.top_p <= 0
@@ -51,27 +54,33 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
-        raise RequestRejected(f"request {request.number} cannot be written as JSON: {error}") from None
+        refusal = PromptTooLong if request.prompts > 1 else RequestRejected  # the other prompts may be fine
+        raise refusal(f"request {request.number} cannot be written as JSON: {error}") from None
 
 
-def _prompt_field(endpoint: Endpoint, prompt: str | tuple[Message, ...]) -> str:
-    if isinstance(prompt, str) == (endpoint.api == "chat"):
+def _prompt_field(endpoint: Endpoint, prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
+    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
+    if is_text == (endpoint.api == "chat"):
         raise RequestRejected(f"the prompt is not of the kind that --api {endpoint.api} takes")
     return "messages" if endpoint.api == "chat" else "prompt"
 
 
-def decode_completions(body: bytes, endpoint: Endpoint, n: int) -> tuple[Completion, ...]:
-    """Return the ``n`` choices of a 200's body, in the order of their indexes.
+def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tuple[Completion, ...]:
+    """Return the ``request.sequences`` choices of a 200's body, in the order of their indexes.
 
-    The usage's completion tokens are shared evenly over the choices (it is one sum); the prompt's count on choice 0.
+    The usage's completion tokens are shared evenly over the choices that came (it is one sum); the prompts' count goes
+    to the first of these. Choices are lost only beside good ones.
 
-    :raises TransientError: ``bad_body`` (no JSON, another shape), ``missing_choices`` (fewer than ``n``) or ``aborted``
-        (the server broke a sequence off).
+    :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server broke every sequence off).
+    :raises PromptTooLong: a single choice for several prompts: the server cannot cope with that, and whether the choice
+        is about the first of them or all of them joined is anyone's guess.
     """
     try:
-        return _decode(body, n, chat=endpoint.api == "chat")
+        return _decode(body, request, chat=endpoint.api == "chat")
     except _BrokenError as broken:
         message, kind = f"{endpoint.display_url}: {broken}", broken.kind
+    if kind == "missing_choices":
+        raise PromptTooLong(message)
     raise TransientError(message, kind=kind)
 
 
@@ -83,7 +92,7 @@ class _BrokenError(Exception):
         self.kind = kind
 
 
-def _decode(body: bytes, n: int, *, chat: bool) -> tuple[Completion, ...]:
+def _decode(body: bytes, request: Request, *, chat: bool) -> tuple[Completion, ...]:
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -91,41 +100,57 @@ def _decode(body: bytes, n: int, *, chat: bool) -> tuple[Completion, ...]:
     choices = answer.get("choices") if type(answer) is dict else None
     if type(choices) is not list:
         raise _BrokenError(f"no list of choices in {' '.join(body[:120].decode(errors='replace').split())}")
-    _check_count(len(choices), n)
-    texts = [_read_choice(choice, chat=chat) for choice in _in_order(choices)]
-    prompt_tokens, completion_tokens = _usage(answer.get("usage"))
-    share, rest = divmod(completion_tokens, n)
-    return tuple(
-        Completion(text, reason, 0 if i else prompt_tokens, share + (i < rest))
-        for i, (text, reason) in enumerate(texts)
-    )
+    _check_count(len(choices), request)
+    by_index = _by_index(choices, request.sequences)
+    read = {index: _read_choice(choice, chat=chat) for index, choice in by_index.items()}
+    return _completions(read, request.sequences, *_usage(answer.get("usage")))
 
 
-def _check_count(count: int, n: int) -> None:
-    if 0 < count < n:
-        hint = "if it always does, ask for one a request (--samples-per-prompt 1)"
-        raise _BrokenError(f"the server sent {count} of {n} choices; {hint}", "missing_choices")
-    if count != n:
-        raise _BrokenError(f"{count} choices instead of {n}")
+def _completions(
+    read: Mapping[int, tuple[str, str | None]], count: int, prompt_tokens: int, completion_tokens: int
+) -> tuple[Completion, ...]:
+    """Share the tokens out over what is good; say of the rest how it was lost."""
+    good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
+    if not good:
+        raise _BrokenError(f"the server broke every sequence off (finish_reason {read[min(read)][1]})", "aborted")
+    share, rest = divmod(completion_tokens, len(good))
+    done: list[Completion] = []
+    for index in range(count):
+        text, reason = read.get(index, ("", "missing"))
+        if reason in LOST_REASONS:
+            done.append(Completion("", reason))
+        else:
+            done.append(Completion(text, reason, prompt_tokens, share + (rest > 0)))
+            prompt_tokens, rest = 0, max(0, rest - 1)
+    return tuple(done)
 
 
-def _in_order(choices: list[Any]) -> list[dict[str, Any]]:
+def _check_count(count: int, request: Request) -> None:
+    if 0 < count < request.sequences:
+        if request.prompts > 1 and count == 1:
+            raise _BrokenError(f"one choice for {request.prompts} prompts in one request", "missing_choices")
+    elif count != request.sequences:
+        raise _BrokenError(f"{count} choices instead of {request.sequences}")
+
+
+def _by_index(choices: list[Any], count: int) -> dict[int, dict[str, Any]]:
     """Choices by index; a lone choice may leave its index out."""
     for choice in choices:
         if type(choice) is not dict:
             raise _BrokenError(f"a choice is a {type(choice).__name__}")
     indexes = [choice.get("index", 0 if len(choices) == 1 else None) for choice in choices]
-    if any(type(index) is not int for index in indexes) or sorted(indexes) != list(range(len(choices))):
+    known = [index for index in indexes if type(index) is int and 0 <= index < count]
+    if len(known) < len(choices) or len(set(known)) < len(known):
         raise _BrokenError(f"choice indexes {indexes!s:.100}")
-    return choices if len(choices) == 1 else sorted(choices, key=lambda choice: int(choice["index"]))
+    return dict(zip(known, choices, strict=True))
 
 
 def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
     reason = choice.get("finish_reason")
     if reason is not None and type(reason) is not str:
         raise _BrokenError(f"finish_reason is a {type(reason).__name__}")
-    if reason in _ABORTED:
-        raise _BrokenError(f"the server broke the sequence off (finish_reason {reason})", "aborted")
+    if reason in LOST_REASONS:  # the text is a torso, or none
+        return "", reason
     text = _chat_text(choice, reason) if chat else choice.get("text")
     if type(text) is not str:
         raise _BrokenError(f"the text is a {type(text).__name__}")

@@ -1,20 +1,28 @@
-"""Servers that fastgen starts itself: which one, with what flags, started, watched and stopped.
+"""Servers that fastgen starts itself: which ones, with what flags, started, watched, started again and stopped.
 
-`choose_server` says what fits this machine, `start_server` runs it for as long as a ``with`` block lasts. Everything
-that was started is gone when the block ends, and also when fastgen is killed. Knows nothing of what is asked of the
-server.
+`choose_servers` says what fits this machine, `start_fleet` runs them for as long as a ``with`` block lasts;
+`start_server` runs a single one, once. Everything that was started is gone when the block ends, and also when fastgen
+is killed. Knows nothing of what is asked of the servers.
 """
 
-from fastgen.server.choose import DEFAULT_GPU_MODEL, choose_server, embedded_server_spec, gpu_server_spec
+from fastgen.server.choose import DEFAULT_GPU_MODEL, choose_servers, embedded_server_specs, gpu_server_specs
+from fastgen.server.fleet import Fleet, RestartPolicy, start_fleet
+from fastgen.server.gpus import Gpu, visible_gpus
 from fastgen.server.process import ManagedServer, start_server
-from fastgen.server.spec import ServerSpec
+from fastgen.server.spec import Layout, ServerSpec
 
 __all__ = [
     "DEFAULT_GPU_MODEL",
+    "Fleet",
+    "Gpu",
+    "Layout",
     "ManagedServer",
+    "RestartPolicy",
     "ServerSpec",
-    "choose_server",
-    "embedded_server_spec",
-    "gpu_server_spec",
+    "choose_servers",
+    "embedded_server_specs",
+    "gpu_server_specs",
+    "start_fleet",
     "start_server",
+    "visible_gpus",
 ]

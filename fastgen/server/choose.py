@@ -1,21 +1,22 @@
-"""Which server fits this machine: vLLM on an NVIDIA GPU, else the embedded one on the CPU; and the flags for each.
+"""Which servers fit this machine: vLLM on NVIDIA GPUs, else the embedded one on the CPU; and the flags for each.
 
-All flags are here, each with its reason, and each gives way to the same flag in ``--server-args``.
+All flags are here, each with its reason, and each gives way to the same flag in ``--server-args``. They are meant for
+throughput: nobody waits for a single answer.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastgen.errors import InputError
-from fastgen.server.spec import Flag, ServerSpec, flag_value, merge_flags, parse_server_args
+from fastgen.server.gpus import Gpu, group_gpus, visible_gpus
+from fastgen.server.spec import Flag, Layout, ServerSpec, flag_value, merge_flags, parse_server_args
 
 if TYPE_CHECKING:
     from fastgen.embedded import EmbeddedServerSpec
@@ -25,11 +26,16 @@ DEFAULT_GPU_MODEL = "Qwen/Qwen3-4B-Base"
 _DEFAULT_MODEL_CONTEXT: Flag = ("--max-model-len", "8192")  # its 32,768 would ask a small GPU for 4.8 GB of cache
 
 _GPU_FLAGS: tuple[Flag, ...] = (
-    ("--max-num-seqs", "512"),  # the default of 256 leaves a large GPU idle on prompts that share their prefix
-    ("--max-num-batched-tokens", "8192"),  # long few-shot prompts prefill in one step; more costs memory on small GPUs
+    # Long few-shot prompts prefill in one step (vLLM's server default is 2,048 below 70 GiB). Not more: with the prefix
+    # cached a step seldom fills it, A100s lose throughput at 16,384 (vLLM's pull request 17885), and small GPUs memory.
+    ("--max-num-batched-tokens", "8192"),
     ("--enable-prefix-caching", None),  # every prompt of a stage begins with the same few-shot text
     ("--disable-uvicorn-access-log", None),  # else one log line a request: gigabytes in a long run
 )
+"""On every GPU. Requests themselves are not logged since vLLM 0.10 unless asked for (``--enable-log-requests``)."""
+_LARGE_GPU_BYTES = 70 << 30  # as vLLM draws the line
+_MAX_NUM_SEQS = "512"  # vLLM's 256 leaves a GPU idle on prompts that share their prefix; what does not fit waits inside
+_MAX_NUM_SEQS_LARGE = "1024"  # vLLM's own default on H100 and above: below it decoding is bound by weights, not by work
 _CPU_FLAGS: tuple[Flag, ...] = (
     ("--max-model-len", "4096"),  # the longest few-shot prompt and its answer, without paying for the model's 8,192
     ("--dtype", "bfloat16"),
@@ -48,54 +54,87 @@ _CPU_ENV = {
     "TORCHDYNAMO_DISABLE": "1",  # the first request with logprobs would compile for 17 s, with a C++ compiler
 }
 _MOST_CPU_THREADS = 8  # a model of 135M parameters gains nothing from more
+_CPU_SERVER_BYTES = 4_500_000_000  # of memory: 3.5 GB at the start and a filled cache
+_ONE_SERVER = Layout()
 
 
-async def choose_server(
+async def choose_servers(
     model: str | None,
     server_args: str,
+    layout: Layout = _ONE_SERVER,
     *,
     cache_dir: Path,
     report: Callable[[str], None],
-    has_gpu: Callable[[], bool] | None = None,
+    gpus: Callable[[], Sequence[Gpu]] = visible_gpus,
     has_vllm: Callable[[], bool] | None = None,
-) -> ServerSpec:
-    """The server to start on this machine; sets the embedded one up if it is the one and is not there yet.
+) -> tuple[ServerSpec, ...]:
+    """The servers to start on this machine; sets the embedded one up if it is the one and is not there yet.
 
     Cancelling this stops a set-up that is under way and leaves nothing half-built behind.
 
-    :raises InputError: nothing here can serve, or not this model; the message says what to do.
+    :raises InputError: nothing here can serve, not this model, or not so many; the message says what to do.
     :raises ServerError: the set-up failed.
     """
     from fastgen.embedded import EMBEDDED_MODEL, ensure_embedded
 
     parse_server_args(server_args)
-    if (has_gpu or has_nvidia_gpu)():
+    if found := gpus():
         if not (has_vllm or _vllm_is_installed)():
             raise InputError(
                 "this machine has an NVIDIA GPU but no vLLM: run pip install 'fastgen[vllm]', or name a server with "
                 "--base-url"
             )
-        return gpu_server_spec(model or DEFAULT_GPU_MODEL, server_args)
+        return gpu_server_specs(model or DEFAULT_GPU_MODEL, found, server_args, layout, report=report)
     if model not in (None, EMBEDDED_MODEL):
         raise InputError(
             f"--model {model}: without an NVIDIA GPU fastgen itself serves only {EMBEDDED_MODEL}; leave --model out, "
             "or name a server that has it with --base-url"
         )
-    return embedded_server_spec(await ensure_embedded(cache_dir, report=report), server_args)
+    _check_cpu_layout(layout)
+    return embedded_server_specs(
+        await ensure_embedded(cache_dir, report=report), server_args, num_servers=layout.num_servers
+    )
 
 
-def gpu_server_spec(model: str, server_args: str = "") -> ServerSpec:
-    """``vllm serve MODEL`` from the environment that fastgen runs in.
+def gpu_server_specs(
+    model: str,
+    gpus: Sequence[Gpu],
+    server_args: str = "",
+    layout: Layout = _ONE_SERVER,
+    *,
+    report: Callable[[str], None] = lambda _: None,
+) -> tuple[ServerSpec, ...]:
+    """``vllm serve MODEL`` from the environment that fastgen runs in, as often as the layout asks.
 
-    :raises InputError: ``server_args`` cannot be used.
+    Several servers get a group of GPUs each; one server sees all of them and takes the first ones, as vLLM does.
+
+    :raises InputError: ``server_args`` cannot be used, or there are too few GPUs.
     """
-    ours = (*_GPU_FLAGS, _DEFAULT_MODEL_CONTEXT) if model == DEFAULT_GPU_MODEL else _GPU_FLAGS
     command = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model)
-    return _spec(command, ours, server_args, model, f"vLLM with {model}", _QUIET_ENV)
+    flags = (*_layout_flags(layout), *_memory_flags(gpus), *_GPU_FLAGS)
+    ours = (*flags, _DEFAULT_MODEL_CONTEXT) if model == DEFAULT_GPU_MODEL else flags
+    spec = _spec(command, ours, server_args, model, f"vLLM with {model}", _QUIET_ENV)
+    size = _gpus_of_one(spec.command)
+    if layout.num_servers == 1:
+        if layout.gpus_per_server > 1:
+            group_gpus(gpus, 1, size)
+        if len(gpus) >= 2 * size:
+            report(f"{len(gpus) - size} of {len(gpus)} GPUs stay idle; --num-servers {len(gpus) // size} uses them")
+        return (spec,)
+    groups = group_gpus(gpus, layout.num_servers, size)
+    return tuple(
+        replace(
+            _one_of(spec, place, len(groups), f" on GPU {devices}"),
+            env={**spec.env, "CUDA_VISIBLE_DEVICES": devices},
+        )
+        for place, devices in enumerate(groups)
+    )
 
 
-def embedded_server_spec(embedded: EmbeddedServerSpec, server_args: str = "", *, max_num_seqs: int = 32) -> ServerSpec:
-    """The embedded CPU server, on at most 8 of the processors that this process may use.
+def embedded_server_specs(
+    embedded: EmbeddedServerSpec, server_args: str = "", *, num_servers: int = 1, max_num_seqs: int = 32
+) -> tuple[ServerSpec, ...]:
+    """The embedded CPU server, each on its share of the processors that this process may use, at most 8.
 
     :raises InputError: ``server_args`` cannot be used.
     """
@@ -104,27 +143,80 @@ def embedded_server_spec(embedded: EmbeddedServerSpec, server_args: str = "", *,
     # vllm serve looks for a distribution called vllm, which the build for CPUs is not
     command = (python, "-I", "-m", "vllm.entrypoints.openai.api_server")
     what = ("--model", str(embedded.model_dir), "--served-model-name", embedded.model)
-    processors = sorted(os.sched_getaffinity(0))[:_MOST_CPU_THREADS]
-    env = _CPU_ENV | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, processors))}
-    return _spec((*command, *what), ours, server_args, embedded.model, "the embedded CPU server", env)
+    spec = _spec((*command, *what), ours, server_args, embedded.model, "the embedded CPU server", _CPU_ENV)
+    bound = [{"VLLM_CPU_OMP_THREADS_BIND": one} for one in _processor_groups(num_servers)]
+    if num_servers == 1:
+        return (replace(spec, env={**spec.env, **bound[0]}),)
+    return tuple(
+        replace(_one_of(spec, place, num_servers), env={**spec.env, **bound[place]}) for place in range(num_servers)
+    )
 
 
-def has_nvidia_gpu(
-    driver_folder: Path = Path("/proc/driver/nvidia/gpus"), nvidia_smi: str | None = "nvidia-smi"
-) -> bool:
-    """Whether the NVIDIA driver sees a GPU (its folder; under WSL only ``nvidia-smi -L`` tells)."""
-    if driver_folder.is_dir() and any(driver_folder.iterdir()):
-        return True
-    program = shutil.which(nvidia_smi) if nvidia_smi else None
-    if program is None:
-        return False
-    try:
-        listing = subprocess.run(  # noqa: S603  # found on the user's own path
-            [program, "-L"], capture_output=True, text=True, timeout=30, check=False
+def _layout_flags(layout: Layout) -> tuple[Flag, ...]:
+    """Flags for vLLM's own ways to use several GPUs and processes in one server; none where nothing is asked."""
+    flags: list[Flag] = []
+    if layout.tensor_parallel_size > 1:
+        flags.append(("--tensor-parallel-size", str(layout.tensor_parallel_size)))
+    if layout.data_parallel_size > 1:
+        flags.append(("--data-parallel-size", str(layout.data_parallel_size)))
+    if layout.api_server_count is not None:  # vLLM's default is one a data-parallel rank
+        flags.append(("--api-server-count", str(layout.api_server_count)))
+    return tuple(flags)
+
+
+def _memory_flags(gpus: Sequence[Gpu]) -> tuple[Flag, ...]:
+    """What depends on the smallest GPU; where its memory is unknown, it counts as small."""
+    large = bool(gpus) and all((gpu.memory_bytes or 0) >= _LARGE_GPU_BYTES for gpu in gpus)
+    return (("--max-num-seqs", _MAX_NUM_SEQS_LARGE if large else _MAX_NUM_SEQS),)
+
+
+def _gpus_of_one(command: Sequence[str]) -> int:
+    """GPUs that one server takes, by the flags that it really gets."""
+    sizes = (
+        flag_value(command, "--tensor-parallel-size", "-tp"),
+        flag_value(command, "--pipeline-parallel-size", "-pp"),
+        flag_value(command, "--data-parallel-size", "-dp"),
+    )
+    tensor, pipeline, data = (size or 1 for size in sizes)
+    return tensor * pipeline * data
+
+
+def _one_of(spec: ServerSpec, place: int, count: int, where: str = "") -> ServerSpec:
+    """The same server as one of several, on a port of its own."""
+    port = None if spec.port is None else spec.port + place
+    return replace(spec, port=port, description=f"server {place + 1} of {count} ({spec.description}{where})")
+
+
+def _check_cpu_layout(layout: Layout) -> None:
+    """:raises InputError: more than this machine's memory holds, or what only GPUs can do."""
+    if layout.gpus_per_server > 1 or layout.api_server_count is not None:
+        raise InputError(
+            "--tensor-parallel-size, --data-parallel-size, --api-server-count: need NVIDIA GPUs, and none can be used "
+            "here; leave them out"
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listing.returncode == 0 and "GPU 0:" in listing.stdout
+    if layout.num_servers == 1 or (free := _free_memory_bytes()) is None:
+        return
+    if layout.num_servers * _CPU_SERVER_BYTES > free:
+        raise InputError(
+            f"--num-servers {layout.num_servers}: each embedded CPU server takes {_CPU_SERVER_BYTES / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free; ask for fewer"
+        )
+
+
+def _free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """What can be had without swapping; ``None`` where nothing tells."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _processor_groups(count: int) -> list[str]:
+    """Processors for each of ``count`` servers, as OpenMP lists them; shared where there are fewer than servers."""
+    usable = sorted(os.sched_getaffinity(0))
+    size = min(max(1, len(usable) // count), _MOST_CPU_THREADS)
+    return [",".join(str(usable[(at * size + i) % len(usable)]) for i in range(size)) for at in range(count)]
 
 
 def _vllm_is_installed() -> bool:
@@ -141,6 +233,7 @@ def _spec(
 ) -> ServerSpec:
     arguments = merge_flags(ours, parse_server_args(server_args))
     port = flag_value(arguments, "--port")
-    concurrency = flag_value(arguments, "--max-num-seqs")
-    assert concurrency is not None, "every set of flags has it"  # noqa: S101  # an invariant of this file
-    return ServerSpec((*command, *arguments), model, description, concurrency, env, port)
+    sequences = flag_value(arguments, "--max-num-seqs")
+    assert sequences is not None, "every set of flags has it"  # noqa: S101  # an invariant of this file
+    engines = flag_value(arguments, "--data-parallel-size", "-dp") or 1
+    return ServerSpec((*command, *arguments), model, description, sequences * engines, env, port)

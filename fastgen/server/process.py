@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL; an idle vLLM needs about 2 s."""
+SILENT_S = 120.0
+"""Without any answer for so long a server is taken for stuck; one that is merely busy answers within seconds."""
+CHECK_EVERY_S = 10.0
 _POLL_S = 0.25
 _REPORT_EVERY_S = 15.0
 _ANSWER_WITHIN_S = 5.0
@@ -49,12 +52,25 @@ class ManagedServer:
         """Its exit code, or ``None`` while it runs."""
         return self._run.process.returncode
 
-    async def watch(self) -> None:
-        """Run until the server ends or this is cancelled.
+    async def watch(self, *, silent_s: float = SILENT_S, check_every_s: float = CHECK_EVERY_S) -> None:
+        """Run until the server ends, has not answered ``/health`` for ``silent_s``, or this is cancelled.
 
-        :raises ServerError: it ended by itself, with its last words and the log's path.
+        Only checks that were really made count, so that time in which this process was stopped does not.
+
+        :raises ServerError: it ended by itself or went silent, with its last words and the log's path.
         """
-        await self._run.process.wait()
+        import aiohttp
+
+        misses = 0
+        async with aiohttp.ClientSession() as session:
+            while await self._run.process.wait(check_every_s) is None:
+                alive = await _answers(session, self.base_url.removesuffix("/v1") + "/health", check_every_s)
+                misses = 0 if alive else misses + 1
+                if misses * check_every_s >= silent_s and self.returncode is None:
+                    raise ServerError(
+                        f"{self._run.spec.description} has answered nothing for {silent_s:g} s; its last line: "
+                        f"{self._run.last_words()} (log: {self.log_path})"
+                    )
         raise self._run.died("died")
 
 
@@ -105,9 +121,16 @@ class _Run:
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """As many different ones."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _open_log(path: Path, command: tuple[str, ...]) -> tuple[int, int]:
@@ -145,6 +168,17 @@ async def _until_it_serves(run: _Run, root: str, timeout_s: float, report: Calla
                 next_report_s += _REPORT_EVERY_S
                 report(f"waiting for {run.spec.description} ({waited_s:.0f} s)")
             await run.process.wait(min(_POLL_S, left_s))
+
+
+async def _answers(session: aiohttp.ClientSession, url: str, timeout_s: float) -> bool:
+    """Whether anything comes back, of whatever status."""
+    import aiohttp
+
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)):
+            return True
+    except (aiohttp.ClientError, TimeoutError):
+        return False
 
 
 async def _served_model(session: aiohttp.ClientSession, root: str, timeout_s: float) -> str | None:

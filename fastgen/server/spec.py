@@ -32,6 +32,26 @@ class ServerSpec:
     port: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many servers to start, and how large each is; all at least 1.
+
+    ``num_servers`` servers side by side, each an address of its own, so that one may die and the others go on. Inside
+    a server, vLLM's own: ``tensor_parallel_size`` GPUs share one copy of the model, ``data_parallel_size`` copies stand
+    behind one address, ``api_server_count`` processes speak HTTP (``None``: vLLM's choice).
+    """
+
+    num_servers: int = 1
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    api_server_count: int | None = None
+
+    @property
+    def gpus_per_server(self) -> int:
+        """By these sizes alone; ``--server-args`` may say otherwise."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
+
 def parse_server_args(text: str) -> list[str]:
     """Split ``--server-args`` as a shell would.
 
@@ -65,20 +85,20 @@ def merge_flags(ours: Sequence[Flag], theirs: Sequence[str]) -> list[str]:
     return [part for name, value in kept for part in ((name,) if value is None else (name, value))] + list(theirs)
 
 
-def flag_value(arguments: Sequence[str], flag: str) -> int | None:
-    """The whole number that ``flag`` (``--like-this``) has last, or ``None`` where it is not given.
+def flag_value(arguments: Sequence[str], *flags: str) -> int | None:
+    """The whole number that a flag (``--like-this``, with its short forms) has last, or ``None`` where it is not given.
 
     :raises InputError: a value that is not a whole number above 0.
     """
     found: str | None = None
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:
+        if name.replace("_", "-") in flags:
             found = value if equals else "".join(arguments[position + 1 : position + 2])
     if found is None:
         return None
     if not found.isascii() or not found.isdigit() or int(found) == 0:
-        raise InputError(f"--server-args: {flag} needs a whole number above 0, not '{found}'")
+        raise InputError(f"--server-args: {flags[0]} needs a whole number above 0, not '{found}'")
     return int(found)
 
 
