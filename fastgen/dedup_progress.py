@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
 
-from fastgen.progress import Progress, Reporter
+from fastgen.progress import Reporter
 
 _TICK_S = 1.0
 _WINDOW_TICKS = 60
@@ -64,6 +63,5 @@ class DedupMeter:
             rejected=rows - kept,
             rows_per_s=(rows - then_rows) / (now_s - then_s),
         )
-        # Reporters read no more of a Progress than what both have: its fields, complete, target, eta and the two texts.
-        self._reporter.show(cast("Progress", progress))
+        self._reporter.show(progress)
         return True

@@ -10,8 +10,8 @@ import logging
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from dataclasses import Field, asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TextIO
 
 import orjson
 
@@ -20,6 +20,8 @@ from fastgen.ledger import Ledger
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from fastgen.metrics import Sample
+
 log = logging.getLogger(__name__)
 _WINDOW_S = 60.0
 _PLAIN_EVERY_S = 10.0
@@ -27,7 +29,11 @@ _PLAIN_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a run; rates are over the last minute, ``eta_s`` is ``None`` while nothing can be said."""
+    """One look at a run; rates are over the last minute, ``eta_s`` is ``None`` while nothing can be said.
+
+    ``yield_per_1000_tokens`` counts complete instructions since the start of the run, ``kept_per_1000_tokens`` kept
+    ones over the yield window. ``limit`` and ``limit_reason`` are empty until they are measured (`fastgen.metrics`).
+    """
 
     complete: int
     target: int
@@ -37,9 +43,13 @@ class Progress:
     waiting_retries: int
     acceptance: float
     yield_per_1000_tokens: float
+    kept_per_1000_tokens: float
+    kept_per_server_s: float
     complete_per_min: float
     generated_tokens_per_s: float
     eta_s: float | None
+    limit: str = ""
+    limit_reason: str = ""
 
     @property
     def eta(self) -> str:
@@ -47,17 +57,33 @@ class Progress:
         return "-" if self.eta_s is None else duration(self.eta_s)
 
     def details(self) -> str:
-        """Everything but the count and the ETA, for people."""
-        retrying = f" · retrying {self.waiting_retries}" if self.waiting_retries else ""
-        return (
-            f"{self.complete_per_min:,.1f}/min · {self.generated_tokens_per_s:,.0f} tokens/s · "
-            f"yield {self.yield_per_1000_tokens:.2f}/1k tokens · acceptance {self.acceptance:.0%} · "
-            f"on the way {self.pending} · in flight {self.in_flight}{retrying}"
-        )
+        """Everything but the count and the ETA, for people: the figures, and what limits the run."""
+        return f"{self._figures()}\nlimited by {self._limited()}" if self.limit else self._figures()
 
     def line(self) -> str:
         """All of it in one line."""
-        return f"{self.complete}/{self.target} complete · {self.details()} · ETA {self.eta}"
+        limited = f" · limited by {self._limited()}" if self.limit else ""
+        return f"{self.complete}/{self.target} complete · {self._figures()} · ETA {self.eta}{limited}"
+
+    def _figures(self) -> str:
+        retrying = f" · retrying {self.waiting_retries}" if self.waiting_retries else ""
+        return (
+            f"{self.complete_per_min:,.1f}/min · {self.generated_tokens_per_s:,.0f} tokens/s · "
+            f"yield {self.yield_per_1000_tokens:.2f}/1k tokens · kept {self.kept_per_1000_tokens:.2f}/1k tokens, "
+            f"{self.kept_per_server_s:.3g}/server-s · acceptance {self.acceptance:.0%} · "
+            f"on the way {self.pending} · in flight {self.in_flight}{retrying}"
+        )
+
+    def _limited(self) -> str:
+        return f"{self.limit}: {self.limit_reason}" if self.limit_reason else self.limit
+
+
+class _Past(NamedTuple):
+    now_s: float
+    server_s: float
+    complete: int
+    kept: int
+    tokens: int
 
 
 class ProgressMeter:
@@ -66,17 +92,20 @@ class ProgressMeter:
     def __init__(self, ledger: Ledger, target: int, now_s: float) -> None:
         self._ledger = ledger
         self._target = target
-        self._past: deque[tuple[float, int, int]] = deque([(now_s, ledger.complete, ledger.generated_tokens)])
+        self._past: deque[_Past] = deque([self._count(now_s, 0.0)])
 
-    def look(self, now_s: float, *, in_flight: int, waiting_retries: int) -> Progress:
-        """The figures now; call it regularly."""
+    def look(self, now_s: float, *, in_flight: int, waiting_retries: int, sample: Sample | None = None) -> Progress:
+        """The figures now; call it regularly. ``sample`` is the newest of the run's measured figures."""
         ledger = self._ledger
-        self._past.append((now_s, ledger.complete, ledger.generated_tokens))
-        while len(self._past) > 2 and self._past[0][0] < now_s - _WINDOW_S:  # noqa: PLR2004 - a rate needs two
+        servers = sum(server.healthy for server in sample.servers) if sample is not None else 1
+        now = self._count(now_s, self._past[-1].server_s + servers * (now_s - self._past[-1].now_s))
+        self._past.append(now)
+        while len(self._past) > 2 and self._past[0].now_s < now_s - _WINDOW_S:  # noqa: PLR2004 - a rate needs two
             self._past.popleft()
-        then_s, complete, tokens = self._past[0]
-        elapsed_s = max(now_s - then_s, 1e-9)
-        per_s = (ledger.complete - complete) / elapsed_s
+        then = self._past[0]
+        elapsed_s = max(now_s - then.now_s, 1e-9)
+        per_s = (ledger.complete - then.complete) / elapsed_s
+        server_s = now.server_s - then.server_s
         return Progress(
             complete=ledger.complete,
             target=self._target,
@@ -86,10 +115,42 @@ class ProgressMeter:
             waiting_retries=waiting_retries,
             acceptance=ledger.acceptance,
             yield_per_1000_tokens=ledger.yield_per_1000_tokens,
+            kept_per_1000_tokens=sample.kept_per_1000_tokens if sample is not None else 0.0,
+            kept_per_server_s=(ledger.kept - then.kept) / server_s if server_s else 0.0,
             complete_per_min=60 * per_s,
-            generated_tokens_per_s=(ledger.generated_tokens - tokens) / elapsed_s,
+            generated_tokens_per_s=(ledger.generated_tokens - then.tokens) / elapsed_s,
             eta_s=(self._target - ledger.complete) / per_s if per_s > 0 else None,
+            limit=sample.limit if sample is not None else "",
+            limit_reason=sample.limit_reason if sample is not None else "",
         )
+
+    def _count(self, now_s: float, server_s: float) -> _Past:
+        ledger = self._ledger
+        return _Past(now_s, server_s, ledger.complete, ledger.kept, ledger.generated_tokens)
+
+
+class Shown(Protocol):
+    """What a reporter can show: a frozen dataclass whose fields are the figures, and their forms for people."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def complete(self) -> int:
+        """How far it is ..."""
+
+    @property
+    def target(self) -> int:
+        """... of how much."""
+
+    @property
+    def eta(self) -> str:
+        """Time to the target, or a dash."""
+
+    def details(self) -> str:
+        """Everything but the count and the ETA; may be of several lines."""
+
+    def line(self) -> str:
+        """All of it in one line."""
 
 
 class Reporter(Protocol):
@@ -98,7 +159,7 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """One line that the user should read."""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """The figures now; called about once a second."""
 
     def close(self) -> None:
@@ -111,7 +172,7 @@ class QuietReporter:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -124,13 +185,13 @@ class PlainReporter:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown_s = 0.0
-        self._pending: Progress | None = None
+        self._pending: Shown | None = None
 
     def say(self, text: str) -> None:
         """Print the line."""
         print(text, file=self._stream, flush=True)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """Print the figures, not more often than every ten seconds."""
         now_s = time.monotonic()
         self._pending = progress
@@ -162,7 +223,7 @@ class JsonReporter:
         """A message event."""
         self._write("message", {"text": text})
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """A progress event."""
         self._write("progress", asdict(progress))
 
@@ -183,7 +244,7 @@ class LiveReporter:
         """Print above the live line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """Redraw."""
         from rich.live import Live
         from rich.progress_bar import ProgressBar
@@ -222,7 +283,7 @@ class LoggedReporter:
         self._shown.say(text)
         log.info("%s", text)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Shown) -> None:
         """Show, and log now and then."""
         self._shown.show(progress)
         now_s = time.monotonic()

@@ -1,19 +1,28 @@
-"""What ``fastgen status`` says of a run: counts, yield, acceptance and the rejection ledger.
+"""What ``fastgen status`` says of a run: counts, yield, acceptance, the rejection ledger, and what limits it.
 
-A plain reader: it reads the ledger snapshot and only the end of the log, so it answers at once, also during the run.
+A plain reader: it reads the ledger snapshot, only the end of the log, and ``metrics.jsonl`` (some 25 MB after a week),
+so it answers at once, also during the run.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastgen.ledger import Ledger
+from fastgen.metrics import Sample, last_sample
+from fastgen.metrics.series import limit_shares
+from fastgen.progress import duration
 from fastgen.store import RunFolder
 
 
-def status(run_dir: Path) -> dict[str, Any]:
+def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str, Any]:
     """The figures as plain JSON values; counts are since the start of the run.
+
+    ``limit`` is what was measured last, ``None`` where nothing was: ``name``, ``reason``, ``age_s``, and as ``shares``
+    what part of the measured time each limit was the binding one.
 
     :raises InputError: no run there, or a damaged one.
     """
@@ -30,7 +39,23 @@ def status(run_dir: Path) -> dict[str, Any]:
         "pending": ledger.pending,
         **ledger.as_dict(),
         "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
+        **_measured(run_dir, clock()),
     }
+
+
+def _measured(run_dir: Path, now_s: float) -> dict[str, Any]:
+    """What the run's last sample says of its yield and its limit."""
+    last = last_sample(run_dir)
+    return {
+        "kept_per_1000_tokens": None if last is None else round(last.kept_per_1000_tokens, 3),
+        "kept_per_server_s": None if last is None else round(last.kept_per_server_s, 4),
+        "limit": None if last is None else _limit(last, limit_shares(run_dir), now_s),
+    }
+
+
+def _limit(last: Sample, shares: dict[str, float], now_s: float) -> dict[str, Any]:
+    age_s = round(max(0.0, now_s - last.time_s), 1)
+    return {"name": last.limit.value, "reason": last.limit_reason, "age_s": age_s, "shares": shares}
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -43,16 +68,31 @@ def render(figures: dict[str, Any]) -> str:
   classification     {counts.classification_tasks} of them are classification tasks
   instances          {counts.instances}, {counts.empty_inputs} with an empty input
   acceptance         {counts.acceptance:.1%} of the instructions written
-  yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens
+  yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens{_window(figures)}
   tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
   completions        {_listed(counts.completions)}
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
                      {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
-  requests given up  {counts.failures.total()}: {_listed(counts.failures)}"""
+  requests given up  {counts.failures.total()}: {_listed(counts.failures)}
+  limited by         {_limited(figures["limit"])}"""
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first
     return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "none"
+
+
+def _window(figures: dict[str, Any]) -> str:
+    if (kept := figures["kept_per_1000_tokens"]) is None:
+        return ""
+    return f"; last measured: {kept:.2f} kept per 1,000, {figures['kept_per_server_s']:.3g} kept per server-second"
+
+
+def _limited(limit: dict[str, Any] | None) -> str:
+    if limit is None:
+        return "not measured yet"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in limit["shares"].items())
+    over = f"; of all the time: {shares}" if shares else ""
+    return f"{limit['name']}, {duration(limit['age_s'])} ago ({limit['reason']}){over}"
 
 
 def _hit_rate(figures: dict[str, Any]) -> str:

@@ -1,0 +1,166 @@
+"""The page at ``--metrics-port``: a run's counters and gauges for Prometheus, all named ``fastgen_…``.
+
+Served by prometheus_client's own HTTP thread from the newest `Reading` and `Sample` of a hub, so that a scrape costs
+the run's loop nothing; the figures are as of the last second. Labels hold no secrets: servers are named without
+credentials. Counters begin anew with each session, apart from those of the ledger, which go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fastgen.errors import InputError
+from fastgen.metrics.instruments import BOUNDS_S
+from fastgen.metrics.sample import Limit, Sample
+
+if TYPE_CHECKING:
+    from fastgen.metrics.hub import MetricsHub
+    from fastgen.metrics.readings import Reading
+
+_COUNTERS = {
+    "completions": "Completions committed.",
+    "prompt_tokens": "Tokens read by the servers, as they state them.",
+    "generated_tokens": "Tokens generated, as the servers state them.",
+    "kept": "Instructions that passed every filter.",
+    "complete": "Kept instructions with at least one valid instance.",
+    "rate_limited_s": "Seconds for which rate limits held requests back.",
+    "process_cpu_s": "CPU seconds of fastgen's process.",
+    "server_s": "Seconds of servers in use, together.",
+    "batches": "Batches of answers committed.",
+}
+_GAUGES = {
+    "target": "Complete instructions asked for.",
+    "pending": "Kept instructions whose instances are still to come.",
+    "in_flight": "Completions in flight.",
+    "concurrency": "Limit of completions in flight.",
+    "waiting_retries": "Requests that wait for another attempt.",
+    "queued": "Answers that wait for the committer.",
+    "rss_mb": "Memory in RAM, in MB.",
+}
+_OF_THE_SAMPLE = {
+    "loop_lag_mean_ms": "How late the event loop's timers were, on average over the last sample, in ms.",
+    "loop_lag_max_ms": "The same, the latest of them.",
+    "acceptance": "Kept share of the instructions written in the last sample.",
+    "kept_per_1000_tokens": "Kept instructions per 1,000 generated tokens over the yield window.",
+    "complete_per_1000_tokens": "Complete instructions per 1,000 generated tokens over the yield window.",
+    "kept_per_server_s": "Kept instructions per second of a server in the last sample.",
+    "novelty": "Kept instructions per 1,000 tokens of the instruction stage over the yield window.",
+}
+_OF_SERVERS = {
+    "healthy": "1 while the server is in use.",
+    "in_flight": "Completions in flight at the server.",
+    "limit": "How many completions it is meant to have in flight.",
+    "running": "Sequences that the server runs, by its own word.",
+    "waiting": "Sequences in the server's queue, by its own word.",
+    "kv_cache_usage": "Share of the server's KV cache in use, 0..1.",
+}
+_COMMIT_PARTS = ("judge", "append", "apply", "sync")
+
+
+class RunCollector(Collector):
+    """Turns a hub's newest figures into metric families; nothing before there are any."""
+
+    def __init__(self, hub: MetricsHub) -> None:
+        self._hub = hub
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; called by a scrape, in its thread."""
+        if (reading := self._hub.reading) is not None:
+            yield from _of_reading(reading)
+            yield from _of_servers(reading)
+        if (sample := self._hub.latest) is not None:
+            yield from _of_sample(sample)
+
+
+@contextmanager
+def metrics_page(hub: MetricsHub, host: str, port: int) -> Iterator[int]:
+    """The page at ``http://host:port/metrics`` until the block ends; yields the port (0 asks for any that is free).
+
+    :raises InputError: nobody can listen there.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RunCollector(hub))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"--metrics-port {port}: cannot listen on {host} ({why}); choose another port or --metrics-host"
+        ) from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _of_reading(reading: Reading) -> Iterator[Metric]:
+    for name, text in _COUNTERS.items():
+        yield CounterMetricFamily(_named(name), text, value=getattr(reading, name))
+    for name, text in _GAUGES.items():
+        yield GaugeMetricFamily(_named(name), text, value=getattr(reading, name))
+    yield _by_label("rejected", "Instructions rejected, by rule.", "rule", reading.rejected)
+    yield _by_label("faults", "Faults of requests, by kind.", "kind", reading.faults)
+    threads = {"loop": reading.loop_cpu_s, "judge": reading.judge_cpu_s}
+    yield _by_label("thread_cpu_seconds", "CPU seconds of a thread.", "thread", threads)
+    parts = {part: getattr(reading, f"{part}_s") for part in _COMMIT_PARTS}
+    yield _by_label("commit_seconds", "Seconds of committing, by part.", "part", parts)
+    yield _latencies(reading)
+
+
+def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(_named(name), text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _latencies(reading: Reading) -> Metric:
+    text = "Seconds from sending a request to the last byte of a good answer, by stage."
+    family = HistogramMetricFamily("fastgen_request_seconds", text, labels=["stage"])
+    for stage, (counts, total_s) in reading.latencies.items():
+        seen, buckets = 0, []
+        for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), counts, strict=True):
+            seen += count
+            buckets.append((bound, float(seen)))
+        family.add_metric([stage], buckets, total_s)
+    return family
+
+
+def _of_servers(reading: Reading) -> Iterator[Metric]:
+    for name, text in _OF_SERVERS.items():
+        family = GaugeMetricFamily(f"fastgen_server_{name}", text, labels=["server", "number"])
+        for number, server in enumerate(reading.servers):
+            if (value := getattr(server, name)) is not None:
+                family.add_metric([server.url, str(number)], float(value))
+        yield family
+    counted = CounterMetricFamily(
+        "fastgen_server_requests", "Requests, by how they ended.", labels=["server", "number", "result"]
+    )
+    for number, server in enumerate(reading.servers):
+        counted.add_metric([server.url, str(number), "completed"], server.completed)
+        counted.add_metric([server.url, str(number), "failed"], server.failed)
+    yield counted
+
+
+def _of_sample(sample: Sample) -> Iterator[Metric]:
+    for name, text in _OF_THE_SAMPLE.items():
+        if (value := getattr(sample, name)) is not None:
+            yield GaugeMetricFamily(_named(name), text, value=value)
+    limits = GaugeMetricFamily("fastgen_limited_by", "1 for what limits the run now, 0 for the rest.", labels=["limit"])
+    for limit in Limit:
+        limits.add_metric([limit.value], float(limit is sample.limit))
+    yield limits
+
+
+def _named(name: str) -> str:
+    return "fastgen_" + (
+        name.removesuffix("_s") + "_seconds" if name in {"rate_limited_s", "process_cpu_s", "server_s"} else name
+    )

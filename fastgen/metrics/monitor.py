@@ -1,0 +1,253 @@
+"""Reads a run's instruments once a second and tells what they say: to the hub, to ``metrics.jsonl``, to its user.
+
+Guarantees: nothing here slows or ends a run: what fails is told once and left out. The file's lines
+cover all of the time, each what has passed since the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from fastgen.backends import EndpointStatistics
+from fastgen.backends.prometheus import ServerMetrics
+from fastgen.ledger import Ledger
+from fastgen.metrics.hub import MetricsHub
+from fastgen.metrics.instruments import Instruments, LoopProbe, cores, rss_mb
+from fastgen.metrics.limiting import RAMP_UP_S, limit_of
+from fastgen.metrics.readings import Reading, between
+from fastgen.metrics.sample import Sample, ServerSample
+from fastgen.metrics.series import MetricsFile, Peaks, every_s
+from fastgen.metrics.yields import YieldRule
+from fastgen.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+BEAT_S = 1.0
+SAMPLE_EVERY_S = 5.0
+_POLL_EVERY_S = 1.0
+_POLLS = 5  # a queue that is empty in one of so many is no queue: what has just arrived waits for the next step
+
+
+class SteeredServer(Protocol):
+    """What is told of one server by whoever steers it: `fastgen.concurrency.ServerLimit`."""
+
+    @property
+    def limit(self) -> int: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def running(self) -> int | None: ...  # noqa: D102
+    @property
+    def waiting(self) -> int | None: ...  # noqa: D102
+    @property
+    def kv_cache_usage(self) -> float | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Who decides how much is in flight: a flag (``set_by``), or a governor that tells what each server takes.
+
+    What is told is in the order of the backend's endpoints.
+    """
+
+    set_by: str = ""
+    servers: Callable[[], Sequence[SteeredServer]] | None = None
+
+
+class Monitor:
+    """See the module's docstring. Make it in the run's event loop; run its `helpers` beside the scheduler."""
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        scheduler: Scheduler,
+        steering: Steering,
+        rule: YieldRule,
+        *,
+        ledger: Ledger,
+        target: int,
+        hub: MetricsHub,
+        file: MetricsFile,
+        pages: Callable[[], Awaitable[tuple[ServerMetrics | None, ...]]],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._instruments = instruments
+        self._scheduler = scheduler
+        self._steering = steering
+        self._rule = rule
+        self._ledger = ledger
+        self._target = target
+        self._hub = hub
+        self._file = file
+        self._ask_pages = pages
+        self._is_stopping = is_stopping
+        self._probe = LoopProbe(self._look)
+        self._peaks = Peaks()
+        self._pages: deque[tuple[ServerMetrics | None, ...]] = deque(maxlen=_POLLS)
+        self._server_s = 0.0
+        self._began_s = self._counted_s = time.monotonic()
+        self._loop_cpu_s = time.thread_time()
+        self._failed = False
+        self._sampled = self._written = self.read()
+
+    def helpers(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """What runs until cancelled, beside the run."""
+        return self._probe.run(), self._beat(), self._poll()
+
+    async def finish(self) -> None:
+        """The last sample, after the last commit."""
+        self._hub.reading = now = self.read()
+        sample = self._publish(now)
+        await self._write(now, sample)
+
+    # -- the beat ------------------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await self._take()
+            except Exception:  # a run must not end because of what looks at it
+                if not self._failed:
+                    log.warning("the metrics of this run are incomplete", exc_info=True)
+                self._failed = True
+
+    async def _take(self) -> None:
+        self._hub.reading = now = self.read()
+        often = BEAT_S if now.session_s < RAMP_UP_S else SAMPLE_EVERY_S
+        is_due = now.at_s - self._written.at_s >= every_s(now.session_s) - BEAT_S / 2
+        if not is_due and now.at_s - self._sampled.at_s < often - BEAT_S / 2:
+            return
+        sample = self._publish(now)
+        if is_due:
+            await self._write(now, sample)
+
+    def _publish(self, now: Reading) -> Sample:
+        sample = self._judged(
+            between(self._sampled, now, maxima=self._probe.take_maxima(), set_by=self._steering.set_by)
+        )
+        self._sampled = now
+        self._peaks.see(sample)
+        self._hub.publish(sample)
+        return sample
+
+    async def _write(self, now: Reading, newest: Sample) -> None:
+        sample = newest
+        if now.at_s - self._written.at_s > newest.window_s:
+            sample = self._judged(between(self._written, now, set_by=self._steering.set_by))
+        self._written = now
+        await asyncio.to_thread(self._file.append, self._peaks.into(sample))
+
+    @staticmethod
+    def _judged(sample: Sample) -> Sample:
+        limit, reason = limit_of(sample)
+        return replace(sample, limit=limit, limit_reason=reason)
+
+    async def _poll(self) -> None:
+        """Ask the servers for their own figures, unless whoever steers them does."""
+        while self._steering.servers is None:
+            self._pages.append(await self._ask_pages())
+            await asyncio.sleep(_POLL_EVERY_S)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _look(self) -> tuple[int, int, int]:
+        now = self._scheduler.statistics()
+        return now.in_flight, now.concurrency, now.queued_answers
+
+    def read(self) -> Reading:
+        """Everything as it stands; to be called in the loop's thread."""
+        parts, probe, times, ledger = self._instruments, self._probe, self._instruments.times, self._ledger
+        seen, now_s = self._scheduler.statistics(), time.monotonic()
+        servers = self._servers()
+        self._server_s += (now_s - self._counted_s) * sum(server.healthy for server in servers)
+        self._counted_s = now_s
+        return Reading(
+            at_s=now_s,
+            time_s=time.time(),
+            session_s=now_s - self._began_s,
+            target=self._target,
+            complete=ledger.complete,
+            kept=ledger.kept,
+            pending=ledger.pending,
+            completions=ledger.completions.total(),
+            prompt_tokens=ledger.prompt_tokens.total(),
+            generated_tokens=ledger.generated_tokens,
+            rejected=dict(ledger.rejected),
+            faults=seen.faults,
+            server_s=self._server_s,
+            rate_limited_s=seen.rate_limited_s,
+            looks=probe.looks,
+            lag_s=probe.lag_s,
+            in_flight_seen=probe.in_flight,
+            concurrency_seen=probe.concurrency,
+            queued_seen=probe.queued,
+            in_flight=seen.in_flight,
+            concurrency=seen.concurrency,
+            queued=seen.queued_answers,
+            waiting_retries=seen.waiting_retries,
+            rate_limit=seen.rate_limit or "",
+            asked_for_nothing=parts.source.asked_for_nothing,
+            stopping=self._is_stopping() or self._rule.ended_by is not None,
+            process_cpu_s=time.process_time(),
+            loop_cpu_s=time.thread_time() - self._loop_cpu_s,
+            judge_cpu_s=times.judge_cpu_s,
+            rss_mb=rss_mb(),
+            cores=cores(),
+            batches=times.batches,
+            answers=times.answers,
+            busy_s=times.busy_until(time.perf_counter()),
+            judge_s=times.judge_s,
+            append_s=times.append_s,
+            apply_s=times.apply_s,
+            sync_s=times.sync_s,
+            latencies={
+                stage.value: (tuple(one.counts), one.total_s)
+                for stage, one in parts.backend.latencies.items()
+                if any(one.counts)
+            },
+            yields=self._rule.figures(),
+            servers=servers,
+        )
+
+    def _servers(self) -> tuple[ServerSample, ...]:
+        endpoints = self._instruments.backend.statistics().endpoints
+        if self._steering.servers is not None:
+            return tuple(map(_steered, endpoints, self._steering.servers()))
+        pages = zip(*self._pages, strict=True) if self._pages else [()] * len(endpoints)
+        return tuple(map(_told, endpoints, pages))
+
+
+def _told(endpoint: EndpointStatistics, pages: Sequence[ServerMetrics | None]) -> ServerSample:
+    sample = _plain(endpoint)
+    page = pages[-1] if pages else None
+    if page is None or not endpoint.healthy:
+        return sample
+    return replace(
+        sample,
+        running=page.running,
+        waiting=min(one.waiting for one in pages if one is not None),
+        kv_cache_usage=page.kv_cache_usage,
+        preemptions=page.preemptions,
+    )
+
+
+def _steered(endpoint: EndpointStatistics, server: SteeredServer) -> ServerSample:
+    return replace(
+        _plain(endpoint),
+        running=server.running,
+        waiting=server.waiting,
+        kv_cache_usage=server.kv_cache_usage,
+        limit=server.limit,
+        reason=server.reason,
+    )
+
+
+def _plain(endpoint: EndpointStatistics) -> ServerSample:
+    in_flight = endpoint.sequences or endpoint.in_flight
+    return ServerSample(endpoint.url, endpoint.healthy, in_flight, endpoint.completed, endpoint.failed)
