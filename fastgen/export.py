@@ -1,125 +1,175 @@
 """Writes a run's instructions as files that other tools read. Streams: memory does not grow with the run.
 
 A plain reader of the run folder: works while the run goes on, on a read-only folder, and on a run that never ended.
+What is written is chosen in `fastgen.exporting.entries`, shaped in `fastgen.exporting.rows`, put down by
+`fastgen.exporting.writers`; this module puts them together.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Final
 
-import orjson
-
-from fastgen.errors import DiskError, InputError
+from fastgen.card import CardFacts, write_card
+from fastgen.errors import InputError
+from fastgen.exporting.entries import Entry, InstanceScores, entries
+from fastgen.exporting.figures import Figures
+from fastgen.exporting.options import CardOptions, ChoiceOptions, Format
+from fastgen.exporting.places import folder, one_file
+from fastgen.exporting.rows import Row, rejected_row, rows_of
+from fastgen.exporting.writers import ENDINGS, RowWriter, open_writer
+from fastgen.hub import Hub, connect
 from fastgen.log import TornTail
-from fastgen.plan import CONTAMINATED
-from fastgen.records import Neighbour, SeedTask
 from fastgen.runs import OpenRun, open_run
-from fastgen.settled import RejectedInstruction, Settled, pool_id, rejected_instructions, settled_instructions
+from fastgen.settled import rejected_instructions
 
-Format = Literal["raw", "instances", "rejected"]
-_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+CARD: Final = "README.md"
+_MAY_BE_EMPTY: Final = {"raw", "instances", "rejected"}  # lists that somebody watches grow; the others are for training
 
 
-def export(run_dir: Path, form: Format, output: Path, *, include_empty: bool = False) -> int:
-    """Write the run to ``output`` (``-`` is standard output), replacing it only when whole; returns the number of rows.
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: rows by split, and where it was uploaded to.
 
-    Rows are in the order of settling, so a later export of the same run begins with the same rows.
-
-    :raises InputError: no run there, a damaged one, or no such place. :raises DiskError: the output cannot be written.
+    ``complete`` of the ``target`` instructions (``None``: not known) were there, so the run may not be at its end.
     """
+
+    rows: Mapping[str, int]
+    complete: int
+    target: int | None
+    url: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Rows of all splits."""
+        return sum(self.rows.values())
+
+    @property
+    def unfinished(self) -> str:
+        """What a person should know of a run that is not at its end; empty for one that is."""
+        if self.target is None or self.complete >= self.target:
+            return ""
+        return f"the run is not finished: {self.complete} of {self.target} instructions"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An export that was asked for, with everything that it reads."""
+
+    run: OpenRun
+    form: Format
+    choice: ChoiceOptions
+    scores: InstanceScores | None
+    figures: Figures = field(default_factory=Figures)
+
+    def split_rows(self) -> Iterator[tuple[str, Row]]:
+        """All rows, each with its split; the figures are counted on the way."""
+        if self.form == "rejected":
+            commits = (item[0] for item in self.run.folder.commits() if not isinstance(item, TornTail))
+            for rejected in rejected_instructions(commits, self.run.rules):
+                yield "train", rejected_row(rejected, self.run.seeds)
+            return
+        splits, rows = self.choice.splits(), rows_of(self.form, self.run, self.choice.seed)
+        for entry in self._entries():
+            split = splits.of(entry.instruction, self.choice.seed)
+            self.figures.add(entry, split)
+            for row in rows(entry):
+                yield split, row
+
+    def _entries(self) -> Iterator[Entry]:
+        return entries(self.run, self.choice, self.scores)
+
+
+def export(
+    run_dir: Path,
+    form: Format,
+    output: Path,
+    choice: ChoiceOptions = ChoiceOptions(),  # noqa: B008 - frozen
+    card: CardOptions = CardOptions(),  # noqa: B008 - frozen
+    *,
+    scores: InstanceScores | None = None,
+) -> Exported:
+    """Write the run to the file ``output`` (``-`` is standard output), or into it as a folder for splits and a card.
+
+    A file is replaced only when the new one is whole. Rows are in the order of settling, so a later export of the same
+    run begins with the same rows; only ``prompt-completion`` is shuffled. ``scores`` are a judge's, if there are any.
+
+    :raises InputError: no run there, a damaged one, no such place, nothing to write, or options that do not fit.
+    :raises DiskError: the output cannot be written.
+    """
+    choice.check_format(form)
+    card.check_format(form)
     run = open_run(run_dir)
-    count = 0
-    with _replacing(output) as sink:
-        for row in _rows(run, form, include_empty=include_empty):
-            sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-            count += 1
-    return count
+    if choice.min_judge_score is not None and scores is None:
+        raise InputError(
+            f"--min-judge-score: {run_dir} has no judgements; 'fastgen judge --run-dir {run_dir}' makes them"
+        )
+    hub = None if card.push_to_hub is None else connect(card.push_to_hub)
+    job = _Job(run, form, choice, scores)
+    to_file = choice.split is None and not card.wanted
+    rows = _to_file(job, output) if to_file else _to_folder(job, output, card)
+    url = None if hub is None else _upload(hub, job, output, card)
+    return Exported(rows, run.folder.ledger().complete, run.folder.header().options.get("num_instructions"), url)
 
 
-def _rows(run: OpenRun, form: Format, *, include_empty: bool) -> Iterator[dict[str, Any]]:
-    commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
-    if form == "rejected":
-        return (_rejected_row(rejected, run.seeds) for rejected in rejected_instructions(commits, run.rules))
-    settled = (s for s in settled_instructions(commits, run.rules) if s.instances or include_empty)
-    if form == "raw":
-        return (_raw_row(s, run) for s in settled)
-    return (row for s in settled for row in _instance_rows(s))
+def _to_file(job: _Job, output: Path) -> dict[str, int]:
+    if job.form == "parquet" and str(output) == "-":
+        raise InputError("--output -: Parquet is not written in one go; name a file")
+    with one_file(output) as (sink, scratch), _writer(job, sink, scratch / "rows") as writer:
+        for _, row in job.split_rows():
+            writer.write(row)
+        rows = {"train": writer.finish()}
+        if job.form not in _MAY_BE_EMPTY:
+            _check_not_empty(job, rows)
+    return rows
 
 
-def _raw_row(settled: Settled, run: OpenRun) -> dict[str, Any]:
-    return {
-        "id": f"machine_{settled.number}",
-        "instruction": settled.instruction,
-        "is_classification": settled.is_classification,
-        "instances": [{"input": i.input, "output": i.output} for i in settled.instances],
-        "nearest_seed": _named(settled.nearest_seed, run.seeds),
-        "nearest_checked": [_named(neighbour, run.seeds) for neighbour in settled.nearest_checked],
-        "provenance": {
-            "request_id": settled.request,
-            "model": run.meaning["model"],
-            "demonstration_ids": [pool_id(index, run.seeds) for index in settled.demonstrations],
-            "seed": run.meaning["seed"],
-        },
-    }
+def _to_folder(job: _Job, output: Path, card: CardOptions) -> dict[str, int]:
+    files = _file_names(job)
+    names = [*files.values(), *([CARD] if card.wanted else [])]
+    with folder(output, names, overwrite=job.choice.overwrite) as scratch:
+        rows = _write_files(job, files, scratch)
+        _check_not_empty(job, rows)
+        if card.wanted:
+            ledger = job.run.folder.ledger()
+            facts = CardFacts(job.run, ledger, job.form, files, rows, job.figures, job.choice, card)
+            (scratch / CARD).write_text(write_card(facts), encoding="utf-8")
+    return rows
 
 
-def _instance_rows(settled: Settled) -> Iterator[dict[str, Any]]:
-    for instance in settled.instances:
-        yield {"instruction": settled.instruction, "input": instance.input, "output": instance.output}
+def _write_files(job: _Job, files: Mapping[str, str], scratch: Path) -> dict[str, int]:
+    with ExitStack() as stack:
+        writers: dict[str, RowWriter] = {}
+        for split, name in files.items():
+            sink = stack.enter_context((scratch / name).open("wb"))
+            writers[split] = stack.enter_context(_writer(job, sink, scratch / f"{split}.rows"))
+        for split, row in job.split_rows():
+            writers[split].write(row)
+        return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _rejected_row(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> dict[str, Any]:
-    return {
-        "instruction": rejected.instruction,
-        "rule": rejected.rule,
-        "neighbour": _neighbour_of(rejected, seeds),
-        "request_id": rejected.request,
-    }
+def _writer(job: _Job, sink: IO[bytes], scratch: Path) -> AbstractContextManager[RowWriter]:
+    return closing(open_writer(job.form, sink, scratch, job.choice.seed))
 
 
-def _neighbour_of(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> dict[str, Any] | None:
-    if rejected.rule == CONTAMINATED and rejected.neighbour is not None:
-        return {"id": f"forbidden_{rejected.neighbour[0]}", "rouge_l": rejected.neighbour[1]}
-    return _named(rejected.neighbour, seeds)
+def _file_names(job: _Job) -> dict[str, str]:
+    return {split: split + ENDINGS.get(job.form, ".jsonl") for split in job.choice.splits().names}
 
 
-def _named(neighbour: Neighbour | None, seeds: tuple[SeedTask, ...]) -> dict[str, Any] | None:
-    return None if neighbour is None else {"id": pool_id(neighbour[0], seeds), "rouge_l": neighbour[1]}
+def _check_not_empty(job: _Job, rows: Mapping[str, int]) -> None:
+    """:raises InputError: nothing to train on, which is nothing that a loader reads either."""
+    if not sum(rows.values()):
+        least = job.choice.min_judge_score
+        if least is not None:
+            raise InputError(f"--min-judge-score {least:g}: leaves no instance; lower it, or judge more of them")
+        path = job.run.folder.path
+        raise InputError(f"--run-dir {path}: no instruction has an instance yet; 'fastgen generate' goes on with it")
+    if empty := [split for split, count in rows.items() if not count]:
+        raise InputError(f"--split {job.choice.split}: {empty[0]} would be empty; give it more or export more")
 
 
-@contextmanager
-def _replacing(output: Path) -> Iterator[IO[bytes]]:
-    if str(output) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    try:
-        if output.exists() and not output.is_file():  # a pipe or a device: written to, never replaced
-            with output.open("wb") as sink:
-                yield sink
-        else:
-            with _beside(Path(os.path.realpath(output))) as sink:  # what a link points to; the link stays
-                yield sink
-    except OSError as error:
-        kind = InputError if error.errno in _NO_SUCH_PLACE else DiskError
-        raise kind(f"--output {output}: cannot be written ({error.strerror}); mend that or name another file") from None
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[IO[bytes]]:
-    """A file of its own that takes the place of ``target`` once it is whole."""
-    temporary = target.with_name(f".fastgen-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as sink:
-            yield sink
-        temporary.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+def _upload(hub: Hub, job: _Job, output: Path, card: CardOptions) -> str:
+    return hub.upload(output, [*_file_names(job).values(), CARD], private=card.private)
