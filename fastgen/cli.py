@@ -13,7 +13,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from fastgen import __version__, option_sources
-from fastgen.commands import data, embedded, generation
+from fastgen.commands import data, embedded, generation, tuning
 from fastgen.errors import FastgenError, InputError
 
 _HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
@@ -41,6 +41,7 @@ app.command(generation.refilter)
 app.command(generation.audit)
 app.command(data.export)
 app.command(data.dedup)
+app.command(tuning.tune)
 seeds_app.command(data.check)
 embedded_app.command(embedded.status)
 embedded_app.command(embedded.remove)

@@ -2,7 +2,8 @@
 
 A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
 rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw
-text. Knows nothing of files, checksums or asyncio.
+text. What a replay makes most of are named tuples, which cost a third of a frozen dataclass. Knows nothing of files,
+checksums or asyncio.
 
 JSON keys of a line (the store adds ``crc``)::
 
@@ -22,7 +23,7 @@ JSON keys of a line (the store adds ``crc``)::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastgen.records import Completion, Failure, Neighbour, Span, Stage
 
@@ -30,8 +31,7 @@ _STAGES = {stage.value: stage for stage in Stage}  # several times faster than c
 SCORE_DIGITS = 3  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A kept instruction: where its text is, its machine number, and what the similarity check met."""
 
     span: Span
@@ -40,8 +40,7 @@ class Kept:
     nearest_checked: tuple[Neighbour, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """A rejected instruction; ``neighbour`` and its ROUGE-L are set when the rule is similarity."""
 
     span: Span
@@ -75,8 +74,7 @@ class InstanceOutcome:
 Outcome = InstructionOutcome | ClassificationOutcome | InstanceOutcome | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """One judged choice of one completion (or one failed request): one log line."""
 
     request: int
@@ -144,14 +142,14 @@ def decode(line: dict[str, Any]) -> Commit:
     """
     prompt_tokens, completion_tokens = line["tokens"]
     return Commit(
-        request=line["req"],
-        choice=line["choice"],
-        stage=_STAGES[line["stage"]],
-        subject=line.get("subject"),
-        demonstrations=tuple(line.get("demos", ())),
-        completion=Completion(line["text"], line["finish"], prompt_tokens, completion_tokens),
-        outcome=_decode_outcome(line),
-        time_s=line["t"],
+        line["req"],
+        line["choice"],
+        _STAGES[line["stage"]],
+        line.get("subject"),
+        tuple(line.get("demos", ())),
+        Completion(line["text"], line["finish"], prompt_tokens, completion_tokens),
+        _decode_outcome(line),
+        line["t"],
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastgen.commits import Commit
 from fastgen.errors import InputError, StoppedError
+from fastgen.metrics.instruments import CommitTimes
 from fastgen.plan import Plan
 from fastgen.records import Answer
 from fastgen.store import Store
@@ -28,12 +29,18 @@ class Committer:
         *,
         max_fruitless: int,
         observe: Callable[[Commit], None] | None = None,
+        after_batch: Callable[[], Awaitable[None]] | None = None,
+        watch_yield: Callable[[], None] | None = None,
+        times: CommitTimes | None = None,
     ) -> None:
         self._store = store
         self._plan = plan
         self._judge = judge
         self._max_fruitless = max_fruitless
         self._observe = observe
+        self._after_batch = after_batch
+        self._watch_yield = watch_yield
+        self._times = times or CommitTimes()
         self._ledger_saved_s = 0.0
 
     async def __call__(self, answers: Sequence[Answer]) -> bool:
@@ -41,13 +48,21 @@ class Committer:
 
         :raises DiskError: the log cannot be written. :raises StoppedError: the model brings nothing new any more.
         """
+        self._times.begin(len(answers))
         commits = await asyncio.get_running_loop().run_in_executor(self._judge, self._judge_and_append, answers)
+        began_s = time.perf_counter()
         for commit in commits:
             self._plan.apply(commit)
             self._store.ledger.apply(commit)
             if self._observe is not None:
                 self._observe(commit)
         self._save_ledger_at_times()
+        self._times.apply_s += time.perf_counter() - began_s
+        if self._after_batch is not None:
+            await self._after_batch()
+        if self._watch_yield is not None:
+            self._watch_yield()
+        self._times.end()
         self._check_that_it_leads_somewhere()
         return self._plan.done
 
@@ -64,8 +79,10 @@ class Committer:
             raise InputError(f"the server refused the last {plan.refused} requests for good: {plan.last_refusal}")
 
     def _judge_and_append(self, answers: Sequence[Answer]) -> list[Commit]:
-        commits = self._plan.judge(answers)
-        self._store.append(commits)
+        with self._times.judging() as judged:
+            commits = self._plan.judge(answers)
+            judged()
+            self._store.append(commits)
         return commits
 
     def _save_ledger_at_times(self) -> None:

@@ -17,11 +17,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from fastgen.backends.endpoint import normalise_base_url
+from fastgen.demonstrations import Policy
 from fastgen.errors import InputError
 from fastgen.records import Sampling
 from fastgen.rules import PRESETS, SAMPLING_PRESETS, Rules
 
 MAX_STOPS = 4  # of the OpenAI API
+MAX_PORT = 65535
+MAX_RECORDED = 100
 MIN_RECALL, MAX_RECALL = 0.5, 0.999999
 JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
@@ -90,6 +93,10 @@ class JobOptions:
     """What is worth a line in --log-file."""
     dry_run: bool = False
     """Make a few instructions in a folder that is thrown away, and say what all of them would take."""
+    metrics_port: int | None = None
+    """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); docs/metrics.md."""
+    metrics_host: str = "127.0.0.1"
+    """Address that --metrics-port listens on; the page has no password, so let only those reach it who may."""
     price_in: float | None = None
     """Price of a million tokens read, for --dry-run."""
     price_out: float | None = None
@@ -97,12 +104,28 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         _at_least("--num-instructions", self.num_instructions, 0)
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= MAX_PORT:
+            raise InputError(f"--metrics-port: {self.metrics_port} is not within 0 to {MAX_PORT}")
         if (self.price_in is None) != (self.price_out is None):
             raise InputError("--price-in: goes together with --price-out; give both or neither")
         for name in ("price_in", "price_out"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{flag(name)}: {value} is below 0")
+
+
+STAGES_WITH_SERVERS = ("instance", "classification")
+"""Stages that may have servers of their own, by the names that their options begin with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageServer:
+    """A stage's own servers, as told; nothing told: they are the same as everybody's."""
+
+    base_url: tuple[str, ...]
+    model: str | None
+    api_key_env: str | None
+    api_key_file: Path | None
 
 
 @Parameter(name="*", group=_SERVER)
@@ -128,12 +151,64 @@ class ServerOptions:
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait until a server answers at the start."""
+    num_servers: int = 1
+    """Servers that fastgen starts, each on GPUs of its own (CPU: on its share of the cores); one that dies is started
+    again while the others go on."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one copy of the model in each server that fastgen starts."""
+    data_parallel_size: int = 1
+    """Copies of the model behind one address in each server that fastgen starts."""
+    api_server_count: int | None = None
+    """Processes that speak HTTP in each server that fastgen starts, for thousands of short requests a second; default:
+    one for each copy of the model."""
+    instance_base_url: tuple[str, ...] = ()
+    """Servers that write the instances, if others than those of the rest: a stronger model, for example. May be given
+    several times; asked through the same --api."""
+    instance_model: str | None = None
+    """The model that writes the instances, at --instance-base-url or else at --base-url; default: the only one there;
+    fixed for a run's life."""
+    instance_api_key_env: str | None = None
+    """Name of the environment variable with the key of --instance-base-url, which never gets the other servers' key."""
+    instance_api_key_file: Path | None = None
+    """File that holds that key, on its first line."""
+    classification_base_url: tuple[str, ...] = ()
+    """Servers that tell classification tasks from others, if others than those of the rest."""
+    classification_model: str | None = None
+    """The model that tells classification tasks from others; fixed for a run's life."""
+    classification_api_key_env: str | None = None
+    """Name of the environment variable with the key of --classification-base-url."""
+    classification_api_key_file: Path | None = None
+    """File that holds that key, on its first line."""
 
     def __post_init__(self) -> None:
         _above("--server-timeout", self.server_timeout, 0)
+        for name in ("num_servers", "tensor_parallel_size", "data_parallel_size", "api_server_count"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(flag(name), value, 1)
         self.extra_fields()
         for url in self.base_url:
             normalise_base_url(url)
+        for stage in STAGES_WITH_SERVERS:
+            self._check_stage(stage)
+
+    def _check_stage(self, stage: str) -> None:
+        own = self.of_stage(stage)
+        for url in own.base_url:
+            normalise_base_url(url, f"--{stage}-base-url")
+        if own.base_url:
+            return
+        if own.model is not None and not self.base_url:
+            raise InputError(
+                f"--{stage}-model {own.model}: name its server with --{stage}-base-url (or --base-url, if all models "
+                "are there); a server that fastgen starts has one model"
+            )
+        if own.api_key_env is not None or own.api_key_file is not None:
+            raise InputError(f"--{stage}-api-key-env, --{stage}-api-key-file: belong to --{stage}-base-url; give that")
+
+    def of_stage(self, stage: str) -> StageServer:
+        """What is told of the servers of one of `STAGES_WITH_SERVERS`."""
+        names = [one.name for one in dataclasses.fields(StageServer)]
+        return StageServer(**{name: getattr(self, f"{stage}_{name}") for name in names})
 
     def extra_fields(self) -> dict[str, Any]:
         """``--extra-body`` as an object.
@@ -156,8 +231,15 @@ class ServerOptions:
 class SpeedOptions:
     """How fast and how stubbornly; none of it changes what a run means."""
 
-    concurrency: int | None = None
-    """Requests in flight; default: 256 for a server of yours, what fits for one that fastgen starts."""
+    concurrency: int | Literal["auto"] = "auto"
+    """Completions in flight on all servers together. auto follows what each server can hold (docs/concurrency.md); 1
+    asks one request at a time and waits for its commit."""
+    max_concurrency: int = 4096
+    """Most completions in flight on one server under --concurrency auto."""
+    requests_per_minute: int | None = None
+    """Most requests begun in any minute, evenly spread, for services that count them; another attempt counts too."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, prompts and answers: charged by estimate when a request begins, corrected by its answer."""
     max_attempts: int = 8
     """Attempts of one request before it is recorded as failed and replaced by another."""
     outage_timeout: float = 600.0
@@ -166,8 +248,16 @@ class SpeedOptions:
     """Seconds that requests in flight get to finish after the first Ctrl-C."""
     request_timeout: float | None = None
     """Seconds one request may take; default: derived from its max_tokens."""
+    classification_batch: int = 8
+    """Most classification prompts in one request (--api completions, short answers): saves client CPU. A request never
+    waits for more of them; 1 asks each by itself."""
     max_fruitless: int = 1000
     """Instruction completions in a row without one kept instruction before the run stops (resumable, exit code 3)."""
+    stop_when_yield_below: float = 0.0
+    """Kept instructions per 1,000 generated tokens, over the yield window, below which the run finishes what is on its
+    way and ends (exit code 0; 0: never). The same command with a lower figure goes on."""
+    yield_window: int = 500
+    """Instruction completions over which yield and novelty are measured (docs/metrics.md)."""
     audit_rate: float = 0.0
     """Share of the similarity decisions to make again by the full scan, in the background (0: none; 0.001 is
     plenty)."""
@@ -175,12 +265,20 @@ class SpeedOptions:
     """Seconds between forced writes to disk: what a power cut can cost; a killed process loses nothing committed."""
 
     def __post_init__(self) -> None:
-        if self.concurrency is not None:
+        if isinstance(self.concurrency, int):
             _at_least("--concurrency", self.concurrency, 1)
+        _at_least("--max-concurrency", self.max_concurrency, 1)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if (allowed := getattr(self, name)) is not None:
+                _at_least(flag(name), allowed, 1)
         _at_least("--max-attempts", self.max_attempts, 1)
         if not 0 <= self.audit_rate <= 1:
             raise InputError(f"--audit-rate: {self.audit_rate} is not within 0 to 1")
+        _at_least("--classification-batch", self.classification_batch, 1)
         _at_least("--max-fruitless", self.max_fruitless, 1)
+        _at_least("--yield-window", self.yield_window, 1)
+        if not 0 <= self.stop_when_yield_below < math.inf:
+            raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
         for name in ("outage_timeout", "drain_timeout", "sync_interval"):
             _above(flag(name), getattr(self, name), 0)
         if self.request_timeout is not None:
@@ -206,6 +304,10 @@ class MethodOptions:
     """Demonstrations in an instruction prompt."""
     num_machine_instructions: int = 2
     """How many of them are machine-generated, once there are any."""
+    demonstrations: Policy = "uniform"
+    """How they are drawn: uniform, the least used of a few, or a few that have little in common (docs/yield.md)."""
+    samples_per_prompt: int = 1
+    """Completions of each instruction prompt; fewer where the target needs fewer."""
     classification_only: bool = False
     """Ask for classification tasks only, with classification seeds as demonstrations."""
     seed: int = 0
@@ -216,6 +318,7 @@ class MethodOptions:
         _at_least("--num-machine-instructions", self.num_machine_instructions, 0)
         if self.num_machine_instructions >= self.num_prompt_instructions:
             raise InputError("--num-machine-instructions: must be below --num-prompt-instructions, seeds fill the rest")
+        _at_least("--samples-per-prompt", self.samples_per_prompt, 1)
 
 
 @Parameter(name="*", group=_METHOD)
@@ -237,8 +340,13 @@ class SimilarityOptions:
     """Bands of --index lsh, together with --lsh-rows instead of a recall."""
     lsh_rows: int | None = None
     """Rows of a band of --index lsh."""
+    record_top_k: int = 0
+    """Record each kept instruction's true nearest that many in the whole pool, by a full scan (0: off; 10 is the
+    original's; the cost grows with the pool: docs/filter.md). Changes no decision."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.record_top_k <= MAX_RECORDED:
+            raise InputError(f"--record-top-k: {self.record_top_k} is not within 0 to {MAX_RECORDED}")
         if not 0 < self.threshold <= 1:
             raise InputError(f"--threshold: {self.threshold} is not above 0 and at most 1")
         if not MIN_RECALL <= self.lsh_recall <= MAX_RECALL:

@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
+from fastgen.backends.staged import RoomFirst
+from fastgen.checkpoint import Saved, take_up
+from fastgen.checkpointer import Checkpointer
 from fastgen.committer import Committer
-from fastgen.config import check_same_meaning, meaning, saved_values
+from fastgen.concurrency import Governor
+from fastgen.config import check_same_meaning, meaning, model_names, saved_values, stage_models
 from fastgen.decontamination import filter_of_forbidden, fingerprint
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.material import Material, load_material
+from fastgen.metrics import MetricsHub
+from fastgen.metrics.instruments import CommitTimes, Instruments, TimedBackend, WatchedSource
+from fastgen.metrics.monitor import Monitor, Steering
+from fastgen.metrics.series import MetricsFile
+from fastgen.metrics.yields import YieldRule, YieldWatch
 from fastgen.options import Options
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
+from fastgen.rate_limits import RateLimits
 from fastgen.scheduler import Limits, Scheduler
 from fastgen.seeds import seed_fingerprint
-from fastgen.serving import Serving, serve
+from fastgen.serving import Keys, Serving, serve
 from fastgen.store import RunFolder, Store
 
 if TYPE_CHECKING:
@@ -45,11 +56,11 @@ LOW_SPACE_BYTES = 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run happens: its folder, the cache for servers, and the key if the server wants one."""
+    """Where a run happens: its folder, the cache for servers, and the keys of servers that want one."""
 
     run_dir: Path
     cache_dir: Path
-    api_key: str | None = None
+    keys: Keys = field(default_factory=Keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,8 @@ class Outcome:
     ledger: Ledger
     concurrency: int = 0
     elapsed_s: float = 0.0
+    ended_by: str | None = None
+    """The user's rule that ended it before the target, with its figures."""
 
 
 class Stopper:
@@ -83,8 +96,10 @@ class Stopper:
         self.stopped = True
 
 
-async def generate(place: Place, options: Options, reporter: Reporter, stopper: Stopper) -> Outcome:
-    """Run until the target is reached or the user stops it.
+async def generate(
+    place: Place, options: Options, reporter: Reporter, stopper: Stopper, hub: MetricsHub | None = None
+) -> Outcome:
+    """Run until the target is reached or the user stops it; ``hub`` gets the figures of the run as they come.
 
     :raises InputError: bad flags or files, or a resume that would change what the run means.
     :raises StoppedError: the run cannot go on now; the same command goes on later.
@@ -93,8 +108,10 @@ async def generate(place: Place, options: Options, reporter: Reporter, stopper: 
     folder.exists()
     store = Store(folder)
     try:
-        run = _Run(place, options, reporter, folder, store, load_material(folder, options))
-        return await run.carry_out(stopper)
+        hub = hub or MetricsHub()
+        with _metrics_page(options, hub, reporter):
+            run = _Run(place, options, reporter, folder, store, load_material(folder, options), hub)
+            return await run.carry_out(stopper)
     finally:
         store.close()
 
@@ -107,35 +124,56 @@ class _Run:
     folder: RunFolder
     store: Store
     material: Material
+    hub: MetricsHub
 
     async def carry_out(self, stopper: Stopper) -> Outcome:
-        model = self._check_before_resume() if self.folder.exists() else None
+        models = self._check_before_resume() if self.folder.exists() else None
         planning = asyncio.ensure_future(asyncio.to_thread(self._make_plan))
-        if model is not None:
+        saved = None
+        if models is not None:
             plan = await planning
-            await self._resume(plan)
+            saved = await self._resume(plan)
             if plan.done:
                 return Outcome(plan.complete, plan.target, interrupted=False, ledger=self.store.ledger)
         async with serve(
-            self.options, self.folder, self.place.cache_dir, self.place.api_key, model, self.reporter.say
+            *(self.options, self.folder, self.place.cache_dir, self.place.keys),
+            models or model_names(self.options, {}),
+            self.reporter.say,
         ) as serving:
             if not planning.done():
                 self.reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
             plan = await planning
-            self._begin_or_check(plan, serving.model)
+            self._begin_or_check(plan, serving.models)
             began_s = time.monotonic()
-            await self._saturate(plan, serving, stopper)
+            concurrency, ended_by = await self._saturate(plan, serving, stopper, saved)
             return Outcome(
                 plan.complete,
                 plan.target,
                 interrupted=stopper.stopped and not plan.done,
                 ledger=self.store.ledger,
-                concurrency=self._concurrency(serving),
+                concurrency=concurrency,
                 elapsed_s=time.monotonic() - began_s,
+                ended_by=None if plan.done else ended_by,
             )
 
-    def _concurrency(self, serving: Serving) -> int:
-        return self.options.speed.concurrency or serving.concurrency
+    def _limits(self, serving: Serving) -> Limits:
+        speed = self.options.speed
+        auto = speed.concurrency == "auto"
+        return Limits(
+            concurrency=sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency,
+            max_concurrency=speed.max_concurrency * len(serving.sizes) if auto else None,
+            max_attempts=speed.max_attempts,
+            outage_timeout_s=speed.outage_timeout,
+            drain_timeout_s=speed.drain_timeout,
+        )
+
+    def _governor(self, serving: Serving, scheduler: Scheduler) -> Governor | None:
+        """What steers the limits; ``None`` where the user fixed them."""
+        speed = self.options.speed
+        if speed.concurrency != "auto":
+            return None
+        set_total = scheduler.set_concurrency
+        return Governor(serving.backend, set_total, initial=serving.sizes, maximum=speed.max_concurrency)
 
     def _make_plan(self) -> Plan:
         from fastgen.novelty import NoveltyFilter, warm_up
@@ -154,6 +192,8 @@ class _Run:
             seed=method.seed,
             num_prompt_instructions=method.num_prompt_instructions,
             num_machine_instructions=method.num_machine_instructions,
+            demonstrations=method.demonstrations,
+            samples_per_prompt=method.samples_per_prompt,
             classification_only=method.classification_only,
         )
         seeds, prompts = self.material.seeds, self.material.prompts
@@ -162,32 +202,42 @@ class _Run:
             target=self.options.job.num_instructions,
             clock=time.time,
             forbidden=filter_of_forbidden(self.material.forbidden, similarity),
+            classification_batch=self.options.speed.classification_batch,
         )
 
-    def _meaning(self, model: str) -> dict[str, Any]:
+    def _meaning(self, models: Mapping[str, str]) -> dict[str, Any]:
         seeds, prompts = seed_fingerprint(self.material.seeds), self.material.prompts.fingerprint
         forbidden = fingerprint(self.material.forbidden)
-        return meaning(self.options, model=model, seeds=seeds, prompts=prompts, forbidden=forbidden)
+        own = stage_models(models)
+        return meaning(
+            self.options, model=models["model"], seeds=seeds, prompts=prompts, forbidden=forbidden, own_models=own
+        )
 
-    def _check_before_resume(self) -> str:
-        """The run's model, if nothing else would change what it means."""
+    def _check_before_resume(self) -> dict[str, str]:
+        """The run's models, if nothing else would change what it means."""
         saved = self.folder.header().meaning
-        model: str = saved["model"]
-        check_same_meaning(saved, self._meaning(self.options.server.model or model), self.folder.path)
-        return model
+        models = model_names(self.options, saved)
+        check_same_meaning(saved, self._meaning(models), self.folder.path)
+        return models
 
-    async def _resume(self, plan: Plan) -> None:
+    async def _resume(self, plan: Plan) -> Saved | None:
         header = self.folder.header()
-        await asyncio.to_thread(plan.resume, self.store.replay())
+        saved = await asyncio.to_thread(take_up, self.store, plan)
         self.folder.write_header(replace(header, options=saved_values(self.options)))
         if (torn := self.store.torn) is not None:
             self.reporter.say(f"{torn.path}: dropped {torn.size} bytes of an unfinished line that a crash left behind")
+        if lost := self.store.lost_bytes:
+            self.reporter.say(
+                f"{self.folder.log_path}: the log ends {lost} bytes before where it was last counted: its end was "
+                f"lost, as by a power cut or an incomplete copy; what it held is made anew"
+            )
         self.reporter.say(
             f"going on with {plan.complete} of {plan.target} instructions complete, {len(plan.pool)} kept"
         )
+        return saved
 
-    def _begin_or_check(self, plan: Plan, model: str) -> None:
-        asked = self._meaning(model)
+    def _begin_or_check(self, plan: Plan, models: Mapping[str, str]) -> None:
+        asked = self._meaning(models)
         if self.folder.exists():
             check_same_meaning(self.folder.header().meaning, asked, self.folder.path)
             return
@@ -208,37 +258,104 @@ class _Run:
         audit.start()
         return audit
 
-    async def _saturate(self, plan: Plan, serving: Serving, stopper: Stopper) -> None:
-        speed, store = self.options.speed, self.store
-        limits = Limits(
-            concurrency=self._concurrency(serving),
-            max_attempts=speed.max_attempts,
-            outage_timeout_s=speed.outage_timeout,
-            drain_timeout_s=speed.drain_timeout,
+    def _yield_rule(self, begin_nothing_new: Callable[[], None]) -> YieldRule:
+        speed, ledger = self.options.speed, self.store.ledger
+        watch = YieldWatch(ledger, window=speed.yield_window, stop_below=speed.stop_when_yield_below)
+        return YieldRule(watch, ledger, begin_nothing_new, self.reporter.say)
+
+    def _monitor(
+        self,
+        instruments: Instruments,
+        scheduler: Scheduler,
+        governor: Governor | None,
+        rule: YieldRule,
+        *,
+        serving: Serving,
+        stopper: Stopper,
+    ) -> Monitor:
+        fixed = f"--concurrency {self.options.speed.concurrency}"
+        return Monitor(
+            instruments,
+            scheduler,
+            Steering(fixed) if governor is None else Steering(servers=lambda: governor.statistics().servers),
+            rule,
+            ledger=self.store.ledger,
+            target=self.options.job.num_instructions,
+            hub=self.hub,
+            file=MetricsFile(self.folder.path),
+            pages=serving.backend.metrics,
+            is_stopping=lambda: stopper.stopped,
         )
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge:
+
+    async def _saturate(
+        self, plan: Plan, serving: Serving, stopper: Stopper, saved: Saved | None
+    ) -> tuple[int, str | None]:
+        """Ask until the plan is done; how many completions could be in flight in the end, and what rule ended it."""
+        speed, store = self.options.speed, self.store
+        allowed = speed.requests_per_minute, speed.tokens_per_minute
+        rates = RateLimits(*allowed) if any(allowed) else None
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge,
+            Checkpointer(store, plan, judge, last=saved) as checkpointer,
+        ):
             audit = self._start_audit(plan)
             observe = audit.observe if audit is not None else None
-            committer = Committer(store, plan, judge, max_fruitless=speed.max_fruitless, observe=observe)
-            scheduler = Scheduler(plan, serving.backend, committer, limits, jitter=random.Random())
+            source = RoomFirst(plan, serving.backend) if serving.backend.is_staged else plan
+            instruments = Instruments(WatchedSource(source), TimedBackend(serving.backend))
+            rule = self._yield_rule(instruments.source.begin_nothing_new)
+            committer = Committer(
+                *(store, plan, judge),
+                max_fruitless=speed.max_fruitless,
+                observe=observe,
+                after_batch=checkpointer,
+                watch_yield=rule,
+                times=instruments.times,
+            )
+            scheduler = Scheduler(
+                *(instruments.source, instruments.backend, committer, self._limits(serving)),
+                jitter=random.Random(),
+                rates=rates,
+            )
+            governor = self._governor(serving, scheduler)
+            monitor = self._monitor(instruments, scheduler, governor, rule, serving=serving, stopper=stopper)
             stopper.scheduler = scheduler
             meter = ProgressMeter(store.ledger, plan.target, time.monotonic())
             async with _beside(
                 scheduler.run(),
-                _keep_durable(store, speed.sync_interval),
+                _keep_durable(store, speed.sync_interval, instruments.times),
                 _watch_space(self.folder.path, self.reporter),
-                _show(meter, scheduler, self.reporter),
+                _show(meter, scheduler, self.reporter, self.hub),
+                *monitor.helpers(),
                 _watch_figures(store, serving),
                 serving.watch(),
+                *([governor.run()] if governor is not None else []),
             ) as run:
                 await run
+            await monitor.finish()
+            await checkpointer.finish()
             store.server_figures = await serving.figures() or store.server_figures
             if faults := scheduler.statistics().faults:
                 listed = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
                 self.reporter.say(f"server faults met, retried where that helps: {listed}")
             if audit is not None:
                 self.reporter.say(str(await asyncio.to_thread(audit.finish)))
-        self.reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0))
+        last = meter.look(time.monotonic(), in_flight=0, waiting_retries=0, sample=self.hub.latest)
+        self.reporter.show(last)
+        return scheduler.statistics().concurrency, rule.ended_by
+
+
+@contextmanager
+def _metrics_page(options: Options, hub: MetricsHub, reporter: Reporter) -> Iterator[None]:
+    """The figures of ``hub`` at ``--metrics-port``, if there is one."""
+    host, port = options.job.metrics_host, options.job.metrics_port
+    if port is None:
+        yield
+        return
+    from fastgen.metrics.exposition import metrics_page
+
+    with metrics_page(hub, host, port) as opened:
+        reporter.say(f"metrics for Prometheus at http://{host}:{opened}/metrics")
+        yield
 
 
 @asynccontextmanager
@@ -271,26 +388,35 @@ async def _beside(
         await asyncio.gather(*helpers, return_exceptions=True)
 
 
-async def _keep_durable(store: Store, interval_s: float) -> None:
+async def _keep_durable(store: Store, interval_s: float, times: CommitTimes) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await asyncio.to_thread(store.sync)
+        await asyncio.to_thread(times.syncing, store.sync)
         await asyncio.to_thread(store.compress_closed)
 
 
 async def _watch_space(path: Path, reporter: Reporter) -> None:
     """Warn once when the disk is nearly full, before a write fails."""
-    while (free := shutil.disk_usage(path).free) > LOW_SPACE_BYTES:  # noqa: ASYNC110 - nothing tells of space
+    while (free := _free_bytes(path)) > LOW_SPACE_BYTES:  # noqa: ASYNC110 - nothing tells of space
         await asyncio.sleep(_SPACE_EVERY_S)
     reporter.say(f"{path}: only {free / 1e6:,.0f} MB free on its disk; the run stops (resumable) when it is full")
     await asyncio.Event().wait()
 
 
-async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) -> None:
+def _free_bytes(path: Path) -> float:
+    """Free bytes on the folder's disk; endless where nothing tells, as when the folder is gone: a write will say so."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return math.inf
+
+
+async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter, hub: MetricsHub) -> None:
     while True:
         await asyncio.sleep(1.0)
-        now = scheduler.statistics()
-        reporter.show(meter.look(time.monotonic(), in_flight=now.in_flight, waiting_retries=now.waiting_retries))
+        now, at_s = scheduler.statistics(), time.monotonic()
+        figures = meter.look(at_s, in_flight=now.in_flight, waiting_retries=now.waiting_retries, sample=hub.latest)
+        reporter.show(figures)
 
 
 async def _watch_figures(store: Store, serving: Serving) -> None:

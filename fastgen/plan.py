@@ -6,19 +6,24 @@
 - `Plan.apply` is the only mutator, live and on resume: a resumed plan is the fold of the log.
 
 Each request's random draws are keyed by (run seed, request number), so there is no generator state to save.
+
+A request may have several choices: samples of one instruction prompt, or one classification prompt per subject. Each is
+judged and committed by itself; one that never came is a failure of its own, and what it was to bring is asked anew.
 No I/O, no clock of its own, no asyncio. `judge` may run in a worker thread while `next` runs in the loop; `apply` may
 not.
 """
 
 from __future__ import annotations
 
-import random
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Outcome, Rejection
+from fastgen.demonstrations import Demonstrations, Policy
 from fastgen.filters import check_instruction
 from fastgen.novelty import NoveltyFilter, Verdict
 from fastgen.pool import InstructionPool, State
@@ -39,13 +44,26 @@ from fastgen.stages import classification, instance, instruction
 from fastgen.stages.instruction import ParsedItem
 from fastgen.stages.prompts import PromptSet
 
+if TYPE_CHECKING:
+    from fastgen.index import CandidateIndex
+    from fastgen.index.saved import SavedIndex
+    from fastgen.novelty import IndexSource
+
 SIMILAR = "similar"  # the rule's name in the ledger
 CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's place in their list
-NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps: more would not fit its budget a line
+NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps, unless --record-top-k asks for more
 MAX_SUBJECT_FAILURES = 3  # requests that may fail for good before an instruction is settled without instances
+MAX_BATCHED_TOKENS = 32  # longer answers are asked singly: one that goes on would hold up the rest of its batch
+MAX_REFUSED_BATCHES = 3  # in a row; then this server takes one prompt a request only
 RESUME_BATCH = 4096  # texts that the similarity filter takes in at once on resume
 REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
 _NO_COMPLETION = Completion("", None)
+_WAITS_FOR = {
+    State.KEPT: Stage.CLASSIFICATION,
+    State.GENERATION: Stage.INSTANCE,
+    State.CLASSIFICATION: Stage.INSTANCE,
+}
+_FOLDED = ("complete", "settled", "fruitless", "refused", "last_refusal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,8 @@ class Method:
     seed: int = 0
     num_prompt_instructions: int = 8
     num_machine_instructions: int = 2
+    demonstrations: Policy = "uniform"
+    samples_per_prompt: int = 1
     classification_only: bool = False
 
 
@@ -82,6 +102,15 @@ class RunningMean:
         self._seen += 1
         self.value += (value - self.value) / min(self._seen, 100)
 
+    @property
+    def observed(self) -> tuple[float, int]:
+        """All that there is to it; settable."""
+        return self.value, self._seen
+
+    @observed.setter
+    def observed(self, observed: Sequence[Any]) -> None:
+        self.value, self._seen = observed
+
 
 class Plan:
     """The state of a run and its rules of motion; see the module's docstring."""
@@ -96,6 +125,7 @@ class Plan:
         target: int,
         clock: Callable[[], float],
         forbidden: NoveltyFilter | None = None,
+        classification_batch: int = 1,
     ) -> None:
         self.method = method
         self.seeds = seeds
@@ -110,10 +140,21 @@ class Plan:
         self._novelty = novelty
         self._forbidden = forbidden
         self._clock = clock
-        self._drawable_seeds = [i for i, s in enumerate(seeds) if s.is_classification or not method.classification_only]
+        self._demonstrations = Demonstrations(
+            method.demonstrations,
+            seeds=[i for i, s in enumerate(seeds) if s.is_classification or not method.classification_only],
+            first_machine=len(seeds),
+            text=self.pool_text,
+            run_seed=method.seed,
+        )
+        batched = prompts.api == "completions" and _classification_tokens(method) <= MAX_BATCHED_TOKENS
+        self._classification_batch = classification_batch if batched else 1
+        self._refused_batches = 0
+        self._alone: set[int] = set()  # subjects that a batch was refused with, or that failed: asked by themselves
         self._ready: dict[Stage, deque[int]] = {Stage.CLASSIFICATION: deque(), Stage.INSTANCE: deque()}
         self._failures: dict[int, int] = {}
         self._next_request = 0
+        self._committed_requests = 0  # the number after the highest committed one: where a resumed plan goes on
         self._instructions_out = 0
         # High guesses: asking a little later costs less than making what nobody asked for.
         self._kept_per_completion = RunningMean(6.0)
@@ -127,28 +168,48 @@ class Plan:
         """Whether the target is reached."""
         return self.complete >= self.target
 
-    def next(self) -> Request | None:
-        """The request to send now, or ``None`` while only answers on their way can create more work."""
+    def next(self, without: Collection[Stage] = ()) -> Request | None:
+        """The request to send now, or ``None`` while only answers on their way can create more work.
+
+        ``without`` are stages whose servers have no room now (see `fastgen.backends.staged`).
+        """
         if self.done:
             return None
-        for stage in (Stage.INSTANCE, Stage.CLASSIFICATION):
-            if self._ready[stage]:
-                return self._ask_about(stage, self._ready[stage].popleft())
-        return self._ask_for_instructions() if self._missing() > 0 else None
+        if self._ready[Stage.INSTANCE] and Stage.INSTANCE not in without:
+            return self._ask_about(Stage.INSTANCE, self._ready[Stage.INSTANCE].popleft())
+        if self._ready[Stage.CLASSIFICATION] and Stage.CLASSIFICATION not in without:
+            return self._ask_to_classify(self._take_batch(), self._take_number())
+        missing = 0.0 if Stage.INSTRUCTION in without else self._missing()
+        return self._ask_for_instructions(missing) if missing > 0 else None
 
     def give_back(self, request: Request) -> None:
         """A request from `next` will not be answered (cancelled): its work may be asked again."""
-        if request.subject is None:
+        if request.stage is Stage.INSTRUCTION:
             self._instructions_out -= request.n
         else:
-            self._ready[request.stage].appendleft(request.subject)
+            self._ready[request.stage].extendleft(reversed(request.subjects))
 
     def shrink(self, request: Request) -> Request | None:
-        """The request with half the demonstrations, for a prompt that was too long; ``None`` if nothing is left."""
+        """A smaller request in place of one that was too long; ``None`` if nothing is left.
+
+        Of several subjects it keeps the first, and all of them are asked by themselves from now on; a single
+        instruction prompt loses half of its demonstrations.
+        """
+        if request.prompts > 1:
+            return self._split(request)
         fewer = request.demonstrations[: len(request.demonstrations) // 2]
         if not fewer:
             return None
         return replace(request, prompt=self._instruction_prompt(fewer), demonstrations=fewer)
+
+    def _split(self, request: Request) -> Request:
+        first, *others = request.subjects
+        self._alone.update(request.subjects)
+        self._ready[request.stage].extendleft(reversed(others))
+        self._refused_batches += 1
+        if self._refused_batches >= MAX_REFUSED_BATCHES:
+            self._classification_batch = 1
+        return self._ask_to_classify([first], request.number)
 
     def _missing(self) -> float:
         """How many complete instructions the work under way is not expected to bring."""
@@ -159,30 +220,39 @@ class Plan:
         self._next_request += 1
         return self._next_request - 1
 
-    def _ask_for_instructions(self) -> Request:
-        number = self._take_number()
-        demonstrations = self._draw(random.Random(f"{self.method.seed}/{number}"))
-        self._instructions_out += 1
+    def _ask_for_instructions(self, missing: float) -> Request:
+        number, method = self._take_number(), self.method
+        demonstrations = self._demonstrations.draw(
+            number,
+            count=method.num_prompt_instructions,
+            machine=method.num_machine_instructions,
+            made=len(self.pool),
+        )
+        n = self._samples(missing)
+        self._instructions_out += n
         return Request(
             number=number,
             stage=Stage.INSTRUCTION,
             prompt=self._instruction_prompt(demonstrations),
-            sampling=self.method.sampling["instruction"],
+            sampling=method.sampling["instruction"],
             demonstrations=demonstrations,
+            n=n,
         )
 
-    def _draw(self, rng: random.Random) -> tuple[int, ...]:
-        """Pool indexes of the demonstrations: machine instructions as the pool allows, seeds for the rest, shuffled."""
-        machine = min(self.method.num_machine_instructions, len(self.pool))
-        human = min(self.method.num_prompt_instructions - machine, len(self._drawable_seeds))
-        drawn = rng.sample(self._drawable_seeds, human)
-        drawn += [len(self.seeds) + number for number in rng.sample(range(len(self.pool)), machine)]
-        rng.shuffle(drawn)
-        return tuple(drawn)
+    def _samples(self, missing: float) -> int:
+        """Completions of one prompt: as many as the method says, fewer when the target needs fewer."""
+        expected = self._kept_per_completion.value * self._complete_share.value
+        if missing >= expected * self.method.samples_per_prompt:
+            return self.method.samples_per_prompt
+        return max(1, math.ceil(missing / expected))
 
     def _instruction_prompt(self, demonstrations: Iterable[int]) -> str | tuple[Message, ...]:
         texts = [self.pool_text(index) for index in demonstrations]
         return instruction.build_prompt(texts, self._prompts, classification_only=self.method.classification_only)
+
+    def memory_bytes(self) -> int:
+        """What grows with the pool: its texts and states, and the similarity index over them."""
+        return self.pool.memory_bytes() + self._novelty.memory_bytes()
 
     def pool_text(self, index: int) -> str:
         """The instruction at a pool index, seed or machine."""
@@ -190,23 +260,34 @@ class Plan:
         return self.seeds[index].instruction if index < seeds else self.pool.text(index - seeds)
 
     def _ask_about(self, stage: Stage, subject: int) -> Request:
-        text = self.pool.text(subject)
-        if stage is Stage.CLASSIFICATION:
-            prompt, key = classification.build_prompt(text, self._prompts), "classification"
-        else:
-            is_classification = self.pool.state(subject) is State.CLASSIFICATION
-            prompt = instance.build_prompt(text, is_classification, self._prompts)
-            key = "instance_output_first" if is_classification else "instance_input_first"
-        return Request(self._take_number(), stage, prompt, self.method.sampling[key], subject)
+        is_classification = self.pool.state(subject) is State.CLASSIFICATION
+        prompt = instance.build_prompt(self.pool.text(subject), is_classification, self._prompts)
+        key = "instance_output_first" if is_classification else "instance_input_first"
+        return Request(self._take_number(), stage, prompt, self.method.sampling[key], (subject,))
+
+    def _take_batch(self) -> list[int]:
+        """Subjects that are ready to be classified, as many as go into one request; nothing waits for more."""
+        ready = self._ready[Stage.CLASSIFICATION]
+        batch = [ready.popleft()]
+        if batch[0] not in self._alone:
+            while ready and len(batch) < self._classification_batch and ready[0] not in self._alone:
+                batch.append(ready.popleft())
+        return batch
+
+    def _ask_to_classify(self, subjects: Sequence[int], number: int) -> Request:
+        prompt = classification.build_prompts([self.pool.text(subject) for subject in subjects], self._prompts)
+        sampling = self.method.sampling["classification"]
+        return Request(number, Stage.CLASSIFICATION, prompt, sampling, tuple(subjects))
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     def judge(self, answers: Sequence[Answer]) -> list[Commit]:
-        """Commits for the answers, in their order; ends with the one that reaches the target, if one does.
+        """A commit for every choice answered, in their order; ends with the one that reaches the target, if one does.
 
         Admission is sequential: an instruction kept earlier counts for those after it, also within the batch.
         """
         now = self._clock()
+        answers = [one for answer in answers for one in _by_choice(answer)]
         parsed = [self._parse_instructions(answer) for answer in answers]
         verdicts = iter(self._novelty.decide([item.text for items in parsed for item in items if item.rule is None]))
         commits, number, complete = [], len(self.pool), self.complete
@@ -240,21 +321,25 @@ class Plan:
 
     def _outcome(self, answer: Answer, items: list[_Item], verdicts: Iterable[Verdict], number: int) -> Outcome:
         if isinstance(answer.result, Failure):
-            return self._failure(answer.request, answer.result)
-        match answer.request.stage:
+            return self._failure(answer.subject, answer.result)
+        stage = answer.request.stage
+        match stage:
             case Stage.INSTRUCTION:
-                return _admit(items, iter(verdicts), number)
+                recorded = max(NEAREST_RECORDED, self._novelty.record_top_k)
+                return _admit(items, iter(verdicts), number, recorded)
             case Stage.CLASSIFICATION:
                 return ClassificationOutcome(classification.parse(answer.result, self.method.rules))
             case Stage.INSTANCE:
-                return self._instances(answer.request, answer.result)
+                return self._instances(answer, answer.result)
+            case Stage.QUESTION:
+                raise ValueError("a plan asks no questions")
 
-    def _failure(self, request: Request, failure: Failure) -> Failure:
-        gives_up = request.subject is not None and self._failures.get(request.subject, 0) + 1 >= MAX_SUBJECT_FAILURES
+    def _failure(self, subject: int | None, failure: Failure) -> Failure:
+        gives_up = subject is not None and self._failures.get(subject, 0) + 1 >= MAX_SUBJECT_FAILURES
         return replace(failure, settles=gives_up)
 
-    def _instances(self, request: Request, completion: Completion) -> InstanceOutcome:
-        is_classification = self.pool.state(_subject(request)) is State.CLASSIFICATION
+    def _instances(self, answer: Answer, completion: Completion) -> InstanceOutcome:
+        is_classification = self.pool.state(_subject(answer)) is State.CLASSIFICATION
         parsed = instance.parse(completion, is_classification, self.method.rules)
         rules = [rejected.rule for rejected in parsed.rejected]
         if parsed.discarded is not None and parsed.discarded not in rules:
@@ -264,7 +349,7 @@ class Plan:
     # -- changing ------------------------------------------------------------------------------------------------------
 
     def resume(self, commits: Iterable[Commit]) -> None:
-        """Take up a run where its log ends."""
+        """Take up a run where its log ends; ``commits`` are all of it, or those after what `restore` was given."""
         texts: list[str] = []
         with ThreadPoolExecutor(max_workers=1) as indexing:  # kernels without the GIL, beside the parsing
             pending: Future[None] | None = None
@@ -278,16 +363,58 @@ class Plan:
             if pending is not None:
                 pending.result()
         self._novelty.add(texts)
-        waiting = {
-            State.KEPT: Stage.CLASSIFICATION,
-            State.GENERATION: Stage.INSTANCE,
-            State.CLASSIFICATION: Stage.INSTANCE,
-        }
         for queue in self._ready.values():
             queue.clear()
-        for number in range(len(self.pool)):
-            if stage := waiting.get(self.pool.state(number)):
-                self._ready[stage].append(number)
+        for number, state in self.pool.unsettled():
+            self._ready[_WAITS_FOR[state]].append(number)
+
+    def folded(self) -> dict[str, Any]:
+        """What the commits so far have made of the plan, beside its pool and the similarity filter: JSON values.
+
+        Nothing of what is in flight: this is the state that a replay of the same commits ends in.
+        """
+        plain = {name: getattr(self, name) for name in _FOLDED}
+        return plain | {
+            "requests": self._committed_requests,
+            "failures": [*self._failures.items()],
+            "alone": sorted(self._alone & self._failures.keys()),  # the others were never committed
+            "kept_per_completion": self._kept_per_completion.observed,
+            "complete_share": self._complete_share.observed,
+        }
+
+    def shown_counts(self) -> bytes:
+        """How often each instruction was a demonstration, as `restore` takes it."""
+        return self._demonstrations.counts()
+
+    def save_index(self) -> SavedIndex:
+        """The similarity filter's index, not copied. :raises Unsavable: it is of a make that cannot be saved."""
+        return self._novelty.save()
+
+    def load_index(self, saved: IndexSource) -> CandidateIndex:
+        """An index for `restore`, with the content that `save_index` gave; the plan stays as it is."""
+        return self._novelty.load(saved)
+
+    def restore(
+        self, folded: Mapping[str, Any], pool: InstructionPool, shown: bytes, index: CandidateIndex | None
+    ) -> None:
+        """Start from what `folded`, `shown_counts` and `save_index` gave instead of from nothing; then `resume`.
+
+        Without an index it is built anew from the pool's texts.
+        """
+        for name in _FOLDED:
+            setattr(self, name, folded[name])
+        self.pool = pool
+        self._committed_requests = self._next_request = folded["requests"]
+        self._failures = dict(folded["failures"])
+        self._alone = {*folded["alone"]}
+        self._kept_per_completion.observed = folded["kept_per_completion"]
+        self._complete_share.observed = folded["complete_share"]
+        self._demonstrations.restore_counts(shown)
+        if index is not None:
+            self._novelty.take_over(index)
+            return
+        for begin in range(0, len(pool), RESUME_BATCH):
+            self._novelty.add([pool.text(n) for n in range(begin, min(begin + RESUME_BATCH, len(pool)))])
 
     def apply(self, commit: Commit) -> None:
         """Make a commit's consequences the plan's state."""
@@ -298,10 +425,12 @@ class Plan:
 
     def _apply(self, commit: Commit, kept_texts: list[str]) -> None:
         """All but the similarity filter's part: what it has to learn is appended to ``kept_texts``."""
-        self._next_request = max(self._next_request, commit.request + 1)
+        self._committed_requests = max(self._committed_requests, commit.request + 1)
+        self._next_request = max(self._next_request, self._committed_requests)
         if commit.stage is Stage.INSTRUCTION:
             self._instructions_out -= 1
-        self._note_refusal(commit.outcome)
+            self._demonstrations.see(commit.demonstrations)
+        self._note_refusal(commit)
         match commit.outcome:
             case InstructionOutcome(kept, _):
                 self._apply_kept(commit.completion.text, kept, kept_texts)
@@ -312,9 +441,10 @@ class Plan:
             case Failure(_, _, settles):
                 self._apply_failure(commit, settles=settles)
 
-    def _note_refusal(self, outcome: Outcome) -> None:
+    def _note_refusal(self, commit: Commit) -> None:
+        outcome = commit.outcome
         if isinstance(outcome, Failure) and outcome.kind in REFUSALS:
-            self.refused += 1
+            self.refused += commit.choice == 0  # requests are counted, not their choices
             self.last_refusal = outcome.detail
         else:
             self.refused = 0
@@ -330,6 +460,9 @@ class Plan:
 
     def _apply_classification(self, commit: Commit, *, is_classification: bool) -> None:
         subject = _subject(commit)
+        self._alone.discard(subject)
+        if commit.choice:
+            self._refused_batches = 0
         self.pool.set_state(subject, State.CLASSIFICATION if is_classification else State.GENERATION)
         self._ready[Stage.INSTANCE].append(subject)
 
@@ -340,31 +473,55 @@ class Plan:
             self._settle(commit, State.EMPTY)
         else:
             self._failures[commit.subject] = self._failures.get(commit.subject, 0) + 1
+            self._alone.add(commit.subject)
             self._ready[commit.stage].append(commit.subject)
 
     def _settle(self, commit: Commit, state: State) -> None:
         self.pool.set_state(_subject(commit), state)
         self._failures.pop(_subject(commit), None)
+        self._alone.discard(_subject(commit))
         self.settled += 1
         self.complete += state is State.COMPLETE
         self._complete_share.see(state is State.COMPLETE)
 
 
-def _subject(work: Request | Commit) -> int:
+def _classification_tokens(method: Method) -> int:
+    """Most tokens of a classification answer (0 in a method that does not sample)."""
+    return method.sampling["classification"].max_tokens if "classification" in method.sampling else 0
+
+
+def _subject(work: Answer | Commit) -> int:
     if work.subject is None:
-        raise ValueError(f"a {work.stage} request without a subject")
+        raise ValueError("a downstream answer or commit without a subject")
     return work.subject
+
+
+def _by_choice(answer: Answer) -> list[Answer]:
+    """One answer per choice: a failed request fails for each of them, a choice that was lost fails by itself."""
+    result = answer.result
+    if isinstance(result, Failure):
+        return [replace(answer, choice=choice) for choice in range(answer.request.sequences)]
+    if result.is_lost:
+        return [replace(answer, result=Failure("lost_choice", _how_lost(answer, result)))]
+    return [answer]
+
+
+def _how_lost(answer: Answer, completion: Completion) -> str:
+    which = f"choice {answer.choice} of {answer.request.sequences}"
+    if completion.finish_reason == "missing":
+        return f"{which} was not sent; if that goes on, ask for one a request (--samples-per-prompt 1, in a new run)"
+    return f"{which} was broken off by the server (finish reason {completion.finish_reason})"
 
 
 def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
     request = answer.request
     completion = _NO_COMPLETION if isinstance(answer.result, Failure) else answer.result
     return Commit(
-        request.number, answer.choice, request.stage, request.subject, request.demonstrations, completion, outcome, now
+        request.number, answer.choice, request.stage, answer.subject, request.demonstrations, completion, outcome, now
     )
 
 
-def _admit(items: Sequence[_Item], verdicts: Iterable[Verdict], number: int) -> InstructionOutcome:
+def _admit(items: Sequence[_Item], verdicts: Iterable[Verdict], number: int, recorded: int) -> InstructionOutcome:
     kept: list[Kept] = []
     rejected: list[Rejection] = []
     remaining = iter(verdicts)
@@ -374,7 +531,7 @@ def _admit(items: Sequence[_Item], verdicts: Iterable[Verdict], number: int) -> 
             continue
         verdict = next(remaining)
         if verdict.novel:
-            checked = verdict.nearest_checked[:NEAREST_RECORDED]
+            checked = verdict.nearest_checked[:recorded]
             kept.append(Kept(item.span, number + len(kept), verdict.nearest_seed, checked))
         else:
             neighbour = None if verdict.neighbour is None else (verdict.neighbour, verdict.score)

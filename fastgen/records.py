@@ -19,11 +19,12 @@ Neighbour = tuple[int, float]
 
 
 class Stage(StrEnum):
-    """The three kinds of request."""
+    """The kinds of request: the method's three stages, and what is asked about a finished run."""
 
     INSTRUCTION = "instruction"
     CLASSIFICATION = "classification"
     INSTANCE = "instance"
+    QUESTION = "question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +76,29 @@ class Sampling:
 class Request:
     """One HTTP request's worth of work.
 
-    ``prompt`` is text for ``/v1/completions`` or messages for ``/v1/chat/completions``. ``number`` is unique in a run
-    and keys every random draw of the request. ``subject`` is the machine instruction number that a downstream stage
-    works on. ``demonstrations`` are pool indexes, in prompt order.
+    ``prompt`` is text for ``/v1/completions``, several texts for it (one per subject, in one body), or messages for
+    ``/v1/chat/completions``. ``number`` is unique in a run and keys every random draw of the request. ``subjects`` are
+    the machine instruction numbers that a downstream stage works on. ``demonstrations`` are pool indexes, in prompt
+    order. Every prompt is completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in OpenAI's API.
     """
 
     number: int
     stage: Stage
-    prompt: str | tuple[Message, ...]
+    prompt: str | tuple[str, ...] | tuple[Message, ...]
     sampling: Sampling
-    subject: int | None = None
+    subjects: tuple[int, ...] = ()
     demonstrations: tuple[int, ...] = ()
     n: int = 1
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts the request carries."""
+        return len(self.subjects) or 1
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences a server decodes for it at once; also the number of its choices."""
+        return self.n * self.prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +106,23 @@ class Completion:
     """One choice of one response.
 
     ``finish_reason`` is the server's word (``"stop"``, ``"length"``, ...) or ``None`` where it gave none. Token
-    counts are the server's usage, the prompt's counted on choice 0 only; 0 where the server states none.
+    counts are the server's usage, the prompts' counted on the first choice only; 0 where the server states none.
     """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the choice never came, or broke off, while others of the same response are good."""
+        return self.finish_reason in LOST_REASONS
+
+
+LOST_REASONS = frozenset({"abort", "error", "missing"})
+"""vLLM and SGLang end a sequence with the first two when they stop or fail; ``missing`` is said here, of a choice that
+was asked for and not sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +140,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice of a request's completion, or why the request failed for good."""
+    """One choice of a request's completion, or why the request failed for good: then it stands for all its choices."""
 
     request: Request
     choice: int
     result: Completion | Failure
+
+    @property
+    def subject(self) -> int | None:
+        """The machine instruction number that this choice is about; ``None`` at the instruction stage."""
+        subjects = self.request.subjects
+        return subjects[self.choice // self.request.n] if subjects else None

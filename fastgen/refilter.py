@@ -71,7 +71,8 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions) -> Ledger:
         folder.keep(run.folder.seeds_path.read_bytes(), prompts, run.folder.forbidden())
         header = run.folder.header()
         changes = options.values()
-        store.begin(header.meaning | changes, header.options | changes, __version__)
+        decided = {name: value for name, value in changes.items() if name != "record_top_k"}
+        store.begin(header.meaning | decided, header.options | changes, __version__)
         list(store.replay())
         _write(store, _judged_again(run, options))
         return store.ledger
@@ -102,7 +103,8 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
         if (request := _request(old, numbers)) is None:
             continue
         result = old.outcome if isinstance(old.outcome, Failure) else old.completion
-        (new,) = plan.judge([Answer(request, old.choice, result)])
+        (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a request of its own
+        new = judged._replace(choice=old.choice)
         plan.apply(new)
         numbers.learn(old, new)
         yield new
@@ -113,8 +115,8 @@ def _request(old: Commit, numbers: _Numbers) -> Request | None:
     subject = None if old.subject is None else numbers.new_by_old.get(old.subject)
     if old.subject is not None and subject is None:
         return None
-    demonstrations = numbers.pool_indexes(old.demonstrations)
-    return Request(old.request, old.stage, "", _UNUSED_SAMPLING, subject, demonstrations)
+    subjects = () if subject is None else (subject,)
+    return Request(old.request, old.stage, "", _UNUSED_SAMPLING, subjects, numbers.pool_indexes(old.demonstrations))
 
 
 def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: ANN401 - Callable[[], float]

@@ -31,6 +31,11 @@ def run(place: Place, options: Options) -> int:
     if outcome is None or outcome.interrupted:
         print(_how_to_go_on(place.run_dir), file=sys.stderr)
         return INTERRUPTED
+    if outcome.ended_by is not None:
+        print(
+            f"ended by {outcome.ended_by}; the same command with a lower figure (0: none) goes on to {outcome.target}",
+            file=sys.stderr,
+        )
     print(
         f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
         f"{place.run_dir} --output FILE",

@@ -47,7 +47,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 @st.composite
 def commits(draw: st.DrawFn) -> Commit:
-    stage = draw(st.sampled_from(Stage))
+    stage = draw(st.sampled_from([*OUTCOMES]))
     outcome: Outcome = draw(OUTCOMES[stage] | st.builds(Failure, TEXT, TEXT, st.booleans()))
     completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(NUMBER), draw(NUMBER))
     subject = None if stage is Stage.INSTRUCTION else draw(NUMBER)

@@ -148,11 +148,22 @@ def test_meaning_covers_the_method_and_leaves_speed_out() -> None:
     base = meaning(Options(), model="m", seeds="s", prompts="p")
     faster = dataclasses.replace(Options().speed, concurrency=9, max_attempts=2)
     assert meaning(dataclasses.replace(Options(), speed=faster), model="m", seeds="s", prompts="p") == base
+    recording = dataclasses.replace(Options().similarity, record_top_k=10)
+    assert meaning(dataclasses.replace(Options(), similarity=recording), model="m", seeds="s", prompts="p") == base
     changes: list[dict[str, Any]] = [{"model": "n"}, {"seeds": "t"}, {"prompts": "q"}]
     for change in changes:
         other = meaning(Options(), **{"model": "m", "seeds": "s", "prompts": "p", **change})
         with pytest.raises(InputError, match="name a new run folder"):
             check_same_meaning(base, other, Path("run"))
+
+
+def test_an_option_that_came_after_a_run_was_begun_means_its_default_there() -> None:
+    base = meaning(Options(), model="m", seeds="s", prompts="p")
+    older = {name: value for name, value in base.items() if name not in {"classification_only", "threshold"}}
+    check_same_meaning(older, base, Path("run"))
+    for change in ({"classification_only": True}, {"threshold": 0.6}):
+        with pytest.raises(InputError, match="name a new run folder"):
+            check_same_meaning(older, base | change, Path("run"))
 
 
 def test_many_changes_are_summed_up_in_one_line() -> None:

@@ -16,11 +16,15 @@ PACKAGE = Path(fastgen.__file__).parent
 
 NOTHING_OF_THE_PACKAGE = {"errors", "records"}
 PURE = {"rouge", "filters", "rules", "stages", "index", "novelty", "commits", "ledger", "pool", "plan", "settled"}
-NO_ASYNCIO = PURE | {"log", "store", "seeds", "export", "status", "runs", "config"}
+PURE |= {"demonstrations", "training_text", "card", "card_command"}
+NO_ASYNCIO = PURE | {"log", "store", "seeds", "export", "exporting", "hub", "status", "runs", "config"}
 NO_FILES = PURE - {"stages"}  # stages.prompts loads the prompt set once
+NO_ASYNCIO |= {"runfolder", "snapshot", "checkpoint"}
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}
-KNOWS_NO_SELF_INSTRUCT = {"scheduler", "backends", "log", "server", "embedded"}
+KNOWS_NO_SELF_INSTRUCT = {"scheduler", "concurrency", "rate_limits", "backends", "log", "server", "embedded"}
 SELF_INSTRUCT = {"stages", "plan", "filters", "rules", "novelty", "seeds", "index", "rouge", "settled"}
+SELF_INSTRUCT |= {"demonstrations"}
+KNOWS_NO_SELF_INSTRUCT |= {"snapshot"}
 HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"}
 
 

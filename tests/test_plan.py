@@ -144,7 +144,7 @@ def test_downstream_work_goes_first_instances_before_classification(prompts: Pro
     third = plan.next()
     assert third is not None
     assert third.stage is Stage.INSTANCE
-    assert third.subject == second.subject
+    assert third.subjects == second.subjects
 
 
 def test_it_asks_only_for_what_the_target_needs(prompts: PromptSet) -> None:
@@ -171,7 +171,7 @@ def test_given_back_work_is_asked_again(prompts: PromptSet) -> None:
     plan.give_back(classify)
     again = plan.next()
     assert again is not None
-    assert (again.stage, again.subject) == (classify.stage, classify.subject)
+    assert (again.stage, again.subjects) == (classify.stage, classify.subjects)
 
 
 def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptSet) -> None:
@@ -245,12 +245,12 @@ def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(p
     answer(plan, [classify])
     request = plan.next()
     assert request is not None
-    assert request.subject is not None
+    (subject,) = request.subjects
     (commit,) = plan.judge([Answer(request, 0, Completion("nothing of use", "stop"))])
     assert isinstance(commit.outcome, InstanceOutcome)
     assert commit.outcome.instances == ()
     plan.apply(commit)
-    assert plan.pool.state(request.subject) is State.EMPTY
+    assert plan.pool.state(subject) is State.EMPTY
     assert (plan.settled, plan.complete) == (1, 0)
 
 
@@ -263,8 +263,8 @@ def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_goes_on(pr
         request = plan.next()
         assert request is not None
         assert request.stage is Stage.CLASSIFICATION
-        assert subject in (None, request.subject)
-        subject = request.subject
+        assert (subject,) in ((None,), request.subjects)
+        (subject,) = request.subjects
         (commit,) = plan.judge([Answer(request, 0, Failure("http_500", "down"))])
         plan.apply(commit)
     assert subject is not None
@@ -313,7 +313,8 @@ def test_the_same_completions_in_the_same_order_give_the_same_run_at_any_concurr
     again: list[Commit] = []
     for commit in log:
         sampling = SAMPLING_PRESETS["default"]["instruction"]
-        request = Request(commit.request, commit.stage, "", sampling, commit.subject, commit.demonstrations)
+        subjects = () if commit.subject is None else (commit.subject,)
+        request = Request(commit.request, commit.stage, "", sampling, subjects, commit.demonstrations)
         (judged,) = replayed.judge([Answer(request, commit.choice, commit.completion)])
         replayed.apply(judged)
         again.append(judged)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from fastgen.exporting.options import CardOptions, ChoiceOptions, Format
 from fastgen.options import SimilarityOptions
 
 
@@ -15,28 +17,38 @@ def export(
     *,
     run_dir: Path,
     output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
-    format: Literal["raw", "instances", "rejected"] = "raw",  # noqa: A002 - the flag's name
-    include_empty: bool = False,
+    format: Format = "raw",  # noqa: A002 - the flag's name
+    choice: ChoiceOptions = ChoiceOptions(),  # noqa: B008 - frozen
+    card: CardOptions = CardOptions(),  # noqa: B008 - frozen
 ) -> int:
-    """Write a run's instructions as JSON lines; works while the run goes on, and what was exported once stays.
+    """Write a run's instructions for people, trainers and the hub; works while the run goes on.
 
     Parameters
     ----------
     run_dir
         Folder of the run.
     output
-        File to write; - is standard output.
+        File to write (- is standard output), or the folder, with --split, --card or --push-to-hub.
     format
         raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
-        a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L.
-    include_empty
-        raw only: also instructions that were settled without any instance.
+        a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
+        JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
     """
     from fastgen.export import export as write
 
-    count = write(run_dir, format, output, include_empty=include_empty)
-    print(f"{count} rows written to {output}" + ("" if count else " (warning: the run has none yet)"), file=sys.stderr)
+    done = write(run_dir, format, output, choice, card)
+    notes = [] if done.total else ["warning: the run has none yet"]
+    notes += [done.unfinished] if done.unfinished else []
+    shown = f" ({'; '.join(notes)})" if notes else ""
+    print(f"{_rows(done.rows)} written to {output}{shown}", file=sys.stderr)
+    if done.url is not None:
+        print(f"uploaded to {done.url}", file=sys.stderr)
     return 0
+
+
+def _rows(rows: Mapping[str, int]) -> str:
+    by_split = f" ({', '.join(f'{split} {count}' for split, count in rows.items())})" if len(rows) > 1 else ""
+    return f"{sum(rows.values())} rows{by_split}"
 
 
 def dedup(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fastgen.commands.environment import api_key, cache_dir
 from fastgen.errors import InputError
-from fastgen.options import JOB, Options, RefilterOptions
+from fastgen.options import JOB, STAGES_WITH_SERVERS, Options, RefilterOptions, ServerOptions
+
+if TYPE_CHECKING:
+    from fastgen.serving import Keys
 
 InJob = Parameter(group=JOB)
 
@@ -35,8 +38,7 @@ def generate(
     from fastgen.pipeline import Place, require_target
 
     require_target(options)
-    key = api_key(options.server.api_key_env, options.server.api_key_file)
-    return session.run(Place(run_dir, cache_dir(), key), options)
+    return session.run(Place(run_dir, cache_dir(), _keys(options.server)), options)
 
 
 def status(*, run_dir: Path, json: bool = False) -> int:
@@ -84,6 +86,14 @@ def refilter(
         file=sys.stderr,
     )
     return 0
+
+
+def _keys(server: ServerOptions) -> Keys:
+    from fastgen.serving import Keys
+
+    own = {stage: server.of_stage(stage) for stage in STAGES_WITH_SERVERS}
+    by_stage = {s: api_key(one.api_key_env, one.api_key_file, f"--{s}-api-key") for s, one in own.items()}
+    return Keys(api_key(server.api_key_env, server.api_key_file), by_stage)
 
 
 def audit(*, run_dir: Path, rate: float = 0.01, seed: int = 0) -> int:

@@ -13,6 +13,8 @@ from fastgen.rules import PRESETS
 from fastgen.stages.answer import answer_span
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastgen.records import Completion, Message
     from fastgen.rules import Rules
     from fastgen.stages.prompts import PromptSet
@@ -40,6 +42,22 @@ _STATED: Final = re.compile(
 def build_prompt(instruction: str, prompts: PromptSet) -> str | tuple[Message, ...]:
     """Return the prompt that asks about ``instruction``."""
     return prompts.classification.fill(instruction=instruction.strip())
+
+
+def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tuple[str, ...] | tuple[Message, ...]:
+    """Return what one request asks about all of ``instructions``.
+
+    One prompt as it is, several as a tuple of texts.
+
+    :raises ValueError: several instructions with chat prompts: a chat holds one question.
+    """
+    built = [build_prompt(instruction, prompts) for instruction in instructions]
+    if len(built) == 1:
+        return built[0]
+    texts = tuple(prompt for prompt in built if isinstance(prompt, str))
+    if len(texts) < len(built):
+        raise ValueError("several chat prompts in one request")
+    return texts
 
 
 def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
