@@ -9,22 +9,25 @@ one thread at a time. Knows nothing of files, asyncio or where texts come from.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from fastgen.errors import InputError
 from fastgen.rouge import RejectAt, Tokenizer, check_rule, tokenise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastgen.index import CandidateIndex
     from fastgen.index.bands import Bands
     from fastgen.index.layout import Found
+    from fastgen.index.saved import SavedIndex
     from fastgen.records import Neighbour
 
 IndexKind = Literal["lsh", "exact", "exhaustive"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 LSH_RECALL = 0.9998
+MOST_RECORDED = 100
 
 
 class Verdict(NamedTuple):
@@ -33,7 +36,8 @@ class Verdict(NamedTuple):
     ``neighbour``, ``score``: the most similar pool member that the check met and its ROUGE-L F1, 0..1; for a rejected
     text the reason, for a novel one possibly none (``None``, 0.0). ``nearest_seed``: (pool index, ROUGE-L F1) of the
     most similar seed, exact, for novel texts (``None`` for rejected ones and in a pool without seeds).
-    ``nearest_checked``: up to five pool members whose score was computed, best first, lowest pool index among equals.
+    ``nearest_checked``: up to five pool members whose score was computed, best first, lowest pool index among equals;
+    with ``record_top_k``, for novel texts, the true nearest that many.
     """
 
     novel: bool
@@ -43,12 +47,21 @@ class Verdict(NamedTuple):
     nearest_checked: tuple[Neighbour, ...] = ()
 
 
+class IndexSource(NamedTuple):
+    """A saved index as :func:`fastgen.index.saved.put_together` reads it: values and (dtype, shape) by path."""
+
+    values: Mapping[str, Any]
+    layout: Mapping[str, tuple[str, tuple[int, ...]]]
+    read_into: Callable[[str, memoryview], None]
+
+
 class NoveltyFilter:
     """A pool of texts that a new text must differ from.
 
     ``threshold`` (0 < t <= 1) and ``reject_at`` are the rule: ``gt`` rejects above the threshold, ``ge`` at it too.
     ``index``: ``lsh`` (default; misses a true neighbour with probability ``1 - bands.recall``), ``exact`` (no miss),
     ``exhaustive`` (no miss, linear cost). ``lsh_recall`` chooses bands and rows unless both are given.
+    ``record_top_k`` (0: off) finds for every novel text its nearest that many pool members by a full scan.
 
     Usual round: ``verdicts = decide(texts)``, then ``admit()`` or, text by text, ``add`` of what is kept. What was not
     admitted is forgotten by the next call. ``filter`` is both at once, ``look_up`` neither.
@@ -66,9 +79,13 @@ class NoveltyFilter:
         lsh_recall: float = LSH_RECALL,
         lsh_bands: int | None = None,
         lsh_rows: int | None = None,
+        record_top_k: int = 0,
     ) -> None:
         check_rule(threshold, reject_at)
         tokenise("", tokenizer)
+        if not 0 <= record_top_k <= MOST_RECORDED:
+            raise InputError(f"record_top_k {record_top_k} is not in 0 .. {MOST_RECORDED}: 10 is the original's figure")
+        self.record_top_k = record_top_k
         self.threshold = threshold
         self.reject_at = reject_at
         self.tokenizer: Tokenizer = tokenizer
@@ -76,7 +93,8 @@ class NoveltyFilter:
         """Bands and rows of an ``lsh`` index, with ``recall`` and ``at_bound`` to print."""
         if index == "lsh":
             self.bands = _banding(threshold, lsh_recall, lsh_bands, lsh_rows)
-        self._index = _make_index(index, threshold, reject_at, self.bands)
+        self._make_index = partial(_make_index, index, threshold, reject_at, self.bands)
+        self._index = self._make_index()
         self._size = 0
         self._seeds = 0
         self._undecided: list[str] = []  # novel texts of the last decision, in the index but not yet in the pool
@@ -122,6 +140,8 @@ class NoveltyFilter:
         """
         self._forget_decision()
         verdicts = _verdicts(self._index.decide(self._encode(texts)))
+        if self.record_top_k:
+            verdicts = self._with_nearest(verdicts)
         self._undecided = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict.novel]
         return verdicts
 
@@ -141,9 +161,44 @@ class NoveltyFilter:
         self.admit()
         return verdicts
 
+    def save(self) -> SavedIndex:
+        """The index, taken apart but not copied, without the texts of a decision that were not admitted.
+
+        :raises Unsavable: it holds something that cannot be saved.
+        """
+        from fastgen.index.saved import take_apart
+
+        self._forget_decision()
+        return take_apart(self._index)
+
+    def load(self, saved: IndexSource) -> CandidateIndex:
+        """A second index, with the content of a saved one; give it to :meth:`take_over`.
+
+        :raises Unsavable: the saved one does not fit this filter.
+        """
+        from fastgen.index.saved import put_together
+
+        index = self._make_index()
+        put_together(index, saved.values, saved.layout, saved.read_into)
+        return index
+
+    def take_over(self, index: CandidateIndex) -> None:
+        """Make a loaded index, with the same seeds, the pool."""
+        self._index, self._undecided = index, []
+        self._size = len(index)
+
     def memory_bytes(self) -> int:
         """Bytes held by pool and index, room to grow included."""
         return self._index.memory_bytes()
+
+    def _with_nearest(self, verdicts: list[Verdict]) -> list[Verdict]:
+        novel = [at for at, verdict in enumerate(verdicts) if verdict.novel]
+        found = self._index.nearest_older(range(self._size, self._size + len(novel)), self.record_top_k)
+        for at, entries, scores in zip(novel, found.entry.tolist(), found.score.tolist(), strict=True):
+            checked = tuple([pair for pair in zip(entries, scores, strict=True) if pair[0] >= 0])
+            neighbour, score = checked[0] if checked else (None, 0.0)
+            verdicts[at] = verdicts[at]._replace(neighbour=neighbour, score=score, nearest_checked=checked)
+        return verdicts
 
     def _forget_decision(self) -> None:
         self._undecided = []

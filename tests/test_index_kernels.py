@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from fastgen.errors import StoppedError
 from fastgen.index.arrays import check_room, reserve_array
 from fastgen.index.checks import make_found, record
+from fastgen.index.gists import flag_met, flag_similar, gist_of, least_need, popcount
 from fastgen.index.jit import kernel
-from fastgen.index.lcs import bitmap_overlap, compute_need, make_rule, need_lcs, popcount, score_of
+from fastgen.index.lcs import compute_need, make_rule, need_lcs, score_of
 from fastgen.index.pool import TextPool, make_batch
 from fastgen.index.postings import (
     ENTRY_MASK,
@@ -69,13 +71,46 @@ def test_the_integer_rule_is_the_references(threshold: float, reject_at: str) ->
         assert score_of(lcs, a, b) == f1_of_lcs(lcs, a, b)
 
 
-@given(st.sets(st.integers(0, 63)), st.sets(st.integers(0, 63)))
-@settings(deadline=None)
-def test_the_bitmap_never_understates_an_overlap(a: set[int], b: set[int]) -> None:
-    def bits(places: set[int]) -> np.uint64:
-        return np.uint64(sum(1 << place for place in {place % 16 for place in places}))
+@pytest.mark.parametrize("reject_at", REJECT_AT)
+@pytest.mark.parametrize("threshold", [0.3, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_the_bound_without_a_table_is_never_above_the_rule_and_at_most_one_below(
+    threshold: float, reject_at: str
+) -> None:
+    rule = make_rule(threshold, reject_at)
+    for a in range(1, 256):
+        for b in range(1, 256):
+            need = need_lcs(rule, a, b)
+            bound = int(least_need(rule, np.uint64(a + b)))
+            assert need == 0 or need - 1 <= bound <= need
+            assert need > 0 or bound >= min(a, b)
 
-    assert bitmap_overlap(bits(a), len(a), bits(b), len(b)) >= len(a & b)
+
+@given(
+    st.sets(st.integers(0, 5000), max_size=300),
+    st.lists(st.tuples(st.sets(st.integers(0, 5000), max_size=300), st.booleans()), min_size=1, max_size=9),
+    st.sampled_from([0.3, 0.5, 0.7, 0.95, 1.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_pair_whose_overlap_suffices_is_flagged_by_its_gists(
+    text: set[int], others: list[tuple[set[int], bool]], threshold: float
+) -> None:
+    rule = make_rule(threshold, "ge")
+    pool = [other | (set(list(text)[: len(other) * 3]) if near else set()) for other, near in others]
+
+    def gist(elements: set[int]) -> np.uint64:
+        return np.uint64(gist_of(np.array([*elements, 0], np.int32), len(elements)))
+
+    gists = np.array([gist(other) for other in pool], np.uint64)
+    flags, met_flags = np.full(16, 7, np.uint8), np.full(16, 7, np.uint8)
+    flag_similar(gists, gist(text), rule, flags)
+    met = np.arange(len(pool), dtype=np.int32)[::-1].copy()
+    flag_met(met, gists, gist(text), rule, met_flags)
+    for at, other in enumerate(pool):
+        need = need_lcs(rule, len(text), len(other))
+        assert flags[at] in (0, 1)
+        assert flags[at] or need == 0 or len(text & other) < need
+        assert met_flags[len(pool) - 1 - at] == flags[at]
+    assert flags[len(pool)] == 7
 
 
 @given(st.lists(st.text(alphabet="aB1é \n-翻", max_size=12), max_size=12))
@@ -111,9 +146,8 @@ def insert_all(postings: Postings, keys: NDArray[np.uint64]) -> None:
 
 
 def entries_under(postings: Postings, key: np.uint64) -> list[int]:
-    offset, count = block_of(postings.heads[bucket_of(postings, key)])
-    head = postings.heads[bucket_of(postings, key)]
-    bucket = [head] if offset < 0 else [postings.slab[offset + i] for i in range(count)]
+    offset, count = block_of(postings, bucket_of(postings, key))
+    bucket = postings.slab[offset : offset + count]
     return sorted(int(posting & ENTRY_MASK) for posting in bucket if same_print(posting, key))
 
 
@@ -135,6 +169,9 @@ def test_postings_are_a_multimap_through_thousands_of_bucket_splits_and_removals
     for key, entries in reference.items():
         assert set(entries) <= set(entries_under(postings, np.uint64(key)))
     assert postings.state[0] == count - 1500 == sum(map(len, reference.values()))
+    heads = [block_of(postings, bucket) for bucket in range((1 << FIRST_LEVEL) + int(postings.state[2]))]
+    blocks = sorted((offset, count) for offset, count in heads if count)
+    assert all(a + count <= b for (a, count), (b, _) in itertools.pairwise(blocks))  # no block overlaps another
     clear(postings)
     assert not any(entries_under(postings, np.uint64(key)) for key in keys)
 

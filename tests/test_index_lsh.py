@@ -61,7 +61,7 @@ def test_candidates_are_those_of_datasketchs_own_index() -> None:
         assert {entry for entry in met.tolist() if 0 <= entry < len(pool)} <= candidates
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.85])
+@pytest.mark.parametrize("threshold", [0.3, 0.4, 0.5, 0.6, 0.7, 0.85])
 def test_no_rejection_is_wrong_and_misses_stay_within_the_stated_probability(threshold: float) -> None:
     pool = stream(3, 6000, words=400, longest=18)
     queries = stream(4, 6000, words=400, longest=18, copies=0.5)
@@ -105,6 +105,12 @@ def test_the_chosen_bands_reach_the_recall_and_not_with_one_band_to_spare(thresh
     bands = choose_bands(threshold, recall)
     assert bands.recall >= recall
     assert bands.bands == 1 or Bands(bands.bands - 1, bands.rows, threshold).recall < recall
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.3, 0.45])
+def test_below_the_measured_thresholds_the_recall_is_that_of_the_worst_case(threshold: float) -> None:
+    bands = choose_bands(threshold, 0.9998)
+    assert bands.recall == bands.at_bound >= 0.9998
 
 
 def test_a_recall_that_no_bands_can_promise_is_refused() -> None:

@@ -245,6 +245,7 @@ def test_seeds_after_other_texts_are_refused() -> None:
         ({"index": "faiss"}, "unknown index 'faiss'"),
         ({"lsh_recall": 1.5}, "LSH recall 1.5"),
         ({"lsh_bands": 4}, "give both"),
+        ({"record_top_k": -1}, "record_top_k -1"),
         ({"lsh_bands": 4, "lsh_rows": 99}, "rows 1 to 16"),
     ],
 )
@@ -265,6 +266,30 @@ def test_a_filter_runs_in_a_worker_thread_and_reports_its_memory(index: IndexKin
     worker.join()
     assert len(novelty) > 100
     assert novelty.memory_bytes() > before
+
+
+@pytest.mark.parametrize("index", INDEX_KINDS)
+@pytest.mark.parametrize(("words", "longest"), [(6, 12), (40, 20), (300, 130)])
+def test_the_recorded_top_k_is_the_whole_pools_and_changes_no_decision(
+    index: IndexKind, words: int, longest: int
+) -> None:
+    rng = random.Random(11)
+    seeds = make_texts(rng, 5, words=words, longest=longest)
+    texts = make_texts(rng, 150, words=words, longest=longest)
+    plain, recording = NoveltyFilter(index=index), NoveltyFilter(index=index, record_top_k=7)
+    plain.add_seeds(seeds)
+    recording.add_seeds(seeds)
+    pool = [tokenise(seed) for seed in seeds]
+    for start in range(0, 150, 40):
+        cut = texts[start : start + 40]
+        verdicts = recording.filter(cut)
+        assert [v.novel for v in verdicts] == [v.novel for v in plain.filter(cut)]
+        for text, verdict in zip(cut, verdicts, strict=True):
+            if verdict.novel:
+                tokens = tokenise(text)
+                scored = sorted((-rouge_l_f1(other, tokens), at) for at, other in enumerate(pool))
+                assert verdict.nearest_checked == tuple((at, -score) for score, at in scored[:7] if score < 0)
+                pool.append(tokens)
 
 
 def test_importing_the_filter_loads_neither_numba_nor_numpy() -> None:

@@ -39,6 +39,9 @@ class CandidateIndex(Protocol):
     def look_up(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - as above
         """Decide each text by itself against the pool as it is; nothing is appended."""
 
+    def nearest_older(self, entries: Sequence[int], top: int) -> Any:  # noqa: ANN401 - as above
+        """Find the ``top`` most similar older entries of each entry, by a full scan; cost grows with the pool."""
+
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
 

@@ -17,7 +17,7 @@ from fastgen.errors import StoppedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SMALL_PAGES = 4 << 20  # bytes at the front that are left to small pages, so that a small pool stays small
+_SMALL_PAGES = 1 << 20  # bytes at the front that are left to small pages, so that a small pool stays small
 _SMALLEST = 1 << 20
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.12 on
 

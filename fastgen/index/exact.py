@@ -33,24 +33,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastgen.index.arrays import check_room
 from fastgen.index.checks import conclude, make_found, verify_met
+from fastgen.index.gists import least_need
 from fastgen.index.jit import kernel, signed
-from fastgen.index.lcs import close_query, need_lcs, open_query
+from fastgen.index.lcs import close_query, open_query
+from fastgen.index.nearest import nearest_older
 from fastgen.index.order import freeze_order, least_overlap, put_in_order
 from fastgen.index.pool import TextPool, make_batch, read_text, reread_entry, store_text
 from fastgen.index.postings import (
+    CHUNK,
     ENTRY_MASK,
     INFO_SHIFT,
-    block_of,
     check_postings,
     clear,
+    keep_flagged,
     postings_bytes,
     same_print,
 )
 from fastgen.index.trie import (
+    CROWDED,
     DEEPEST,
-    FIELD_MASK,
     LONG,
     MARK_ENTRY,
     REST_SHIFT,
@@ -67,22 +72,13 @@ from fastgen.index.vocabulary import forget_symbols
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastgen.index.layout import Batch, Found, Pool, Text
+    from numpy.typing import NDArray
 
+    from fastgen.index.layout import Batch, Found, Pool, Rule, Text
+
+_U64 = np.uint64
+_FIELD_MASK = _U64(LONG)
 _FIRST_FREEZE, _LAST_FREEZE = 512, 8192  # pool sizes at which the order is frozen anew, each four times the last
-_NEVER = 1 << 30
-
-
-@kernel
-def _fill_needs(pool: Pool, exact: Exact, length: int) -> None:
-    """By the other text's length: the overlap that a rejection needs; more than there can be where none can."""
-    exact.need[:LONG] = _NEVER
-    exact.need[LONG] = 0  # looked at more closely
-    longest = int(length * (2 - pool.rule.threshold) / pool.rule.threshold) + 2
-    for other in range(min(longest, LONG - 1) + 1):
-        need = need_lcs(pool.rule, length, other)
-        if need > 0:
-            exact.need[other] = need
 
 
 @kernel
@@ -93,7 +89,6 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
     if least == 0:
         return 0
     put_in_order(pool, exact.order, text.length, exact.sorted)
-    _fill_needs(pool, exact, text.length)
     waiting, begin, end = 0, 0, add_nodes(exact, 0, -1, text.length, least)
     while begin < end:
         open_nodes(exact, begin, end)
@@ -103,7 +98,7 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
             if exact.nodes.split[node] and exact.nodes.depth[node] < DEEPEST:
                 size = add_nodes(exact, size, node, text.length, least)
         begin, end = end, size
-    verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
+    verify_met(pool, exact.met, waiting, exact.flags, exact.seen, exact.clock[0], found, text)
     return end
 
 
@@ -111,28 +106,41 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
 def _scan(pool: Pool, exact: Exact, found: Found, text: Text, node: int, waiting: int) -> int:
     """Note the node's entries that may be too similar, its crowd and its mark; returns how many entries wait."""
     nodes = exact.nodes
-    key, depth = nodes.key[node], signed(nodes.depth[node])
-    rest = text.length - signed(nodes.last[node]) - 1 + depth
-    offset, count = block_of(nodes.head[node])
-    crowd, split = 0, False
-    for i in range(count):
-        posting = nodes.first[node] if i == 0 else exact.postings.slab[offset + i]
-        entry = signed(posting & ENTRY_MASK)
-        same = same_print(posting, key)
-        marked = same & (entry == MARK_ENTRY)
-        need = exact.need[signed((posting >> INFO_SHIFT) & FIELD_MASK)]
-        fits = (rest >= need) & (signed(posting >> REST_SHIFT) + depth >= need)
-        crowd += signed(same)
-        split |= marked
-        # Written always, kept by the count: a branch here would be mispredicted half of the time.
-        exact.met[waiting] = entry
-        waiting += signed(same & fits & (not marked))
-        if waiting == exact.met.size:
-            verify_met(pool, exact.met, waiting, exact.seen, exact.clock[0], found, text)
+    nodes.crowd[node], nodes.split[node] = 0, False
+    for begin in range(0, nodes.held[node], CHUNK):
+        offset = nodes.offset[node] + begin
+        chunk = exact.postings.slab[offset : offset + min(CHUNK, nodes.held[node] - begin)]
+        _flag(chunk, exact, node, text.length, pool.rule)
+        waiting = keep_flagged(chunk, exact.flags, exact.met, waiting)
+        if waiting > exact.met.size - CHUNK - 1:
+            verify_met(pool, exact.met, waiting, exact.flags, exact.seen, exact.clock[0], found, text)
             waiting = 0
-    nodes.crowd[node] = crowd
-    nodes.split[node] = split
     return waiting
+
+
+@kernel
+def _flag(chunk: NDArray[np.uint64], exact: Exact, node: int, length: int, rule: Rule) -> None:
+    """Flag the node's postings whose lengths and remainders allow the overlap that is needed; count them and its marks.
+
+    Without a branch or a table, so that the compiler makes vector instructions of it.
+    """
+    nodes, flags = exact.nodes, exact.flags
+    key, depth = nodes.key[node], _U64(nodes.depth[node])
+    mine = _U64(min(length, LONG))
+    my_rest = _U64(length - signed(nodes.last[node]) - 1) + depth
+    crowd, marks = 0, 0
+    for i in range(chunk.size):
+        posting = chunk[i]
+        same = same_print(posting, key)
+        marked = (posting & ENTRY_MASK) == MARK_ENTRY
+        other = (posting >> INFO_SHIFT) & _FIELD_MASK
+        need = least_need(rule, mine + other)
+        fits = (need <= my_rest) & (need <= (posting >> REST_SHIFT) + depth) & (need <= other) & (need <= mine)
+        flags[i] = same & (fits | (other == _FIELD_MASK) | (mine == _FIELD_MASK)) & (not marked)
+        crowd += signed(same)
+        marks += signed(same & marked)
+    nodes.crowd[node] += crowd
+    nodes.split[node] |= marks > 0
 
 
 @kernel
@@ -182,9 +190,9 @@ def _take_back(pool: Pool, exact: Exact, keep: int) -> None:
 class ExactIndex:
     """A :class:`fastgen.index.CandidateIndex` that never misses, by the proof above."""
 
-    def __init__(self, threshold: float, reject_at: str) -> None:
+    def __init__(self, threshold: float, reject_at: str, *, crowded: int = CROWDED) -> None:
         self._pool = TextPool(threshold, reject_at)
-        self._exact = make_exact()
+        self._exact = make_exact(crowded)
 
     def __len__(self) -> int:
         """Entries in the pool."""
@@ -211,6 +219,10 @@ class ExactIndex:
         self._reserve(batch)
         _decide(self._pool.view(), self._exact, batch, found, False)
         return found
+
+    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
+        """Find the ``top`` most similar older entries of each entry, by a full scan."""
+        return nearest_older(self._pool, entries, top)
 
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries."""

@@ -1,34 +1,52 @@
 """The oracle: every pool member is a candidate.
 
 Guarantees: no text with a too-similar pool member is kept, whatever its length. Cost per text grows linearly with the
-pool (lengths and a 64-bit bitmap are compared first, then bit-parallel LCS): for tests, audits and small pools.
+pool (gists are compared first, then bit-parallel LCS): for tests, audits and small pools.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastgen.index.checks import conclude, make_found, may_be_similar, verify
+import numpy as np
+
+from fastgen.index.checks import conclude, make_found, verify
+from fastgen.index.gists import flag_similar
 from fastgen.index.jit import kernel
 from fastgen.index.lcs import close_query, open_query
+from fastgen.index.nearest import nearest_older
 from fastgen.index.pool import TextPool, make_batch, read_text, store_text
 from fastgen.index.vocabulary import forget_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastgen.index.layout import Batch, Found, Pool
+    from numpy.typing import NDArray
+
+    from fastgen.index.layout import Batch, Found, Pool, Text
+
+_CHUNK = 4096  # entries that are looked at in one go
 
 
 @kernel
-def _decide(pool: Pool, batch: Batch, found: Found, keep: bool) -> None:
+def _meet_all(pool: Pool, flags: NDArray[np.uint8], found: Found, text: Text) -> None:
+    """Verify every entry that its gist does not rule out."""
+    size = pool.entries.size[0]
+    for begin in range(0, size, flags.size):
+        end = min(begin + flags.size, size)
+        flag_similar(pool.entries.gist[begin:end], text.gist, pool.rule, flags)
+        for i in range(end - begin):
+            if flags[i]:
+                verify(pool, found, text, begin + i)
+
+
+@kernel
+def _decide(pool: Pool, batch: Batch, found: Found, flags: NDArray[np.uint8], keep: bool) -> None:
     for row in range(batch.start.size - 1):
         known = pool.symbols.size[0]
         text = read_text(pool, batch, row)
         open_query(pool, text.length)
-        for entry in range(pool.entries.size[0]):
-            if may_be_similar(pool, text, entry):
-                verify(pool, found, text, entry)
+        _meet_all(pool, flags, found, text)
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
         if novel and keep:
@@ -42,6 +60,7 @@ class ExhaustiveIndex:
 
     def __init__(self, threshold: float, reject_at: str) -> None:
         self._pool = TextPool(threshold, reject_at)
+        self._flags = np.empty(_CHUNK, np.uint8)
 
     def __len__(self) -> int:
         """Entries in the pool."""
@@ -57,15 +76,19 @@ class ExhaustiveIndex:
         """Decide texts in order and append the novel ones."""
         batch, found = make_batch(texts), make_found(len(texts))
         self._pool.reserve(batch)
-        _decide(self._pool.view(), batch, found, True)
+        _decide(self._pool.view(), batch, found, self._flags, True)
         return found
 
     def look_up(self, texts: Sequence[bytes]) -> Found:
         """Decide each text by itself against the pool as it is; nothing is appended."""
         batch, found = make_batch(texts), make_found(len(texts))
         self._pool.reserve(batch)
-        _decide(self._pool.view(), batch, found, False)
+        _decide(self._pool.view(), batch, found, self._flags, False)
         return found
+
+    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
+        """Find the ``top`` most similar older entries of each entry, by a full scan."""
+        return nearest_older(self._pool, entries, top)
 
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries."""

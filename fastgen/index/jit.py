@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,3 +39,24 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 def signed(value: Any) -> int:  # noqa: ANN401 - any integer type
     """Convert to a signed 64-bit integer; kernels must never mix signed and unsigned ones, whose sum is a float."""
     return int(np.int64(value))
+
+
+def _make_prefetch(_typing: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001 - numba's protocol and types
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401 - as above
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        number = cgutils.int32_t
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]  # numba has no types here
+        read, keep_close, data_cache = number(0), number(3), number(1)
+        builder.call(function, [place, read, keep_close, data_cache])
+        return context.get_dummy_value()
+
+    return numba.types.void(array, numba.types.int64), generate
+
+
+prefetch = cast("Callable[[Any, int], None]", intrinsic(_make_prefetch))
+"""In a kernel, ``prefetch(array, index)`` asks the processor to fetch a place of a flat array into its cache.
+
+A hint without any other effect, whatever the index.
+"""

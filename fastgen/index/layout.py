@@ -37,10 +37,12 @@ class Symbols(NamedTuple):
 class Rule(NamedTuple):
     """When a pair is too similar.
 
-    ``need[m, n]``: the smallest such LCS for lengths below 256, 0 where there is none.
+    ``need[m, n]``: the smallest such LCS for lengths below 256, 0 where there is none. ``slope``: half the threshold,
+    rounded down, in units of 2**-24.
     """
 
     need: NDArray[np.uint8]
+    slope: int
     threshold: float
     at_threshold: bool
 
@@ -48,12 +50,13 @@ class Rule(NamedTuple):
 class Entries(NamedTuple):
     """The pool's tokens. ``size`` = entries, tokens in use.
 
-    ``tokens``: every entry's symbols, one after the other. ``meta[i]``: bitmap of the entry's elements; offset into
-    ``tokens`` (40 bits) and length (24 bits).
+    ``tokens``: every entry's symbols, one after the other. ``gist``: what :mod:`fastgen.index.gists` makes of an entry.
+    ``place``: offset into ``tokens`` (40 bits) and length (24 bits).
     """
 
     tokens: NDArray[np.int32]
-    meta: NDArray[np.uint64]
+    gist: NDArray[np.uint64]
+    place: NDArray[np.uint64]
     size: NDArray[np.int64]
 
 
@@ -117,8 +120,8 @@ class Found(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a batch while it is being decided: its row, its number of tokens, its element bitmap."""
+    """One text of a batch while it is being decided: its row, its number of tokens, its gist."""
 
     row: int
     length: int
-    bits: np.uint64
+    gist: np.uint64

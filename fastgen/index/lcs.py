@@ -1,9 +1,8 @@
 """Verification kernels: bit-parallel LCS of a query text against stored ones, decided in integers.
 
 Guarantees: :func:`need_lcs` is :func:`fastgen.rouge.min_lcs`, and :func:`score_of` is :func:`fastgen.rouge.f1_of_lcs`,
-operation by operation. One machine word covers a query of up to 64 tokens, several beyond. The filters ahead of the
-LCS (lengths, 64-bit element bitmap, multiset overlap) only ever skip a text that cannot be too similar.
-Knows nothing of how candidates are found.
+operation by operation. One machine word covers a query of up to 64 tokens, several beyond. Knows nothing of how
+candidates are found.
 
 Source of the recurrence: Hyyro, "Bit-parallel LCS-length computation revisited", 2004.
 """
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastgen.index.gists import SLOPE_BITS, popcount
 from fastgen.index.jit import kernel, signed
 from fastgen.index.layout import Rule
 
@@ -25,25 +25,12 @@ if TYPE_CHECKING:
 _U64 = np.uint64
 _ONE = _U64(1)
 _ALL = _U64(0xFFFFFFFFFFFFFFFF)
-_M1, _M2, _M4 = _U64(0x5555555555555555), _U64(0x3333333333333333), _U64(0x0F0F0F0F0F0F0F0F)
-_M01 = _U64(0x0101010101010101)
-_S1, _S2, _S4, _S56 = _U64(1), _U64(2), _U64(4), _U64(56)
-_SPREAD = _U64(0x9E3779B97F4A7C15)
-_S58 = _U64(58)
 _LEN_BITS = _U64(24)
 _LEN_MASK = _U64((1 << 24) - 1)
 
+
 WORD = 64
 TABLE_TOKENS = 256  # lengths below this are looked up, longer ones computed
-
-
-@kernel
-def popcount(value: np.uint64) -> int:
-    """Count the set bits (LLVM turns this form into one instruction)."""
-    value -= (value >> _S1) & _M1
-    value = (value & _M2) + ((value >> _S2) & _M2)
-    value = (value + (value >> _S4)) & _M4
-    return signed((value * _M01) >> _S56)
 
 
 @kernel
@@ -78,7 +65,7 @@ def make_rule(threshold: float, reject_at: str) -> Rule:
     """Table and parameters for one threshold and one of the two rules (``gt``, ``ge``)."""
     table = np.zeros((TABLE_TOKENS, TABLE_TOKENS), np.uint8)
     _fill_need(table, threshold, reject_at == "ge")
-    return Rule(table, threshold, reject_at == "ge")
+    return Rule(table, int(threshold / 2 * (1 << SLOPE_BITS)), threshold, reject_at == "ge")
 
 
 @kernel
@@ -92,32 +79,23 @@ def need_lcs(rule: Rule, a_tokens: int, b_tokens: int) -> int:
 @kernel
 def length_of(entries: Entries, entry: int) -> int:
     """Tokens in an entry."""
-    return signed(entries.meta[entry, 1] & _LEN_MASK)
+    return signed(entries.place[entry] & _LEN_MASK)
 
 
 @kernel
 def offset_of(entries: Entries, entry: int) -> int:
     """Where an entry's tokens begin."""
-    return signed(entries.meta[entry, 1] >> _LEN_BITS)
+    return signed(entries.place[entry] >> _LEN_BITS)
 
 
 @kernel
-def bitmap_of(elements: NDArray[np.int32], count: int) -> np.uint64:
-    """64-bit map of the elements: bit = 6 spread bits of the symbol."""
-    bits = _U64(0)
-    for i in range(count):
-        bits |= _ONE << ((_U64(elements[i]) * _SPREAD) >> _S58)
-    return bits
-
-
-@kernel
-def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, bits: np.uint64) -> int:
+def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, gist: np.uint64) -> int:
     """Store a text at the end of the pool; returns its pool index. Room must be there."""
     entry, offset = entries.size[0], entries.size[1]
     for i in range(count):
         entries.tokens[offset + i] = tokens[i]
-    entries.meta[entry, 0] = bits
-    entries.meta[entry, 1] = (_U64(offset) << _LEN_BITS) | _U64(count)
+    entries.gist[entry] = gist
+    entries.place[entry] = (_U64(offset) << _LEN_BITS) | _U64(count)
     entries.size[0] = entry + 1
     entries.size[1] = offset + count
     return signed(entry)
@@ -233,9 +211,3 @@ def _lcs_many_words(pool: Pool, count: int, entry: int) -> int:
         zeros += WORD - popcount(row[word])
     tail = count - (words - 1) * WORD
     return zeros + tail - popcount(row[words - 1] & (_ALL >> _U64(WORD - tail)))
-
-
-@kernel
-def bitmap_overlap(a_bits: np.uint64, a_tokens: int, b_bits: np.uint64, b_tokens: int) -> int:
-    """Upper bound of the multiset overlap: each bit that only one text sets is an element that the other lacks."""
-    return min(a_tokens - popcount(a_bits & ~b_bits), b_tokens - popcount(b_bits & ~a_bits))

@@ -13,24 +13,26 @@ import numpy as np
 
 from fastgen.index.arrays import check_room, reserve_array
 from fastgen.index.checks import conclude, make_found, verify_met
-from fastgen.index.jit import kernel, signed
-from fastgen.index.lcs import close_query, need_lcs, open_query, popcount
+from fastgen.index.gists import least_need, popcount64
+from fastgen.index.jit import kernel
+from fastgen.index.lcs import close_query, open_query
 from fastgen.index.minhash import Permutations, band_key, datasketch_permutations, sign
+from fastgen.index.nearest import nearest_older
 from fastgen.index.pool import TextPool, make_batch, read_text, reread_entry, store_text
 from fastgen.index.postings import (
-    ENTRY_MASK,
+    CHUNK,
     INFO_SHIFT,
     Postings,
-    block_of,
-    bucket_of,
     check_postings,
+    find_block,
     fingerprint,
     insert,
+    keep_flagged,
     make_postings,
     postings_bytes,
+    prefetch_head,
     remove,
     same_print,
-    touch,
 )
 from fastgen.index.vocabulary import forget_symbols
 
@@ -40,15 +42,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastgen.index.bands import Bands
-    from fastgen.index.layout import Batch, Found, Pool, Text
+    from fastgen.index.layout import Batch, Found, Pool, Rule, Text
 
 _U64 = np.uint64
 _ONE = _U64(1)
 _MOST_ENTRIES = 1 << 30  # address space only
 _LENGTHS = 64  # lengths from 63 up share a class
-_LONG = _LENGTHS - 1
+_LONG = _U64(_LENGTHS - 1)
 _BITS = 16
-_MET = 1 << 12
+_MET = 4 * CHUNK
 _BITS_MASK = _U64((1 << _BITS) - 1)
 _LENGTH_SHIFT = INFO_SHIFT + _U64(_BITS)
 _FOLD = _U64(64 - 4)
@@ -58,19 +60,16 @@ _SPREAD = _U64(0xD6E8FEB86659FD93)
 class Lsh(NamedTuple):
     """Everything an LSH kernel needs beyond the pool.
 
-    ``keys``: the open text's band keys. ``spare``: by an entry's length class, how many elements the open text and
-    the entry may each have for themselves (-1: cannot be too similar). ``heads``, ``block``, ``first``: the open text's
-    buckets. ``met``, ``seen``, ``clock``: see :func:`fastgen.index.checks.verify_met`.
+    ``keys``: the open text's band keys. ``block``: where each band's postings are. ``flags``: which of a chunk of
+    postings may be too similar. ``met``, ``seen``, ``clock``: see :func:`fastgen.index.checks.verify_met`.
     """
 
     permutations: Permutations
     postings: Postings
     signature: NDArray[np.uint32]
     keys: NDArray[np.uint64]
-    spare: NDArray[np.int64]
-    heads: NDArray[np.uint64]
     block: NDArray[np.int64]
-    first: NDArray[np.uint64]
+    flags: NDArray[np.uint8]
     met: NDArray[np.int32]
     seen: NDArray[np.int32]
     clock: NDArray[np.int64]
@@ -91,7 +90,7 @@ def _info(pool: Pool, text: Text) -> np.uint64:
     bits = _U64(0)
     for i in range(text.length):
         bits |= _ONE << ((_U64(pool.query.elements[i] + 1) * _SPREAD) >> _FOLD)
-    return (_U64(min(text.length, _LONG)) << _LENGTH_SHIFT) | (bits << INFO_SHIFT)
+    return (min(_U64(text.length), _LONG) << _LENGTH_SHIFT) | (bits << INFO_SHIFT)
 
 
 @kernel
@@ -103,54 +102,49 @@ def _link(pool: Pool, lsh: Lsh, text: Text, entry: int) -> None:
 
 
 @kernel
-def _fill_needs(pool: Pool, lsh: Lsh, text: Text) -> None:
-    for length in range(_LONG):
-        need = need_lcs(pool.rule, text.length, length)
-        lsh.spare[length, 0] = text.length - need if need > 0 else -1
-        lsh.spare[length, 1] = length - need
-    lsh.spare[_LONG, :] = _BITS  # looked at more closely
-
-
-@kernel
-def _may_match(lsh: Lsh, info: np.uint64, posting: np.uint64) -> bool:
-    """Whether the length and the 16-bit map leave room for the overlap that is needed."""
-    length = signed(posting >> _LENGTH_SHIFT)
-    only_text = popcount((info & ~posting) >> INFO_SHIFT & _BITS_MASK)
-    only_entry = popcount((posting & ~info) >> INFO_SHIFT & _BITS_MASK)
-    return bool((only_text <= lsh.spare[length, 0]) & (only_entry <= lsh.spare[length, 1]))
-
-
-@kernel
 def _find_blocks(lsh: Lsh) -> None:
-    """Read all heads, then touch all blocks: independent loads, so their cache misses overlap."""
+    """Find every band's postings: first all heads, then all blocks, so that their cache misses overlap."""
     for band in range(lsh.keys.size):
-        lsh.heads[band] = lsh.postings.heads[bucket_of(lsh.postings, lsh.keys[band])]
+        prefetch_head(lsh.postings, lsh.keys[band])
     for band in range(lsh.keys.size):
-        head = lsh.heads[band]
-        offset, count = block_of(head)
+        offset, count = find_block(lsh.postings, lsh.keys[band])
         lsh.block[band, 0], lsh.block[band, 1] = offset, count
-        lsh.first[band] = head if offset < 0 else touch(lsh.postings, offset, count)
+
+
+@kernel
+def _flag(chunk: NDArray[np.uint64], flags: NDArray[np.uint8], key: np.uint64, info: np.uint64, rule: Rule) -> None:
+    """Flag the postings under ``key`` whose length and 16-bit map leave room for the overlap that is needed.
+
+    Without a branch or a table, so that the compiler makes vector instructions of it.
+    """
+    length = info >> _LENGTH_SHIFT
+    for i in range(chunk.size):
+        posting = chunk[i]
+        other = posting >> _LENGTH_SHIFT
+        need = least_need(rule, length + other)
+        only_text = popcount64((info & ~posting) >> INFO_SHIFT & _BITS_MASK)
+        only_other = popcount64((posting & ~info) >> INFO_SHIFT & _BITS_MASK)
+        fits = (need + only_text <= length) & (need + only_other <= other)
+        flags[i] = same_print(posting, key) & (fits | (other == _LONG) | (length == _LONG))
 
 
 @kernel
 def _meet(pool: Pool, lsh: Lsh, found: Found, text: Text) -> None:
     """Verify every entry that shares a band with the open text."""
-    _fill_needs(pool, lsh, text)
     _find_blocks(lsh)
     info = _info(pool, text)
     lsh.clock[0] += 1
     waiting = 0
     for band in range(lsh.keys.size):
-        key, offset = lsh.keys[band], lsh.block[band, 0]
-        for i in range(lsh.block[band, 1]):
-            posting = lsh.first[band] if i == 0 else lsh.postings.slab[offset + i]
-            # Written always, kept by the count: a branch here would be mispredicted half of the time.
-            lsh.met[waiting] = signed(posting & ENTRY_MASK)
-            waiting += signed(same_print(posting, key) & _may_match(lsh, info, posting))
-            if waiting == lsh.met.size:
-                verify_met(pool, lsh.met, waiting, lsh.seen, lsh.clock[0], found, text)
+        for begin in range(0, lsh.block[band, 1], CHUNK):
+            offset = lsh.block[band, 0] + begin
+            chunk = lsh.postings.slab[offset : offset + min(CHUNK, lsh.block[band, 1] - begin)]
+            _flag(chunk, lsh.flags, lsh.keys[band], info, pool.rule)
+            waiting = keep_flagged(chunk, lsh.flags, lsh.met, waiting)
+            if waiting > lsh.met.size - CHUNK - 1:
+                verify_met(pool, lsh.met, waiting, lsh.flags, lsh.seen, lsh.clock[0], found, text)
                 waiting = 0
-    verify_met(pool, lsh.met, waiting, lsh.seen, lsh.clock[0], found, text)
+    verify_met(pool, lsh.met, waiting, lsh.flags, lsh.seen, lsh.clock[0], found, text)
 
 
 @kernel
@@ -182,6 +176,7 @@ def _add(pool: Pool, lsh: Lsh, batch: Batch) -> None:
     for row in range(batch.start.size - 1):
         text = read_text(pool, batch, row)
         _make_keys(pool, lsh, text)
+        _find_blocks(lsh)
         _store(pool, lsh, text)
 
 
@@ -208,10 +203,8 @@ class LshIndex:
             postings=make_postings(),
             signature=np.empty(permutations, np.uint32),
             keys=np.empty(bands.bands, np.uint64),
-            spare=np.empty((_LENGTHS, 2), np.int64),
-            heads=np.empty(bands.bands, np.uint64),
             block=np.empty((bands.bands, 2), np.int64),
-            first=np.empty(bands.bands, np.uint64),
+            flags=np.empty(_MET, np.uint8),
             met=np.empty(_MET, np.int32),
             seen=reserve_array(np.int32, _MOST_ENTRIES),
             clock=np.zeros(1, np.int64),
@@ -243,6 +236,10 @@ class LshIndex:
         _decide(self._pool.view(), self._lsh, batch, found, False)
         return found
 
+    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
+        """Find the ``top`` most similar older entries of each entry, by a full scan."""
+        return nearest_older(self._pool, entries, top)
+
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries."""
         _unlink(self._pool.view(), self._lsh, entries)
@@ -251,7 +248,7 @@ class LshIndex:
     def memory_bytes(self) -> int:
         """Bytes in use."""
         lsh = self._lsh
-        held = (*lsh.permutations, lsh.signature, lsh.keys, lsh.spare, lsh.heads, lsh.block, lsh.first, lsh.met)
+        held = (*lsh.permutations, lsh.signature, lsh.keys, lsh.block, lsh.flags, lsh.met)
         index = postings_bytes(lsh.postings) + lsh.seen.itemsize * len(self)
         return self._pool.memory_bytes() + index + sum(array.nbytes for array in held)
 

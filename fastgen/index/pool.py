@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastgen.index.arrays import check_room, reserve_array
+from fastgen.index.gists import gist_of
 from fastgen.index.jit import kernel
 from fastgen.index.layout import Batch, Entries, Pool, Query, Seeds, Text
-from fastgen.index.lcs import WORD, append_entry, bitmap_of, length_of, make_rule, offset_of
+from fastgen.index.lcs import WORD, append_entry, length_of, make_rule, offset_of
 from fastgen.index.vocabulary import Vocabulary, elements_of, tokenise_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read_text(pool: Pool, batch: Batch, row: int) -> Text:
     query = pool.query
     count = tokenise_bytes(pool.symbols, batch.data, batch.start[row], batch.start[row + 1], query.tokens)
     elements_of(pool.symbols, query.tokens, count, query.elements)
-    return Text(row, count, bitmap_of(query.elements, count))
+    return Text(row, count, gist_of(query.elements, count))
 
 
 @kernel
@@ -45,13 +46,13 @@ def reread_entry(pool: Pool, entry: int) -> Text:
     for i in range(count):
         query.tokens[i] = pool.entries.tokens[offset + i]
     elements_of(pool.symbols, query.tokens, count, query.elements)
-    return Text(entry, count, pool.entries.meta[entry, 0])
+    return Text(entry, count, pool.entries.gist[entry])
 
 
 @kernel
 def store_text(pool: Pool, text: Text) -> int:
     """Append the text in ``pool.query`` to the pool; returns its pool index."""
-    return append_entry(pool.entries, pool.query.tokens, text.length, text.bits)
+    return append_entry(pool.entries, pool.query.tokens, text.length, text.gist)
 
 
 @kernel
@@ -83,7 +84,8 @@ class TextPool:
         self._vocabulary = Vocabulary()
         self._entries = Entries(
             tokens=reserve_array(np.int32, _MOST_TOKENS),
-            meta=reserve_array(np.uint64, _MOST_ENTRIES, 2),
+            gist=reserve_array(np.uint64, _MOST_ENTRIES),
+            place=reserve_array(np.uint64, _MOST_ENTRIES),
             size=np.zeros(2, np.int64),
         )
         self._rule = make_rule(threshold, reject_at)
@@ -105,7 +107,7 @@ class TextPool:
         tokens = size // 2 + texts
         self._vocabulary.reserve(tokens, size)
         check_room(self._entries.tokens, int(self._entries.size[1]) + tokens)
-        check_room(self._entries.meta, len(self) + texts)
+        check_room(self._entries.gist, len(self) + texts)
         longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
         if longest > self._query.tokens.size:
             self._query = _make_query(longest * 2)
@@ -130,7 +132,7 @@ class TextPool:
         """Take back the youngest entries; their symbols stay, which changes no decision."""
         size = self._entries.size
         if entries < size[0]:
-            size[1] = int(self._entries.meta[entries, 1]) >> 24
+            size[1] = int(self._entries.place[entries]) >> 24
             size[0] = entries
 
     def symbols(self) -> int:
@@ -140,7 +142,7 @@ class TextPool:
     def memory_bytes(self) -> int:
         """Bytes in use."""
         entries, tokens = int(self._entries.size[0]), int(self._entries.size[1])
-        stored = entries * 2 * self._entries.meta.itemsize + tokens * self._entries.tokens.itemsize
+        stored = entries * 2 * self._entries.gist.itemsize + tokens * self._entries.tokens.itemsize
         held = (*self._query, *self._seeds, self._rule.need)
         return self._vocabulary.memory_bytes() + stored + sum(array.nbytes for array in held)
 

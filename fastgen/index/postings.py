@@ -1,6 +1,6 @@
 """A hash multimap from 64-bit keys to postings, in flat arrays, that grows one bucket at a time.
 
-A bucket is one head word: empty, a single posting in place, or the offset and length of a block of postings in a slab.
+A bucket is one head word: the offset and length of a block of postings in a slab.
 Buckets follow linear hashing (Litwin, "Linear hashing: a new tool for file and table addressing", 1980): whenever the
 load passes :data:`LOAD` postings a bucket, the next bucket in turn is split, so no insertion ever rebuilds anything.
 The key bits that a split needs are kept in the posting, where they also serve as a fingerprint of the key.
@@ -17,32 +17,36 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastgen.index.arrays import check_room, reserve_array
-from fastgen.index.jit import kernel, signed
+from fastgen.index.jit import kernel, prefetch, signed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _U64 = np.uint64
-_ZERO, _ONE = _U64(0), _U64(1)
+_NOTHING, _ONE = _U64(0), _U64(1)
 ENTRY_MASK = _U64((1 << 31) - 1)
 _PRINT_SHIFT = _U64(31)
 _PRINT_BITS = 10
 _PRINT_MASK = _U64((1 << _PRINT_BITS) - 1)
 INFO_SHIFT = _U64(31 + _PRINT_BITS)
-_BLOCK = _U64(1 << 63)
-_COUNT_SHIFT = _U64(40)
-_OFFSET_MASK = _U64((1 << 40) - 1)
-_COUNT_MASK = _U64((1 << 23) - 1)
-_COUNT_ONE = _U64(1 << 40)
+_COUNT_SHIFT = _U64(36)
+_OFFSET_MASK = _U64((1 << 36) - 1)
+_COUNT_MASK = _U64((1 << 27) - 1)
 
 LOAD = 8
 _LINE = 8  # postings in a cache line
-_TOUCHED = 64  # what a block has beyond this, the hardware prefetches
+_AHEAD = 128  # what a block has beyond this, the hardware prefetches
+_SPLITS_AHEAD = 16  # buckets: they are split in turn, so the next ones are known
+CHUNK = 2048  # postings that are looked at in one go
 FIRST_LEVEL = 16  # 2**16 buckets at the start
 _FIRST_MASK = _U64((1 << FIRST_LEVEL) - 1)
 _FIRST_SHIFT = _U64(FIRST_LEVEL)
 _LAST_LEVEL = FIRST_LEVEL + _PRINT_BITS
-_CAPACITIES = np.array([4, *((2, 3)[i % 2] << (i // 2 + 2) for i in range(42))], np.int64)  # 4, 8, 12, 16, 24, 32 ...
+_STEP = 8
+_EVEN_STEPS = 8  # block sizes: 8, 16, 24 ... 64 postings, then each a quarter more than the last
+_CAPACITIES = np.array(
+    [*range(_STEP, _STEP * _EVEN_STEPS + 1, _STEP), *(int(64 * 1.25**i) // 4 * 4 for i in range(1, 72))], np.int64
+)
 _MOST_WORDS = 1 << 35  # address space only
 _POSTINGS, _LEVEL, _SPLIT, _USED = 0, 1, 2, 3
 
@@ -51,14 +55,13 @@ class Postings(NamedTuple):
     """The arrays.
 
     ``heads``: one word per bucket. ``slab``: the blocks. ``free``: first free block of each size. ``state``: postings
-    held, level, next bucket to split, slab words used. ``touched``: a sink for :func:`touch`.
+    held, level, next bucket to split, slab words used.
     """
 
     heads: NDArray[np.uint64]
     slab: NDArray[np.uint64]
     free: NDArray[np.int64]
     state: NDArray[np.int64]
-    touched: NDArray[np.uint64]
 
 
 def make_postings() -> Postings:
@@ -70,7 +73,6 @@ def make_postings() -> Postings:
         slab=reserve_array(np.uint64, _MOST_WORDS),
         free=np.full(_CAPACITIES.size, -1, np.int64),
         state=state,
-        touched=np.zeros(1, np.uint64),
     )
 
 
@@ -91,7 +93,7 @@ def postings_bytes(postings: Postings) -> int:
 @kernel
 def clear(postings: Postings) -> None:
     """Forget everything."""
-    postings.heads[: (1 << postings.state[_LEVEL]) + postings.state[_SPLIT]] = _ZERO
+    postings.heads[: (1 << postings.state[_LEVEL]) + postings.state[_SPLIT]] = _NOTHING
     postings.free[:] = -1
     postings.state[:] = 0
     postings.state[_LEVEL] = FIRST_LEVEL
@@ -106,7 +108,7 @@ def fingerprint(key: np.uint64) -> np.uint64:
 @kernel
 def same_print(posting: np.uint64, key: np.uint64) -> bool:
     """Whether a posting may be this key's."""
-    return bool(((posting >> _PRINT_SHIFT) ^ (key >> _FIRST_SHIFT)) & _PRINT_MASK == _ZERO)
+    return bool(((posting >> _PRINT_SHIFT) ^ (key >> _FIRST_SHIFT)) & _PRINT_MASK == _NOTHING)
 
 
 @kernel
@@ -120,27 +122,46 @@ def bucket_of(postings: Postings, key: np.uint64) -> int:
 
 
 @kernel
-def block_of(head: np.uint64) -> tuple[int, int]:
-    """Offset and length of a bucket's block in the slab: (-1, 1) for a single posting in place, (0, 0) for none."""
-    if head >= _BLOCK:
-        return signed(head & _OFFSET_MASK), signed((head >> _COUNT_SHIFT) & _COUNT_MASK)
-    if head == 0:
-        return 0, 0
-    return -1, 1
+def block_of(postings: Postings, bucket: int) -> tuple[int, int]:
+    """Offset and length of a bucket's block in the slab; the length may be 0."""
+    head = postings.heads[bucket]
+    return signed(head & _OFFSET_MASK), signed(head >> _COUNT_SHIFT)
 
 
 @kernel
-def touch(postings: Postings, offset: int, count: int) -> np.uint64:
-    """Load the first cache lines of a block ahead of its scan; returns its first posting."""
-    slab = postings.slab
-    for i in range(_LINE, min(count + _LINE - 1, _TOUCHED), _LINE):
-        postings.touched[0] ^= slab[offset + min(i, count - 1)]
-    return np.uint64(slab[offset])
+def prefetch_head(postings: Postings, key: np.uint64) -> None:
+    """Start to fetch what :func:`find_block` will read."""
+    prefetch(postings.heads, bucket_of(postings, key))
+
+
+@kernel
+def find_block(postings: Postings, key: np.uint64) -> tuple[int, int]:
+    """Offset and length of the block that holds a key's postings; starts to fetch them."""
+    return _fetch_block(postings, bucket_of(postings, key))
+
+
+@kernel
+def _fetch_block(postings: Postings, bucket: int) -> tuple[int, int]:
+    offset, count = block_of(postings, bucket)
+    for i in range(0, min(count, _AHEAD), _LINE):
+        prefetch(postings.slab, offset + i)
+    return offset, count
+
+
+@kernel
+def keep_flagged(chunk: NDArray[np.uint64], flags: NDArray[np.uint8], met: NDArray[np.int32], waiting: int) -> int:
+    """Append the entries of the flagged (1, others 0) postings to ``met``; returns how many are there now."""
+    for i in range(chunk.size):
+        met[waiting] = signed(chunk[i] & ENTRY_MASK)  # written always, kept by the count: a branch would mispredict
+        waiting += signed(flags[i])
+    return waiting
 
 
 @kernel
 def _size_class(count: int) -> int:
-    size = 0
+    if count <= _STEP * _EVEN_STEPS:
+        return (count + _STEP - 1) // _STEP - 1
+    size = _EVEN_STEPS
     while _CAPACITIES[size] < count:
         size += 1
     return size
@@ -164,6 +185,25 @@ def _release(postings: Postings, offset: int, size: int) -> None:
 
 
 @kernel
+def _head_of(offset: int, count: int) -> np.uint64:
+    return (_U64(count) << _COUNT_SHIFT) | _U64(offset)
+
+
+@kernel
+def _resize(postings: Postings, offset: int, count: int, wanted: int) -> int:
+    """Move a block of ``count`` postings to one of the size for ``wanted``, unless it is that; returns the offset."""
+    old, new = _size_class(count), _size_class(wanted)
+    if old == new:
+        return offset
+    to = _allocate(postings, new) if wanted > 0 else 0
+    for i in range(min(count, wanted)):
+        postings.slab[to + i] = postings.slab[offset + i]
+    if count > 0:
+        _release(postings, offset, old)
+    return to
+
+
+@kernel
 def insert(postings: Postings, key: np.uint64, posting: np.uint64) -> None:
     """Add a posting under a key; ``posting`` carries the key's :func:`fingerprint`."""
     bucket = bucket_of(postings, key)
@@ -176,25 +216,10 @@ def insert(postings: Postings, key: np.uint64, posting: np.uint64) -> None:
 
 @kernel
 def _append(postings: Postings, bucket: int, posting: np.uint64) -> None:
-    head = postings.heads[bucket]
-    if head == 0:
-        postings.heads[bucket] = posting
-        return
-    offset, count = block_of(head)
-    if offset < 0:
-        offset = _allocate(postings, 0)
-        postings.slab[offset] = head
-        postings.heads[bucket] = _BLOCK | (_U64(2) << _COUNT_SHIFT) | _U64(offset)
-    else:
-        size = _size_class(count)
-        if count == _CAPACITIES[size]:
-            wider = _allocate(postings, size + 1)
-            for i in range(count):
-                postings.slab[wider + i] = postings.slab[offset + i]
-            _release(postings, offset, size)
-            offset = wider
-        postings.heads[bucket] = _BLOCK | (_U64(count + 1) << _COUNT_SHIFT) | _U64(offset)
+    offset, count = block_of(postings, bucket)
+    offset = _resize(postings, offset, count, count + 1)
     postings.slab[offset + count] = posting
+    postings.heads[bucket] = _head_of(offset, count + 1)
 
 
 @kernel
@@ -204,16 +229,14 @@ def _split_next(postings: Postings) -> None:
     bucket = signed(state[_SPLIT])
     twin = bucket + (1 << signed(state[_LEVEL]))
     bit = _ONE << (_PRINT_SHIFT + _U64(state[_LEVEL] - FIRST_LEVEL))
-    head = postings.heads[bucket]
-    offset, count = block_of(head)
-    postings.heads[bucket] = 0
-    postings.heads[twin] = 0
-    if offset < 0:
-        postings.heads[twin if head & bit else bucket] = head
-    elif count > 0:
-        for i in range(count):
-            posting = postings.slab[offset + i]
-            _append(postings, twin if posting & bit else bucket, posting)
+    _fetch_block(postings, bucket + _SPLITS_AHEAD)
+    offset, count = block_of(postings, bucket)
+    postings.heads[bucket] = _NOTHING
+    postings.heads[twin] = _NOTHING
+    for i in range(count):
+        posting = postings.slab[offset + i]
+        _append(postings, twin if posting & bit else bucket, posting)
+    if count > 0:
         _release(postings, offset, _size_class(count))
     state[_SPLIT] += 1
     if state[_SPLIT] == 1 << state[_LEVEL]:
@@ -225,19 +248,13 @@ def _split_next(postings: Postings) -> None:
 def remove(postings: Postings, key: np.uint64, entry: int) -> bool:
     """Take back an entry's posting under a key; false where there is none. The order in the bucket may change."""
     bucket = bucket_of(postings, key)
-    head = postings.heads[bucket]
-    offset, count = block_of(head)
+    offset, count = block_of(postings, bucket)
     for i in range(count):
-        posting = head if offset < 0 else postings.slab[offset + i]
+        posting = postings.slab[offset + i]
         if signed(posting & ENTRY_MASK) == entry and same_print(posting, key):
             postings.state[_POSTINGS] -= 1
-            if offset < 0:
-                postings.heads[bucket] = _ZERO
-            elif count == 1:
-                postings.heads[bucket] = _ZERO
-                _release(postings, offset, 0)
-            else:
-                postings.slab[offset + i] = postings.slab[offset + count - 1]
-                postings.heads[bucket] = head - _COUNT_ONE
+            postings.slab[offset + i] = postings.slab[offset + count - 1]
+            offset = _resize(postings, offset, count, count - 1)
+            postings.heads[bucket] = _head_of(offset, count - 1)
             return True
     return False

@@ -14,17 +14,17 @@ from fastgen.index.jit import kernel, signed
 from fastgen.index.order import Order, least_overlap, put_in_order
 from fastgen.index.pool import reread_entry
 from fastgen.index.postings import (
+    CHUNK,
     ENTRY_MASK,
     INFO_SHIFT,
     Postings,
-    block_of,
-    bucket_of,
+    find_block,
     fingerprint,
     insert,
     make_postings,
+    prefetch_head,
     remove,
     same_print,
-    touch,
 )
 from fastgen.index.vocabulary import mix64
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fastgen.index.layout import Pool, Text
 
-CROWDED = 128
+CROWDED = 1024
 DEEPEST = 4
 _MOST_CHILDREN = np.array([0, 24, 12, 8, -1], np.int64)  # by depth: a text that has more below stays where it is
 
@@ -41,13 +41,12 @@ _U64 = np.uint64
 _MOST_ENTRIES = 1 << 30  # address space only
 _MOST_SYMBOLS = 1 << 30
 _MOST_NODES = 1 << 28
-_MET = 1 << 12
+_MET = 4 * CHUNK
 _FIELD = _U64(11)
 LONG = (1 << 11) - 1  # lengths from here up are not filtered inline
-FIELD_MASK = _U64(LONG)
 REST_SHIFT = INFO_SHIFT + _FIELD
-MARK_ENTRY = (1 << 31) - 1
-_MARK = _U64(MARK_ENTRY) | (_U64(1) << INFO_SHIFT)
+MARK_ENTRY = ENTRY_MASK
+_MARK = MARK_ENTRY | (_U64(1) << INFO_SHIFT)
 _GOLDEN = _U64(0x9E3779B97F4A7C15)
 _LOW_HALF = _U64(0xFFFFFFFF)
 _ROOT = _U64(0)
@@ -57,7 +56,7 @@ class Nodes(NamedTuple):
     """The nodes of one text's allowed paths, level by level.
 
     ``key``: hash of the path. ``last``: place of its last element. ``depth``: its length. ``parent``: its row, -1.
-    ``head``, ``first``: its bucket and the first posting there. ``crowd``, ``split``: postings that it holds, and
+    ``offset``, ``held``: where its bucket's postings are, and how many. ``crowd``, ``split``: postings of its own, and
     whether it is marked. ``onward``: whether the text goes on below it.
     """
 
@@ -65,8 +64,8 @@ class Nodes(NamedTuple):
     last: NDArray[np.int32]
     depth: NDArray[np.int32]
     parent: NDArray[np.int32]
-    head: NDArray[np.uint64]
-    first: NDArray[np.uint64]
+    offset: NDArray[np.int64]
+    held: NDArray[np.int64]
     crowd: NDArray[np.int32]
     split: NDArray[np.bool_]
     onward: NDArray[np.bool_]
@@ -75,28 +74,31 @@ class Nodes(NamedTuple):
 class Exact(NamedTuple):
     """Everything a kernel needs beyond the pool.
 
-    ``sorted``, ``other``: the elements of the open text and of a stored one, in order. ``path``: elements of the node
-    being split. ``need``: see :func:`_fill_needs`. ``moving``: entries that leave a node. ``met``, ``seen``, ``clock``:
-    see :func:`fastgen.index.checks.verify_met`. ``freezes[0]``: times that the order was frozen.
+    ``crowded``: postings from which a node is split. ``sorted``, ``other``: the elements of the open text and of a
+    stored one, in order. ``path``: elements of the node being split. ``moving``: entries that leave a node. ``flags``:
+    which of a chunk of postings may be too similar. ``met``, ``seen``, ``clock``: see
+    :func:`fastgen.index.checks.verify_met`. ``freezes[0]``: times that the order was frozen.
     """
 
+    crowded: int
     postings: Postings
     order: Order
     nodes: Nodes
     sorted: NDArray[np.uint64]
     other: NDArray[np.uint64]
     path: NDArray[np.uint64]
-    need: NDArray[np.int32]
     moving: NDArray[np.int32]
+    flags: NDArray[np.uint8]
     met: NDArray[np.int32]
     seen: NDArray[np.int32]
     clock: NDArray[np.int64]
     freezes: NDArray[np.int64]
 
 
-def make_exact() -> Exact:
-    """Make an empty trie."""
+def make_exact(crowded: int) -> Exact:
+    """Make an empty trie whose nodes are split when they hold ``crowded`` postings."""
     return Exact(
+        crowded=crowded,
         postings=make_postings(),
         order=Order(reserve_array(np.int32, _MOST_SYMBOLS), np.zeros(1, np.int64)),
         nodes=Nodes(
@@ -104,8 +106,8 @@ def make_exact() -> Exact:
             last=reserve_array(np.int32, _MOST_NODES),
             depth=reserve_array(np.int32, _MOST_NODES),
             parent=reserve_array(np.int32, _MOST_NODES),
-            head=reserve_array(np.uint64, _MOST_NODES),
-            first=reserve_array(np.uint64, _MOST_NODES),
+            offset=reserve_array(np.int64, _MOST_NODES),
+            held=reserve_array(np.int64, _MOST_NODES),
             crowd=reserve_array(np.int32, _MOST_NODES),
             split=reserve_array(np.bool_, _MOST_NODES),
             onward=reserve_array(np.bool_, _MOST_NODES),
@@ -113,8 +115,8 @@ def make_exact() -> Exact:
         sorted=reserve_array(np.uint64, _MOST_NODES),
         other=reserve_array(np.uint64, _MOST_NODES),
         path=np.empty(DEEPEST + 1, np.uint64),
-        need=np.empty(LONG + 1, np.int32),
         moving=reserve_array(np.int32, _MOST_ENTRIES),
+        flags=np.empty(_MET, np.uint8),
         met=np.empty(_MET, np.int32),
         seen=reserve_array(np.int32, _MOST_ENTRIES),
         clock=np.zeros(1, np.int64),
@@ -158,13 +160,12 @@ def add_nodes(exact: Exact, size: int, parent: int, length: int, least: int) -> 
 
 @kernel
 def open_nodes(exact: Exact, begin: int, end: int) -> None:
-    """Read the buckets of a level, then touch their blocks: independent loads, so their cache misses overlap."""
+    """Find the postings of a level: first all heads, then all blocks, so that their cache misses overlap."""
     nodes, postings = exact.nodes, exact.postings
     for i in range(begin, end):
-        nodes.head[i] = postings.heads[bucket_of(postings, nodes.key[i])]
+        prefetch_head(postings, nodes.key[i])
     for i in range(begin, end):
-        offset, count = block_of(nodes.head[i])
-        nodes.first[i] = nodes.head[i] if offset < 0 else touch(postings, offset, count)
+        nodes.offset[i], nodes.held[i] = find_block(postings, nodes.key[i])
 
 
 @kernel
@@ -189,16 +190,15 @@ def walk(pool: Pool, exact: Exact, text: Text) -> int:
 @kernel
 def _count(exact: Exact, node: int) -> None:
     nodes = exact.nodes
-    key = nodes.key[node]
-    offset, count = block_of(nodes.head[node])
-    crowd, split = 0, False
-    for i in range(count):
-        posting = nodes.first[node] if i == 0 else exact.postings.slab[offset + i]
-        same = same_print(posting, key)
+    offset, key = nodes.offset[node], nodes.key[node]
+    chunk = exact.postings.slab[offset : offset + nodes.held[node]]
+    crowd, marks = 0, 0
+    for i in range(chunk.size):
+        same = same_print(chunk[i], key)
         crowd += signed(same)
-        split |= same & (signed(posting & ENTRY_MASK) == MARK_ENTRY)
+        marks += signed(same & ((chunk[i] & ENTRY_MASK) == MARK_ENTRY))
     nodes.crowd[node] = crowd
-    nodes.split[node] = split
+    nodes.split[node] = marks > 0
 
 
 @kernel
@@ -220,7 +220,7 @@ def link(pool: Pool, exact: Exact, text: Text, entry: int, size: int) -> None:
         nodes.onward[node] = reached and split and _descends(exact, node, length, least)
         if reached and (not nodes.onward[node] or least <= depth):
             insert(exact.postings, key, _posting(entry, length, signed(nodes.last[node]), key))
-            if not split and nodes.crowd[node] >= CROWDED and depth < DEEPEST:
+            if not split and nodes.crowd[node] >= exact.crowded and depth < DEEPEST:
                 _split(pool, exact, node)
 
 
@@ -237,12 +237,12 @@ def _split(pool: Pool, exact: Exact, node: int) -> None:
     for d in range(depth - 1, -1, -1):
         exact.path[d] = exact.sorted[nodes.last[at]]
         at = signed(nodes.parent[at])
-    offset, count = block_of(postings.heads[bucket_of(postings, key)])
+    offset, count = find_block(postings, key)
+    chunk = postings.slab[offset : offset + count]
     moving = 0
-    for i in range(count):
-        posting = postings.slab[offset + i]
-        if same_print(posting, key):
-            exact.moving[moving] = signed(posting & ENTRY_MASK)
+    for i in range(chunk.size):
+        if same_print(chunk[i], key):
+            exact.moving[moving] = signed(chunk[i] & ENTRY_MASK)
             moving += 1
     insert(postings, key, _MARK | fingerprint(key))
     for i in range(moving):
