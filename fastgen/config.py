@@ -34,6 +34,8 @@ NOT_SAVED = frozenset(
         "dry_run",
         "metrics_port",
         "metrics_host",
+        "dashboard",
+        "dashboard_port",
         "price_in",
         "price_out",
     }

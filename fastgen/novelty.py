@@ -10,6 +10,7 @@ one thread at a time. Knows nothing of files, asyncio or where texts come from.
 from __future__ import annotations
 
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from fastgen.errors import InputError
@@ -86,6 +87,8 @@ class NoveltyFilter:
         if not 0 <= record_top_k <= MOST_RECORDED:
             raise InputError(f"record_top_k {record_top_k} is not in 0 .. {MOST_RECORDED}: 10 is the original's figure")
         self.record_top_k = record_top_k
+        if index not in INDEX_KINDS:
+            raise InputError(f"unknown index {index!r}: use one of {', '.join(INDEX_KINDS)}")
         self.threshold = threshold
         self.reject_at = reject_at
         self.tokenizer: Tokenizer = tokenizer
@@ -93,8 +96,11 @@ class NoveltyFilter:
         """Bands and rows of an ``lsh`` index, with ``recall`` and ``at_bound`` to print."""
         if index == "lsh":
             self.bands = _banding(threshold, lsh_recall, lsh_bands, lsh_rows)
+        self._kind: IndexKind = index
         self._make_index = partial(_make_index, index, threshold, reject_at, self.bands)
-        self._index = self._make_index()
+        self._built: CandidateIndex | None = None
+        self._building = Lock()
+        self._waiting_seeds: list[str] = []
         self._size = 0
         self._seeds = 0
         self._undecided: list[str] = []  # novel texts of the last decision, in the index but not yet in the pool
@@ -116,8 +122,11 @@ class NoveltyFilter:
         self._forget_decision()
         if self._size != self._seeds:
             raise InputError("seeds were added to a pool that already holds other texts: add every seed first")
-        self._index.add(self._encode(texts), seeds=True)
-        self._size = self._seeds = len(self._index)
+        if self._built is None:
+            self._waiting_seeds += texts
+        else:
+            self._built.add(self._encode(texts), seeds=True)
+        self._size = self._seeds = self._size + len(texts)
 
     def add(self, texts: Sequence[str]) -> None:
         """Append texts without a check (replay of a run).
@@ -184,12 +193,33 @@ class NoveltyFilter:
 
     def take_over(self, index: CandidateIndex) -> None:
         """Make a loaded index, with the same seeds, the pool."""
-        self._index, self._undecided = index, []
+        self._built, self._undecided = index, []
         self._size = len(index)
 
     def memory_bytes(self) -> int:
         """Bytes held by pool and index, room to grow included."""
-        return self._index.memory_bytes()
+        return 0 if self._built is None else self._built.memory_bytes()
+
+    def prepare(self) -> None:
+        """Load the kernels (:func:`warm_up`) and build the index, in any thread; who needs it meanwhile waits.
+
+        Without it the first call that needs the index does that.
+        """
+        with self._building:
+            warm_up(self._kind)
+            self._build()
+
+    @property
+    def _index(self) -> CandidateIndex:
+        with self._building:
+            return self._build()
+
+    def _build(self) -> CandidateIndex:
+        if self._built is None:
+            index = self._make_index()
+            index.add(self._encode(self._waiting_seeds), seeds=True)
+            self._built, self._waiting_seeds = index, []
+        return self._built
 
     def _with_nearest(self, verdicts: list[Verdict]) -> list[Verdict]:
         novel = [at for at, verdict in enumerate(verdicts) if verdict.novel]
@@ -202,8 +232,8 @@ class NoveltyFilter:
 
     def _forget_decision(self) -> None:
         self._undecided = []
-        if len(self._index) > self._size:
-            self._index.truncate(self._size)
+        if self._built is not None and len(self._built) > self._size:
+            self._built.truncate(self._size)
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
         return [
@@ -251,7 +281,7 @@ def _make_index(kind: IndexKind, threshold: float, reject_at: RejectAt, bands: B
         from fastgen.index.exhaustive import ExhaustiveIndex
 
         return ExhaustiveIndex(threshold, reject_at)
-    raise InputError(f"unknown index {kind!r}: use one of {', '.join(INDEX_KINDS)}")
+    raise ValueError(kind)
 
 
 def warm_up(index: IndexKind = "lsh") -> None:

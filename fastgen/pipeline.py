@@ -15,9 +15,10 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
@@ -47,10 +48,13 @@ from fastgen.store import RunFolder, Store
 
 if TYPE_CHECKING:
     from fastgen.background_audit import BackgroundAudit
+    from fastgen.commits import Commit
+    from fastgen.novelty import NoveltyFilter
 
 log = logging.getLogger(__name__)
 _FIGURES_EVERY_S = 5.0
 _SPACE_EVERY_S = 10.0
+COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
 LOW_SPACE_BYTES = 500_000_000
 
 
@@ -97,9 +101,16 @@ class Stopper:
 
 
 async def generate(
-    place: Place, options: Options, reporter: Reporter, stopper: Stopper, hub: MetricsHub | None = None
+    place: Place,
+    options: Options,
+    reporter: Reporter,
+    stopper: Stopper,
+    hub: MetricsHub | None = None,
+    observe: Callable[[Commit], None] | None = None,
 ) -> Outcome:
-    """Run until the target is reached or the user stops it; ``hub`` gets the figures of the run as they come.
+    """Run until the target is reached or the user stops it.
+
+    ``hub`` gets the figures of the run as they come, and ``observe`` (quick; it must not raise) every new commit.
 
     :raises InputError: bad flags or files, or a resume that would change what the run means.
     :raises StoppedError: the run cannot go on now; the same command goes on later.
@@ -110,7 +121,7 @@ async def generate(
     try:
         hub = hub or MetricsHub()
         with _metrics_page(options, hub, reporter):
-            run = _Run(place, options, reporter, folder, store, load_material(folder, options), hub)
+            run = _Run(place, options, reporter, folder, store, load_material(folder, options), hub, observe)
             return await run.carry_out(stopper)
     finally:
         store.close()
@@ -125,6 +136,7 @@ class _Run:
     store: Store
     material: Material
     hub: MetricsHub
+    observe: Callable[[Commit], None] | None = None
 
     async def carry_out(self, stopper: Stopper) -> Outcome:
         models = self._check_before_resume() if self.folder.exists() else None
@@ -140,8 +152,6 @@ class _Run:
             models or model_names(self.options, {}),
             self.reporter.say,
         ) as serving:
-            if not planning.done():
-                self.reporter.say("compiling the similarity filter (once on a machine, up to a minute)")
             plan = await planning
             self._begin_or_check(plan, serving.models)
             began_s = time.monotonic()
@@ -176,10 +186,9 @@ class _Run:
         return Governor(serving.backend, set_total, initial=serving.sizes, maximum=speed.max_concurrency)
 
     def _make_plan(self) -> Plan:
-        from fastgen.novelty import NoveltyFilter, warm_up
+        from fastgen.novelty import NoveltyFilter
 
         method, similarity = self.options.method, self.options.similarity
-        warm_up(similarity.index)
         novelty = NoveltyFilter(**asdict(similarity))
         if (bands := novelty.bands) is not None:
             self.reporter.say(
@@ -197,13 +206,29 @@ class _Run:
             classification_only=method.classification_only,
         )
         seeds, prompts = self.material.seeds, self.material.prompts
-        return Plan(
+        plan = Plan(
             *(meant, seeds, prompts, novelty),
             target=self.options.job.num_instructions,
             clock=time.time,
             forbidden=filter_of_forbidden(self.material.forbidden, similarity),
             classification_batch=self.options.speed.classification_batch,
         )
+        # A daemon, so that nobody who stops a run waits for compilers.
+        Thread(target=self._prepare, args=(novelty,), name="kernels", daemon=True).start()
+        return plan
+
+    def _prepare(self, novelty: NoveltyFilter) -> None:
+        """Load the filter's kernels while the first requests go out; who needs them meanwhile waits for them."""
+        slow = Timer(
+            COMPILES_AFTER_S,
+            self.reporter.say,
+            ["compiling the similarity filter (once on a machine, up to a minute); the servers are asked meanwhile"],
+        )
+        slow.daemon = True
+        slow.start()
+        with suppress(Exception):  # it fails again where it is needed, and is told from there
+            novelty.prepare()
+        slow.cancel()
 
     def _meaning(self, models: Mapping[str, str]) -> dict[str, Any]:
         seeds, prompts = seed_fingerprint(self.material.seeds), self.material.prompts.fingerprint
@@ -299,7 +324,7 @@ class _Run:
             Checkpointer(store, plan, judge, last=saved) as checkpointer,
         ):
             audit = self._start_audit(plan)
-            observe = audit.observe if audit is not None else None
+            observe = _both(self.observe, audit.observe if audit is not None else None)
             source = RoomFirst(plan, serving.backend) if serving.backend.is_staged else plan
             instruments = Instruments(WatchedSource(source), TimedBackend(serving.backend))
             rule = self._yield_rule(instruments.source.begin_nothing_new)
@@ -342,6 +367,20 @@ class _Run:
         last = meter.look(time.monotonic(), in_flight=0, waiting_retries=0, sample=self.hub.latest)
         self.reporter.show(last)
         return scheduler.statistics().concurrency, rule.ended_by
+
+
+def _both(
+    one: Callable[[Commit], None] | None, other: Callable[[Commit], None] | None
+) -> Callable[[Commit], None] | None:
+    """What hands a commit to both of them, where there are two."""
+    if one is None or other is None:
+        return one or other
+
+    def observe(commit: Commit) -> None:
+        one(commit)
+        other(commit)
+
+    return observe
 
 
 @contextmanager

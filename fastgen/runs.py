@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastgen.errors import RunFolderError
 from fastgen.records import SeedTask
 from fastgen.rules import Rules
-from fastgen.seeds import load_seed_tasks
+from fastgen.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.store import RunFolder
 
 
@@ -23,10 +24,16 @@ class OpenRun:
 
 
 def open_run(run_dir: Path) -> OpenRun:
-    """:raises InputError: there is no run, or it is damaged or newer than this version."""
+    """:raises InputError: there is no run, it is damaged or newer than this version, or its seed file was changed."""
     folder = RunFolder(run_dir)
     meaning = folder.header().meaning
+    seeds = load_seed_tasks(folder.seeds_path)
+    if meaning.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
+        raise RunFolderError(
+            f"{folder.seeds_path}: is not what the run was made with, so its pool indexes mean other texts; restore it "
+            f"from a copy"
+        )
     saved: dict[str, Any] = {f.name: meaning[f.name] for f in fields(Rules) if f.name in meaning}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     rules = Rules(**values)
-    return OpenRun(folder, meaning, load_seed_tasks(folder.seeds_path), rules)
+    return OpenRun(folder, meaning, seeds, rules)

@@ -1,0 +1,228 @@
+"""How long a run takes to start again, beside parsing its log with orjson alone.
+
+``python -m benchmarks.resume [--instructions 1000000] [--index lsh]``
+
+A run of invented instructions is written through the store, as `generate` would: five instructions a completion, one
+classification and one instance answer each, closed segments compressed. Its state is saved when 95 % of it are there
+and at the end. Then, each in a process of its own:
+
+- *orjson*: ``orjson.loads`` over the log's lines, which are already in memory: no file, no decompression, no checksums;
+- *snapshot*: from a fresh plan to one that is ready to ask, with the snapshot of the end;
+- *stale*: the same with the one of 95 %: the last 5 % come from the log;
+- *replay*: the same without a snapshot: the whole log.
+
+Loading the compiled kernels, which no run can do without, comes before and is given by itself. What the files hold is
+in the page cache. Peak memory is the process's own (``ru_maxrss``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from benchmarks.harness import ROOT, finish, print_table
+from fastgen.checkpoint import Room, Writer, look_at, take_up
+from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.config import meaning, saved_values
+from fastgen.log import open_segment, segment_files
+from fastgen.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.options import Options
+from fastgen.plan import Method, Plan
+from fastgen.records import Completion, Stage
+from fastgen.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.seeds import default_seed_path, load_seed_tasks
+from fastgen.stages.prompts import load_prompts
+from fastgen.store import RunFolder, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KINDS = ("orjson", "snapshot", "stale", "replay")
+_PER_COMPLETION = 5
+_STALE_SHARE = 0.05
+_CHUNK = 20_000
+_WORDS = 40_000
+_NO = Completion(" No", "stop", 600, 2)
+
+
+def instructions(count: int, seed: int = 0) -> Iterator[str]:
+    """Invented instructions: 6 to 18 invented words with frequencies after Zipf."""
+    draw = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(_WORDS)]
+    weights = [*accumulate(1 / rank for rank in range(1, _WORDS + 1))]
+    for _ in range(count):
+        yield " ".join(draw.choices(words, cum_weights=weights, k=draw.randint(6, 18))).capitalize() + "."
+
+
+def commits(texts: list[str], first: int, request: int) -> list[Commit]:
+    """What a run of these instructions commits, ``first`` being the number of the first."""
+    made: list[Commit] = []
+    for at in range(0, len(texts), _PER_COMPLETION):
+        some = texts[at : at + _PER_COMPLETION]
+        made.append(_instruction_commit(some, first + at, request))
+        for i in range(len(some)):
+            number, output = first + at + i, f"Input: {some[i][:30]}\nOutput: {' '.join(some[:2])}"
+            spans = (((7, 37), (46, len(output))),)
+            done = Completion(output, "stop", 900, 60)
+            made += [
+                Commit(
+                    request + 1 + 2 * i, 0, Stage.CLASSIFICATION, number, (), _NO, ClassificationOutcome(False), 1e9
+                ),
+                Commit(request + 2 + 2 * i, 0, Stage.INSTANCE, number, (), done, InstanceOutcome(spans, ()), 1e9),
+            ]
+        request += 1 + 2 * len(some)
+    return made
+
+
+def _instruction_commit(texts: list[str], first: int, request: int) -> Commit:
+    text, kept = "", []
+    for i, instruction in enumerate(texts):
+        text += f"\n{9 + i}. " if i else " "
+        kept.append(Kept((len(text), len(text) + len(instruction)), first + i, (3, 0.3), ((5, 0.4),)))
+        text += instruction
+    demonstrations = tuple(range(8))
+    outcome = InstructionOutcome(tuple(kept), ())
+    return Commit(request, 0, Stage.INSTRUCTION, None, demonstrations, Completion(text, "stop", 400, 120), outcome, 1e9)
+
+
+def fresh_plan(index: IndexKind) -> Plan:
+    """A plan with the shipped seeds and prompts, as `generate` makes it."""
+    method = Method(rules=PRESETS["default"], sampling=SAMPLING_PRESETS["default"])
+    seeds, prompts = load_seed_tasks(default_seed_path()), load_prompts("completions")
+    return Plan(method, seeds, prompts, NoveltyFilter(index=index), target=1 << 60, clock=time.time)
+
+
+def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
+    """Write the run and its two snapshots (``stale.bin`` beside the folder)."""
+    store = Store(RunFolder(path))
+    store.begin(meaning(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
+    plan, texts, request = fresh_plan(index), instructions(count), 0
+    plan.resume(store.replay())
+    stale_at, stale = int(count * (1 - _STALE_SHARE)), path.with_name("stale.bin")
+    first, cuts = 0, sorted({*range(0, count, _CHUNK), stale_at, count})
+    for begin, end in pairwise(cuts):
+        block = commits([next(texts) for _ in range(end - begin)], first, request)
+        store.append(block)
+        for commit in block:
+            store.ledger.apply(commit)
+        plan.resume(block)
+        first, request = end, block[-1].request + 1
+        if end == stale_at:
+            Writer(store.folder).write(look_at(plan, store), sync_log=store.sync, go_on=lambda: True)
+            store.folder.snapshot_path.rename(stale)
+    store.sync()
+    store.compress_closed()
+    figures = save_while_running(plan, store)
+    store.close()
+    return figures | {"log_bytes": sum(p.stat().st_size for p in store.folder.log_path.iterdir())}
+
+
+def save_while_running(plan: Plan, store: Store) -> dict[str, float]:
+    """Save as a run in progress does, and how long a batch of decisions waits for it."""
+    state = look_at(plan, store)
+    room = Room(int(1.01 * sum(part.data.nbytes for part in state.parts)) + (1 << 20))
+    began_s = time.perf_counter()
+    copied = room.copy(look_at(plan, store))
+    copy_s = time.perf_counter() - began_s
+    assert copied is not None
+    began_s = time.perf_counter()
+    size = Writer(store.folder).write(copied, sync_log=store.sync, go_on=lambda: True)
+    return {"snapshot_bytes": size, "copy_s": copy_s, "write_s": time.perf_counter() - began_s}
+
+
+def parse(path: Path) -> dict[str, float]:
+    """``orjson.loads`` over every line."""
+    total_s, lines = 0.0, 0
+    for _, segment in segment_files(path / "log"):
+        with open_segment(segment) as content:
+            found = content.read().splitlines()
+        began_s = time.perf_counter()
+        for line in found:
+            orjson.loads(line)
+        total_s, lines = total_s + time.perf_counter() - began_s, lines + len(found)
+    return {"seconds": total_s, "lines": lines}
+
+
+def start(path: Path, index: IndexKind) -> dict[str, float]:
+    """From nothing to a plan that has asked its first request."""
+    began_s = time.perf_counter()
+    warm_up(index)
+    kernels_s = time.perf_counter() - began_s
+    began_s = time.perf_counter()
+    store, plan = Store(RunFolder(path)), fresh_plan(index)
+    saved = take_up(store, plan)
+    assert plan.next() is not None
+    seconds = time.perf_counter() - began_s
+    figures = {"seconds": seconds, "kernels_s": kernels_s, "instructions": len(plan.pool)}
+    store.close()
+    return figures | {"from_snapshot": 0 if saved is None else saved.instructions}
+
+
+def one(kind: str, path: Path, count: int, index: IndexKind) -> dict[str, float]:
+    """Measure one kind, in this process."""
+    if kind == "make":
+        return make_run(path, count, index)
+    snapshot = path / "snapshot.bin"
+    if kind == "stale":
+        shutil.move(path.with_name("stale.bin"), snapshot)
+    elif kind == "replay":
+        snapshot.unlink()
+    figures = parse(path) if kind == "orjson" else start(path, index)
+    return figures | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def in_process(kind: str, path: Path, given: argparse.Namespace) -> dict[str, float]:
+    """The same in a process of its own."""
+    options = ["--instructions", str(given.instructions), "--index", given.index, "--one", kind, "--at", str(path)]
+    command = [sys.executable, "-m", "benchmarks.resume", *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    figures: dict[str, float] = orjson.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instructions", type=int, default=1_000_000)
+    parser.add_argument("--index", choices=("lsh", "exact", "exhaustive"), default="lsh")
+    parser.add_argument("--folder", type=Path, help="where the run is made (default: the temporary folder)")
+    parser.add_argument("--one", choices=("make", *KINDS), help=argparse.SUPPRESS)
+    parser.add_argument("--at", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(orjson.dumps(one(given.one, given.at, given.instructions, given.index)).decode())
+        return
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        path = Path(name) / "run"
+        made = in_process("make", path, given)
+        os.sync()
+        measured = {kind: in_process(kind, path, given) for kind in KINDS}
+    alone_s = measured["orjson"]["seconds"]
+    rows = [
+        (kind, m["seconds"], m["seconds"] / alone_s, m["peak_bytes"] / 1e6, m.get("from_snapshot", 0))
+        for kind, m in measured.items()
+    ]
+    print_table(("start", "seconds", "x orjson", "peak MB", "instructions from the snapshot"), rows)
+    print(
+        f"\nsnapshot: {made['snapshot_bytes'] / 1e6:,.0f} MB ({made['snapshot_bytes'] / given.instructions:,.0f} bytes "
+        f"an instruction); a batch of decisions waits {1e3 * made['copy_s']:.0f} ms for its copy, writing takes "
+        f"{made['write_s']:.1f} s beside the run; log: {made['log_bytes'] / 1e6:,.0f} MB"
+    )
+    finish("resume", {"instructions": given.instructions, "index": given.index, "made": made, **measured})
+
+
+if __name__ == "__main__":
+    main()
