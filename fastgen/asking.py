@@ -11,19 +11,23 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from fastgen.backends import Backend
 from fastgen.errors import DiskError, InputError, RunFolderError
 from fastgen.log import LogWriter, Position, TornTail, read_log
+from fastgen.rate_limits import RateLimits
 from fastgen.records import Answer, Failure, Message, Request, Sampling, Stage
 from fastgen.scheduler import Limits, Scheduler
 
 _LOG_NAME = "answers"
 Prompt = str | tuple[Message, ...]
+Shorten = Callable[[int], Prompt | None]
+Again = Callable[["Question", "Reply"], "Question | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failure: str | None = None
+    shortened: bool = False
+    """Whether the prompt was too long for the model, and a shorter form of it was asked."""
 
 
 class AnswerLog:
@@ -132,13 +138,18 @@ def _encode(reply: Reply) -> dict[str, Any]:
     if reply.failure is not None:
         return {"number": reply.number, "failure": reply.failure}
     tokens = (reply.prompt_tokens, reply.completion_tokens)
-    return {"number": reply.number, "text": reply.text, "reason": reply.finish_reason, "tokens": tokens}
+    body = {"number": reply.number, "text": reply.text, "reason": reply.finish_reason, "tokens": tokens}
+    return body | ({"shortened": True} if reply.shortened else {})
 
 
 def _decode(body: dict[str, Any]) -> Reply:
     if "failure" in body:
         return Reply(body["number"], "", failure=body["failure"])
-    return Reply(body["number"], body["text"], body["reason"], *body["tokens"])
+    prompt_tokens, completion_tokens = body["tokens"]
+    return Reply(
+        *(body["number"], body["text"], body["reason"], prompt_tokens, completion_tokens),
+        shortened=body.get("shortened", False),
+    )
 
 
 def _lock(folder: Path) -> int:
@@ -168,12 +179,15 @@ def _check_same(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> N
 class _Unanswered:
     """The scheduler's `Source`: the questions that have no answer yet, in their order, taken one at a time."""
 
-    def __init__(self, questions: Iterable[Question], answered: set[int]) -> None:
+    def __init__(self, questions: Iterable[Question], answered: set[int], shorten: Shorten) -> None:
         self._left = (question for question in questions if question.number not in answered)
+        self._shorten = shorten
+        self.shortened: set[int] = set()
+        self.again: deque[Question] = deque()  # asked first
 
     def next(self) -> Request | None:
         """See `fastgen.scheduler.Source`."""
-        question = next(self._left, None)
+        question = self.again.popleft() if self.again else next(self._left, None)
         if question is None:
             return None
         return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
@@ -181,15 +195,22 @@ class _Unanswered:
     def give_back(self, request: Request) -> None:
         """Nothing: it is asked in the next session."""
 
-    def shrink(self, request: Request) -> None:  # noqa: ARG002 - the protocol's
-        """There is no shorter form."""
-        return
+    def shrink(self, request: Request) -> Request | None:
+        """The same question in fewer words, if there is such a form."""
+        shorter = self._shorten(request.number)
+        if shorter is None:
+            return None
+        self.shortened.add(request.number)
+        return replace(request, prompt=shorter)
 
 
 class Asking:
     """One session: all unanswered questions, as fast as the servers take them.
 
     ``stop`` drains what is in flight; a later session goes on. ``observe`` sees every batch of replies once logged.
+    ``shorten`` gives the next shorter prompt of a question (by number) whose prompt was too long, or ``None``.
+    ``again`` looks at every logged reply and may give one more question, of another number, that is asked next.
+    ``rates`` are what the servers allow.
     """
 
     def __init__(
@@ -199,11 +220,16 @@ class Asking:
         backend: Backend,
         limits: Limits,
         observe: Callable[[Sequence[Reply]], None] = lambda _: None,
+        shorten: Shorten = lambda _: None,
+        *,
+        again: Again = lambda *_: None,
+        rates: RateLimits | None = None,
     ) -> None:
         self._log = log
+        self._again = again
         self._observe = observe
-        source = _Unanswered(questions, log.answered)
-        self.scheduler = Scheduler(source, backend, self._commit, limits, jitter=random.Random())
+        self._source = _Unanswered(questions, log.answered, shorten)
+        self.scheduler = Scheduler(self._source, backend, self._commit, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is logged."""
@@ -217,14 +243,24 @@ class Asking:
         await self.scheduler.run()
 
     async def _commit(self, answers: Sequence[Answer]) -> bool:
-        replies = [_reply(answer) for answer in answers]
+        replies = [_reply(answer, shortened=answer.request.number in self._source.shortened) for answer in answers]
         self._log.append(replies)
         self._observe(replies)
+        for answer, reply in zip(answers, replies, strict=True):
+            if (more := self._again(_question(answer.request), reply)) is not None:
+                self._source.again.append(more)
         return False
 
 
-def _reply(answer: Answer) -> Reply:
+def _question(request: Request) -> Question:
+    """The question that a request was made of, in its shortest form so far."""
+    prompt: Any = request.prompt  # of the kinds that a question has
+    return Question(request.number, prompt, request.sampling)
+
+
+def _reply(answer: Answer, *, shortened: bool) -> Reply:
     number, result = answer.request.number, answer.result
     if isinstance(result, Failure):
         return Reply(number, "", failure=f"{result.kind}: {' '.join(result.detail.split())}")
-    return Reply(number, result.text, result.finish_reason, result.prompt_tokens, result.completion_tokens)
+    tokens = result.prompt_tokens, result.completion_tokens
+    return Reply(number, result.text, result.finish_reason, *tokens, shortened=shortened)

@@ -13,7 +13,8 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from fastgen import __version__, option_sources
-from fastgen.commands import data, embedded, generation, tuning
+from fastgen.commands import data, embedded, evaluation, generation, judging, tuning
+from fastgen.commands.report import report
 from fastgen.errors import FastgenError, InputError
 
 _HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
@@ -41,6 +42,9 @@ app.command(generation.refilter)
 app.command(generation.audit)
 app.command(data.export)
 app.command(data.dedup)
+app.command(judging.judge)
+app.command(evaluation.evaluate)
+app.command(report)
 app.command(tuning.tune)
 seeds_app.command(data.check)
 embedded_app.command(embedded.status)

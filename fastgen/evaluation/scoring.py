@@ -3,7 +3,7 @@
 The benchmark's own scorer takes, for each prediction, the best ROUGE-L F1 (rouge_score, with Porter stemming) and the
 best exact match (lower-cased, without ASCII punctuation, white space collapsed) over all references, and averages them
 in percent. Intervals are percentile bootstraps (Efron, 1979) over instances within tasks, so that every task keeps its
-weight. Knows nothing of models or files.
+weight; tasks of one instance are resampled as tasks. Knows nothing of models or files.
 """
 
 from __future__ import annotations
@@ -59,6 +59,14 @@ def normalise(text: str) -> str:
     return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
 
 
+def require_scorer() -> None:
+    """Say early that the scorer is missing.
+
+    :raises InputError: the extra ``evaluate`` is not installed.
+    """
+    _rouge_l()
+
+
 @cache
 def _rouge_l() -> Callable[[str, str], float]:
     try:
@@ -74,13 +82,19 @@ def interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
 
     ``groups``: values 0..1 (or -1..1 for differences), one group per task, none of them empty.
     """
-    means = _resampled_means([_array(group) for group in groups], seed)
+    means = _resampled_means([_array(group) for group in _strata(groups)], seed)
     return _summary(groups, means)
 
 
 def interval_of_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, seed: int = 0) -> Interval:
     """``b`` minus ``a``, paired: both have the same instances in the same order, and pairs are resampled together."""
     return interval([[y - x for x, y in zip(xs, ys, strict=True)] for xs, ys in zip(a, b, strict=True)], seed=seed)
+
+
+def _strata(groups: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Tasks of a single instance are resampled together: by itself, such a one would seem to be certain."""
+    alone = [group[0] for group in groups if len(group) == 1]
+    return [group for group in groups if len(group) > 1] + ([alone] if alone else [])
 
 
 def _array(values: Sequence[float]) -> NDArray[np.float64]:

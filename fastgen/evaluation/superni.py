@@ -7,13 +7,13 @@ instances of each test task with its definition and no examples (zero-shot). Onl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from fastgen.errors import InputError
+from fastgen.evaluation.tasks import EvaluationInstance, EvaluationTask
 
 INSTANCES_PER_TASK = 100
 EXACT_MATCH_CATEGORIES = frozenset(
@@ -27,30 +27,6 @@ EXACT_MATCH_CATEGORIES = frozenset(
     }
 )
 """Categories of the benchmark whose answers are one of a few labels, which exact match fits better than ROUGE-L."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationInstance:
-    """One thing to answer, with every answer that counts as right."""
-
-    id: str
-    input: str
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationTask:
-    """A task as the benchmark states it."""
-
-    name: str
-    category: str
-    definition: str
-    instances: tuple[EvaluationInstance, ...]
-
-    @property
-    def is_classification(self) -> bool:
-        """Whether exact match is the measure that the benchmark's authors give for its category."""
-        return self.category in EXACT_MATCH_CATEGORIES
 
 
 def load_superni(folder: Path, *, per_task: int = INSTANCES_PER_TASK) -> list[EvaluationTask]:
@@ -82,11 +58,13 @@ def _load_task(path: Path, per_task: int) -> EvaluationTask:
         raise InputError(f"{path}: not JSON ({error}); restore the file from the benchmark") from None
     if not isinstance(task, dict):
         raise InputError(f"{path}: a JSON object is needed")
+    category = _first_text(task, "Categories", path)
     return EvaluationTask(
         name=path.stem,
-        category=_first_text(task, "Categories", path),
+        category=category,
         definition=_first_text(task, "Definition", path),
         instances=tuple(_instances(task.get("Instances"), path, per_task)),
+        is_classification=category in EXACT_MATCH_CATEGORIES,
     )
 
 

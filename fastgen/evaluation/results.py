@@ -1,0 +1,258 @@
+"""A folder of results: predictions.jsonl, scores.json and scores.md, written together and read by ``--compare``.
+
+Guarantees: each file is replaced as a whole; predictions are in the order of the benchmark, so two folders of the same
+benchmark are the same up to the model. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fastgen.errors import DiskError, InputError
+from fastgen.evaluation.rows import Row, read_rows, text_of
+from fastgen.evaluation.scoring import Interval, Score, interval, score
+from fastgen.evaluation.tasks import Case
+
+PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer with its scores. ``raw`` is what the model wrote, ``text`` what of it counts."""
+
+    id: str
+    task: str
+    category: str
+    definition: str
+    input: str
+    text: str
+    raw: str
+    score: Score
+    is_classification: bool = False
+    failure: str | None = None
+    shortened: bool = False
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScores:
+    """Means in percent with their intervals over the instances of some tasks."""
+
+    name: str
+    instances: int
+    rouge_l: Interval
+    exact_match: Interval
+    is_classification: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a folder holds; ``about`` says of which model and benchmark (model, benchmark, data, max_tokens ...)."""
+
+    about: Mapping[str, Any]
+    predictions: Sequence[Prediction]
+
+    @property
+    def model(self) -> str:
+        """Whose answers they are."""
+        return str(self.about["model"])
+
+
+def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shortened: bool = False) -> Prediction:
+    """Score one answer; a failed one counts as empty."""
+    task, instance = case.task, case.instance
+    return Prediction(
+        id=instance.id,
+        task=task.name,
+        category=task.category,
+        definition=task.definition,
+        input=instance.input,
+        text=text,
+        raw=raw,
+        score=score(text, instance.references),
+        is_classification=task.is_classification,
+        failure=failure,
+        shortened=shortened,
+        references=instance.references,
+    )
+
+
+def overall(predictions: Sequence[Prediction]) -> GroupScores:
+    """All of them; instances are resampled within their tasks."""
+    return _group("all", predictions)
+
+
+def by_category(predictions: Sequence[Prediction]) -> list[GroupScores]:
+    """One group for each category, by name."""
+    groups = _grouped(predictions, lambda p: p.category)
+    return [_group(name, groups[name]) for name in sorted(groups)]
+
+
+def by_task(predictions: Sequence[Prediction]) -> list[GroupScores]:
+    """One group for each task, in their order."""
+    return [_group(name, members) for name, members in _grouped(predictions, lambda p: p.task).items()]
+
+
+def _grouped(predictions: Iterable[Prediction], key: Any) -> dict[str, list[Prediction]]:  # noqa: ANN401 - a function
+    groups: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        groups.setdefault(key(prediction), []).append(prediction)
+    return groups
+
+
+def _group(name: str, members: Sequence[Prediction]) -> GroupScores:
+    tasks = _grouped(members, lambda p: p.task).values()
+    return GroupScores(
+        name=name,
+        instances=len(members),
+        rouge_l=interval([[p.score.rouge_l for p in task] for task in tasks]),
+        exact_match=interval([[p.score.exact_match for p in task] for task in tasks]),
+        is_classification=all(p.is_classification for p in members),
+    )
+
+
+def write_results(folder: Path, results: Results, more: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """Write the three files; the table, as Markdown. ``more`` goes into scores.json, ``notes`` below the table.
+
+    :raises DiskError: the folder cannot be written.
+    """
+    table = render(results, notes)
+    write_file(folder / PREDICTIONS, b"".join(orjson.dumps(_row(p)) + b"\n" for p in results.predictions))
+    figures = {**results.about, **_figures(results.predictions), **more}
+    write_file(folder / SCORES, orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    write_file(folder / TABLE, (table + "\n").encode())
+    return table
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Create or replace a file as a whole.
+
+    :raises DiskError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise DiskError(f"{path}: cannot be written ({error.strerror}); mend that and run it again") from None
+
+
+def read_results(folder: Path) -> Results:
+    """What `write_results` wrote.
+
+    :raises InputError: nothing finished is there, or a file is damaged.
+    """
+    path = folder / SCORES
+    try:
+        about = orjson.loads(path.read_bytes())
+    except OSError:
+        raise InputError(f"{folder}: has no {SCORES}; 'fastgen evaluate --output {folder}' finishes it") from None
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{path}: broken JSON ({error.msg}); run its 'fastgen evaluate' again") from None
+    if not isinstance(about, dict) or not {"model", "benchmark"} <= about.keys():
+        raise InputError(f"{path}: is not of 'fastgen evaluate'; name a folder that it wrote")
+    rows = list(read_rows(folder / PREDICTIONS))
+    return Results(about, [_prediction(row, f"{folder / PREDICTIONS}:{number}") for number, row in rows])
+
+
+def render(results: Results, notes: Sequence[str] = ()) -> str:
+    """The table for people: overall, categories, tasks."""
+    head = f"{results.model} on {results.about['benchmark']}, {len(results.predictions):,} instances"
+    groups = [overall(results.predictions), *by_category(results.predictions)]
+    lines = [head, "", *_table("category", groups), ""]
+    tasks = by_task(results.predictions)
+    if any(task.instances > 1 for task in tasks):
+        lines += [*_table("task", tasks), ""]
+    lines.append(
+        "Means in percent with 95 % bootstrap intervals over instances within tasks. * classification: exact match is "
+        "the measure its authors give."
+    )
+    return "\n".join([*lines, *(f"Note: {note}" for note in notes)])
+
+
+def _table(kind: str, groups: Sequence[GroupScores]) -> list[str]:
+    rows = [
+        (f"{g.name}{' *' if g.is_classification else ''}", str(g.instances), str(g.rouge_l), str(g.exact_match))
+        for g in groups
+    ]
+    return markdown((kind, "instances", "ROUGE-L", "exact match"), rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table whose columns are aligned as plain text too."""
+    cells = [head, *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def _figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    return {
+        "instances": len(predictions),
+        "failed": sum(p.failure is not None for p in predictions),
+        "shortened": sum(p.shortened for p in predictions),
+        "overall": _plain(overall(predictions)),
+        "categories": {group.name: _plain(group) for group in by_category(predictions)},
+        "tasks": {group.name: _plain(group) for group in by_task(predictions)},
+    }
+
+
+def _plain(group: GroupScores) -> dict[str, Any]:
+    return {
+        "instances": group.instances,
+        "rouge_l": plain_interval(group.rouge_l),
+        "exact_match": plain_interval(group.exact_match),
+        "is_classification": group.is_classification,
+    }
+
+
+def plain_interval(value: Interval) -> dict[str, float]:
+    """As JSON values."""
+    return {"mean": value.mean, "low": value.low, "high": value.high}
+
+
+def _row(p: Prediction) -> Row:
+    row = {
+        "id": p.id,
+        "task": p.task,
+        "category": p.category,
+        "instruction": p.definition,
+        "input": p.input,
+        "prediction": p.text,
+        "raw": p.raw,
+        "references": list(p.references),
+        "rouge_l": p.score.rouge_l,
+        "exact_match": p.score.exact_match,
+        "is_classification": p.is_classification,
+    }
+    return row | ({"failure": p.failure} if p.failure else {}) | ({"shortened": True} if p.shortened else {})
+
+
+def _prediction(row: Row, where: str) -> Prediction:
+    scores = row.get("rouge_l"), row.get("exact_match")
+    if not all(isinstance(one, int | float) for one in scores):
+        raise InputError(f"{where}: 'rouge_l' or 'exact_match' is missing; run its 'fastgen evaluate' again")
+    rouge_l, exact_match = map(float, scores)  # type: ignore[arg-type]  # numbers, as was just checked
+    return Prediction(
+        id=text_of(row, "id", where),
+        task=text_of(row, "task", where),
+        category=text_of(row, "category", where),
+        definition=text_of(row, "instruction", where),
+        input=text_of(row, "input", where),
+        text=text_of(row, "prediction", where),
+        raw=str(row.get("raw", "")),
+        score=Score(rouge_l, exact_match),
+        is_classification=bool(row.get("is_classification")),
+        failure=row.get("failure"),
+        shortened=bool(row.get("shortened")),
+        references=tuple(map(str, row.get("references", ()))),
+    )

@@ -1,0 +1,165 @@
+"""``fastgen evaluate`` from beginning to end: load the benchmark, ask the model, score, compare with training text.
+
+The folder of results holds the answers' log beside the results, so the same call goes on after any interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastgen.asking import Question, read_meaning
+from fastgen.errors import InputError
+from fastgen.evaluation import scoring
+from fastgen.evaluation.leakage import Leakage, leakage
+from fastgen.evaluation.options import AskOptions, BenchmarkOptions
+from fastgen.evaluation.prompting import PROMPT_FORM, Shortener, build_prompt, clean_up, sampling
+from fastgen.evaluation.results import Prediction, Results, predict, write_results
+from fastgen.evaluation.rows import read_rows, text_of
+from fastgen.evaluation.session import Ask, ask_all, replies_by_number
+from fastgen.evaluation.superni import load_superni
+from fastgen.evaluation.tasks import Case, EvaluationTask, cases, fingerprint
+from fastgen.evaluation.user_oriented import load_user_oriented
+from fastgen.progress import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things are: the folder for the results, the cache for servers, the server's key."""
+
+    output: Path
+    cache_dir: Path
+    api_key: str | None = None
+
+
+def load_benchmark(options: BenchmarkOptions) -> list[EvaluationTask]:
+    """The tasks that the options name (at least one, each with at least one instance).
+
+    :raises InputError: no --data, unusable data, or a task that is not there.
+    """
+    if options.data is None:
+        raise InputError("--data: name the benchmark's data, a folder (superni) or a file (user-oriented)")
+    if options.benchmark == "superni":
+        tasks = load_superni(options.data, per_task=options.per_task)
+    else:
+        tasks = load_user_oriented(options.data)
+    if not options.task:
+        return tasks
+    known = {task.name: task for task in tasks}
+    if missing := [name for name in options.task if name not in known]:
+        raise InputError(f"--task {missing[0]}: is not among the {len(known)} tasks of {options.data}")
+    return [task for task in tasks if task.name in options.task]
+
+
+def evaluate_model(
+    benchmark: BenchmarkOptions, ask: AskOptions, place: Place, training_data: Path | None, reporter: Reporter
+) -> str | None:
+    """Ask the model, write the results, and return their table; ``None``: the user stopped it, and it can go on.
+
+    :raises InputError: bad data or options, or a folder with answers of another model or to other questions.
+    :raises StoppedError: the server is gone; the same call goes on.
+    """
+    scoring.require_scorer()
+    tasks = load_benchmark(benchmark)
+    asked = list(cases(tasks))
+    overlap = leakage(training_data, tasks) if training_data is not None else None
+    settings = _settings(benchmark, tasks, ask)
+    done = ask_all(
+        Ask(
+            folder=place.output,
+            questions=list(_questions(asked, benchmark, ask)),
+            meaning=settings,
+            options=ask.as_options(),
+            cache_dir=place.cache_dir,
+            api_key=place.api_key,
+            shorten=Shortener(asked, ask.api),
+        ),
+        reporter,
+    )
+    if not done:
+        return None
+    predictions = _predictions(asked, place.output, benchmark)
+    model = (read_meaning(place.output) or {}).get("model", "")
+    return _write(place.output, {"model": model, **settings}, predictions, overlap)
+
+
+def evaluate_predictions(
+    benchmark: BenchmarkOptions, predictions: Path, output: Path, training_data: Path | None
+) -> str:
+    """Score answers that somebody else got: JSON lines of ``id`` and ``prediction``, as they are; the table.
+
+    :raises InputError: unusable data or predictions.
+    """
+    scoring.require_scorer()
+    tasks = load_benchmark(benchmark)
+    overlap = leakage(training_data, tasks) if training_data is not None else None
+    if read_meaning(output) is not None:
+        raise InputError(f"--output {output}: holds a model's answers; name another folder for given predictions")
+    asked = list(cases(tasks))
+    given = _read_predictions(predictions, {case.instance.id for case in asked})
+    scored = [_given(case, given.get(case.instance.id)) for case in asked]
+    about = {"model": f"predictions of {predictions}", "benchmark": benchmark.benchmark, "data": fingerprint(tasks)}
+    return _write(output, about, scored, overlap)
+
+
+def _settings(benchmark: BenchmarkOptions, tasks: Sequence[EvaluationTask], ask: AskOptions) -> dict[str, Any]:
+    """What the answers mean, beside the model."""
+    return {
+        "benchmark": benchmark.benchmark,
+        "data": fingerprint(tasks),
+        "prompt": PROMPT_FORM,
+        "api": ask.api,
+        "max_tokens": benchmark.max_tokens,
+        "extra_body": ask.as_options().server.extra_fields(),
+    }
+
+
+def _questions(asked: Sequence[Case], benchmark: BenchmarkOptions, ask: AskOptions) -> Iterator[Question]:
+    how = sampling(ask.api, benchmark.max_tokens)
+    return (Question(case.number, build_prompt(case, ask.api), how) for case in asked)
+
+
+def _predictions(asked: Sequence[Case], folder: Path, benchmark: BenchmarkOptions) -> list[Prediction]:
+    replies = replies_by_number(folder)
+    scored = []
+    for case in asked:
+        reply = replies[case.number]
+        text = clean_up(reply.text, benchmark.benchmark)
+        scored.append(predict(case, text, reply.text, failure=reply.failure, shortened=reply.shortened))
+    return scored
+
+
+def _read_predictions(path: Path, known: set[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for number, row in read_rows(path):
+        where = f"{path}:{number}"
+        name = text_of(row, "id", where)
+        if name not in known:
+            raise InputError(f"{where}: no instance has the id {name!r}; give --data and --per-task of the predictions")
+        if name in given:
+            raise InputError(f"{where}: a second prediction for {name!r}; leave one")
+        given[name] = text_of(row, "prediction", where)
+    if not given:
+        raise InputError(f"{path}: has no prediction; write one JSON object with 'id' and 'prediction' on each line")
+    return given
+
+
+def _given(case: Case, text: str | None) -> Prediction:
+    return predict(case, text or "", text or "", failure="missing" if text is None else None)
+
+
+def _write(output: Path, about: Mapping[str, Any], predictions: Sequence[Prediction], overlap: Leakage | None) -> str:
+    results = Results(about, predictions)
+    more = {} if overlap is None else {"leakage": overlap.as_dict()}
+    table = write_results(output, results, more, list(_notes(predictions)))
+    return table if overlap is None else f"{table}\n\n{overlap}"
+
+
+def _notes(predictions: Sequence[Prediction]) -> Iterator[str]:
+    failures = [p.failure for p in predictions if p.failure is not None]
+    if failures:
+        yield f"{len(failures)} instances have no answer and count as empty (first reason: {failures[0]})."
+    if shortened := sum(p.shortened for p in predictions):
+        yield f"{shortened} inputs were too long for the model; their end was cut."
