@@ -61,16 +61,16 @@ class ServerProcess:
 def test_server(*arguments: str) -> Iterator[ServerProcess]:
     """``python -m fastgen.testing --port 0 ARGUMENTS``, ended on leaving."""
     command = [sys.executable, "-m", "fastgen.testing", "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("listening on "):
-            raise RuntimeError(f"the test server did not start: {line!r}")
-        yield ServerProcess(line.split()[-1], process)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("listening on "):
+                raise RuntimeError(f"the test server did not start: {line!r}")
+            yield ServerProcess(line.split()[-1], process)
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def instruction_prompts(count: int, seed: int = 0, head_characters: int = 800) -> list[str]:

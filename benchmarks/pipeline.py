@@ -2,15 +2,18 @@
 
 ``python -m benchmarks.pipeline [--instructions 4000] [--concurrency 256] [--repeats 3]``
 
-Two things take turns, in this process, against one test server without latency in another process:
+Three things take turns, in this process, against one test server without latency in another process:
 
 - *bare*: aiohttp, uvloop, orjson; POST, read, parse JSON, nothing else: the floor for any client on aiohttp.
 - *generate*: everything on: prompts drawn and built, requests sent, answers parsed, every rule, the ROUGE-L check
   against the growing pool, commits written and synced, the plan and the ledger. From an open event loop to the closed
   folder.
+- *generate, one prompt a request*: the same with ``--classification-batch 1``, so that it sends as many requests for a
+  completion as the bare loop does.
 
-The bodies are those of a `generate` run, recorded in a pass of its own. CPU is the process's own (user and system, all
-its threads); figures are medians over the repeats. The server shares the machine: on two cores it has one to itself.
+The bodies are those of a `generate` run with one prompt a request, recorded in a pass of its own. CPU is the process's
+own (user and system, all its threads); figures are medians over the repeats. The server shares the machine: on two
+cores it has one to itself.
 """
 
 from __future__ import annotations
@@ -38,12 +41,16 @@ if TYPE_CHECKING:
     from fastgen.records import Request
 
 
-def run_generate(base_url: str, instructions: int, concurrency: int) -> LoopResult:
-    """One whole run in a fresh folder."""
+ONE = "generate, one prompt a request"
+DEFAULT_BATCH = SpeedOptions().classification_batch
+
+
+def run_generate(base_url: str, instructions: int, concurrency: int, batch: int = DEFAULT_BATCH) -> LoopResult:
+    """One whole run in a fresh folder; ``batch`` is how many classification prompts share a request."""
     options = Options(
         job=JobOptions(num_instructions=instructions),
         server=ServerOptions(base_url=(base_url,)),
-        speed=SpeedOptions(concurrency=concurrency),
+        speed=SpeedOptions(concurrency=concurrency, classification_batch=batch),
     )
 
     async def main(folder: Path) -> None:
@@ -59,7 +66,7 @@ def run_generate(base_url: str, instructions: int, concurrency: int) -> LoopResu
 
 
 def record_bodies(base_url: str, instructions: int, concurrency: int) -> list[bytes]:
-    """The bodies that such a run sends."""
+    """The bodies that such a run sends, one prompt each: as many as completions."""
     bodies: list[bytes] = []
 
     def recording(endpoint: Endpoint, request: Request) -> bytes:
@@ -67,18 +74,19 @@ def record_bodies(base_url: str, instructions: int, concurrency: int) -> list[by
         return bodies[-1]
 
     with patch.object(openai, "encode_request", recording):
-        run_generate(base_url, instructions, concurrency)
+        run_generate(base_url, instructions, concurrency, batch=1)
     return bodies
 
 
 def measure(instructions: int, concurrency: int, repeats: int) -> dict[str, list[LoopResult]]:
-    """The two in turn, after a pass that records the bodies and compiles what is compiled."""
-    results: dict[str, list[LoopResult]] = {"bare": [], "generate": []}
+    """The three in turn, after a pass that records the bodies and compiles what is compiled."""
+    results: dict[str, list[LoopResult]] = {"bare": [], "generate": [], ONE: []}
     with test_server() as server:
         bodies = record_bodies(server.base_url, instructions, concurrency)
         for _ in range(repeats):
             results["bare"].append(uvloop.run(bare_loop(bodies, server.base_url, concurrency)))
             results["generate"].append(run_generate(server.base_url, instructions, concurrency))
+            results[ONE].append(run_generate(server.base_url, instructions, concurrency, batch=1))
     return results
 
 
@@ -103,7 +111,8 @@ def main() -> None:
         ("loop", "completions", "completions/s", "client CPU us", "client CPU / bare"),
         [(name, *figures.values(), figures["cpu_us"] / bare) for name, figures in medians.items()],
     )
-    finish("pipeline", medians | {"settings": vars(given), "cpu_over_bare": medians["generate"]["cpu_us"] / bare})
+    ratios = {"cpu_over_bare": medians["generate"]["cpu_us"] / bare, "one_over_bare": medians[ONE]["cpu_us"] / bare}
+    finish("pipeline", medians | ratios | {"settings": vars(given)})
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 ``python -m benchmarks.rivals [--instructions 3000] [--concurrency 256] [--repeats 3] [--python PYTHON]``
 
 The rival is datatrove's inference runner, the fastest of those tried, in an environment of its own (made here from
-PyPI unless ``--python`` names one that has it). It sends the very bodies that a `generate` run of ours sent before, and
-writes the answers to a file: no parsing, no filter, no commits. Ours is `generate` with everything on. Each is a
-process of its own, in turn, against the same test server without latency in another process. *start* is from the
-interpreter's first line to the first request; *CPU* is the process's own, its start included.
+PyPI unless ``--python`` names one that has it). It sends the very bodies that a `generate` run of ours sent before, one
+prompt a request, and writes the answers to a file: no parsing, no filter, no commits. Ours is `generate` with
+everything on, as it is by default (several classification prompts share a request) and, as *one prompt a request*,
+without that. Each is a process of its own, in turn, against the same test server without latency in another process.
+*start* is from the interpreter's first line to the first request; *CPU* is the process's own, its start included.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import orjson
 from benchmarks.harness import ROOT, finish, print_table, test_server
 
 DATATROVE = ("datatrove==0.10.1", "aiofiles", "aiohttp", "aiosqlite", "httpx", "openai", "orjson", "pandas", "uvloop")
+ONE = "fastgen, one prompt a request"
 _COLUMNS = ("completions_per_s", "cpu_us", "start_s", "peak_mb")
 
 
@@ -36,10 +38,10 @@ def peak_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
 
-def run_ours(base_url: str, instructions: int, concurrency: int) -> None:
+def run_ours(base_url: str, instructions: int, concurrency: int, batch: int | None) -> None:
     """One `generate`, from the first import on; prints one line of JSON."""
     began_s = time.perf_counter()
-    from benchmarks.pipeline import run_generate
+    from benchmarks.pipeline import DEFAULT_BATCH, run_generate
     from fastgen.backends.openai import OpenAIBackend
     from fastgen.records import Completion, Request
 
@@ -52,7 +54,7 @@ def run_ours(base_url: str, instructions: int, concurrency: int) -> None:
         return await complete(self, request)
 
     with patch.object(OpenAIBackend, "complete", noting):
-        result = run_generate(base_url, instructions, concurrency)
+        result = run_generate(base_url, instructions, concurrency, batch or DEFAULT_BATCH)
     ended_s = time.perf_counter()
     used = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
@@ -83,10 +85,10 @@ def rival_python(folder: Path) -> str:
 
 
 def measure(python: str, instructions: int, concurrency: int, repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Both in turn, after a pass of ours that records the bodies."""
+    """All in turn, after a pass of ours that records the bodies."""
     from benchmarks.pipeline import record_bodies
 
-    results: dict[str, list[dict[str, float]]] = {"datatrove": [], "fastgen": []}
+    results: dict[str, list[dict[str, float]]] = {"datatrove": [], "fastgen": [], ONE: []}
     with test_server() as server, tempfile.TemporaryDirectory() as name:
         bodies = Path(name) / "bodies.jsonl"
         bodies.write_bytes(b"\n".join(record_bodies(server.base_url, instructions, concurrency)) + b"\n")
@@ -94,9 +96,9 @@ def measure(python: str, instructions: int, concurrency: int, repeats: int) -> d
         ours = [sys.executable, "-m", "benchmarks.rivals", "--ours", server.base_url]
         for _ in range(repeats):
             results["datatrove"].append(_figures([*rival, str(concurrency)]))
-            results["fastgen"].append(
-                _figures([*ours, "--instructions", str(instructions), "--concurrency", str(concurrency)])
-            )
+            size = ("--instructions", str(instructions), "--concurrency", str(concurrency))
+            results["fastgen"].append(_figures([*ours, *size]))
+            results[ONE].append(_figures([*ours, *size, "--batch", "1"]))
     return results
 
 
@@ -108,9 +110,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--python", help="an interpreter that has datatrove; default: an environment is made")
     parser.add_argument("--ours", metavar="BASE_URL", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.ours:
-        run_ours(given.ours, given.instructions, given.concurrency)
+        run_ours(given.ours, given.instructions, given.concurrency, given.batch)
         return
     with tempfile.TemporaryDirectory() as name:
         python = given.python or rival_python(Path(name))
