@@ -97,6 +97,10 @@ class JobOptions:
     """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); docs/metrics.md."""
     metrics_host: str = "127.0.0.1"
     """Address that --metrics-port listens on; the page has no password, so let only those reach it who may."""
+    dashboard: bool = False
+    """Show the run as a page while it goes, on this machine only; docs/report.md."""
+    dashboard_port: int = 8642
+    """Port of --dashboard (0: any free port)."""
     price_in: float | None = None
     """Price of a million tokens read, for --dry-run."""
     price_out: float | None = None
@@ -106,6 +110,8 @@ class JobOptions:
         _at_least("--num-instructions", self.num_instructions, 0)
         if self.metrics_port is not None and not 0 <= self.metrics_port <= MAX_PORT:
             raise InputError(f"--metrics-port: {self.metrics_port} is not within 0 to {MAX_PORT}")
+        if not 0 <= self.dashboard_port <= MAX_PORT:
+            raise InputError(f"--dashboard-port: {self.dashboard_port} is not within 0 to {MAX_PORT}")
         if (self.price_in is None) != (self.price_out is None):
             raise InputError("--price-in: goes together with --price-out; give both or neither")
         for name in ("price_in", "price_out"):

@@ -1,0 +1,232 @@
+"""Charts as inline SVG: histograms, lines over time, bars, a strip of states. Each comes with its figures as a table.
+
+No colours here but class names, so that the page's style sheet decides for light and dark; no ``style`` attributes,
+which the page's content security policy forbids. Coordinates are in units of a view box that is `WIDTH` wide; text
+sizes are the style sheet's, which makes them larger on a narrow screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from math import floor, log10
+from typing import Final
+
+from fastgen.report.markup import Html, element, joined
+
+WIDTH: Final = 480
+HEIGHT: Final = 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+_PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The figures of a chart for those who do not see it: a header and rows of cells."""
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series: its name, the class that colours it (``series-1`` ...), and points (x, y); ``None`` is a gap."""
+
+    name: str
+    colour: str
+    points: Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis is called (with its unit) and how its values are written."""
+
+    label: str
+    percent: bool = False
+
+    def text(self, value: float) -> str:
+        """A tick's label."""
+        return f"{100 * value:g}%" if self.percent else short(value)
+
+
+def short(value: float) -> str:
+    """A number in few characters: 12.3k, 4.5M; up to three digits of it count."""
+    for limit, sign in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if sign == 'k' else limit):.3g}{sign}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - 3 digits
+
+
+def ticks(highest: float, most: int = 5) -> list[float]:
+    """Round values from 0 to at least ``highest``: steps of 1, 2 or 5 times a power of ten."""
+    if highest <= 0:
+        return [0.0, 1.0]
+    rough = highest / most
+    power = 10.0 ** floor(log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return [i * step for i in range(int(-(-highest // step)) + 1)]
+
+
+def chart(title: str, description: str, drawing: Html, table: Table, legend: Iterable[tuple[str, str]] = ()) -> Html:
+    """A figure: heading, drawing with its description, legend of (class, name), and the figures as a table."""
+    number = next(_numbers)
+    keys = [element("li", element("span", class_=f"key {colour}"), name) for colour, name in legend]
+    return element(
+        "figure",
+        element("figcaption", element("h3", title), element("p", description)),
+        drawing,
+        element("ul", *keys, class_="legend") if keys else None,
+        element("details", element("summary", "Figures as a table"), table_of(table, title)),
+        class_="chart",
+        id=f"chart-{number}",
+    )
+
+
+def table_of(table: Table, caption: str) -> Html:
+    """The table, in a box that scrolls by itself where the screen is narrow."""
+    head = element("tr", *(element("th", name, scope="col") for name in table.header))
+    rows = [
+        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
+        for row in table.rows
+    ]
+    body = element(
+        "table",
+        element("caption", caption, class_="unseen"),
+        element("thead", head),
+        element("tbody", *rows),
+    )
+    return element("div", body, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def histogram(
+    label: str, bars: Sequence[tuple[str, int]], x: Axis, y: Axis, edges: Sequence[str], mark: float | None = None
+) -> Html:
+    """Bars side by side: (what is told of it, count) each.
+
+    ``edges``: labels spread evenly along the axis, or below each bar where there are as many of them as bars.
+    ``mark``: a place on the axis, 0..1, for a dashed line.
+    """
+    top = ticks(max((height for _, height in bars), default=0))
+    width = _PLOT_WIDTH / max(1, len(bars))
+    drawn = [_bar(LEFT + i * width, width, height / top[-1], told) for i, (told, height) in enumerate(bars)]
+    is_each = len(edges) == len(bars)
+    places = [(i + 0.5) * width if is_each else _PLOT_WIDTH * i / max(1, len(edges) - 1) for i in range(len(edges))]
+    labels = [_text(text, LEFT + x_, HEIGHT - BOTTOM + 16, "middle") for x_, text in zip(places, edges, strict=True)]
+    at = LEFT + _PLOT_WIDTH * mark if mark is not None else None
+    line = element("line", x1=at, x2=at, y1=TOP, y2=TOP + _PLOT_HEIGHT, class_="mark") if at is not None else None
+    return _svg(label, _grid(top, y), *drawn, line, *labels, _axis_names(x, y))
+
+
+def lines(label: str, series: Sequence[Line], x: Axis, y: Axis, highest: float | None = None) -> Html:
+    """Lines over a common axis that begins at 0; ``highest`` fixes the top of the other one."""
+    points = [point for one in series for point in one.points]
+    far = max((at for at, _ in points), default=0.0) or 1.0
+    top = ticks(highest if highest is not None else max((value for _, value in points if value is not None), default=0))
+    along = [value for value in ticks(far) if value <= far * 1.0001]
+    labels = [_text(x.text(v), LEFT + _PLOT_WIDTH * v / far, HEIGHT - BOTTOM + 16, "middle") for v in along]
+    drawn = [_line(one, far, top[-1]) for one in series]
+    return _svg(label, _grid(top, y), *drawn, *labels, _axis_names(x, y))
+
+
+def bar(share: float, colour: str = "series-1") -> Html:
+    """A single bar for a table's cell or a list; ``share`` 0..1 of its width. Decoration: the number stands beside."""
+    inner = element("rect", width=round(100 * min(1.0, share), 2), height=8, class_=f"fill {colour}")
+    return element(
+        "svg",
+        inner,
+        class_="bar",
+        viewBox="0 0 100 8",
+        preserveAspectRatio="none",
+        aria_hidden="true",
+        focusable="false",
+    )
+
+
+def strip(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
+    """States one after the other: (class, length, what is told of it)."""
+    whole = sum(length for _, length, _ in parts) or 1.0
+    drawn, at = [], 0.0
+    for colour, length, told in parts:
+        width = WIDTH * length / whole
+        drawn.append(
+            element(
+                "rect", x=round(at, 2), y=0, width=round(width, 2), height=28, class_=f"fill {colour}", data_tip=told
+            )
+        )
+        at += width
+    return element(
+        "svg",
+        *drawn,
+        class_="strip",
+        viewBox=f"0 0 {WIDTH} 28",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=label,
+    )
+
+
+def _svg(label: str, *children: object) -> Html:
+    return element("svg", *children, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label, class_="plot")
+
+
+def _grid(top: Sequence[float], y: Axis) -> Html:
+    parts: list[Html] = []
+    for value in top:
+        at = TOP + _PLOT_HEIGHT * (1 - value / top[-1])
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=round(at, 2), y2=round(at, 2), class_="grid"))
+        parts.append(_text(y.text(value), LEFT - 6, at + 4, "end"))
+    return joined(parts)
+
+
+def _axis_names(x: Axis, y: Axis) -> Html:
+    return joined(
+        _text(x.label, LEFT + _PLOT_WIDTH / 2, HEIGHT - 4, "middle", "axis"),
+        element(
+            "text",
+            y.label,
+            x=0,
+            y=0,
+            text_anchor="middle",
+            class_="axis upright",
+            transform=f"translate(12 {TOP + _PLOT_HEIGHT / 2:g}) rotate(-90)",
+        ),
+    )
+
+
+def _bar(x: float, width: float, share: float, told: str) -> Html:
+    height = _PLOT_HEIGHT * share
+    gap = min(1.5, width / 6)
+    shown = element(
+        "rect",
+        x=round(x + gap, 2),
+        y=round(TOP + _PLOT_HEIGHT - height, 2),
+        rx=1.5,
+        width=round(max(width - 2 * gap, 0.3), 2),
+        height=round(height, 2),
+        class_="fill series-1",
+    )
+    reach = element(
+        "rect", x=round(x, 2), y=TOP, width=round(width, 2), height=_PLOT_HEIGHT, class_="reach", data_tip=told
+    )
+    return joined(shown, reach)
+
+
+def _line(one: Line, far: float, top: float) -> Html:
+    runs: list[list[str]] = [[]]
+    for at, value in one.points:
+        if value is None:
+            runs.append([])
+            continue
+        runs[-1].append(f"{LEFT + _PLOT_WIDTH * at / far:.2f},{TOP + _PLOT_HEIGHT * (1 - min(1.0, value / top)):.2f}")
+    drawn = [
+        element("polyline", points=" ".join(run if len(run) > 1 else run * 2), class_=f"line {one.colour}")
+        for run in runs
+        if run
+    ]
+    return joined(drawn)
+
+
+def _text(text: str, x: float, y: float, anchor: str, class_: str | None = None) -> Html:
+    return element("text", text, x=round(x, 2), y=round(y, 2), text_anchor=anchor, class_=class_)
