@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastgen.judging.render import one_line
+from fastgen.judging.summary import kept_summaries
 from fastgen.ledger import Ledger
 from fastgen.metrics import Sample, last_sample
 from fastgen.metrics.series import limit_shares
@@ -40,6 +42,7 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
         **ledger.as_dict(),
         "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
         **_measured(run_dir, clock()),
+        "judgements": kept_summaries(run_dir),
     }
 
 
@@ -74,7 +77,12 @@ def render(figures: dict[str, Any]) -> str:
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
                      {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
   requests given up  {counts.failures.total()}: {_listed(counts.failures)}
-  limited by         {_limited(figures["limit"])}"""
+  limited by         {_limited(figures["limit"])}{_judged(figures["judgements"])}"""
+
+
+def _judged(judgements: list[dict[str, Any]]) -> str:
+    """A line for each judge, as its last session left it."""
+    return "".join(f"\n  judged             {one_line(judge)}" for judge in judgements)
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first

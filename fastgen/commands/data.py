@@ -35,8 +35,10 @@ def export(
         JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
     """
     from fastgen.export import export as write
+    from fastgen.judging.readings import instance_scores
 
-    done = write(run_dir, format, output, choice, card)
+    scores = None if format == "rejected" else instance_scores(run_dir)
+    done = write(run_dir, format, output, choice, card, scores=scores)
     notes = [] if done.total else ["warning: the run has none yet"]
     notes += [done.unfinished] if done.unfinished else []
     shown = f" ({'; '.join(notes)})" if notes else ""

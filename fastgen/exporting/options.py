@@ -33,7 +33,8 @@ class ChoiceOptions:
     """Only so many instructions, drawn with --seed; a smaller number gives a part of what a larger one gives. Seed
     tasks, if they are included, count and are taken first."""
     min_judge_score: float | None = None
-    """Only instances that 'fastgen judge' gave this score or more, on average over its votes; seed tasks stay."""
+    """Only instances that 'fastgen judge' gave this score or more (the median of all votes on it, of all
+    judges); seed tasks stay."""
     split: str | None = None
     """Names and shares, such as train=0.9,test=0.1: one file each in the folder --output. By instruction, and an
     instruction stays in its split while the run grows."""

@@ -1,0 +1,99 @@
+"""The command that judges a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastgen.commands.environment import api_key, cache_dir
+from fastgen.judging.options import JudgeOptions, JudgeSpeed, WhatOptions
+
+if TYPE_CHECKING:
+    from fastgen.judging.session import Judging
+    from fastgen.progress import Reporter
+
+INTERRUPTED = 130
+
+
+def judge(
+    *,
+    run_dir: Path,
+    what: WhatOptions = WhatOptions(),  # noqa: B008 - frozen
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 - frozen
+    speed: JudgeSpeed = JudgeSpeed(),  # noqa: B008 - frozen
+    summary: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Let a model rate every instance of a run: a valid task? input fits? output right? and a score of 1 to 5.
+
+    The same command goes on with what was stopped, and with what the run has more since then.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it may still go on.
+    summary
+        Ask nothing; only print the figures of what was judged so far (of --name, or of all judges).
+    json
+        Print the figures as one JSON object.
+    quiet
+        Say nothing but errors and the figures.
+    """
+    name = what.name
+    if not summary:
+        name = _judge(run_dir, what, judge, speed, quiet=quiet)
+        if name is None:
+            again = f"fastgen judge --run-dir {run_dir}"
+            print(f"interrupted; every answer so far is kept, go on with: {again} ...", file=sys.stderr)
+            return INTERRUPTED
+    _print_summary(run_dir, name, as_json=json)
+    return 0
+
+
+def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
+    import orjson
+
+    from fastgen.judging.render import render
+    from fastgen.judging.summary import summarise
+
+    figures = summarise(run_dir, name)
+    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if as_json else render(figures))
+
+
+def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: JudgeSpeed, *, quiet: bool) -> str | None:
+    """The name of the judgements; ``None`` when the user stopped it."""
+    import logging
+
+    import uvloop
+
+    from fastgen.judging.session import Judging
+    from fastgen.progress import ReporterHandler, choose_reporter
+
+    asked = Judging(run_dir, cache_dir(), api_key(judge.api_key_env, judge.api_key_file), what, judge, speed)
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[ReporterHandler(reporter)], force=True)
+    try:
+        return uvloop.run(_session(asked, reporter))
+    finally:
+        reporter.close()
+
+
+async def _session(asked: Judging, reporter: Reporter) -> str | None:
+    import asyncio
+    import signal
+
+    from fastgen.judging.session import judge as run_judge
+    from fastgen.pipeline import Stopper
+
+    stopper = Stopper(reporter)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopper)
+    try:
+        name = await run_judge(asked, reporter, stopper)
+    except asyncio.CancelledError:
+        if not stopper.stopped:
+            raise
+        return None
+    return None if stopper.stopped else name

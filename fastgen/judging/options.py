@@ -1,0 +1,127 @@
+"""The flags of ``fastgen judge``: name, default and help exist here once. Knows nothing of runs and servers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from cyclopts import Group, Parameter
+
+from fastgen.errors import InputError
+from fastgen.judging.slots import MAX_VOTES
+from fastgen.options import Options, ServerOptions, SpeedOptions, plain
+
+Constraint = Literal["auto", "vllm", "json-schema", "none"]
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WHAT = Group("What is judged", sort_key=1)
+_JUDGE = Group("The judge", sort_key=2)
+_SPEED = Group("Speed and faults", sort_key=3)
+
+
+@Parameter(name="*", group=_WHAT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatOptions:
+    """Which instances, how often, and under which name."""
+
+    name: str | None = None
+    """Name of these judgements in the run folder, one for each judge; default: made from the judge's model."""
+    votes: int = 1
+    """Answers for each instance (at most 100): the majority decides the questions, the median the score. A later call
+    with more asks for what is missing."""
+    max_instructions: int | None = None
+    """Only so many instructions, drawn with --seed; a smaller number gives a part of what a larger one gives."""
+    seed: int = 0
+    """Keys the draw of --max-instructions, which is that of 'fastgen export'."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise InputError(f"--name {self.name}: use letters, digits, '.', '_' and '-', a letter or digit first")
+        if not 1 <= self.votes <= MAX_VOTES:
+            raise InputError(f"--votes: {self.votes} is not within 1 to {MAX_VOTES}")
+        if self.max_instructions is not None and self.max_instructions < 1:
+            raise InputError(f"--max-instructions: {self.max_instructions} is below 1")
+
+
+@Parameter(name="*", group=_JUDGE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeOptions:
+    """Who judges. Without ``--base-url`` fastgen starts a vLLM server itself, as ``generate`` does."""
+
+    base_url: tuple[str, ...] = ()
+    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times."""
+    model: str | None = None
+    """The judge's name at the server, or what to serve; take an instruct model."""
+    api: Literal["completions", "chat"] = "chat"
+    """chat for instruct models, completions for base models."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key."""
+    api_key_file: Path | None = None
+    """File that holds the server's key, on its first line."""
+    extra_body: str = "{}"
+    """JSON object merged into every request, such as '{"chat_template_kwargs": {"enable_thinking": false}}'."""
+    output_constraint: Constraint = "auto"
+    """What holds the judge to the form of its answer: vllm (its structured_outputs), json-schema (OpenAI's
+    response_format), none (the prompt alone), auto (vllm where the servers are vLLM, else none). Answers are checked
+    all the same."""
+    temperature: float = 0.7
+    """Sampling temperature (0 to 2); several votes need one above 0."""
+    top_p: float = 1.0
+    """Probability mass that is sampled from."""
+    max_tokens: int = 120
+    """Most tokens of an answer, which needs about 50; a judge that thinks needs thousands."""
+    server_args: str = ""
+    """More arguments for the 'vllm serve' that fastgen starts, in one string."""
+    server_timeout: float = 900.0
+    """Seconds to wait until a server answers at the start."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 2:  # noqa: PLR2004 - the OpenAI API's range
+            raise InputError(f"--temperature: {self.temperature} is not within 0 to 2")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p: {self.top_p} is not above 0 and at most 1")
+        if self.max_tokens < 1:
+            raise InputError(f"--max-tokens: {self.max_tokens} is below 1")
+
+    def check_votes(self, votes: int) -> None:
+        """:raises InputError: votes that would all be the same one."""
+        if votes > 1 and self.temperature == 0:
+            raise InputError(f"--votes {votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote")
+
+    def server(self, extra_body: str) -> ServerOptions:
+        """The same in the form that starts or attaches servers, with ``extra_body`` for this one's."""
+        names = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
+        return ServerOptions(**{name: getattr(self, name) for name in names}, extra_body=extra_body)
+
+
+@Parameter(name="*", group=_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSpeed:
+    """How fast and how stubbornly; none of it changes what a judgement means."""
+
+    concurrency: int | Literal["auto"] = "auto"
+    """Answers in flight on all servers together; auto follows what each server can hold (docs/concurrency.md)."""
+    max_concurrency: int = 4096
+    """Most answers in flight on one server under --concurrency auto."""
+    requests_per_minute: int | None = None
+    """Most requests begun in any minute, evenly spread, for services that count them."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, prompts and answers."""
+    max_attempts: int = 8
+    """Attempts of one request before it is recorded as failed; the next call asks again."""
+    outage_timeout: float = 600.0
+    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
+    drain_timeout: float = 60.0
+    """Seconds that requests in flight get to finish after the first Ctrl-C."""
+    request_timeout: float | None = None
+    """Seconds one request may take; default: derived from --max-tokens."""
+
+    def speed(self) -> SpeedOptions:
+        """:raises InputError: a figure that makes no sense."""
+        return SpeedOptions(**plain(self))
+
+
+def serving_options(judge: JudgeOptions, speed: JudgeSpeed, extra_body: str) -> Options:
+    """What `fastgen.serving.serve` needs to know."""
+    return Options(server=judge.server(extra_body), speed=speed.speed())
