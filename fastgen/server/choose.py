@@ -7,6 +7,7 @@ throughput: nobody waits for a single answer.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -36,8 +37,9 @@ _GPU_FLAGS: tuple[Flag, ...] = (
 _LARGE_GPU_BYTES = 70 << 30  # as vLLM draws the line
 _MAX_NUM_SEQS = "512"  # vLLM's 256 leaves a GPU idle on prompts that share their prefix; what does not fit waits inside
 _MAX_NUM_SEQS_LARGE = "1024"  # vLLM's own default on H100 and above: below it decoding is bound by weights, not by work
+_CPU_CONTEXT = 4096  # the longest few-shot prompt and its answer, without paying for the embedded model's 8,192
 _CPU_FLAGS: tuple[Flag, ...] = (
-    ("--max-model-len", "4096"),  # the longest few-shot prompt and its answer, without paying for the model's 8,192
+    ("--max-model-len", str(_CPU_CONTEXT)),  # or the model's own, where that is shorter
     ("--dtype", "bfloat16"),
     ("--max-num-seqs", "32"),  # 64 gave 7 % more on 2 cores, and twice as much in flight when the target is reached
     ("--block-size", "32"),  # prefix caching works in whole blocks: the default of 128 would leave up to 127 tokens
@@ -85,15 +87,12 @@ async def choose_servers(
                 "--base-url"
             )
         return gpu_server_specs(model or DEFAULT_GPU_MODEL, found, server_args, layout, report=report)
-    if model not in (None, EMBEDDED_MODEL):
-        raise InputError(
-            f"--model {model}: without an NVIDIA GPU fastgen itself serves only {EMBEDDED_MODEL}; leave --model out, "
-            "or name a server that has it with --base-url"
-        )
+    folder = None if model in (None, EMBEDDED_MODEL) else _model_folder(str(model))
     _check_cpu_layout(layout)
-    return embedded_server_specs(
-        await ensure_embedded(cache_dir, report=report), server_args, num_servers=layout.num_servers
-    )
+    embedded = await ensure_embedded(cache_dir, report=report)
+    if folder is not None:  # served under the name that was given, as vLLM on a GPU does
+        embedded = replace(embedded, model_dir=folder, model=str(model))
+    return embedded_server_specs(embedded, server_args, num_servers=layout.num_servers)
 
 
 def gpu_server_specs(
@@ -138,7 +137,8 @@ def embedded_server_specs(
 
     :raises InputError: ``server_args`` cannot be used.
     """
-    ours = tuple((name, str(max_num_seqs)) if name == "--max-num-seqs" else (name, value) for name, value in _CPU_FLAGS)
+    own = {"--max-num-seqs": str(max_num_seqs), "--max-model-len": str(_cpu_context(embedded.model_dir))}
+    ours = tuple((name, own.get(name, value)) for name, value in _CPU_FLAGS)
     python = str(embedded.python)
     # vllm serve looks for a distribution called vllm, which the build for CPUs is not
     command = (python, "-I", "-m", "vllm.entrypoints.openai.api_server")
@@ -150,6 +150,34 @@ def embedded_server_specs(
     return tuple(
         replace(_one_of(spec, place, num_servers), env={**spec.env, **bound[place]}) for place in range(num_servers)
     )
+
+
+def _model_folder(model: str) -> Path:
+    """:raises InputError: without a GPU, a model that is no folder here, or a folder that holds no whole model."""
+    from fastgen.embedded import EMBEDDED_MODEL
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"--model {model}: without an NVIDIA GPU fastgen itself serves only {EMBEDDED_MODEL} and model folders; "
+            "leave --model out, or name a server that has it with --base-url"
+        )
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"--model {model}: no whole model is there (config.json and weights as safetensors); where 'fastgen tune' "
+            "was stopped, the same command finishes it"
+        )
+    return folder.absolute()
+
+
+def _cpu_context(model_dir: Path) -> int:
+    """Tokens of a prompt and its answer: what fastgen needs, or all that the model can."""
+    try:
+        config = json.loads((model_dir / "config.json").read_bytes())
+        longest = int(config.get("max_position_embeddings", _CPU_CONTEXT))
+    except (OSError, ValueError, TypeError, AttributeError):
+        longest = _CPU_CONTEXT  # the server says what is wrong with the model
+    return min(_CPU_CONTEXT, longest)
 
 
 def _layout_flags(layout: Layout) -> tuple[Flag, ...]:
