@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Thread, Timer
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
 from fastgen.backends.staged import RoomFirst
+from fastgen.beside import beside, keep_durable, show, watch_figures, watch_space
 from fastgen.checkpoint import Saved, take_up
 from fastgen.checkpointer import Checkpointer
 from fastgen.committer import Committer
@@ -33,7 +32,7 @@ from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 from fastgen.material import Material, load_material
 from fastgen.metrics import MetricsHub
-from fastgen.metrics.instruments import CommitTimes, Instruments, TimedBackend, WatchedSource
+from fastgen.metrics.instruments import Instruments, TimedBackend, WatchedSource
 from fastgen.metrics.monitor import Monitor, Steering
 from fastgen.metrics.series import MetricsFile
 from fastgen.metrics.yields import YieldRule, YieldWatch
@@ -52,10 +51,7 @@ if TYPE_CHECKING:
     from fastgen.novelty import NoveltyFilter
 
 log = logging.getLogger(__name__)
-_FIGURES_EVERY_S = 5.0
-_SPACE_EVERY_S = 10.0
 COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
-LOW_SPACE_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,13 +341,13 @@ class _Run:
             monitor = self._monitor(instruments, scheduler, governor, rule, serving=serving, stopper=stopper)
             stopper.scheduler = scheduler
             meter = ProgressMeter(store.ledger, plan.target, time.monotonic())
-            async with _beside(
+            async with beside(
                 scheduler.run(),
-                _keep_durable(store, speed.sync_interval, instruments.times),
-                _watch_space(self.folder.path, self.reporter),
-                _show(meter, scheduler, self.reporter, self.hub),
+                keep_durable(store, speed.sync_interval, instruments.times),
+                watch_space(self.folder.path, self.reporter),
+                show(meter, scheduler, self.reporter, self.hub),
                 *monitor.helpers(),
-                _watch_figures(store, serving),
+                watch_figures(store, serving),
                 serving.watch(),
                 *([governor.run()] if governor is not None else []),
             ) as run:
@@ -395,73 +391,6 @@ def _metrics_page(options: Options, hub: MetricsHub, reporter: Reporter) -> Iter
     with metrics_page(hub, host, port) as opened:
         reporter.say(f"metrics for Prometheus at http://{host}:{opened}/metrics")
         yield
-
-
-@asynccontextmanager
-async def _beside(
-    main: Coroutine[None, None, None], *others: Coroutine[None, None, None]
-) -> AsyncIterator[asyncio.Task[None]]:
-    """``main`` with helpers beside it: they end with it, and it ends with the error of the first that fails."""
-    task = asyncio.create_task(main)
-    failures: list[BaseException] = []
-
-    def ended(helper: asyncio.Task[None]) -> None:
-        if not helper.cancelled() and (error := helper.exception()) is not None:
-            failures.append(error)
-            task.cancel()
-
-    helpers = [asyncio.create_task(other) for other in others]
-    for helper in helpers:
-        helper.add_done_callback(ended)
-    try:
-        yield task
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        if failures:
-            raise failures[0] from None
-        raise
-    finally:
-        for helper in helpers:
-            helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
-
-
-async def _keep_durable(store: Store, interval_s: float, times: CommitTimes) -> None:
-    while True:
-        await asyncio.sleep(interval_s)
-        await asyncio.to_thread(times.syncing, store.sync)
-        await asyncio.to_thread(store.compress_closed)
-
-
-async def _watch_space(path: Path, reporter: Reporter) -> None:
-    """Warn once when the disk is nearly full, before a write fails."""
-    while (free := _free_bytes(path)) > LOW_SPACE_BYTES:  # noqa: ASYNC110 - nothing tells of space
-        await asyncio.sleep(_SPACE_EVERY_S)
-    reporter.say(f"{path}: only {free / 1e6:,.0f} MB free on its disk; the run stops (resumable) when it is full")
-    await asyncio.Event().wait()
-
-
-def _free_bytes(path: Path) -> float:
-    """Free bytes on the folder's disk; endless where nothing tells, as when the folder is gone: a write will say so."""
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return math.inf
-
-
-async def _show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter, hub: MetricsHub) -> None:
-    while True:
-        await asyncio.sleep(1.0)
-        now, at_s = scheduler.statistics(), time.monotonic()
-        figures = meter.look(at_s, in_flight=now.in_flight, waiting_retries=now.waiting_retries, sample=hub.latest)
-        reporter.show(figures)
-
-
-async def _watch_figures(store: Store, serving: Serving) -> None:
-    while True:
-        await asyncio.sleep(_FIGURES_EVERY_S)
-        store.server_figures = await serving.figures() or store.server_figures
 
 
 def require_target(options: Options) -> None:

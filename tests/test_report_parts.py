@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from math import exp, log
 from statistics import fmean
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -118,16 +119,16 @@ def test_measures_of_nothing_are_none() -> None:
 
 
 @pytest.fixture(scope="module")
-def parser() -> tuple[str, object]:
+def parser() -> tuple[str, Any]:
     found = find_parser(None)
     if found is None:
         pytest.skip("no spaCy model is installed")
     return found
 
 
-def test_the_root_verb_and_its_object_are_counted(parser: tuple[str, object]) -> None:
+def test_the_root_verb_and_its_object_are_counted(parser: tuple[str, Any]) -> None:
     texts = ["Write a short story about a dog.", "Please write a story.", "Given a paragraph, identify the main theme."]
-    found = count_verbs(*parser, [*texts, "What is the capital of France?", ""])  # type: ignore[arg-type]
+    found = count_verbs(*parser, [*texts, "What is the capital of France?", ""])
     assert (found.parsed, found.with_pair) == (5, 3)
     assert [(verb.lemma, verb.count, verb.nouns) for verb in found.verbs] == [
         ("write", 2, (("story", 2),)),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fastgen.beside import free_bytes
 from fastgen.config import meaning, saved_values
 from fastgen.errors import RunFolderError
 from fastgen.options import Options
-from fastgen.pipeline import _free_bytes
 from fastgen.runs import open_run
 from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store import RunFolder, Store
@@ -39,5 +39,5 @@ def test_a_seed_file_that_is_not_the_runs_own_is_refused_in_one_line(tmp_path: P
 
 
 def test_a_folder_that_is_gone_does_not_end_the_watch_over_its_disk(tmp_path: Path) -> None:
-    assert _free_bytes(tmp_path) > 0
-    assert _free_bytes(tmp_path / "gone") == math.inf
+    assert free_bytes(tmp_path) > 0
+    assert free_bytes(tmp_path / "gone") == math.inf
