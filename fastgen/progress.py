@@ -305,7 +305,10 @@ class ReporterHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say the message, in one line."""
-        self._reporter.say(" ".join(record.getMessage().split()))
+        try:
+            self._reporter.say(" ".join(record.getMessage().split()))
+        except (OSError, ValueError):  # a terminal that is gone, a stream that is closed: no reason to end a run
+            self.handleError(record)
 
 
 def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:

@@ -214,12 +214,10 @@ def test_ctrl_c_says_how_to_go_on(
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code = command(job, "--index", "exhaustive")
-        except SystemExit as end:  # the parser's own answer to Ctrl-C
-            code = int(end.code or 0)
         finally:
             signal.signal(signal.SIGINT, before)
     assert code == 130
-    assert "same command" in capsys.readouterr().err.splitlines()[-1]
+    assert "same command" in capsys.readouterr().err
     assert command(job, "--index", "exhaustive") == 0
     results = job.results()
     job.run(overwrite=True)

@@ -348,6 +348,7 @@ def test_killed_while_a_snapshot_is_written_a_run_goes_on_from_the_last_whole_on
             job = generate(run, url, 100_000, *flags, prepare=slow_snapshots)
             job.wait_for_bytes(run, written(run) + 20_000)
             if kill % 2:
+                job.wait_for(snapshot.exists)
                 job.process.join(moments.uniform(0.0, 0.02))
             else:
                 job.wait_for(unfinished.exists)
