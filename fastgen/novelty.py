@@ -122,10 +122,11 @@ class NoveltyFilter:
         self._forget_decision()
         if self._size != self._seeds:
             raise InputError("seeds were added to a pool that already holds other texts: add every seed first")
-        if self._built is None:
-            self._waiting_seeds += texts
-        else:
-            self._built.add(self._encode(texts), seeds=True)
+        with self._building:
+            if self._built is None:
+                self._waiting_seeds += texts
+            else:
+                self._built.add(self._encode(texts), seeds=True)
         self._size = self._seeds = self._size + len(texts)
 
     def add(self, texts: Sequence[str]) -> None:
@@ -193,7 +194,9 @@ class NoveltyFilter:
 
     def take_over(self, index: CandidateIndex) -> None:
         """Make a loaded index, with the same seeds, the pool."""
-        self._built, self._undecided = index, []
+        with self._building:  # else `prepare`, in another thread, could put a new index in its place
+            self._built, self._waiting_seeds = index, []
+        self._undecided = []
         self._size = len(index)
 
     def memory_bytes(self) -> int:

@@ -296,3 +296,25 @@ def test_importing_the_filter_loads_neither_numba_nor_numpy() -> None:
     code = "import sys, fastgen.novelty; print('numba' in sys.modules or 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_an_index_that_is_taken_over_while_another_is_prepared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = NoveltyFilter(index="exact")
+    saved.add_seeds(["Name three rivers in Asia."])
+    saved.add(["Explain how the tides of the sea work in winter."])
+    novelty = NoveltyFilter(index="exact")
+    novelty.add_seeds(["Name three rivers in Asia."])
+    preparing, taking = threading.Event(), threading.Event()
+
+    def slow_warm_up(_: str) -> None:
+        preparing.set()
+        taking.wait(timeout=0.2)
+
+    monkeypatch.setattr("fastgen.novelty.warm_up", slow_warm_up)
+    prepare = threading.Thread(target=novelty.prepare)
+    prepare.start()
+    preparing.wait(timeout=30)
+    novelty.take_over(saved._index)
+    taking.set()
+    prepare.join(timeout=30)
+    assert not novelty.decide(["Explain how the tides of the sea work in summer."])[0].novel
