@@ -19,6 +19,8 @@ from fastgen.rouge import REJECT_AT, RejectAt, rejects, rouge_l_f1, tokenise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgen.index import CandidateIndex
+
 EXACT_KINDS: tuple[IndexKind, ...] = ("exhaustive", "exact")
 
 
@@ -298,23 +300,25 @@ def test_importing_the_filter_loads_neither_numba_nor_numpy() -> None:
     assert done.stdout == "False\n"
 
 
-def test_an_index_that_is_taken_over_while_another_is_prepared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_is_taken_over_while_another_is_prepared_stays() -> None:
     saved = NoveltyFilter(index="exact")
     saved.add_seeds(["Name three rivers in Asia."])
     saved.add(["Explain how the tides of the sea work in winter."])
     novelty = NoveltyFilter(index="exact")
     novelty.add_seeds(["Name three rivers in Asia."])
-    preparing, taking = threading.Event(), threading.Event()
+    preparing, taken = threading.Event(), threading.Event()
+    make = novelty._make_index
 
-    def slow_warm_up(_: str) -> None:
+    def slow_make() -> CandidateIndex:
         preparing.set()
-        taking.wait(timeout=0.2)
+        taken.wait(timeout=0.2)
+        return make()
 
-    monkeypatch.setattr("fastgen.novelty.warm_up", slow_warm_up)
+    novelty._make_index = slow_make  # type: ignore[assignment]  # a partial otherwise
     prepare = threading.Thread(target=novelty.prepare)
     prepare.start()
-    preparing.wait(timeout=30)
+    assert preparing.wait(timeout=30)
     novelty.take_over(saved._index)
-    taking.set()
+    taken.set()
     prepare.join(timeout=30)
     assert not novelty.decide(["Explain how the tides of the sea work in summer."])[0].novel
