@@ -26,16 +26,11 @@ from unittest.mock import patch
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table, test_server
+from benchmarks.rival_datatrove import peak_mb
 
 DATATROVE = ("datatrove==0.10.1", "aiofiles", "aiohttp", "aiosqlite", "httpx", "openai", "orjson", "pandas", "uvloop")
 ONE = "fastgen, one prompt a request"
 _COLUMNS = ("completions_per_s", "cpu_us", "start_s", "peak_mb")
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process; getrusage would begin with that of the process it came from."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
 
 def run_ours(base_url: str, instructions: int, concurrency: int, batch: int | None) -> None:

@@ -37,10 +37,10 @@ from fastgen.metrics.monitor import Monitor, Steering
 from fastgen.metrics.series import MetricsFile
 from fastgen.metrics.yields import YieldRule, YieldWatch
 from fastgen.options import Options
+from fastgen.pace import governor_of, limits_of, rates_of
 from fastgen.plan import Method, Plan
 from fastgen.progress import ProgressMeter, Reporter
-from fastgen.rate_limits import RateLimits
-from fastgen.scheduler import Limits, Scheduler
+from fastgen.scheduler import Scheduler
 from fastgen.seeds import seed_fingerprint
 from fastgen.serving import Keys, Serving, serve
 from fastgen.store import RunFolder, Store
@@ -161,25 +161,6 @@ class _Run:
                 elapsed_s=time.monotonic() - began_s,
                 ended_by=None if plan.done else ended_by,
             )
-
-    def _limits(self, serving: Serving) -> Limits:
-        speed = self.options.speed
-        auto = speed.concurrency == "auto"
-        return Limits(
-            concurrency=sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency,
-            max_concurrency=speed.max_concurrency * len(serving.sizes) if auto else None,
-            max_attempts=speed.max_attempts,
-            outage_timeout_s=speed.outage_timeout,
-            drain_timeout_s=speed.drain_timeout,
-        )
-
-    def _governor(self, serving: Serving, scheduler: Scheduler) -> Governor | None:
-        """What steers the limits; ``None`` where the user fixed them."""
-        speed = self.options.speed
-        if speed.concurrency != "auto":
-            return None
-        set_total = scheduler.set_concurrency
-        return Governor(serving.backend, set_total, initial=serving.sizes, maximum=speed.max_concurrency)
 
     def _make_plan(self) -> Plan:
         from fastgen.novelty import NoveltyFilter
@@ -313,8 +294,6 @@ class _Run:
     ) -> tuple[int, str | None]:
         """Ask until the plan is done; how many completions could be in flight in the end, and what rule ended it."""
         speed, store = self.options.speed, self.store
-        allowed = speed.requests_per_minute, speed.tokens_per_minute
-        rates = RateLimits(*allowed) if any(allowed) else None
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge,
             Checkpointer(store, plan, judge, last=saved) as checkpointer,
@@ -333,11 +312,11 @@ class _Run:
                 times=instruments.times,
             )
             scheduler = Scheduler(
-                *(instruments.source, instruments.backend, committer, self._limits(serving)),
+                *(instruments.source, instruments.backend, committer, limits_of(speed, serving)),
                 jitter=random.Random(),
-                rates=rates,
+                rates=rates_of(speed),
             )
-            governor = self._governor(serving, scheduler)
+            governor = governor_of(speed, serving, scheduler)
             monitor = self._monitor(instruments, scheduler, governor, rule, serving=serving, stopper=stopper)
             stopper.scheduler = scheduler
             meter = ProgressMeter(store.ledger, plan.target, time.monotonic())

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.asking import AnswerLog, Asking, Question, Reply, Shorten, read_meaning, read_replies
+from fastgen.beside import beside
 from fastgen.config import model_names
 from fastgen.errors import InputError
 from fastgen.options import Options
+from fastgen.pace import limits_of
 from fastgen.pipeline import Stopper
 from fastgen.progress import Reporter, ReporterHandler, duration
-from fastgen.scheduler import Limits
 from fastgen.serving import Keys, Serving, serve
 from fastgen.store import RunFolder
 
@@ -147,7 +148,7 @@ async def _serve_and_ask(ask: Ask, reporter: Reporter, stopper: Stopper) -> bool
                 reporter.say(f"going on with {len(log.answered)} of {len(ask.questions)} answered")
             meter = _Meter(len(log.answered), len(ask.questions))
             asking = Asking(
-                *(ask.questions, log, serving.backend, _limits(options, serving)),
+                *(ask.questions, log, serving.backend, limits_of(options.speed, serving)),
                 observe=meter.count,
                 shorten=ask.shorten,
             )
@@ -159,30 +160,11 @@ async def _serve_and_ask(ask: Ask, reporter: Reporter, stopper: Stopper) -> bool
 
 async def _run_beside(asking: Asking, serving: Serving, meter: _Meter, reporter: Reporter) -> None:
     """Ask, with the servers watched and the progress shown; ends with the first that ends or fails."""
-    running = asyncio.create_task(asking.run())
-    helpers = [asyncio.create_task(serving.watch()), asyncio.create_task(_show(meter, reporter))]
-    try:
-        await asyncio.wait([running, *helpers], return_when=asyncio.FIRST_COMPLETED)
-        for task in (running, *helpers):
-            if task.done():
-                await task
-    finally:
-        for task in (running, *helpers):
-            task.cancel()
-        await asyncio.gather(running, *helpers, return_exceptions=True)
+    async with beside(asking.run(), serving.watch(), _show(meter, reporter)) as running:
+        await running
 
 
 async def _show(meter: _Meter, reporter: Reporter) -> None:
     while True:
         await asyncio.sleep(_SHOW_EVERY_S)
         reporter.show(meter.look())
-
-
-def _limits(options: Options, serving: Serving) -> Limits:
-    speed = options.speed
-    return Limits(
-        concurrency=sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency,
-        max_attempts=speed.max_attempts,
-        outage_timeout_s=speed.outage_timeout,
-        drain_timeout_s=speed.drain_timeout,
-    )

@@ -7,7 +7,7 @@ folder is only read, apart from its ``judgements/``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from fastgen.asking import AnswerLog, Asking, Reply, read_replies
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
-from fastgen.concurrency import Governor
+from fastgen.beside import beside
 from fastgen.errors import DiskError, InputError
 from fastgen.exporting.options import ChoiceOptions
 from fastgen.judging.options import JudgeOptions, JudgeSpeed, WhatOptions, serving_options
@@ -27,12 +27,11 @@ from fastgen.judging.questions import Examination, is_unreadable, unread_numbers
 from fastgen.judging.summary import write_summary
 from fastgen.judging.verdicts import SCHEMA
 from fastgen.options import SpeedOptions
+from fastgen.pace import governor_of, limits_of, rates_of
 from fastgen.pipeline import Stopper
 from fastgen.progress import Reporter
-from fastgen.rate_limits import RateLimits
 from fastgen.records import Sampling
 from fastgen.runs import OpenRun, open_run
-from fastgen.scheduler import Limits
 from fastgen.serving import Keys, Serving, serve
 from fastgen.store import RunFolder
 
@@ -127,10 +126,10 @@ async def _ask(
         if log.answered:
             reporter.say(f"{folder.name}: going on with {len(log.answered)} answers")
         asking = Asking(
-            *(examination.ask(run, choice, log.answered, unread), log, serving.backend, _limits(speed, serving)),
+            *(examination.ask(run, choice, log.answered, unread), log, serving.backend, limits_of(speed, serving)),
             observe=lambda replies: _observe(replies, examination, meter),
             again=examination.again,
-            rates=_rates(speed),
+            rates=rates_of(speed),
         )
         stopper.scheduler = asking.scheduler
         await _run_beside(asking, serving, speed, lambda: reporter.show(meter.look(asking.scheduler.statistics())))
@@ -163,43 +162,12 @@ def _observe(replies: Sequence[Reply], examination: Examination, meter: JudgeMet
     meter.count(replies, unreadable)
 
 
-def _limits(speed: SpeedOptions, serving: Serving) -> Limits:
-    auto = speed.concurrency == "auto"
-    return Limits(
-        concurrency=sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency,
-        max_concurrency=speed.max_concurrency * len(serving.sizes) if auto else None,
-        max_attempts=speed.max_attempts,
-        outage_timeout_s=speed.outage_timeout,
-        drain_timeout_s=speed.drain_timeout,
-    )
-
-
-def _rates(speed: SpeedOptions) -> RateLimits | None:
-    allowed = speed.requests_per_minute, speed.tokens_per_minute
-    return RateLimits(*allowed) if any(allowed) else None
-
-
 async def _run_beside(asking: Asking, serving: Serving, speed: SpeedOptions, show: Callable[[], None]) -> None:
     """Ask, with the servers watched and steered and the progress shown; the first that fails ends all."""
-    helpers = [serving.watch(), _show(show)]
-    if speed.concurrency == "auto":
-        set_total = asking.scheduler.set_concurrency
-        governor = Governor(serving.backend, set_total, initial=serving.sizes, maximum=speed.max_concurrency)
-        helpers.append(governor.run())
-    await _first_of(asking.run(), helpers)
-
-
-async def _first_of(main: Coroutine[Any, Any, None], helpers: Sequence[Coroutine[Any, Any, None]]) -> None:
-    tasks = [asyncio.create_task(one) for one in (main, *helpers)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    governor = governor_of(speed, serving, asking.scheduler)
+    steering = [governor.run()] if governor is not None else []
+    async with beside(asking.run(), serving.watch(), _show(show), *steering) as running:
+        await running
 
 
 async def _show(show: Callable[[], None]) -> None:
