@@ -38,7 +38,7 @@ echo "== 8. A real vLLM server, the same prompts and lengths: fastgen against vl
 real=(${BASE_URL:+--base-url "$BASE_URL"} ${TOKENIZER:+--tokenizer "$TOKENIZER"} ${BENCH_PYTHON:+--bench-python "$BENCH_PYTHON"})
 if [ -n "$full" ]; then "$python" -m benchmarks.real_server --original 20 ${real[@]+"${real[@]}"}
 elif [ -n "${BASE_URL:-}" ] || "$python" -m fastgen embedded status | grep -q ': set up'; then
-  "$python" -m benchmarks.real_server --pairs 2 --bench-concurrency 64 ${real[@]+"${real[@]}"}
+  "$python" -m benchmarks.real_server --pairs 3 --bench-concurrency 64 ${real[@]+"${real[@]}"}
 else echo "left out: the embedded server is not set up (3.5 GB); FULL=1 does that, BASE_URL names another"; fi
 
 echo "== 9. Which concurrency is best: the sweep, and the flags that it recommends"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import orjson
 
 from benchmarks.filter_online import WINDOW, Row, grow, loop_lag_ms, outside_decision, two_threads
-from benchmarks.filter_report import exponent, memory_slope, plot, print_rows, ratios
+from benchmarks.filter_report import exponent, memory_slope, plot, print_rows, print_summary, ratios
 from benchmarks.filter_rivals import rivals
 from benchmarks.filter_streams import stream
 from benchmarks.harness import finish
@@ -53,11 +54,10 @@ def measure(args: argparse.Namespace) -> list[Row]:
     for index in args.indexes:
         limits = {"audit": args.audit, "audit_to": args.audit_to, "fill_above": args.fill_above}
         for row in grow(index, args.sizes, stream(args.corpus), **limits):
-            if (row.method, row.pool) not in {
-                (other.method, other.pool) for other in rows
-            }:  # the scan's row comes twice
+            measured = {(other.method, other.pool) for other in rows}
+            if (row.method, row.pool) not in measured:  # the scan's row comes twice
                 rows.append(row)
-                print_rows([row])
+                print(f"{row.method} at {row.pool:,}: {row.per_s:,.0f} candidates/s", file=sys.stderr, flush=True)
     if args.no_rivals:
         return rows
     texts = list(itertools.islice(stream(args.corpus), min(max(args.sizes), args.rivals_to) + WINDOW))
@@ -107,8 +107,7 @@ def main() -> None:
         "memory": {method: memory_slope(rows, method) for method in methods},
         "threads": figures,
     }
-    for name, value in summary.items():
-        print(f"{name}: {orjson.dumps(value).decode()}")
+    print_summary(summary)
     finish("filter", {**summary, "rows": [asdict(row) for row in rows]})
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from benchmarks.filter_online import Row
@@ -27,6 +27,29 @@ def _cells(row: Row) -> tuple[object, ...]:
     laps = [f"{lap:.2f}" if row.batches else "-" for lap in row.latencies]
     held = f"{row.bytes_per_entry:.0f}" if row.bytes_per_entry else "-"
     return (row.method + note, f"{row.pool:,}", row.per_s, held, *laps, wrong, row.accepted or "-")
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print what follows from the rows, and what a second thread brings, as tables."""
+    compared = summary["ratios"]
+    others = list(dict.fromkeys(other for ours in compared.values() for other in ours))
+    print("\nTimes as fast:\n")
+    print_table(("", *compared), [(other, *(ours.get(other, "-") for ours in compared.values())) for other in others])
+    print("\nGrowth: time a candidate ~ pool to the power of; bytes of one more entry:\n")
+    slopes = {method: memory and memory["bytes_per_entry"] for method, memory in summary["memory"].items()}
+    print_table(("", *slopes), [("exponent", *_known(summary["exponent_to_1m"])), ("bytes", *_known(slopes))])
+    if threads := summary["threads"]:
+        lag = threads["loop_lag_ms_at_10000_per_s"]
+        print(
+            f"\nevent loop's lag while a thread decides 10,000 candidates a second: median {lag['p50']:.1f} ms, "
+            f"p99.9 {lag['p999']:.1f} ms, most {lag['max']:.1f} ms\n"
+            f"two pools in two threads over one: {threads['two_pools_in_two_threads_over_one']:.2f}; share of one "
+            f"pool's time that could run ahead: {threads['share_of_one_pool_that_could_run_ahead']:.2f}"
+        )
+
+
+def _known(by_method: Mapping[str, float | None]) -> Iterator[object]:
+    return ("-" if value is None else value for value in by_method.values())
 
 
 def exponent(rows: Sequence[Row], method: str, largest: int = 1_000_000) -> float | None:
