@@ -67,8 +67,8 @@ class InstructionPool:
         return self._bytes[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogatepass")
 
     def memory_bytes(self) -> int:
-        """Bytes in use."""
-        return len(self._bytes) + self._ends.itemsize * len(self._ends) + len(self._states)
+        """Bytes held, room to grow included."""
+        return sum(map(sys.getsizeof, (self._bytes, self._ends, self._states)))
 
     def state(self, number: int) -> State:
         """Where the instruction stands."""
