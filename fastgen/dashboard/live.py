@@ -1,24 +1,24 @@
-"""The figures of a run that goes: the report's, folded from the commits of this session, and the newest texts.
+"""The figures of a run as the page shows them: the report's, and the newest texts. A fold over the run's commits.
 
-`observe` costs an append; the folding is done by `take_up`, which a worker thread may call (one call at a time). What
-was committed before this session is not in the charts, only in the counts, which come with the run's samples.
+Guarantees: memory does not grow with the run (see `fastgen.report.figures`); after the last commit the figures are
+those of ``fastgen report``. Knows nothing of files.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.records import Failure, Instance
+from fastgen.records import Failure, Instance, SeedTask
 from fastgen.report.figures import RunFigures
 from fastgen.report.sampling import SampleSizes
 from fastgen.rules import Rules
 from fastgen.settled import RejectedInstruction, Settled, rejected_instructions, settled_instructions
 
-NEWEST = 12
-_BACKLOG = 200_000  # commits; beyond it the oldest are left out of the charts rather than fill the memory
+NEWEST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +31,17 @@ class NewInstruction:
 
 
 class LiveFigures:
-    """What was seen so far."""
+    """What the commits up to now have made of a run with these seeds and rules."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.figures = RunFigures((), SampleSizes(kept=0, rejected=0, measured=0), seed=0)
+    def __init__(self, seeds: Sequence[SeedTask], rules: Rules) -> None:
+        self.figures = RunFigures(seeds, SampleSizes(kept=0, rejected=0, measured=0), seed=0)
         self.newest_kept: deque[NewInstruction] = deque(maxlen=NEWEST)
         self.newest_rejected: deque[RejectedInstruction] = deque(maxlen=NEWEST)
         self._rules = rules
-        self._waiting: deque[Commit] = deque(maxlen=_BACKLOG)
         self._pending: dict[int, list[Commit]] = {}  # what was committed about an instruction on its way
 
-    def observe(self, commit: Commit) -> None:
-        """Hand over one commit, in order."""
-        self._waiting.append(commit)
-
-    def take_up(self) -> None:
-        """Fold what was handed over."""
-        for _ in range(len(self._waiting)):
-            self._fold(self._waiting.popleft())
-
-    def _fold(self, commit: Commit) -> None:
+    def take(self, commit: Commit) -> None:
+        """Count the next commit."""
         self.figures.add_commit(commit)
         if isinstance(commit.outcome, InstructionOutcome):
             for rejected in rejected_instructions((commit,), self._rules):
@@ -63,7 +54,7 @@ class LiveFigures:
                 self.newest_kept.append(new)
 
     def _settled_by(self, commit: Commit) -> Iterator[Settled]:
-        """The instruction that the commit settles, if it was kept in this session."""
+        """The instruction that the commit settles, if it settles one."""
         match commit.outcome:
             case InstructionOutcome(kept, _):
                 for one in kept:

@@ -1,10 +1,10 @@
-"""The server of the live page, in the run's own event loop.
+"""The server of the live page.
 
-Guarantees: it listens on 127.0.0.1 only and answers only where the Host header names this machine (so that a page
-elsewhere cannot reach it through a name of its own, "DNS rebinding"); it takes nothing but GET, sends no CORS header
-but the page's content security policy. Viewers are at most `MOST_VIEWERS`; one that does not take what it is sent
-within `PATIENCE_S` is let go, and one that is slow skips states. Without a viewer nothing is drawn. Nothing here can
-end or hold up the run.
+Guarantees: it answers only where the Host header names this machine (so that a page elsewhere cannot reach it through a
+name of its own, "DNS rebinding"); it takes nothing but GET, sends no CORS header but the page's content security
+policy. Viewers are at most `MOST_VIEWERS`; one that does not take what it is sent within `PATIENCE_S` is let go, and
+one that is slow skips states. Without a viewer nothing is read and nothing is drawn: a log is read far quicker than it
+was written, so whoever looks late waits a little, and what nobody looks at costs nothing.
 """
 
 from __future__ import annotations
@@ -12,83 +12,105 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
 import orjson
 from aiohttp import web
 
-from fastgen.dashboard.live import LiveFigures
+from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.view import SCRIPTS, frame, pieces
-from fastgen.errors import InputError
-from fastgen.metrics import MetricsHub
+from fastgen.metrics import Sample
 from fastgen.report.page import asset, policy
 
 log = logging.getLogger(__name__)
-HOST: Final = "127.0.0.1"
 MOST_VIEWERS: Final = 16
 PATIENCE_S: Final = 5.0
 EVERY_S: Final = 2.0
+FIRST_S: Final = 0.2
+"""Of reading, before a first viewer sees something."""
+LAST_S: Final = 2.0
+"""Of reading at the end of a run, so that it need not wait for a page that is far behind."""
+RUN_ENDED: Final = "the run has ended; 'fastgen report' makes a page to keep"
+PAGE_CLOSED: Final = "the page was closed; 'fastgen dashboard' opens it again"
 _NAMES: Final = frozenset({"127.0.0.1", "localhost"})
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Dashboard:
-    """Holds what the page shows now; `observe` takes the run's commits."""
+    """What the page shows now: a run's log and its newest sample, which ``newest`` gives.
 
-    def __init__(self, name: str, live: LiveFigures, hub: MetricsHub, threshold: float) -> None:
-        self.observe = live.observe
-        self._name = name
-        self._live = live
-        self._hub = hub
-        self._threshold = threshold
+    ``goes_on``: that sample is of this moment, and the end of the page is that of the run.
+    """
+
+    def __init__(self, run: Follower, newest: Callable[[], Sample | None], *, goes_on: bool) -> None:
+        self._run = run
+        self._newest = newest
+        self._goes_on = goes_on
         self._pieces: dict[str, tuple[int, str]] = {}
         self._version = 0
         self._changed = asyncio.Condition()
-        self._ended = False
+        self._looked_at = asyncio.Event()
+        self._ended: str | None = None
         self.viewers = 0
 
     async def keep_fresh(self) -> None:
-        """Draw anew every `EVERY_S` seconds while somebody looks; an error ends only the page."""
+        """Show what is new every `EVERY_S` seconds while somebody looks; an error ends only the page."""
         try:
             while True:
-                await self.refresh()
-                await asyncio.sleep(EVERY_S)
+                await self._looked_at.wait()
+                more = await self.refresh(FIRST_S)
+                while self.viewers:
+                    if not more:
+                        await asyncio.sleep(EVERY_S)
+                    more = await self.refresh()
         except Exception:
-            log.exception("the dashboard ended; the run goes on without it")
-            await self.end()
+            log.exception("the page shows nothing new any more")
+            await self.end("the page failed; its run is not touched by that")
 
-    async def refresh(self) -> None:
-        """Take up what was committed and, where somebody looks, draw it and tell."""
-        drawn = await asyncio.to_thread(self._look, draw=self.viewers > 0)
+    async def refresh(self, seconds: float = EVERY_S) -> bool:
+        """Read what is new, for about so many seconds at most, draw it and tell; whether there was more to read."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        while (more := self._run.take_up()) and loop.time() < until_s:  # noqa: ASYNC110 - no waiting
+            await asyncio.sleep(0)  # viewers are answered between two slices
+        await self._show(pieces(self._run, self._newest(), goes_on=self._goes_on))
+        return more
+
+    async def _show(self, drawn: Mapping[str, str]) -> None:
         changed = {name: html for name, html in drawn.items() if self._pieces.get(name, (0, ""))[1] != html}
-        if not changed:
-            return
-        async with self._changed:
-            self._version += 1
-            self._pieces |= {name: (self._version, html) for name, html in changed.items()}
-            self._changed.notify_all()
+        if changed:
+            async with self._changed:
+                self._version += 1
+                self._pieces |= {name: (self._version, html) for name, html in changed.items()}
+                self._changed.notify_all()
 
-    def _look(self, *, draw: bool) -> dict[str, str]:
-        self._live.take_up()
-        return dict(pieces(self._live, self._hub.latest, self._threshold)) if draw else {}
+    async def finish(self) -> None:
+        """Show the last state of a run that ended, and tell the viewers that nothing more comes."""
+        if self._goes_on and self.viewers:
+            with contextlib.suppress(Exception):
+                await self.refresh(LAST_S)
+        await self.end(RUN_ENDED if self._goes_on else PAGE_CLOSED)
 
-    async def end(self) -> None:
-        """Tell the viewers that nothing more comes."""
+    async def end(self, why: str) -> None:
+        """Tell the viewers, in one line, why nothing more comes."""
         async with self._changed:
-            self._ended = True
+            self._ended = self._ended or why
             self._changed.notify_all()
 
     async def page(self, _request: web.Request) -> web.StreamResponse:
         """``GET /``."""
-        return web.Response(text=frame(self._name), content_type="text/html", headers=_headers())
+        name = self._run.run_dir.resolve().name
+        return web.Response(text=frame(name), content_type="text/html", headers=_headers())
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """``GET /events``: pieces as they change, until the run or the viewer ends."""
         if self.viewers >= MOST_VIEWERS:
             return web.Response(status=503, text=f"at most {MOST_VIEWERS} pages at once\n")
         self.viewers += 1
+        self._looked_at.set()
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_headers()})
             await response.prepare(request)
@@ -97,49 +119,42 @@ class Dashboard:
             return response
         finally:
             self.viewers -= 1
+            if not self.viewers:
+                self._looked_at.clear()
 
     async def _send_all(self, response: web.StreamResponse) -> None:
         sent = 0
         while True:
             async with self._changed:
-                while self._version == sent and not self._ended:
+                while self._version == sent and self._ended is None:
                     await self._changed.wait()
                 fresh = {name: html for name, (version, html) in self._pieces.items() if version > sent}
                 sent, ended = self._version, self._ended
             if fresh:
                 await asyncio.wait_for(response.write(b"data: " + orjson.dumps(fresh) + b"\n\n"), PATIENCE_S)
-            if ended:
-                await asyncio.wait_for(response.write(b"event: end\ndata: {}\n\n"), PATIENCE_S)
+            if ended is not None:
+                await asyncio.wait_for(response.write(f"event: end\ndata: {ended}\n\n".encode()), PATIENCE_S)
                 return
 
 
 @asynccontextmanager
-async def serve_dashboard(dashboard: Dashboard, port: int) -> AsyncIterator[str]:
-    """The page at the URL that is yielded until the block ends; port 0 takes any that is free.
-
-    :raises InputError: nobody can listen there.
-    """
+async def serve_dashboard(dashboard: Dashboard, listening: socket.socket) -> AsyncIterator[None]:
+    """The page at the socket until the block ends; then viewers get the last state, which takes `LAST_S` and more."""
     app = web.Application(middlewares=[_only_this_machine])
     app.router.add_get("/", dashboard.page)
     app.router.add_get("/events", dashboard.events)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, HOST, port).start()
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"--dashboard-port {port}: cannot listen on {HOST} ({why}); choose another port") from None
+        await web.SockSite(runner, listening).start()
         fresh = asyncio.create_task(dashboard.keep_fresh())
         try:
-            yield f"http://{HOST}:{runner.addresses[0][1]}/"
+            yield
         finally:
             fresh.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await fresh
-            with contextlib.suppress(Exception):
-                await dashboard.refresh()
-            await dashboard.end()
+            await dashboard.finish()
     finally:
         await runner.cleanup()
 

@@ -1,14 +1,16 @@
 """The live page as HTML: an empty frame, and the pieces that are put into it as the run goes.
 
 Pieces are made by the report's own sections, so all text in them is escaped; the page's script puts them where their
-name says. Knows nothing of servers.
+name says. Counts and charts are of the same commits, those of the log that were read. Knows nothing of servers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Iterator, Mapping
 from typing import Final
 
+from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.live import LiveFigures, NewInstruction
 from fastgen.metrics import Sample
 from fastgen.report import sections
@@ -21,6 +23,8 @@ from fastgen.settled import RejectedInstruction
 
 _LETTERS: Final = 300
 PIECES: Final = ("now", "newest", "time", "novelty", "lengths", "rejections")
+STATE: Final = "state"
+_WORKING_TIME: Final = "Of the whole run; pauses of more than a minute between two answers are left out."
 _MENU: Final = (
     ("overview", "Now"),
     ("newest-texts", "Newest"),
@@ -42,42 +46,82 @@ def frame(name: str) -> str:
     return render(document, scripts=SCRIPTS, connect=True)
 
 
-def pieces(live: LiveFigures, sample: Sample | None, threshold: float) -> Mapping[str, str]:
-    """What stands in each place now."""
+def pieces(run: Follower, sample: Sample | None, *, goes_on: bool) -> Mapping[str, str]:
+    """What stands in each place now, and under `STATE` a line of text. ``goes_on``: ``sample`` is of this moment."""
     shown = {
-        "now": section("overview", "Now", _tiles(sample)),
-        "newest": section("newest-texts", "Newest", _newest(live)),
+        STATE: _state(run, goes_on=goes_on),
+        "now": section("overview", "Now", *_notices(run), _tiles(run, sample), _measured(sample, goes_on=goes_on)),
     }
-    if live.figures.ledger.commits:
+    if run.live is None:
+        return shown
+    shown["newest"] = section("newest-texts", "Newest", _newest(run.live))
+    if run.ledger.commits:
+        figures = run.live.figures
         shown |= {
-            "time": section("time", "How it goes", time_charts(live.figures.timeline), lead="Of this session."),
-            "novelty": sections.novelty_section(live.figures, threshold),
-            "lengths": sections.length_section(live.figures),
-            "rejections": sections.rejection_section(live.figures),
+            "time": section("time", "How it goes", time_charts(figures.timeline), lead=_WORKING_TIME),
+            "novelty": sections.novelty_section(figures, run.threshold),
+            "lengths": sections.length_section(figures),
+            "rejections": sections.rejection_section(figures),
         }
     return shown
 
 
-def _tiles(sample: Sample | None) -> Html:
-    if sample is None:
-        return element("p", "Waiting for the server's first answers.", class_="notice")
-    acceptance = "-" if sample.acceptance is None else f"{sample.acceptance:.1%}"
-    target = max(1, sample.target)
+def _state(run: Follower, *, goes_on: bool) -> str:
+    if run.live is None:
+        return "waiting for the run to begin"
+    if run.is_behind:
+        return "reading the run's log"
+    if goes_on:
+        return "the run goes on"
+    return "the run is complete" if run.ledger.complete >= run.target else "following the run's log"
+
+
+def _notices(run: Follower) -> list[Html]:
+    told = []
+    if run.trouble is not None:
+        told.append(f"The log cannot be read further; the figures are those up to there. {run.trouble}")
+    if run.is_behind:
+        share = "" if run.share_read is None else f", about {run.share_read:.0%} of it"
+        told.append(
+            f"So far {run.ledger.commits:,} answers of the log were read{share}; counts and charts are of these."
+        )
+    return [element("p", text, class_="notice") for text in told]
+
+
+def _tiles(run: Follower, sample: Sample | None) -> Html:
+    ledger = run.ledger
+    written = ledger.kept + ledger.rejected.total()
     shown = (
-        ("Complete", f"{sample.complete:,}", f"{sample.complete / target:.1%} of {sample.target:,}"),
-        ("Kept", f"{sample.kept:,}", f"{sample.pending:,} on their way"),
-        ("Acceptance", acceptance, "of what was written in the last seconds"),
-        ("Speed", f"{short(sample.generated_tokens_per_s)}", "generated tokens/s"),
-        ("Kept a minute", short(60 * sample.kept_per_s), f"{short(sample.generated_tokens)} tokens generated"),
-        ("In flight", short(round(sample.in_flight, 1)), f"of {sample.concurrency:.0f} allowed"),
-        ("Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"),
-        ("Limited by", sample.limit.value, sample.limit_reason),
+        ("Complete", f"{ledger.complete:,}", f"{ledger.complete / max(1, run.target):.1%} of {run.target:,}"),
+        ("Kept", f"{ledger.kept:,}", f"{ledger.pending:,} on their way"),
+        ("Acceptance", f"{ledger.acceptance:.1%}" if written else "-", f"of {written:,} instructions written"),
+        *_measurements(sample, short(ledger.generated_tokens)),
     )
     tiles = [
         element("div", element("dt", name), element("dd", value), element("dd", note, class_="note"))
         for name, value, note in shown
     ]
     return element("dl", *tiles, class_="tiles in-fours")
+
+
+def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, str, str]]:
+    """What the log does not tell: title, value, note."""
+    if sample is None:
+        for name in ("Speed", "Kept a minute", "In flight", "Novelty", "Limited by"):
+            yield name, "-", "not measured yet"
+        return
+    yield "Speed", short(sample.generated_tokens_per_s), "generated tokens/s"
+    yield "Kept a minute", short(60 * sample.kept_per_s), f"{generated} tokens generated"
+    yield "In flight", short(round(sample.in_flight, 1)), f"of {sample.concurrency:.0f} allowed"
+    yield "Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"
+    yield "Limited by", sample.limit.value, sample.limit_reason
+
+
+def _measured(sample: Sample | None, *, goes_on: bool) -> Html | None:
+    if sample is None or goes_on:
+        return None
+    when = dt.datetime.fromtimestamp(sample.time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return element("p", f"Speed, in flight, novelty and limit are what was measured last, at {when}.", class_="note")
 
 
 def _newest(live: LiveFigures) -> Html:

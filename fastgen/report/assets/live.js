@@ -25,14 +25,17 @@
   }
 
   const source = new EventSource("/events");
-  source.onopen = () => say("the run goes on", true);
-  source.onerror = () => say("no connection to the run; trying again", false);
+  let told = "connected";
+  source.onopen = () => say(told, true);
+  source.onerror = () => say("no connection; trying again", false);
   source.onmessage = (event) => {
-    for (const [name, html] of Object.entries(JSON.parse(event.data))) put(name, html);
-    say("the run goes on", true);
+    const { state: text, ...pieces } = JSON.parse(event.data);
+    for (const [name, html] of Object.entries(pieces)) put(name, html);
+    told = text ?? told;
+    say(told, true);
   };
-  source.addEventListener("end", () => {
+  source.addEventListener("end", (event) => {
     source.close();
-    say("the run has ended; 'fastgen report' makes a page to keep", false);
+    say(event.data, false);
   });
 })();

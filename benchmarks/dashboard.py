@@ -1,0 +1,172 @@
+"""What the live page costs a run: whole ``fastgen generate`` commands without it, with it, and with somebody looking.
+
+``python -m benchmarks.dashboard [--instructions 8000] [--concurrency 256] [--repeats 5]``
+
+The three take turns, in another order each time, against one test server without latency in another process, after one
+run that nobody counts. Of each are measured:
+
+- *wall*: from starting the command to its end, interpreter and imports included;
+- *steady*: seconds from the first to the last commit, by the run's own log: the rate, without start and end;
+- *CPU*: user and system time of the run's own process, all its threads; that of the page's process beside it.
+
+Ratios are of runs in the same turn, to the one without a page; each with the median and a 95 % interval. Linux only:
+a process's own CPU time is read from ``/proc`` (clock ticks, 10 ms). The viewer is a thread of this process, so it
+takes some CPU time on the same machine, as a browser there does. On two cores the run and the server have one each, and
+the page what they leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.harness import ROOT, finish, print_table, test_server
+from benchmarks.intervals import ratio_interval
+from fastgen.store import RunFolder
+
+MODES: Final = ("off", "on", "viewed")
+FIGURES: Final = ("wall_s", "steady_s", "cpu_s")
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run; ``completions_per_s`` is the steady rate, ``states`` what the viewer was sent."""
+
+    wall_s: float
+    steady_s: float
+    completions_per_s: float
+    cpu_s: float
+    page_cpu_s: float
+    states: int = 0
+
+
+class _Viewer(threading.Thread):
+    """Looks at the page from when its URL is known to its end, and counts what it is sent."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.states = 0
+        self._url = url + "events"
+
+    def run(self) -> None:
+        with urllib.request.urlopen(self._url, timeout=600) as events:  # noqa: S310 - our own page
+            for line in events:
+                if line.startswith(b"event: end"):
+                    return
+                self.states += line.startswith(b"data: ")
+        raise RuntimeError("the page ended before its run")
+
+
+def measure(base_url: str, mode: str, instructions: int, concurrency: int) -> Measured:
+    """One run in a fresh folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name) / "run")
+        command = [sys.executable, "-m", "fastgen", "generate", "--run-dir", str(folder.path), "--base-url", base_url]
+        command += ["--num-instructions", str(instructions), "--concurrency", str(concurrency)]
+        command += [] if mode == "off" else ["--dashboard", "--dashboard-port", "0"]
+        began_s = time.perf_counter()
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            viewer = _watch(process) if mode == "viewed" else None
+            said = _until_it_ends(process)
+            wall_s = time.perf_counter() - began_s
+            cpu_s, page_cpu_s = _cpu_of_the_ended(process.pid)
+        if process.returncode or "the dashboard" in said.replace("dashboard at", ""):
+            raise RuntimeError(f"the run ended with {process.returncode}: {said[-500:]}")
+        if viewer is not None:
+            viewer.join(30)
+        ledger = folder.ledger()
+        steady_s = ledger.last_s - ledger.started_s
+        rate = ledger.completions.total() / steady_s
+        return Measured(wall_s, steady_s, rate, cpu_s, page_cpu_s, viewer.states if viewer else 0)
+
+
+def _watch(process: subprocess.Popen[str]) -> _Viewer:
+    """Somebody who opens the page as soon as the run names it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"dashboard at (\S+)", line):
+            viewer = _Viewer(found[1])
+            viewer.start()
+            return viewer
+    raise RuntimeError("the run named no page")
+
+
+def _until_it_ends(process: subprocess.Popen[str]) -> str:
+    """What it says; it is left as a zombie, whose times can be read."""
+    assert process.stderr is not None
+    said = process.stderr.read()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return said
+
+
+def _cpu_of_the_ended(pid: int) -> tuple[float, float]:
+    """CPU seconds of a process itself, and of those that it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    user, system, users, systems = map(int, fields[11:15])
+    return (user + system) / _TICKS_PER_S, (users + systems) / _TICKS_PER_S
+
+
+def measure_all(instructions: int, concurrency: int, repeats: int) -> dict[str, list[Measured]]:
+    """All of them in turn."""
+    runs: dict[str, list[Measured]] = {mode: [] for mode in MODES}
+    with test_server() as server:
+        measure(server.base_url, "off", min(1000, instructions), concurrency)  # compiles what is compiled
+        for turn in range(repeats):
+            first = turn % len(MODES)
+            for mode in MODES[first:] + MODES[:first]:
+                runs[mode].append(measure(server.base_url, mode, instructions, concurrency))
+    return runs
+
+
+def summarise(runs: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Medians, and ratios to the runs without a page with their intervals (median, low, high)."""
+    summary: dict[str, Any] = {}
+    for mode, measured in runs.items():
+        names = (*FIGURES, "completions_per_s", "page_cpu_s", "states")
+        summary[mode] = {name: statistics.median(getattr(one, name) for one in measured) for name in names}
+        if mode == "off":
+            continue
+        for name in FIGURES:
+            pairs = zip(measured, runs["off"], strict=True)
+            ratio = ratio_interval([getattr(one, name) / getattr(off, name) for one, off in pairs])
+            summary[mode][f"{name.removesuffix('_s')}_ratio"] = ratio.as_list()
+    return summary
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instructions", type=int, default=8000)
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    summary = summarise(measure_all(given.instructions, given.concurrency, given.repeats))
+    columns = ("completions_per_s", *FIGURES, "page_cpu_s", "states")
+    print_table(("page", *columns), [(mode, *(summary[mode][name] for name in columns)) for mode in MODES])
+    print()
+    ratios = [
+        (f"{mode}: {name}", *(summary[mode][f"{name.removesuffix('_s')}_ratio"]))
+        for mode in MODES[1:]
+        for name in FIGURES
+    ]
+    print_table(
+        ("ratio to off", "median", "95 % from", "to"),
+        [(name, *("-" if value is None else f"{value:.4f}" for value in values)) for name, *values in ratios],
+    )
+    finish("dashboard", summary | {"settings": vars(given)})
+
+
+if __name__ == "__main__":
+    main()
