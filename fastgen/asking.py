@@ -8,8 +8,6 @@ questions and what is in flight, never texts. Knows nothing of what the question
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +16,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from fastgen.backends import Backend
-from fastgen.errors import DiskError, InputError, RunFolderError
-from fastgen.log import LogWriter, Position, TornTail, read_log
+from fastgen.errors import DiskError, InputError
+from fastgen.limits import Limits
+from fastgen.locking import Lock
+from fastgen.log.format import Position, TornTail
+from fastgen.log.reader import read_log
+from fastgen.log.writer import LogWriter
 from fastgen.rate_limits import RateLimits
 from fastgen.records import Answer, Failure, Message, Request, Sampling, Stage
-from fastgen.scheduler import Limits, Scheduler
+from fastgen.scheduler import Scheduler
 
 _LOG_NAME = "answers"
 Prompt = str | tuple[Message, ...]
@@ -64,14 +66,14 @@ class AnswerLog:
 
     def __init__(self, folder: Path, meaning: dict[str, Any]) -> None:
         self.answered: set[int] = set()
-        self._lock = _lock(folder)
+        self._lock = _take_lock(folder)
         try:
             end = self._take_up(folder, meaning)
             self._writer = LogWriter(folder / _LOG_NAME, run_id=_LOG_NAME, end=end)
             if end is None:
                 self._writer.append([{"meaning": meaning}])
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     def _take_up(self, folder: Path, meaning: dict[str, Any]) -> Position | None:
@@ -107,7 +109,7 @@ class AnswerLog:
         try:
             self._writer.close()
         finally:
-            os.close(self._lock)
+            self._lock.release()
 
 
 def read_replies(folder: Path) -> Iterator[Reply]:
@@ -152,18 +154,12 @@ def _decode(body: dict[str, Any]) -> Reply:
     )
 
 
-def _lock(folder: Path) -> int:
+def _take_lock(folder: Path) -> Lock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror}); mend that and run it again") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise RunFolderError(f"{folder}: another process is writing there; wait until it has ended") from None
-    return lock
+    return Lock(folder / "lock", named=str(folder), instead="use another name or folder")
 
 
 def _check_same(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -186,7 +182,7 @@ class _Unanswered:
         self.again: deque[Question] = deque()  # asked first
 
     def next(self) -> Request | None:
-        """See `fastgen.scheduler.Source`."""
+        """See `fastgen.delivery.Source`."""
         question = self.again.popleft() if self.again else next(self._left, None)
         if question is None:
             return None

@@ -22,8 +22,8 @@ from fastgen.exporting.places import folder, one_file
 from fastgen.exporting.rows import Row, rejected_row, rows_of
 from fastgen.exporting.writers import ENDINGS, RowWriter, open_writer
 from fastgen.hub import Hub, connect
-from fastgen.log import TornTail
-from fastgen.runs import OpenRun, open_run
+from fastgen.log.format import TornTail
+from fastgen.runs import OpenRun, open_run, unfinished
 from fastgen.settled import rejected_instructions
 
 CARD: Final = "README.md"
@@ -49,10 +49,8 @@ class Exported:
 
     @property
     def unfinished(self) -> str:
-        """What a person should know of a run that is not at its end; empty for one that is."""
-        if self.target is None or self.complete >= self.target:
-            return ""
-        return f"the run is not finished: {self.complete} of {self.target} instructions"
+        """See `fastgen.runs.unfinished`."""
+        return unfinished(self.complete, self.target)
 
 
 @dataclass(frozen=True, slots=True)

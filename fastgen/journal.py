@@ -14,9 +14,7 @@ ever removed. Knows nothing of rows, indexes or what a decision means.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +23,10 @@ from typing import Any, Self
 import orjson
 
 from fastgen.errors import DamagedLogError, DiskError, InputError
-from fastgen.log import LogWriter, Position, TornTail, read_log
+from fastgen.locking import Lock
+from fastgen.log.format import Position, TornTail
+from fastgen.log.reader import read_log
+from fastgen.log.writer import LogWriter
 from fastgen.tables import as_disk_error, sync_file
 
 _FORMAT = 1
@@ -56,7 +57,7 @@ class Journal:
             if not self.begun:
                 self.begin_anew()
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     def _is_of_this_job(self, job: dict[str, Any], *, start_anew: bool) -> bool:
@@ -141,10 +142,9 @@ class Journal:
     def remove(self) -> None:
         """Remove the folder, unless something else was put into it; the journal is closed then."""
         self._forget()
-        with as_disk_error(self.path):
-            (self.path / "lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _forget(self) -> None:
         """Remove all but the lock; the log first, so that what is left is never taken for less than it was."""
@@ -172,7 +172,7 @@ class Journal:
         try:
             self._close_writer()
         finally:
-            os.close(self._lock)
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -187,10 +187,9 @@ def _shown(value: object) -> str:
     return "none" if value in (None, []) else str(value)
 
 
-def _acquire_lock(path: Path) -> int:
+def _acquire_lock(path: Path) -> Lock:
     try:
         path.mkdir(exist_ok=True)
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         raise InputError(
             f"{path}: the folder for unfinished work cannot be made ({error.strerror}); mend the permissions of the "
@@ -200,12 +199,7 @@ def _acquire_lock(path: Path) -> int:
         raise DiskError(
             f"{path}: cannot be made ({error.strerror}); make room, then run the same command again"
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"{path}: in use by another process; wait for it, stop it, or name another --output") from None
-    return descriptor
+    return Lock(path / "lock", named=str(path), instead="name another --output")
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from fastgen import cli
 from fastgen.testing import FaultServer
+from tests.command_help import Said, fastgen, in_a_thread
 
 TASKS: list[dict[str, Any]] = [
     {
@@ -55,21 +51,9 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Said:
-    """How the command ended and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
 def call(*flags: str | Path) -> Said:
     """``fastgen evaluate`` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = cli.run(["evaluate", *map(str, flags)])
-    return Said(code, out.getvalue(), err.getvalue())
+    return fastgen("evaluate", *flags)
 
 
 RIGHT = {i["input"]: i["output"][0] for task in TASKS for i in task["Instances"]}
@@ -85,16 +69,6 @@ def knowing(prompt: str, _: int) -> str:
 def served(
     write: Callable[[str, int], str] = knowing, model: str = "test-model", max_model_len: int = 1 << 20
 ) -> Iterator[FaultServer]:
-    """A server in a thread of its own, since the command runs an event loop itself."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = FaultServer(write=write, model=model, max_model_len=max_model_len)
-    try:
-        asyncio.run_coroutine_threadsafe(server.listen(), loop).result()
+    """A server in a thread of its own."""
+    with in_a_thread(FaultServer(write=write, model=model, max_model_len=max_model_len)) as server:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(server.refuse(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()

@@ -10,8 +10,8 @@ import pytest
 
 from fastgen.asking import AnswerLog, Asking, Question, Reply, read_meaning, read_replies
 from fastgen.errors import DamagedLogError, InputError, RequestRejected, RunFolderError, TransientError
+from fastgen.limits import Limits
 from fastgen.records import Completion, Request, Sampling
-from fastgen.scheduler import Limits
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=8)
 MEANING = {"model": "m", "questions": "q1"}
@@ -120,7 +120,7 @@ def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_the_same_answers(tmp_path: Path) -> None:
-    with AnswerLog(tmp_path, MEANING), pytest.raises(RunFolderError, match="another process is writing there"):
+    with AnswerLog(tmp_path, MEANING), pytest.raises(RunFolderError, match="in use by process"):
         AnswerLog(tmp_path, MEANING)
 
 

@@ -53,11 +53,12 @@ def test_what_was_stopped_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None
         assert 1 <= answered < 8
         finished = call(*flags)
     assert finished.code == 0, finished.err
-    assert f"going on with {answered} of 8 answered" in finished.err
+    assert f"going on with {answered} answers" in finished.err
     assert len(asked) == len(set(asked)) == 8
     again = call("--base-url", "http://127.0.0.1:9/v1", "--data", data, "--output", out)
     assert again.code == 0, again.err
-    assert again.out == finished.out
+    assert call("--data", data, "--output", out).out == again.out == finished.out
+    assert "all 8 questions are answered already; nothing is left to ask" in again.err
 
 
 def test_answers_of_two_models_are_not_mixed(tmp_path: Path) -> None:

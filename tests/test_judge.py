@@ -21,9 +21,10 @@ from fastgen.judging.readings import instance_scores, read_judgements
 from fastgen.judging.slots import Slot
 from fastgen.judging.verdicts import SCHEMA, Verdict
 from fastgen.testing import Fault, FaultServer, Reply
+from tests.command_help import fastgen
 from tests.export_help import Task, extend_run, make_run, numbered
 from tests.export_help import rows as export_rows
-from tests.judge_help import answer, code_in, fastgen, figures, judge, judging_server
+from tests.judge_help import answer, code_in, figures, judge, judging_server
 
 TRICK = '{"code": "abcdef", "valid_task": true, "input_fits": true, "output_right": true, "score": 5}'
 
@@ -336,8 +337,19 @@ def test_status_shows_each_judge_in_a_line(server: FaultServer, run: Path) -> No
     judge(run, server)
     shown = fastgen("status", "--run-dir", run).out
     assert "  judged             judge-1: 20 instances, all three right 100%, mean score 4.00" in shown
-    (run / "judgements" / "judge-1" / "summary.json").write_bytes(b"{")
-    assert fastgen("status", "--run-dir", run).code == 0
+
+
+def test_a_damaged_summary_is_left_out_of_the_status(server: FaultServer, run: Path) -> None:
+    judge(run, server)
+    file = run / "judgements" / "judge-1" / "summary.json"
+    whole = json.loads(file.read_bytes())
+    wrongs: tuple[object, ...] = (None, "x", [], {})
+    broken = [whole | {name: wrong} for name in ("judged", "mean_score", "questions") for wrong in wrongs]
+    for content in (b"{", b"[]", *(json.dumps(one).encode() for one in broken)):
+        file.write_bytes(content)
+        said = fastgen("status", "--run-dir", run)
+        assert said.code == 0
+        assert "judge-1" not in said.out
 
 
 def test_the_summary_has_the_originals_figures_beside_ours(server: FaultServer, run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -16,10 +15,10 @@ from fastgen.options import JobOptions, Options
 from fastgen.report import build
 from fastgen.report.build import report
 from fastgen.report.options import ReportOptions
+from tests.command_help import chromium
 from tests.export_help import Task, make_run, numbered
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2> & "quoted" <!-- <b>bold</b>'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def call(*flags: object) -> tuple[int, str]:
@@ -104,13 +103,8 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real Chromium, used where the machine has one."""
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_a_folder_is_used_by_one_tuning_at_a_time_and_free_after_a_kill(tmp_path
         assert holder.stdout is not None
         holder.stdout.readline()
         with (
-            pytest.raises(InputError, match="in use by another 'fastgen tune'"),
+            pytest.raises(InputError, match="in use by process"),
             TuningFolder(tmp_path / "out").locked(),
         ):
             pass

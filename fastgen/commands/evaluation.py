@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from fastgen.asking_options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
-from fastgen.errors import InputError
+from fastgen.errors import INTERRUPTED, InputError
 from fastgen.evaluation.options import AskOptions, BenchmarkOptions, JudgeModelOptions
 
 if TYPE_CHECKING:
     from fastgen.evaluation.results import Results
+    from fastgen.evaluation.user_comparison import Judge
     from fastgen.progress import Reporter
-
-INTERRUPTED = 130
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
     output: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     benchmark: BenchmarkOptions = BenchmarkOptions(),  # noqa: B008 - frozen
     ask: AskOptions = AskOptions(),  # noqa: B008 - frozen
+    speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
     judge: JudgeModelOptions = JudgeModelOptions(),  # noqa: B008 - frozen
     predictions: Path | None = None,
     compare: tuple[Path, Path] | None = None,
@@ -50,8 +51,8 @@ def evaluate(
     reporter = choose_reporter(quiet=quiet, log_json=False)
     try:
         if compare is not None:
-            return _compare(compare, output, ask, judge, reporter)
-        return _evaluate(output, benchmark, ask, predictions, training_data, reporter)
+            return _compare(compare, output, judge, speed, ask.server_timeout, reporter)
+        return _evaluate(output, benchmark, ask, speed, predictions, training_data, reporter)
     finally:
         reporter.close()
 
@@ -60,6 +61,7 @@ def _evaluate(
     output: Path | None,
     benchmark: BenchmarkOptions,
     ask: AskOptions,
+    speed: AskSpeed,
     predictions: Path | None,
     training_data: Path | None,
     reporter: Reporter,
@@ -72,20 +74,25 @@ def _evaluate(
         print(evaluate_predictions(benchmark, predictions, output, training_data))
         return 0
     place = Place(output, cache_dir(), api_key(ask.api_key_env, ask.api_key_file))
-    table = evaluate_model(benchmark, ask, place, training_data, reporter)
+    table = evaluate_model(benchmark, ask, speed, place, training_data, reporter)
     reporter.close()
     return _say(table)
 
 
 def _compare(
-    folders: tuple[Path, Path], output: Path | None, ask: AskOptions, judge: JudgeModelOptions, reporter: Reporter
+    folders: tuple[Path, Path],
+    output: Path | None,
+    judge: JudgeModelOptions,
+    speed: AskSpeed,
+    server_timeout: float,
+    reporter: Reporter,
 ) -> int:
     from fastgen.evaluation.comparison import compare, write_comparison
     from fastgen.evaluation.results import read_results
 
     a, b = map(read_results, folders)
     if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
-        return _compare_user_oriented(a, b, output, ask, judge, reporter)
+        return _compare_user_oriented(a, b, output, _grader(judge, speed, server_timeout), reporter)
     if judge.judge_base_url:
         raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
     found = compare(a, b)
@@ -95,15 +102,20 @@ def _compare(
     return 0
 
 
+def _grader(judge: JudgeModelOptions, speed: AskSpeed, server_timeout: float) -> Judge | None:
+    from fastgen.evaluation.user_comparison import Judge
+
+    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
+    return Judge(judge, speed, server_timeout, key, cache_dir()) if judge.judge_base_url else None
+
+
 def _compare_user_oriented(
-    a: Results, b: Results, output: Path | None, ask: AskOptions, judge: JudgeModelOptions, reporter: Reporter
+    a: Results, b: Results, output: Path | None, grader: Judge | None, reporter: Reporter
 ) -> int:
-    from fastgen.evaluation.user_comparison import Judge, compare_user_oriented
+    from fastgen.evaluation.user_comparison import compare_user_oriented
 
     if output is None:
         raise InputError("--output: name a folder for the answers side by side")
-    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
-    grader = Judge(judge, ask, key, cache_dir()) if judge.judge_base_url else None
     said = compare_user_oriented(a, b, output, grader, reporter)
     reporter.close()
     return _say(said)

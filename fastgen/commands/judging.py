@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fastgen.asking_options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
-from fastgen.judging.options import JudgeOptions, JudgeSpeed, WhatOptions
-
-if TYPE_CHECKING:
-    from fastgen.judging.session import Judging
-    from fastgen.progress import Reporter
-
-INTERRUPTED = 130
+from fastgen.errors import INTERRUPTED
+from fastgen.judging.options import JudgeOptions, WhatOptions
 
 
 def judge(
@@ -21,7 +16,7 @@ def judge(
     run_dir: Path,
     what: WhatOptions = WhatOptions(),  # noqa: B008 - frozen
     judge: JudgeOptions = JudgeOptions(),  # noqa: B008 - frozen
-    speed: JudgeSpeed = JudgeSpeed(),  # noqa: B008 - frozen
+    speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
     summary: bool = False,
     json: bool = False,
     quiet: bool = False,
@@ -62,38 +57,15 @@ def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
     print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if as_json else render(figures))
 
 
-def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: JudgeSpeed, *, quiet: bool) -> str | None:
+def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
     """The name of the judgements; ``None`` when the user stopped it."""
-    import logging
-
-    import uvloop
-
     from fastgen.judging.session import Judging
-    from fastgen.progress import ReporterHandler, choose_reporter
+    from fastgen.judging.session import judge as run_judge
+    from fastgen.progress import choose_reporter
 
     asked = Judging(run_dir, cache_dir(), api_key(judge.api_key_env, judge.api_key_file), what, judge, speed)
     reporter = choose_reporter(quiet=quiet, log_json=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[ReporterHandler(reporter)], force=True)
     try:
-        return uvloop.run(_session(asked, reporter))
+        return run_judge(asked, reporter)
     finally:
         reporter.close()
-
-
-async def _session(asked: Judging, reporter: Reporter) -> str | None:
-    import asyncio
-    import signal
-
-    from fastgen.judging.session import judge as run_judge
-    from fastgen.pipeline import Stopper
-
-    stopper = Stopper(reporter)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopper)
-    try:
-        name = await run_judge(asked, reporter, stopper)
-    except asyncio.CancelledError:
-        if not stopper.stopped:
-            raise
-        return None
-    return None if stopper.stopped else name

@@ -1,4 +1,4 @@
-"""The command that shows a run as a page."""
+"""The commands that show a run as a page: one to keep, one that follows the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from fastgen.errors import INTERRUPTED, InputError
+from fastgen.options import MAX_PORT
 from fastgen.report.options import ReportOptions
 
 
@@ -29,11 +31,27 @@ def report(
     from fastgen.report.build import report as write
 
     done = write(run_dir, output, options)
-    notes = []
-    if done.target is not None and done.complete < done.target:
-        notes.append(f"the run is not finished: {done.complete} of {done.target} instructions")
+    notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
         notes.append("verbs not counted: pip install 'fastgen[report]'")
     shown = f" ({'; '.join(notes)})" if notes else ""
     print(f"{output}: report of {done.complete} instructions{shown}", file=sys.stderr)
     return 0
+
+
+def dashboard(*, run_dir: Path, port: int = 8642) -> int:
+    """Show a run as a live page on this machine until Ctrl-C: one that goes on, also without --dashboard, or ended.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it is only read.
+    port
+        Port of the page (0: any free port).
+    """
+    from fastgen.dashboard.page import serve_alone
+
+    if not 0 <= port <= MAX_PORT:
+        raise InputError(f"--port: {port} is not within 0 to {MAX_PORT}")
+    serve_alone(run_dir, port, lambda text: print(text, file=sys.stderr, flush=True))
+    return INTERRUPTED

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastgen.embedded.recipe import EMBEDDED_MODEL, recipe_key
-from fastgen.errors import DiskError, InputError
+from fastgen.errors import DiskError, FolderInUse, InputError
+from fastgen.locking import Lock
 
 _LOCK_POLL_S = 0.5
 
@@ -111,17 +111,19 @@ class EmbeddedCache:
 
         :raises DiskError: the cache folder cannot be written.
         """
+        remedy = "set FASTGEN_CACHE_DIR to a folder that can"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise DiskError(
-                f"{self.root}: cannot be written ({error.strerror}); set FASTGEN_CACHE_DIR to a folder that can"
-            ) from None
+            raise DiskError(f"{self.root}: cannot be written ({error.strerror}); {remedy}") from None
+        lock = None
+        with contextlib.suppress(FolderInUse):
+            lock = Lock(self.root / "lock", named=str(self.root), instead=remedy)
         try:
-            yield _flock(handle)
+            yield lock is not None
         finally:
-            os.close(handle)
+            if lock is not None:
+                lock.release()
 
     @asynccontextmanager
     async def lock(self, report: Callable[[str], None]) -> AsyncIterator[None]:
@@ -180,11 +182,3 @@ def size_bytes(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118  # tens of thousands of files
     return total
-
-
-def _flock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

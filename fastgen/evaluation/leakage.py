@@ -111,6 +111,7 @@ class _Comparison:
         self._instructions = 0
 
     def add(self, row: TrainingRow) -> None:
+        """Meet one more row; rows of one instruction follow each other."""
         texts: Iterable[str] = row.texts
         if row.instruction != self._last:  # instances of one instruction follow each other
             self._last = row.instruction
@@ -121,6 +122,7 @@ class _Comparison:
             self._look_at_batch()
 
     def result(self, data: TrainingData) -> Leakage:
+        """What was found in all rows. :raises InputError: there was none."""
         if not self._instructions:
             raise InputError(f"{data.name}: has no instruction with an instance yet, so nothing can be compared")
         self._look_at_batch()

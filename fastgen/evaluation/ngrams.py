@@ -93,6 +93,7 @@ class _Targets:
         self._met = np.zeros(self._sorted.size, np.bool_)
 
     def meet(self, words: Words) -> None:
+        """Look for the n-grams in one text: word numbers, shape (words,)."""
         import numpy as np
 
         hashes = _ngrams(words, self._n)
@@ -101,6 +102,7 @@ class _Targets:
             self._met[places[self._sorted[places] == hashes]] = True
 
     def overlap(self) -> NgramOverlap:
+        """Which instances share an n-gram with what was met so far."""
         hit = [name for name, hashes in zip(self._names, self._of, strict=True) if self._has_met(hashes)]
         return NgramOverlap(self._n, len(set(self._names)), tuple(dict.fromkeys(hit)))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from fastgen.asking_options import AskSpeed, options_of
 from fastgen.backends.endpoint import Api, normalise_base_url
 from fastgen.errors import InputError
 from fastgen.evaluation.tasks import BenchmarkName
-from fastgen.options import Options, ServerOptions, SpeedOptions
+from fastgen.options import Options
 
 _WHAT = Group("What is evaluated", sort_key=0)
 _MODEL = Group("The model", sort_key=1)
@@ -61,41 +62,16 @@ class AskOptions:
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait until a server answers at the start."""
-    concurrency: int | Literal["auto"] = "auto"
-    """Requests in flight together; auto: 64 for each server given, what fits for one that fastgen starts."""
-    max_attempts: int = 8
-    """Attempts of one request before it counts as failed."""
-    outage_timeout: float = 600.0
-    """Seconds without any answer before evaluate stops (resumable, exit code 3)."""
-    request_timeout: float | None = None
-    """Seconds one request may take; default: derived from --max-tokens."""
 
     def __post_init__(self) -> None:
-        self.as_options()
+        self.options(AskSpeed())
 
-    def as_options(self) -> Options:
-        """The same in the words of ``generate``.
+    def options(self, speed: AskSpeed) -> Options:
+        """What `fastgen.serving.serve` needs to know.
 
         :raises InputError: a value is out of range.
         """
-        return Options(
-            server=ServerOptions(
-                base_url=self.base_url,
-                model=self.model,
-                api=self.api,
-                api_key_env=self.api_key_env,
-                api_key_file=self.api_key_file,
-                extra_body=self.extra_body,
-                server_args=self.server_args,
-                server_timeout=self.server_timeout,
-            ),
-            speed=SpeedOptions(
-                concurrency=self.concurrency,
-                max_attempts=self.max_attempts,
-                outage_timeout=self.outage_timeout,
-                request_timeout=self.request_timeout,
-            ),
-        )
+        return options_of(self, self.extra_body, speed.speed())
 
 
 @Parameter(name="*", group=_JUDGE)
@@ -122,8 +98,11 @@ class JudgeModelOptions:
         if self.judge_model is not None and not self.judge_base_url:
             raise InputError(f"--judge-model {self.judge_model}: name its server with --judge-base-url")
 
-    def as_ask_options(self, extra_body: str, ask: AskOptions) -> AskOptions:
-        """How to ask the judge; patience is the same as with the models."""
+    def as_ask_options(self, extra_body: str, server_timeout: float) -> AskOptions:
+        """How to ask the judge.
+
+        :raises InputError: a value is out of range.
+        """
         return AskOptions(
             base_url=self.judge_base_url,
             model=self.judge_model,
@@ -131,9 +110,5 @@ class JudgeModelOptions:
             api_key_env=self.judge_api_key_env,
             api_key_file=self.judge_api_key_file,
             extra_body=extra_body,
-            server_timeout=ask.server_timeout,
-            concurrency=ask.concurrency,
-            max_attempts=ask.max_attempts,
-            outage_timeout=ask.outage_timeout,
-            request_timeout=ask.request_timeout,
+            server_timeout=server_timeout,
         )

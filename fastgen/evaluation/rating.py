@@ -1,8 +1,8 @@
 """A judge model's grades, A to D, of the answers to user-oriented tasks (Wang et al., ACL 2023, section 5.4).
 
 The graded text is hostile. It stands between lines with a mark that is derived from it and that it does not contain, so
-it cannot close its frame; and a grade is only what the judge's whole answer is: one JSON object with one of the four
-letters. Anything else counts as unreadable and is never guessed at. Pure.
+it cannot close its frame, and chat templates' marks in it are broken; and a grade is only what the judge's whole answer
+is: one JSON object with one of the four letters. Anything else counts as unreadable and is never guessed at. Pure.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-import orjson
-
 from fastgen.asking import Prompt
 from fastgen.backends.endpoint import Api
 from fastgen.evaluation.results import Prediction, markdown, plain_interval
 from fastgen.evaluation.scoring import Interval, interval, interval_of_difference
 from fastgen.records import Message, Sampling
+from fastgen.untrusted import whole_object, without_template_marks
 
 GRADES: Final = ("A", "B", "C", "D")
-RATING_FORM: Final = "grade-abcd/1"
+RATING_FORM: Final = "grade-abcd/2"
 """Changes whenever the prompt or its reading does."""
 SAMPLING: Final = Sampling(temperature=0.0, top_p=1.0, max_tokens=24)
 SCHEMA: Final = {
@@ -97,18 +96,15 @@ def rating_prompt(prediction: Prediction, reference: str, api: Api) -> Prompt:
         "reference": reference,
         "response": prediction.text or "(empty)",
     }
-    cut = {name: text[:_MOST_CHARACTERS] for name, text in texts.items()}
+    cut = {name: without_template_marks(text[:_MOST_CHARACTERS]) for name, text in texts.items()}
     prompt = _template().format(mark=_mark(cut.values()), **cut)
     return (Message("user", prompt),) if api == "chat" else prompt + "\n"
 
 
 def read_grade(text: str) -> str | None:
     """The grade in a judge's answer; ``None`` unless the whole answer is one object with nothing but a grade."""
-    try:
-        answer = orjson.loads(text.strip())
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(answer, dict) or answer.keys() != {"grade"}:
+    answer = whole_object(text)
+    if answer is None or answer.keys() != {"grade"}:
         return None
     grade = answer["grade"]
     return grade if isinstance(grade, str) and grade in GRADES else None

@@ -161,6 +161,8 @@ def read_results(folder: Path) -> Results:
     if not isinstance(about, dict) or not {"model", "benchmark"} <= about.keys():
         raise InputError(f"{path}: is not of 'fastgen evaluate'; name a folder that it wrote")
     rows = list(read_rows(folder / PREDICTIONS))
+    if not rows:
+        raise InputError(f"{folder / PREDICTIONS}: is empty; run its 'fastgen evaluate' again")
     return Results(about, [_prediction(row, f"{folder / PREDICTIONS}:{number}") for number, row in rows])
 
 
@@ -238,10 +240,9 @@ def _row(p: Prediction) -> Row:
 
 
 def _prediction(row: Row, where: str) -> Prediction:
-    scores = row.get("rouge_l"), row.get("exact_match")
-    if not all(isinstance(one, int | float) for one in scores):
-        raise InputError(f"{where}: 'rouge_l' or 'exact_match' is missing; run its 'fastgen evaluate' again")
-    rouge_l, exact_match = map(float, scores)  # type: ignore[arg-type]  # numbers, as was just checked
+    references, failure = row.get("references", []), row.get("failure")
+    if not isinstance(references, list) or not isinstance(failure, str | None):
+        raise InputError(f"{where}: 'references' or 'failure' is damaged; run its 'fastgen evaluate' again")
     return Prediction(
         id=text_of(row, "id", where),
         task=text_of(row, "task", where),
@@ -250,9 +251,16 @@ def _prediction(row: Row, where: str) -> Prediction:
         input=text_of(row, "input", where),
         text=text_of(row, "prediction", where),
         raw=str(row.get("raw", "")),
-        score=Score(rouge_l, exact_match),
+        score=Score(_share(row, "rouge_l", where), _share(row, "exact_match", where)),
         is_classification=bool(row.get("is_classification")),
-        failure=row.get("failure"),
+        failure=failure,
         shortened=bool(row.get("shortened")),
-        references=tuple(map(str, row.get("references", ()))),
+        references=tuple(map(str, references)),
     )
+
+
+def _share(row: Row, field: str, where: str) -> float:
+    value = row.get(field)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{where}: {field!r} is no figure of 0 to 1; run its 'fastgen evaluate' again")
+    return float(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.asking import Question, read_meaning
+from fastgen.asking_options import AskSpeed
 from fastgen.errors import InputError
 from fastgen.evaluation import scoring
 from fastgen.evaluation.leakage import Leakage, leakage
@@ -54,7 +55,12 @@ def load_benchmark(options: BenchmarkOptions) -> list[EvaluationTask]:
 
 
 def evaluate_model(
-    benchmark: BenchmarkOptions, ask: AskOptions, place: Place, training_data: Path | None, reporter: Reporter
+    benchmark: BenchmarkOptions,
+    ask: AskOptions,
+    speed: AskSpeed,
+    place: Place,
+    training_data: Path | None,
+    reporter: Reporter,
 ) -> str | None:
     """Ask the model, write the results, and return their table; ``None``: the user stopped it, and it can go on.
 
@@ -71,7 +77,7 @@ def evaluate_model(
             folder=place.output,
             questions=list(_questions(asked, benchmark, ask)),
             meaning=settings,
-            options=ask.as_options(),
+            options=ask.options(speed),
             cache_dir=place.cache_dir,
             api_key=place.api_key,
             shorten=Shortener(asked, ask.api),
@@ -112,7 +118,7 @@ def _settings(benchmark: BenchmarkOptions, tasks: Sequence[EvaluationTask], ask:
         "prompt": PROMPT_FORM,
         "api": ask.api,
         "max_tokens": benchmark.max_tokens,
-        "extra_body": ask.as_options().server.extra_fields(),
+        "extra_body": ask.options(AskSpeed()).server.extra_fields(),
     }
 
 

@@ -1,31 +1,25 @@
-"""One session of asking as its user sees it: servers, signals, progress, and what to say when it stops.
+"""One evaluation's questions, asked: of the server that was named, or of one that fastgen starts.
 
-Brings `fastgen.serving` and `fastgen.asking` together; knows nothing of what the questions are about.
+Brings `fastgen.serving` and `fastgen.asking_session` together for questions that are known beforehand. Where all of
+them are answered, no server is needed or started.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import signal
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastgen.asking import AnswerLog, Asking, Question, Reply, Shorten, read_meaning, read_replies
-from fastgen.beside import beside
+from fastgen.asking import Question, Reply, Shorten, read_meaning, read_replies
+from fastgen.asking_session import Job, ask, is_answered, run_until_stopped
 from fastgen.config import model_names
 from fastgen.errors import InputError
 from fastgen.options import Options
-from fastgen.pace import limits_of
-from fastgen.pipeline import Stopper
-from fastgen.progress import Reporter, ReporterHandler, duration
-from fastgen.serving import Keys, Serving, serve
+from fastgen.progress import Reporter
+from fastgen.serving import Keys, serve
+from fastgen.stopping import Stopper
 from fastgen.store import RunFolder
-
-_SHOW_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,65 +34,33 @@ class Ask:
     api_key: str | None
     shorten: Shorten = lambda _: None
 
+    def job(self, model: str) -> Job:
+        """The same for a model that is known by now."""
+        return Job(
+            folder=self.folder,
+            meaning={**self.meaning, "model": model},
+            questions=self._unanswered,
+            expected=len(self.questions),
+            shorten=self.shorten,
+        )
 
-@dataclass(frozen=True, slots=True)
-class AskProgress:
-    """One look at a session; ``failed`` counts questions of this session that got no answer."""
-
-    complete: int
-    target: int
-    failed: int
-    per_s: float
-    tokens_per_s: float
-
-    @property
-    def eta(self) -> str:
-        """Time to the last answer, or a dash."""
-        return duration((self.target - self.complete) / self.per_s) if self.per_s > 0 else "-"
-
-    def details(self) -> str:
-        """Rates since the session began."""
-        failed = f" · {self.failed} failed" if self.failed else ""
-        return f"{60 * self.per_s:,.1f} answers/min · {self.tokens_per_s:,.0f} tokens/s{failed}"
-
-    def line(self) -> str:
-        """All of it in one line."""
-        return f"{self.complete}/{self.target} answered · {self.details()} · ETA {self.eta}"
+    def _unanswered(self, answered: set[int]) -> Iterator[Question]:
+        return (question for question in self.questions if question.number not in answered)
 
 
-class _Meter:
-    def __init__(self, answered: int, target: int) -> None:
-        self._began_s = time.monotonic()
-        self._before, self._answered, self._target = answered, answered, target
-        self._failed = self._tokens = 0
-
-    def count(self, replies: Sequence[Reply]) -> None:
-        failed = sum(reply.failure is not None for reply in replies)
-        self._failed += failed
-        self._answered += len(replies) - failed
-        self._tokens += sum(reply.completion_tokens for reply in replies)
-
-    def look(self) -> AskProgress:
-        elapsed_s = max(time.monotonic() - self._began_s, 1e-9)
-        per_s = (self._answered - self._before) / elapsed_s
-        return AskProgress(self._answered, self._target, self._failed, per_s, self._tokens / elapsed_s)
-
-
-def ask_all(ask: Ask, reporter: Reporter) -> bool:
+def ask_all(asked: Ask, reporter: Reporter) -> bool:
     """Ask what is not answered yet; true when every question was asked, false when the user stopped it before.
-
-    Where everything is answered already, no server is needed or started.
 
     :raises InputError: the folder has answers to other questions or of another model, or the server refuses.
     :raises StoppedError: nothing answers; the same call goes on later.
     """
-    if _is_answered(ask):
+    model = _known_model(asked)
+    if model is not None and is_answered(asked.job(model)):
+        reporter.say(
+            f"{asked.folder}: all {len(asked.questions)} questions are answered already; nothing is left to ask"
+        )
         return True
-    logging.basicConfig(level=logging.DEBUG, handlers=[ReporterHandler(reporter)], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    import uvloop
-
-    return uvloop.run(_session(ask, reporter))
+    return run_until_stopped(lambda stopper: _session(asked, model, reporter, stopper), reporter) or False
 
 
 def replies_by_number(folder: Path) -> dict[int, Reply]:
@@ -113,58 +75,26 @@ def replies_by_number(folder: Path) -> dict[int, Reply]:
     return found
 
 
-def _is_answered(ask: Ask) -> bool:
-    saved = read_meaning(ask.folder)
+def _known_model(asked: Ask) -> str | None:
+    """Whose answers the folder holds; ``None`` where it holds none.
+
+    :raises InputError: those of another model than the one that was named.
+    """
+    saved, model = read_meaning(asked.folder), asked.options.server.model
     if saved is None:
-        return False
-    model = ask.options.server.model
+        return None
     if model is not None and saved.get("model") != model:
         raise InputError(
-            f"{ask.folder}: holds answers of the model {saved.get('model')!r}, not of {model!r}; name another folder"
+            f"{asked.folder}: holds answers of the model {saved.get('model')!r}, not of {model!r}; name another folder"
         )
-    with AnswerLog(ask.folder, {**ask.meaning, "model": saved.get("model")}) as log:
-        return len(log.answered) >= len(ask.questions)
+    return saved.get("model")
 
 
-async def _session(ask: Ask, reporter: Reporter) -> bool:
-    stopper = Stopper(reporter)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopper)
-    try:
-        return await _serve_and_ask(ask, reporter, stopper)
-    except asyncio.CancelledError:
-        if not stopper.stopped:
-            raise
-        return False
-
-
-async def _serve_and_ask(ask: Ask, reporter: Reporter, stopper: Stopper) -> bool:
-    options, keys = ask.options, Keys(ask.api_key)
-    models = model_names(options, {})
-    async with serve(options, RunFolder(ask.folder), ask.cache_dir, keys, models, reporter.say) as serving:
-        with AnswerLog(ask.folder, {**ask.meaning, "model": serving.models["model"]}) as log:
-            if log.answered:
-                reporter.say(f"going on with {len(log.answered)} of {len(ask.questions)} answered")
-            meter = _Meter(len(log.answered), len(ask.questions))
-            asking = Asking(
-                *(ask.questions, log, serving.backend, limits_of(options.speed, serving)),
-                observe=meter.count,
-                shorten=ask.shorten,
-            )
-            stopper.scheduler = asking.scheduler
-            await _run_beside(asking, serving, meter, reporter)
-            reporter.show(meter.look())
+async def _session(asked: Ask, model: str | None, reporter: Reporter, stopper: Stopper) -> bool:
+    options = asked.options
+    if model is not None and not options.server.base_url:  # a server of our own: go on with the same model
+        options = replace(options, server=replace(options.server, model=model))
+    where = RunFolder(asked.folder), asked.cache_dir
+    async with serve(options, *where, Keys(asked.api_key), model_names(options, {}), reporter.say) as serving:
+        await ask(asked.job(serving.models["model"]), serving, options.speed, reporter, stopper)
     return not stopper.stopped
-
-
-async def _run_beside(asking: Asking, serving: Serving, meter: _Meter, reporter: Reporter) -> None:
-    """Ask, with the servers watched and the progress shown; ends with the first that ends or fails."""
-    async with beside(asking.run(), serving.watch(), _show(meter, reporter)) as running:
-        await running
-
-
-async def _show(meter: _Meter, reporter: Reporter) -> None:
-    while True:
-        await asyncio.sleep(_SHOW_EVERY_S)
-        reporter.show(meter.look())

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastgen.errors import InputError
 from fastgen.evaluation.rows import Row, read_rows
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.runs import open_run
 from fastgen.settled import settled_instructions
 from fastgen.tables import is_parquet
@@ -78,7 +78,7 @@ def _row(row: Row, where: str) -> TrainingRow:
         return _chat(row["messages"], where)
     texts = [row[name] for name in _TEXT_FIELDS if isinstance(row.get(name), str)]
     instances = row.get("instances")
-    for instance in instances if isinstance(instances, list) else ():
+    for instance in (one for one in instances if isinstance(one, dict)) if isinstance(instances, list) else ():
         texts += [instance[name] for name in ("input", "output") if isinstance(instance.get(name), str)]
     if not texts or not texts[0].strip():
         raise InputError(f"{where}: no 'instruction', 'prompt' or 'messages'; name a file that 'fastgen export' writes")

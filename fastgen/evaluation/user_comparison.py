@@ -6,7 +6,9 @@ The judge's answers are logged in the folder ``grades`` of the output, so gradin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 import orjson
 
 from fastgen.asking import Question, read_meaning
+from fastgen.asking_options import AskSpeed
 from fastgen.backends.endpoint import Api
 from fastgen.errors import InputError
 from fastgen.evaluation.comparison import pair
-from fastgen.evaluation.options import AskOptions, JudgeModelOptions
+from fastgen.evaluation.options import JudgeModelOptions
 from fastgen.evaluation.rating import (
     RATING_FORM,
     RESPONSE_FORMAT,
@@ -34,14 +37,16 @@ from fastgen.options import Options, ServerOptions
 from fastgen.progress import Reporter
 
 _SIDES = 2
+_FLAG = re.compile(r"--(?=(?:base-url|model|api|api-key-env|api-key-file|extra-body)\b)")
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Who grades and with what key."""
+    """Who grades, with what key and how fast; ``server_timeout``: seconds to wait until the server answers."""
 
     options: JudgeModelOptions
-    ask: AskOptions
+    speed: AskSpeed
+    server_timeout: float
     api_key: str | None
     cache_dir: Path
 
@@ -82,8 +87,9 @@ def _grade(a: Results, b: Results, output: Path, judge: Judge, reporter: Reporte
         cache_dir=judge.cache_dir,
         api_key=judge.api_key,
     )
-    if not ask_all(ask, reporter):
-        return None
+    with _named_for_the_judge():
+        if not ask_all(ask, reporter):
+            return None
     replies = replies_by_number(folder)
     grades = [read_grade(replies[number].text) for number in range(len(questions))]
     name = str((read_meaning(folder) or {}).get("model", ""))
@@ -91,12 +97,19 @@ def _grade(a: Results, b: Results, output: Path, judge: Judge, reporter: Reporte
 
 
 def _options(judge: Judge) -> Options:
-    try:
+    with _named_for_the_judge():
         own = ServerOptions(extra_body=judge.options.judge_extra_body).extra_fields()
-    except InputError as error:
-        raise InputError(str(error).replace("--extra-body", "--judge-extra-body")) from None
     body = orjson.dumps({"response_format": RESPONSE_FORMAT} | own).decode()
-    return judge.options.as_ask_options(body, judge.ask).as_options()
+    return judge.options.as_ask_options(body, judge.server_timeout).options(judge.speed)
+
+
+@contextmanager
+def _named_for_the_judge() -> Iterator[None]:
+    """Input errors name the flag that the judge's user gave: ``--model`` is ``--judge-model``."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(_FLAG.sub("--judge-", str(error))) from None
 
 
 def _meaning(pairs: Sequence[tuple[Prediction, Prediction]], api: Api) -> dict[str, Any]:

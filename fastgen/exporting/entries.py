@@ -15,7 +15,7 @@ from typing import Protocol
 
 from fastgen.exporting.draws import draw
 from fastgen.exporting.options import ChoiceOptions
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.records import Instance, SeedTask
 from fastgen.runs import OpenRun
 from fastgen.settled import Settled, pool_id, settled_instructions
@@ -118,6 +118,7 @@ class _Lowest:
         self._ranks = array("Q")
 
     def add(self, rank: int) -> None:
+        """Count one number, 0 to 2**64 - 1."""
         self._ranks.append(rank)
         if len(self._ranks) >= 2 * self._size + 1024:
             self._shrink()

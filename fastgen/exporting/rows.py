@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from fastgen.admission import CONTAMINATED
 from fastgen.exporting.draws import draw
 from fastgen.exporting.entries import Entry
 from fastgen.exporting.options import Format
-from fastgen.plan import CONTAMINATED
 from fastgen.records import Instance, Neighbour, SeedTask
 from fastgen.rules import Style
 from fastgen.runs import OpenRun

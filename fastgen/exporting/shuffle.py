@@ -61,6 +61,7 @@ class _Piles:
         self._files: dict[int, IO[bytes]] = {}
 
     def add(self, key: bytes, row: bytes) -> None:
+        """Append a row to its pile; the key has `_KEY_BYTES`."""
         number = int.from_bytes(key) >> self._shift & _FILES - 1
         file = self._files.get(number)
         if file is None:
@@ -74,6 +75,7 @@ class _Piles:
         return [self._paths[number] for number in sorted(self._files)]
 
     def close(self) -> None:
+        """Close what is open."""
         for file in self._files.values():
             file.close()
 

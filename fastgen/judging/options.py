@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from cyclopts import Group, Parameter
 
+from fastgen.asking_options import AskSpeed, options_of
 from fastgen.errors import InputError
 from fastgen.judging.slots import MAX_VOTES
-from fastgen.options import Options, ServerOptions, SpeedOptions, plain
+from fastgen.options import Options
 
 Constraint = Literal["auto", "vllm", "json-schema", "none"]
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WHAT = Group("What is judged", sort_key=1)
 _JUDGE = Group("The judge", sort_key=2)
-_SPEED = Group("Speed and faults", sort_key=3)
 
 
 @Parameter(name="*", group=_WHAT)
@@ -83,45 +83,20 @@ class JudgeOptions:
             raise InputError(f"--top-p: {self.top_p} is not above 0 and at most 1")
         if self.max_tokens < 1:
             raise InputError(f"--max-tokens: {self.max_tokens} is below 1")
+        self.options(AskSpeed())
 
     def check_votes(self, votes: int) -> None:
         """:raises InputError: votes that would all be the same one."""
         if votes > 1 and self.temperature == 0:
             raise InputError(f"--votes {votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote")
 
-    def server(self, extra_body: str) -> ServerOptions:
-        """The same in the form that starts or attaches servers, with ``extra_body`` for this one's."""
-        names = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
-        return ServerOptions(**{name: getattr(self, name) for name in names}, extra_body=extra_body)
+    def told_to_serve(self, model: str | None) -> JudgeOptions:
+        """The same with the model that fastgen is to serve, where it starts the server and was told none."""
+        return self if self.base_url or self.model is not None or model is None else replace(self, model=model)
 
+    def options(self, speed: AskSpeed, extra_body: str | None = None) -> Options:
+        """What `fastgen.serving.serve` needs to know; ``extra_body`` in place of the user's.
 
-@Parameter(name="*", group=_SPEED)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSpeed:
-    """How fast and how stubbornly; none of it changes what a judgement means."""
-
-    concurrency: int | Literal["auto"] = "auto"
-    """Answers in flight on all servers together; auto follows what each server can hold (docs/concurrency.md)."""
-    max_concurrency: int = 4096
-    """Most answers in flight on one server under --concurrency auto."""
-    requests_per_minute: int | None = None
-    """Most requests begun in any minute, evenly spread, for services that count them."""
-    tokens_per_minute: int | None = None
-    """Most tokens a minute, prompts and answers."""
-    max_attempts: int = 8
-    """Attempts of one request before it is recorded as failed; the next call asks again."""
-    outage_timeout: float = 600.0
-    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
-    drain_timeout: float = 60.0
-    """Seconds that requests in flight get to finish after the first Ctrl-C."""
-    request_timeout: float | None = None
-    """Seconds one request may take; default: derived from --max-tokens."""
-
-    def speed(self) -> SpeedOptions:
-        """:raises InputError: a figure that makes no sense."""
-        return SpeedOptions(**plain(self))
-
-
-def serving_options(judge: JudgeOptions, speed: JudgeSpeed, extra_body: str) -> Options:
-    """What `fastgen.serving.serve` needs to know."""
-    return Options(server=judge.server(extra_body), speed=speed.speed())
+        :raises InputError: a value is out of range.
+        """
+        return options_of(self, self.extra_body if extra_body is None else extra_body, speed.speed())

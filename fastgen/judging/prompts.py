@@ -19,13 +19,9 @@ from fastgen.asking import Prompt
 from fastgen.backends.endpoint import Api
 from fastgen.judging.verdicts import CODE_LENGTH
 from fastgen.records import Instance, Message
+from fastgen.untrusted import without_template_marks
 
 _PLACE: Final = re.compile(r"\{(code|instruction|input|output)\}")
-_BAR: Final = "[|\uff5c]"  # also the full-width one, which some models' marks have
-_TEMPLATE_MARK: Final = re.compile(
-    rf"<(?={_BAR}|<SYS>>|</SYS>>|/?s>|/?think>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>)|\[(?=/?INST\])|{_BAR}(?=>)",
-    re.IGNORECASE,
-)
 _LETTERS: Final = 26
 
 
@@ -74,4 +70,4 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
 def _harmless(text: str, code: str) -> str:
     """The text without the code (which chance may put there) and with chat templates' marks broken by a space."""
     text = re.sub(re.escape(code), f"{code[:1]} {code[1:]}", text, flags=re.IGNORECASE)
-    return _TEMPLATE_MARK.sub(lambda mark: f"{mark[0]} ", text).strip("\n")
+    return without_template_marks(text).strip("\n")

@@ -129,6 +129,7 @@ class _Reading:
     fruitless: array[int] = field(default_factory=lambda: array("q"))  # instances
 
     def add(self, reply: Reply) -> None:
+        """Count one reply, and keep its vote if it is one."""
         slot = Slot.unpack(reply.number)
         key = instance_key(slot.number, slot.instance)
         if reply.failure is not None:

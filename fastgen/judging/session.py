@@ -1,41 +1,38 @@
 """``judge``: the whole story of one session. Open the run, bring up the judge, ask what is unanswered, sum up.
 
 Takes up where an earlier session stopped, however it stopped; what a grown run has more is asked too. The run's own
-folder is only read, apart from its ``judgements/``.
+folder is only read, apart from its ``judgements/``. Where nothing is left to ask, no server is needed or started.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fastgen.asking import AnswerLog, Asking, Reply, read_replies
+from fastgen.asking import Question, read_meaning, read_replies
+from fastgen.asking_options import AskSpeed
+from fastgen.asking_session import Job, ask, is_answered, run_until_stopped
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
-from fastgen.beside import beside
 from fastgen.errors import DiskError, InputError
 from fastgen.exporting.options import ChoiceOptions
-from fastgen.judging.options import JudgeOptions, JudgeSpeed, WhatOptions, serving_options
+from fastgen.judging.options import JudgeOptions, WhatOptions
 from fastgen.judging.places import default_name, judgements_folder, settle_meaning
-from fastgen.judging.progress import JudgeMeter
 from fastgen.judging.prompts import wording
 from fastgen.judging.questions import Examination, is_unreadable, unread_numbers
 from fastgen.judging.summary import write_summary
 from fastgen.judging.verdicts import SCHEMA
-from fastgen.options import SpeedOptions
-from fastgen.pace import governor_of, limits_of, rates_of
-from fastgen.pipeline import Stopper
 from fastgen.progress import Reporter
 from fastgen.records import Sampling
 from fastgen.runs import OpenRun, open_run
-from fastgen.serving import Keys, Serving, serve
+from fastgen.server import default_model
+from fastgen.serving import Keys, serve
+from fastgen.stopping import Stopper
 from fastgen.store import RunFolder
 
-_SHOW_EVERY_S = 1.0
 _CONSTRAINTS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"structured_outputs": {"json": SCHEMA}},
     "json-schema": {
@@ -57,11 +54,11 @@ class Judging:
     key: str | None
     what: WhatOptions
     judge: JudgeOptions
-    speed: JudgeSpeed
+    speed: AskSpeed
 
 
-async def judge(asked: Judging, reporter: Reporter, stopper: Stopper) -> str:
-    """Ask until every vote on every instance is logged, or the user stops; the name of the judgements.
+def judge(asked: Judging, reporter: Reporter) -> str | None:
+    """Ask until every vote on every instance is logged; the name of the judgements, ``None`` where the user stopped it.
 
     :raises InputError: bad flags, no run there, nothing to judge, or judgements that were made otherwise.
     :raises StoppedError: no server answers, or the disk is full; the same command goes on.
@@ -70,15 +67,33 @@ async def judge(asked: Judging, reporter: Reporter, stopper: Stopper) -> str:
     run = open_run(asked.run_dir)
     if not run.folder.ledger().instances:
         raise InputError(f"--run-dir {asked.run_dir}: has no instance to judge yet; 'fastgen generate' goes on with it")
+    model = _known_model(asked)
+    if model is not None and is_answered(job := _job(asked, run, model)):
+        reporter.say(f"{job.folder.name}: everything is judged already; nothing is left to ask")
+        return job.folder.name
+    return run_until_stopped(lambda stopper: _session(asked, run, model, reporter, stopper), reporter)
+
+
+def _known_model(asked: Judging) -> str | None:
+    """The judge's model where it is known before any server is asked: as told, as before, or what is served here."""
+    judge = asked.judge
+    if "--served-model-name" in judge.server_args:
+        return None
+    if judge.base_url or judge.model is not None:
+        return judge.model
+    saved = None if asked.what.name is None else read_meaning(judgements_folder(asked.run_dir) / asked.what.name)
+    return default_model() if saved is None else saved.get("model")
+
+
+async def _session(asked: Judging, run: OpenRun, model: str | None, reporter: Reporter, stopper: Stopper) -> str | None:
     place = RunFolder(_make(judgements_folder(asked.run_dir)))
-    body = await _extra_body(asked, reporter)
-    options, keys = serving_options(asked.judge, asked.speed, body), Keys(asked.key)
+    options = asked.judge.told_to_serve(model).options(asked.speed, await _extra_body(asked, reporter))
     known = {} if asked.judge.model is None else {"model": asked.judge.model}
-    async with serve(options, place, asked.cache_dir, keys, known, reporter.say) as serving:
-        name = asked.what.name or default_name(serving.models["model"])
-        await _ask(asked, run, place.path / name, serving, reporter, stopper)
-    write_summary(asked.run_dir, name)
-    return name
+    async with serve(options, place, asked.cache_dir, Keys(asked.key), known, reporter.say) as serving:
+        job = _job(asked, run, serving.models["model"])
+        await ask(job, serving, options.speed, reporter, stopper)
+    write_summary(asked.run_dir, job.folder.name)
+    return None if stopper.stopped else job.folder.name
 
 
 def _make(folder: Path) -> Path:
@@ -93,7 +108,7 @@ async def _extra_body(asked: Judging, reporter: Reporter) -> str:
     """``--extra-body`` with what holds the judge to its form; the user's own word is the last."""
     import orjson
 
-    own = asked.judge.server(asked.judge.extra_body).extra_fields()
+    own = asked.judge.options(asked.speed).server.extra_fields()
     kind: str = asked.judge.output_constraint
     if kind == "auto":
         kind = "vllm" if not asked.judge.base_url or await _are_vllm(asked, reporter) else "none"
@@ -112,28 +127,30 @@ async def _are_vllm(asked: Judging, reporter: Reporter) -> bool:
         await router.close()
 
 
-async def _ask(
-    asked: Judging, run: OpenRun, folder: Path, serving: Serving, reporter: Reporter, stopper: Stopper
-) -> None:
-    judge, what, speed = asked.judge, asked.what, asked.speed.speed()
-    meaning = settle_meaning(folder, _meaning(judge, run, serving.models["model"]))
+def _job(asked: Judging, run: OpenRun, model: str) -> Job:
+    """What this model is asked.
+
+    :raises InputError: there are judgements of that name which were made otherwise.
+    """
+    judge, what = asked.judge, asked.what
+    folder = judgements_folder(asked.run_dir) / (what.name or default_name(model))
+    meaning = settle_meaning(folder, _meaning(judge, run, model))
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens)
     examination = Examination(judge.api, sampling, what.votes, meaning["salt"])
     choice = ChoiceOptions(max_instructions=what.max_instructions, seed=what.seed)
-    with AnswerLog(folder, meaning) as log:
+
+    def questions(answered: set[int]) -> Iterator[Question]:
         unread = unread_numbers(read_replies(folder), examination.salt)
-        meter = JudgeMeter(len(log.answered), _expected(run, what))
-        if log.answered:
-            reporter.say(f"{folder.name}: going on with {len(log.answered)} answers")
-        asking = Asking(
-            *(examination.ask(run, choice, log.answered, unread), log, serving.backend, limits_of(speed, serving)),
-            observe=lambda replies: _observe(replies, examination, meter),
-            again=examination.again,
-            rates=rates_of(speed),
-        )
-        stopper.scheduler = asking.scheduler
-        await _run_beside(asking, serving, speed, lambda: reporter.show(meter.look(asking.scheduler.statistics())))
-        reporter.show(meter.look(asking.scheduler.statistics()))
+        return examination.ask(run, choice, answered, unread)
+
+    return Job(
+        folder=folder,
+        meaning=meaning,
+        questions=questions,
+        expected=_expected(run, what),
+        is_unreadable=lambda reply: is_unreadable(reply, examination.salt),
+        again=examination.again,
+    )
 
 
 def _meaning(judge: JudgeOptions, run: OpenRun, model: str) -> dict[str, Any]:
@@ -155,22 +172,3 @@ def _expected(run: OpenRun, what: WhatOptions) -> int:
     ledger = run.folder.ledger()
     share = 1.0 if what.max_instructions is None else min(1.0, what.max_instructions / max(1, ledger.complete))
     return round(ledger.instances * share) * what.votes
-
-
-def _observe(replies: Sequence[Reply], examination: Examination, meter: JudgeMeter) -> None:
-    unreadable = sum(reply.failure is None and is_unreadable(reply, examination.salt) for reply in replies)
-    meter.count(replies, unreadable)
-
-
-async def _run_beside(asking: Asking, serving: Serving, speed: SpeedOptions, show: Callable[[], None]) -> None:
-    """Ask, with the servers watched and steered and the progress shown; the first that fails ends all."""
-    governor = governor_of(speed, serving, asking.scheduler)
-    steering = [governor.run()] if governor is not None else []
-    async with beside(asking.run(), serving.watch(), _show(show), *steering) as running:
-        await running
-
-
-async def _show(show: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(_SHOW_EVERY_S)
-        show()

@@ -34,7 +34,6 @@ ASKED: Final[Mapping[str, str]] = {
 }
 _Z = 1.959963984540054  # 97.5 % of the normal distribution
 _FILE: Final = "summary.json"
-_KEPT: Final = {"name", "judged", "mean_score", "questions"}  # what a file of ours has at least
 _MEDIANS: Final = tuple(half / 2 for half in range(2 * SCORES[0], 2 * SCORES[-1] + 1))
 
 
@@ -144,6 +143,17 @@ def kept_summaries(run_dir: Path) -> list[dict[str, Any]]:
             figures = orjson.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(figures, dict) and figures.keys() >= _KEPT:
+        if _is_whole(figures):
             found.append(figures)
     return found
+
+
+def _is_whole(figures: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether it has what `fastgen status` shows of a judge."""
+    try:
+        share = figures["questions"]["all_right"]["share"]
+        shown = figures["mean_score"], share
+        named = isinstance(figures["name"], str) and isinstance(figures["judged"], int)
+    except (TypeError, LookupError):
+        return False
+    return named and (shown == (None, None) or all(isinstance(one, int | float) for one in shown))

@@ -7,21 +7,18 @@ is drawn at random after the judged text was written, so a copy of JSON out of t
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 from typing import Any, Final
 
+from fastgen.untrusted import whole_object
+
 SCORES: Final = (1, 2, 3, 4, 5)
 QUESTIONS: Final = ("valid_task", "input_fits", "output_right")
 CODE_LENGTH: Final = 6
 _FIELDS: Final = frozenset({"code", *QUESTIONS, "score"})
-_LONGEST: Final = 100_000  # characters, thinking included
-_THINKING: Final = re.compile(r"\A\s*<think>.*</think>", re.DOTALL)
-_FENCE: Final = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
 
 SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -73,11 +70,8 @@ class Verdict:
 
 
 def read_vote(answer: str, code: str, finish_reason: str | None = "stop") -> Vote | Fault:
-    """The vote in an answer to the question with this code, or why it is none; never raises.
-
-    A closed ``<think>`` block before the object and one code fence around it are the judge's manners and are taken off.
-    """
-    found = _object(answer)
+    """The vote in an answer to the question with this code, or why it is none; never raises."""
+    found = whole_object(answer)
     if found is None:
         return Fault.CUT_OFF if finish_reason == "length" else Fault.NOT_JSON
     if found.keys() != _FIELDS:
@@ -88,31 +82,6 @@ def read_vote(answer: str, code: str, finish_reason: str | None = "stop") -> Vot
     if found["code"] != code:
         return Fault.WRONG_CODE
     return Vote(valid, fits, right, score)
-
-
-def _object(answer: str) -> dict[str, Any] | None:
-    if len(answer) > _LONGEST:
-        return None
-    text = _THINKING.sub("", answer, count=1).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
-    try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, unless it says something twice: who knows which is meant."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def verdict_of(votes: Sequence[Vote]) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fastgen.exporting.entries import InstanceScores
 from fastgen.report.figures import RunFigures
 from fastgen.report.markup import Html, data_block, element, joined
 from fastgen.report.sections import section
@@ -12,12 +13,15 @@ from fastgen.settled import RejectedInstruction, Settled, pool_id
 _MOST_LETTERS: Final = 1_500  # of a text on the page; longer ones are cut, and say so
 
 
-def browse_section(figures: RunFigures) -> Html:
-    """Search box, filters and list, with the sample as JSON; the script fills the list by ``textContent`` only."""
+def browse_section(figures: RunFigures, scores: InstanceScores | None = None) -> Html:
+    """Search box, filters and list, with the sample as JSON; the script fills the list by ``textContent`` only.
+
+    ``scores`` are a judge's, shown beside the instances.
+    """
     kept, rejected = len(figures.kept), len(figures.rejected)
     lead = (
-        f"{_of(kept, figures.ledger.complete)} complete instructions with their instances, and "
-        f"{_of(rejected, figures.ledger.rejected.total())} rejected ones."
+        f"{_of(kept, figures.ledger.complete)} complete instructions with their instances. "
+        f"Of what was rejected, {_of(rejected, figures.ledger.rejected.total()).lower()}."
     )
     rules = sorted(figures.examples)
     controls = element(
@@ -40,6 +44,7 @@ def browse_section(figures: RunFigures) -> Html:
                 ("new", "least similar first"),
                 ("long", "longest first"),
                 ("short", "shortest first"),
+                *((("best", "highest score first"), ("worst", "lowest score first")) if scores is not None else ()),
             ),
         ),
         id="browse-form",
@@ -61,7 +66,7 @@ def browse_section(figures: RunFigures) -> Html:
             aria_label="Pages of the results",
         ),
         element("noscript", element("p", "Searching needs JavaScript; everything above does not.", class_="notice")),
-        data_block("data", _data(figures)),
+        data_block("data", _data(figures, scores)),
         lead=lead,
     )
 
@@ -81,18 +86,18 @@ def _choice(name: str, label: str, values: tuple[tuple[str, str], ...]) -> Html:
     )
 
 
-def _data(figures: RunFigures) -> dict[str, Any]:
+def _data(figures: RunFigures, scores: InstanceScores | None) -> dict[str, Any]:
     return {
-        "kept": [_kept(one, figures) for one in figures.kept],
+        "kept": [_kept(one, figures, scores) for one in figures.kept],
         "rejected": [_rejected(one, figures) for one in figures.rejected],
     }
 
 
-def _kept(one: Settled, figures: RunFigures) -> dict[str, Any]:
+def _kept(one: Settled, figures: RunFigures, scores: InstanceScores | None) -> dict[str, Any]:
     nearest = max(
         (*one.nearest_checked, *([one.nearest_seed] if one.nearest_seed else [])), key=lambda n: n[1], default=None
     )
-    return {
+    shown: dict[str, Any] = {
         "id": pool_id(len(figures.seeds) + one.number, figures.seeds),
         "text": _cut(one.instruction),
         "c": one.is_classification,
@@ -100,6 +105,9 @@ def _kept(one: Settled, figures: RunFigures) -> dict[str, Any]:
         "to": nearest and _named(nearest[0], figures),
         "made": [[_cut(instance.input), _cut(instance.output)] for instance in one.instances],
     }
+    if scores is not None:
+        shown["judged"] = [scores.score(one.number, index) for index in range(len(one.instances))]
+    return shown
 
 
 def _rejected(one: RejectedInstruction, figures: RunFigures) -> dict[str, Any]:

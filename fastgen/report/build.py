@@ -13,6 +13,7 @@ from typing import Any
 from fastgen import __version__
 from fastgen.exporting.places import one_file
 from fastgen.judging.places import judge_names
+from fastgen.judging.readings import instance_scores
 from fastgen.judging.summary import summarise
 from fastgen.metrics import read_metrics
 from fastgen.report import diversity, measured, sections
@@ -28,7 +29,7 @@ from fastgen.report.options import ReportOptions
 from fastgen.report.over_time import time_charts
 from fastgen.report.page import Document, render
 from fastgen.report.verbs import HOW_TO_GET, VerbFigures, count_verbs, find_parser
-from fastgen.runs import OpenRun, open_run
+from fastgen.runs import OpenRun, open_run, unfinished
 
 _MENU = (
     ("overview", "Overview"),
@@ -59,6 +60,11 @@ class Reported:
     parsed: int | None
     """Instructions that were parsed; ``None``: there is no parser."""
 
+    @property
+    def unfinished(self) -> str:
+        """See `fastgen.runs.unfinished`."""
+        return unfinished(self.complete, self.target)
+
 
 def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()) -> Reported:  # noqa: B008 - frozen
     """Write the page for the run to the file ``output`` (``-``: standard output); it is replaced only when it is whole.
@@ -77,7 +83,7 @@ def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()
         *_contents(run, figures, verbs, instructions),
         *_judged(run_dir),
         *_overlap(run_dir, options, figures),
-        browse_section(figures),
+        browse_section(figures, instance_scores(run_dir)),
         _making(run),
     ]
     document = Document(f"Report of {run_dir.resolve().name}", _subtitle(run), _menu_of(parts), joined(parts))

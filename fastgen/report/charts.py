@@ -19,6 +19,7 @@ WIDTH: Final = 480
 HEIGHT: Final = 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 _PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+_SHARE_HEIGHT: Final = 54
 _numbers = count(1)
 
 
@@ -37,6 +38,18 @@ class Line:
     name: str
     colour: str
     points: Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share (0..1) with its interval, ``None`` where there is none, and another one to set it beside."""
+
+    name: str
+    share: float | None
+    low: float | None
+    high: float | None
+    mark: float
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,35 @@ def lines(label: str, series: Sequence[Line], x: Axis, y: Axis, highest: float |
     return _svg(label, _grid(top, y), *drawn, *labels, _axis_names(x, y))
 
 
+def shares(label: str, rows: Sequence[Share]) -> Html:
+    """Bars lying below each other, with the interval as a line on the bar and the other share as an upright mark."""
+    drawn = [_share(one, i * _SHARE_HEIGHT) for i, one in enumerate(rows)]
+    return _svg(label, *drawn, height=_SHARE_HEIGHT * len(rows))
+
+
+def _share(one: Share, top: float) -> Html:
+    middle = top + 33
+    box = {"x": 0, "y": middle - 8, "height": 16, "rx": 3}
+    at = WIDTH * one.mark
+    interval = None
+    if one.low is not None and one.high is not None:
+        interval = _haloed("interval", x1=WIDTH * one.low, x2=WIDTH * one.high, y1=middle, y2=middle)
+    return joined(
+        _text(one.name, 0, top + 17, "start", "name"),
+        _text("-" if one.share is None else f"{one.share:.1%}", WIDTH, top + 17, "end", "name"),
+        element("rect", **box, width=WIDTH, class_="track"),
+        element("rect", **box, width=round(WIDTH * (one.share or 0.0), 2), class_="fill series-1"),
+        interval,
+        _haloed("beside-it", x1=at, x2=at, y1=middle - 12, y2=middle + 12),
+        element("rect", x=0, y=top, width=WIDTH, height=_SHARE_HEIGHT, class_="reach", data_tip=one.told),
+    )
+
+
+def _haloed(name: str, **ends: float) -> Html:
+    """A line that is seen on a bar of any colour."""
+    return joined(element("line", **ends, class_=f"{name} halo"), element("line", **ends, class_=name))
+
+
 def bar(share: float, colour: str = "series-1") -> Html:
     """A single bar for a table's cell or a list; ``share`` 0..1 of its width. Decoration: the number stands beside."""
     inner = element("rect", width=round(100 * min(1.0, share), 2), height=8, class_=f"fill {colour}")
@@ -167,8 +209,8 @@ def strip(label: str, parts: Sequence[tuple[str, float, str]]) -> Html:
     )
 
 
-def _svg(label: str, *children: object) -> Html:
-    return element("svg", *children, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label, class_="plot")
+def _svg(label: str, *children: object, height: int = HEIGHT) -> Html:
+    return element("svg", *children, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label, class_="plot")
 
 
 def _grid(top: Sequence[float], y: Axis) -> Html:

@@ -13,7 +13,7 @@ from typing import Final
 
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
 from fastgen.ledger import Ledger
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.records import SeedTask
 from fastgen.report.sampling import Reservoir, SampleSizes, Spread
 from fastgen.report.timeline import Timeline

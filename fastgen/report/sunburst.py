@@ -30,6 +30,7 @@ class _Slice:
 
     @property
     def middle(self) -> float:
+        """Where a label goes, in turns."""
         return (self.start + self.end) / 2
 
 

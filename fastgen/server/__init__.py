@@ -5,7 +5,13 @@
 is killed. Knows nothing of what is asked of the servers.
 """
 
-from fastgen.server.choose import DEFAULT_GPU_MODEL, choose_servers, embedded_server_specs, gpu_server_specs
+from fastgen.server.choose import (
+    DEFAULT_GPU_MODEL,
+    choose_servers,
+    default_model,
+    embedded_server_specs,
+    gpu_server_specs,
+)
 from fastgen.server.fleet import Fleet, RestartPolicy, start_fleet
 from fastgen.server.gpus import Gpu, visible_gpus
 from fastgen.server.process import ManagedServer, start_server
@@ -20,6 +26,7 @@ __all__ = [
     "RestartPolicy",
     "ServerSpec",
     "choose_servers",
+    "default_model",
     "embedded_server_specs",
     "gpu_server_specs",
     "start_fleet",

@@ -60,6 +60,13 @@ _CPU_SERVER_BYTES = 4_500_000_000  # of memory: 3.5 GB at the start and a filled
 _ONE_SERVER = Layout()
 
 
+def default_model(gpus: Callable[[], Sequence[Gpu]] = visible_gpus) -> str:
+    """The model that `choose_servers` serves on this machine where none is named."""
+    from fastgen.embedded import EMBEDDED_MODEL
+
+    return DEFAULT_GPU_MODEL if gpus() else EMBEDDED_MODEL
+
+
 async def choose_servers(
     model: str | None,
     server_args: str,

@@ -110,9 +110,11 @@ class _Run:
     log_start: int
 
     def last_words(self) -> str:
+        """What the server said last, in one line."""
         return last_words(self.log_path, self.log_start)
 
     def died(self, how: str) -> ServerError:
+        """The error that says how it ended and what it said last."""
         code = self.process.returncode
         return ServerError(
             f"{self.spec.description} {how} (exit code {code}): {self.last_words()} (log: {self.log_path})"

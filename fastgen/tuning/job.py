@@ -33,7 +33,10 @@ class Job:
 
 @contextmanager
 def in_one_line(job: Job) -> Iterator[None]:
-    """Too little memory and full disks, which the libraries tell in as many ways as there are, as errors of ours."""
+    """Too little memory and full disks, which the libraries tell in as many ways as there are, as errors of ours.
+
+    :raises InputError: the memory does not hold the training. :raises DiskError: the folder cannot be written.
+    """
     try:
         yield
     except MemoryError:

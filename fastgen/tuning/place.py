@@ -3,18 +3,18 @@
 ::
 
     OUT/
+      .lock                 while it goes on: names the process that tunes
       training/             while it goes on: meaning.json, the data, checkpoint-N/ (with `complete`); then gone
       loss.jsonl            a line a logged step
       config.json ...       the model, its tokenizer, README.md, loss.png
       tuning.json           last: the model is whole
 
-Guarantees: one process at a time (flock on the folder itself, gone with its process); a checkpoint counts only once it
-is whole; a folder of anything else is refused. Knows nothing of models and trainers.
+Guarantees: one process at a time (`fastgen.locking`); a checkpoint counts only once it is whole; a folder of anything
+else is refused. Knows nothing of models and trainers.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,8 +26,10 @@ from typing import Any, Final
 import orjson
 
 from fastgen.errors import DiskError, InputError
+from fastgen.locking import Lock
 
 _MARK: Final = "complete"
+_LOCK: Final = ".lock"
 _FORMAT: Final = 1
 _SHOWN: Final = 40  # characters of a value; fingerprints are longer
 
@@ -66,16 +68,13 @@ class TuningFolder:
         self._check_foreign()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise DiskError(f"--output {self.path}: cannot be used ({error.strerror}); name another folder") from None
+        lock = Lock(self.path / _LOCK, named=f"--output {self.path}", instead="name another folder")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError:
-            raise InputError(f"--output {self.path}: is in use by another 'fastgen tune'; wait for it") from None
         finally:
-            os.close(handle)
+            lock.release(remove=True)
 
     def begun(self) -> dict[str, Any] | None:
         """What `begin` wrote, where a tuning was begun and not finished."""
@@ -132,7 +131,7 @@ class TuningFolder:
             raise InputError(f"--output {self.path}: is a file; name a folder")
         if not self.path.exists() or self.training.is_dir() or self.result.exists():
             return
-        if any(self.path.iterdir()):
+        if any(path.name != _LOCK for path in self.path.iterdir()):
             raise InputError(f"--output {self.path}: holds files but no tuning; name a new or empty folder")
 
 

@@ -64,7 +64,10 @@ def train(job: Job) -> Trained:
 
 
 def build_trainer(job: Job, precision: Precision, watcher: Watcher) -> Any:  # noqa: ANN401 - the library's
-    """TRL's trainer on the prepared rows, ready to train."""
+    """TRL's trainer on the prepared rows, ready to train.
+
+    :raises InputError: no row has room for any token of its answer within ``--max-length``.
+    """
     tokenizer = load_tokenizer(job.base, for_chat=job.is_chat)
     trainer = SFTTrainer(
         model=load_model(job.base, precision),

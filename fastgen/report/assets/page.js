@@ -96,16 +96,25 @@ function made(tag, className, ...children) {
 
   function card(row, words) {
     const item = made("li", "", made("h3", "text", ...marked(row.text, words)), tags(row));
-    for (const [input, output] of row.made || []) {
+    for (const [index, [input, output]] of (row.made || []).entries()) {
       const pair = made("dl", "made");
+      const score = (row.judged || [])[index] ?? null;
       if (input) pair.append(made("dt", "", "Input"), made("dd", "", ...marked(input, words)));
       pair.append(made("dt", "", "Output"), made("dd", "", ...marked(output, words)));
+      if (score !== null) pair.append(made("dt", "", "Judged"), made("dd", "", `${score} of 5`));
       item.append(pair);
     }
     return item;
   }
 
+  function best(row, none) {
+    const scores = (row.judged || []).filter((score) => score !== null);
+    return scores.length ? Math.max(...scores) : none;
+  }
+
   const orders = {
+    best: (a, b) => best(b, 0) - best(a, 0),
+    worst: (a, b) => best(a, 9) - best(b, 9),
     near: (a, b) => (b.near ?? -1) - (a.near ?? -1),
     new: (a, b) => (a.near ?? 2) - (b.near ?? 2),
     long: (a, b) => b.text.length - a.text.length,

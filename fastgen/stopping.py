@@ -1,0 +1,51 @@
+"""What Ctrl-C means to whatever asks servers: the first drains, the second cancels; what is logged stays."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastgen.progress import Reporter
+from fastgen.scheduler import Scheduler
+
+T = TypeVar("T")
+
+
+class Stopper:
+    """Turns the first signal into a drain and the second into a cancellation of the task that made it.
+
+    ``scheduler`` is what is drained, once there is one; before, the first signal cancels.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._task = asyncio.current_task()
+        self.scheduler: Scheduler | None = None
+        self.stopped = False
+
+    def __call__(self) -> None:
+        """Handle one SIGINT or SIGTERM."""
+        if self.scheduler is not None and not self.stopped:
+            self._reporter.say("stopping: waiting for what is in flight (once more to stop at once)")
+            self.scheduler.stop()
+        elif self._task is not None:
+            self._task.cancel()
+        self.stopped = True
+
+
+async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
+    """What ``work`` gives, with SIGINT and SIGTERM going to its `Stopper`; ``None``: the user cancelled it.
+
+    Whether the user let it drain is the stopper's ``stopped``.
+    """
+    stopper, loop = Stopper(reporter), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopper)
+    try:
+        return await work(stopper)
+    except asyncio.CancelledError:
+        if not stopper.stopped:
+            raise
+        return None
