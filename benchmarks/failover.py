@@ -36,7 +36,7 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.commits import Commit
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.store import RunFolder
 
 SERVERS = 3

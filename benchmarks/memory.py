@@ -2,16 +2,16 @@
 
 ``python -m benchmarks.memory [--completions 1000000] [--concurrency 256]``
 
-One run of ``generate``, everything on, against the test server without latency. At one tenth of the completions and at
-all of them the process's resident memory is read, and beside it what the similarity index and the pool of instructions
-say that they hold: both must grow with the pool. What is left must not.
+One run of ``generate``, everything on, against the test server without latency. At each tenth of the completions the
+process's resident memory is read, and beside it what the similarity index and the pool of instructions say that they
+hold, and the copy of both that a snapshot is written from, if one is being made: these must grow with the pool. What is
+left must not: its growth is given from the first tenth to the last.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +21,14 @@ from unittest.mock import patch
 import uvloop
 
 from benchmarks.harness import finish, print_table, test_server
-from fastgen import pipeline
+from fastgen import saturation
 from fastgen.committer import Committer
 from fastgen.options import JobOptions, Options, ServerOptions, SimilarityOptions, SpeedOptions
-from fastgen.pipeline import Place, Stopper, generate
+from fastgen.pipeline import Place, generate
 from fastgen.plan import Plan
 from fastgen.progress import QuietReporter
 from fastgen.records import Answer
+from fastgen.stopping import Stopper
 from fastgen.store import Store
 
 _MB = 1e6
@@ -35,17 +36,21 @@ _MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Memory at one moment, in bytes; ``rest_bytes`` is what should stay as it is."""
+    """Memory at one moment, in bytes; ``rest_bytes`` is what should stay as it is.
+
+    ``copy_bytes`` is shared memory: while a snapshot is made, the copy of index and pool that it is written from.
+    """
 
     completions: int
     kept: int
     resident_bytes: int
+    copy_bytes: int
     pool_bytes: int
 
     @property
     def rest_bytes(self) -> int:
-        """Resident memory without index and pool."""
-        return self.resident_bytes - self.pool_bytes
+        """Resident memory without index and pool and their copy."""
+        return self.resident_bytes - self.copy_bytes - self.pool_bytes
 
 
 class _Watch:
@@ -66,17 +71,20 @@ class _Watch:
 
 def _look(done: int, plan: Plan) -> Look:
     gc.collect()
-    return Look(done, len(plan.pool), _resident_bytes(), plan.memory_bytes())
+    return Look(
+        done, len(plan.state.pool), _status_bytes("VmRSS"), _status_bytes("RssShmem"), plan.state.memory_bytes()
+    )
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _status_bytes(name: str) -> int:
+    """A figure of this process as the kernel has it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def measure(base_url: str, completions: int, concurrency: int, index: str) -> list[Look]:
     """The looks of one run."""
-    watch = _Watch([completions // 10, completions])
+    watch = _Watch([completions * tenth // 10 for tenth in range(1, 11)])
 
     class Watched(Committer):
         async def __call__(self, answers: Sequence[Answer]) -> bool:
@@ -93,7 +101,7 @@ def measure(base_url: str, completions: int, concurrency: int, index: str) -> li
         reporter = QuietReporter()
         await generate(Place(folder, folder), options, reporter, Stopper(reporter))
 
-    with tempfile.TemporaryDirectory() as name, patch.object(pipeline, "Committer", Watched):
+    with tempfile.TemporaryDirectory() as name, patch.object(saturation, "Committer", Watched):
         uvloop.run(main(Path(name) / "run"))
     return watch.looks
 
@@ -108,12 +116,12 @@ def main() -> None:
     with test_server() as server:
         looks = measure(server.base_url, given.completions, given.concurrency, given.index)
     print_table(
-        ("completions", "kept", "resident MB", "index and pool MB", "rest MB"),
+        ("completions", "kept", "resident MB", "index and pool MB", "their copy MB", "rest MB"),
         [
             (
                 look.completions,
                 look.kept,
-                *(round(b / _MB, 1) for b in (look.resident_bytes, look.pool_bytes, look.rest_bytes)),
+                *(round(b / _MB, 1) for b in (look.resident_bytes, look.pool_bytes, look.copy_bytes, look.rest_bytes)),
             )
             for look in looks
         ],

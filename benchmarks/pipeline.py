@@ -32,8 +32,9 @@ from benchmarks.harness import Stopwatch, finish, print_table, test_server
 from fastgen.backends import openai
 from fastgen.backends.wire import encode_request
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, Stopper, generate
+from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
+from fastgen.stopping import Stopper
 from fastgen.store import RunFolder
 
 if TYPE_CHECKING:

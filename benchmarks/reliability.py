@@ -35,7 +35,7 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table, test_server
 from fastgen.commits import Commit
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.store import RunFolder
 from fastgen.testing import USUAL_FAULTS, Fault
 

@@ -36,10 +36,11 @@ from benchmarks.harness import ROOT, finish, print_table
 from fastgen.checkpoint import Room, Writer, look_at, take_up
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.config import meaning, saved_values
-from fastgen.log import open_segment, segment_files
+from fastgen.log.segments import open_segment, segment_files
+from fastgen.method import Method
 from fastgen.novelty import IndexKind, NoveltyFilter, warm_up
 from fastgen.options import Options
-from fastgen.plan import Method, Plan
+from fastgen.plan import Plan
 from fastgen.records import Completion, Stage
 from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.seeds import default_seed_path, load_seed_tasks
@@ -121,7 +122,7 @@ def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
         plan.resume(block)
         first, request = end, block[-1].request + 1
         if end == stale_at:
-            Writer(store.folder).write(look_at(plan, store), sync_log=store.sync, go_on=lambda: True)
+            Writer(store.folder).write(look_at(plan.state, store), sync_log=store.sync, go_on=lambda: True)
             store.folder.snapshot_path.rename(stale)
     store.sync()
     store.compress_closed()
@@ -132,10 +133,10 @@ def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
 
 def save_while_running(plan: Plan, store: Store) -> dict[str, float]:
     """Save as a run in progress does, and how long a batch of decisions waits for it."""
-    state = look_at(plan, store)
+    state = look_at(plan.state, store)
     room = Room(int(1.01 * sum(part.data.nbytes for part in state.parts)) + (1 << 20))
     began_s = time.perf_counter()
-    copied = room.copy(look_at(plan, store))
+    copied = room.copy(look_at(plan.state, store))
     copy_s = time.perf_counter() - began_s
     assert copied is not None
     began_s = time.perf_counter()
@@ -166,7 +167,7 @@ def start(path: Path, index: IndexKind) -> dict[str, float]:
     saved = take_up(store, plan)
     assert plan.next() is not None
     seconds = time.perf_counter() - began_s
-    figures = {"seconds": seconds, "kernels_s": kernels_s, "instructions": len(plan.pool)}
+    figures = {"seconds": seconds, "kernels_s": kernels_s, "instructions": len(plan.state.pool)}
     store.close()
     return figures | {"from_snapshot": 0 if saved is None else saved.instructions}
 

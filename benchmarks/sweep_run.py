@@ -23,10 +23,11 @@ from benchmarks.replay import Concurrency
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.commits import InstructionOutcome
-from fastgen.log import TornTail
-from fastgen.pipeline import Place, Stopper, generate
+from fastgen.log.format import TornTail
+from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.runfolder import RunFolder
+from fastgen.stopping import Stopper
 
 if TYPE_CHECKING:
     from fastgen.backends.prometheus import ServerMetrics

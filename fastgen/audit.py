@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
+from fastgen.admission import SIMILAR
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.novelty import NoveltyFilter
-from fastgen.plan import SIMILAR
 from fastgen.records import SeedTask
 from fastgen.rules import Rules
 from fastgen.runs import open_run

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastgen.audit import Audit, Auditor
 from fastgen.commits import Commit
 from fastgen.rules import Rules
+from fastgen.run_state import RunState
 
 log = logging.getLogger(__name__)
 BACKLOG = 10_000  # commits; a scan that falls behind further than this slows the run rather than fill the memory
@@ -47,3 +49,15 @@ class BackgroundAudit:
                     self._report(f"audit: {found.kind} (ROUGE-L {found.rouge_l:.3f}): {found.instruction}")
         except Exception:
             log.exception("the audit ended; the run goes on without it")
+
+
+def start_audit(
+    state: RunState, rules: Rules, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
+) -> BackgroundAudit:
+    """Begin to follow a run from ``state`` on; ``rate`` (above 0, at most 1) of its decisions are made again."""
+    pool = state.pool
+    auditor = Auditor(similarity, state.seeds, rate=rate, seed=len(pool))
+    auditor.learn([pool.text(number) for number in range(len(pool))])
+    audit = BackgroundAudit(auditor, rules, report)
+    audit.start()
+    return audit

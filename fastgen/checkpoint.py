@@ -1,8 +1,8 @@
 """A run's state at a position of its log, saved beside it, so that a start reads the end of the log only.
 
-What is saved is what the fold of the log is: the pool's texts and states, the plan's and the ledger's figures, and the
-similarity index as it stands in memory. With it goes what it belongs to: run, fastgen version, the run's meaning, and
-the log it was made from: position, checksum there, and a digest of every segment up to there.
+What is saved is the fold of the log: the run's state (texts and states of the pool, figures, the similarity index as it
+stands in memory) and the ledger. With it goes what it belongs to: run, fastgen version, the run's meaning, and the log
+it was made from: position, checksum there, and a digest of every segment up to there.
 
 Guarantees: the log stays the only truth. `take_up` compares every byte of the log before the position with the digests,
 and a snapshot that does not fit, or is not whole, is ignored with one line; the whole log is read instead, and what is
@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastgen import __version__
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
-from fastgen.log import Digest, Position, digest_log
+from fastgen.log.digest import Digest, digest_log
+from fastgen.log.format import Position
 from fastgen.novelty import IndexSource
 from fastgen.plan import Plan
 from fastgen.pool import InstructionPool
+from fastgen.run_state import RunState
 from fastgen.runfolder import RunFolder
 from fastgen.snapshot import Part, SnapshotReader, SnapshotUnusable, align, forget_unfinished, write_snapshot
 from fastgen.store import Progress, Store
@@ -84,24 +86,24 @@ class Room:
         return state._replace(parts=tuple(copied))
 
 
-def look_at(plan: Plan, store: Store, *, with_index: bool = True) -> State:
+def look_at(run: RunState, store: Store, *, with_index: bool = True) -> State:
     """The state as it is, not copied: valid until the next commit is judged or applied.
 
-    Everything appended must have been applied, to the plan and to the ledger.
+    Everything appended must have been applied, to the run's state and to the ledger.
     """
     header = store.folder.header()
-    values, index = _index_parts(plan) if with_index else (None, ())
+    values, index = _index_parts(run) if with_index else (None, ())
     facts = {
         "run": header.run_id,
         "fastgen": __version__,
         "meaning": header.meaning_fingerprint,
         "position": tuple(store.position),
         "ledger": store.ledger.as_dict(),
-        "plan": plan.folded(),
+        "plan": run.folded(),
         "index": values,
     }
-    shown = plan.shown_counts()
-    pool = [_flat(f"pool/{column.name}", column.dtype, column.data) for column in plan.pool.columns()]
+    shown = run.shown_counts()
+    pool = [_flat(f"pool/{column.name}", column.dtype, column.data) for column in run.pool.columns()]
     return State(store.position, facts, (*pool, _flat("shown", "|u1", memoryview(shown)), *index))
 
 
@@ -109,11 +111,11 @@ def _flat(name: str, dtype: str, data: memoryview) -> Part:
     return Part(name, dtype, (data.nbytes // int(dtype[2:]),), data)
 
 
-def _index_parts(plan: Plan) -> tuple[dict[str, Any] | None, Sequence[Part]]:
+def _index_parts(run: RunState) -> tuple[dict[str, Any] | None, Sequence[Part]]:
     from fastgen.index.saved import Unsavable, make_of_index
 
     try:
-        saved = plan.save_index()
+        saved = run.save_index()
     except Unsavable as reason:
         log.debug("the similarity index is not saved: %s", reason)
         return None, ()
@@ -153,16 +155,16 @@ def take_up(store: Store, plan: Plan) -> Saved | None:
     known = None
     if path.exists():
         try:
-            known = _restore(store.folder, plan)
+            known = _restore(store.folder, plan.state)
         except SnapshotUnusable as reason:
             log.warning("%s: not used, since %s; the whole log is read instead", path, reason)
-    saved = None if known is None else Saved(known.position, len(plan.pool))
+    saved = None if known is None else Saved(known.position, len(plan.state.pool))
     plan.resume(store.replay(known))
     return saved
 
 
-def _restore(folder: RunFolder, plan: Plan) -> Progress:
-    """:raises SnapshotUnusable: and the plan is as it was."""
+def _restore(folder: RunFolder, run: RunState) -> Progress:
+    """:raises SnapshotUnusable: and the run's state is as it was."""
     with SnapshotReader(folder.snapshot_path) as snapshot, ThreadPoolExecutor(max_workers=1) as beside:
         facts = snapshot.facts
         _check_belongs(facts, folder)
@@ -171,14 +173,14 @@ def _restore(folder: RunFolder, plan: Plan) -> Progress:
             log_as_it_is = beside.submit(digest_log, folder.log_path, position)
             pool = InstructionPool.from_columns(*(snapshot.read(f"pool/{n}") for n in ("texts", "ends", "states")))
             shown = bytes(snapshot.read("shown"))
-            index = _load_index(snapshot, plan, len(plan.seeds) + len(pool))
+            index = _load_index(snapshot, run, len(run.seeds) + len(pool))
             if log_as_it_is.result() != [tuple(digest) for digest in facts["log"]]:
                 raise SnapshotUnusable("the log it was made from was another")
         except InputError as error:  # of the log: read as a whole, it tells what is wrong with it
             raise SnapshotUnusable(str(error)) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SnapshotUnusable(f"it has another form ({error!r})") from None
-        plan.restore(facts["plan"], pool, shown, index)
+        run.restore(facts["plan"], pool, shown, index)
     return Progress(position, ledger)
 
 
@@ -192,7 +194,7 @@ def _check_belongs(facts: Mapping[str, Any], folder: RunFolder) -> None:
         raise SnapshotUnusable("it is of a run with other options")
 
 
-def _load_index(snapshot: SnapshotReader, plan: Plan, entries: int) -> CandidateIndex | None:
+def _load_index(snapshot: SnapshotReader, run: RunState, entries: int) -> CandidateIndex | None:
     """The saved index, or ``None`` where it has to be built anew."""
     from fastgen.index.saved import Unsavable, make_of_index
 
@@ -209,7 +211,7 @@ def _load_index(snapshot: SnapshotReader, plan: Plan, entries: int) -> Candidate
         return None
     try:
         source = IndexSource(saved["values"], layout, lambda path, target: snapshot.read_into(_INDEX + path, target))
-        index = plan.load_index(source)
+        index = run.load_index(source)
     except Unsavable as reason:
         log.warning("%s: its index is not used (%s); it is built anew", snapshot.path, reason)
         return None

@@ -17,8 +17,8 @@ from typing import Self
 
 from fastgen.checkpoint import Room, Saved, State, Writer, look_at
 from fastgen.errors import FastgenError
-from fastgen.log import Position
-from fastgen.plan import Plan
+from fastgen.log.format import Position
+from fastgen.run_state import RunState
 from fastgen.snapshot import Abandoned
 from fastgen.store import Store
 
@@ -40,7 +40,7 @@ class Checkpointer:
     def __init__(
         self,
         store: Store,
-        plan: Plan,
+        run: RunState,
         judge: ThreadPoolExecutor,
         *,
         last: Saved | None = None,
@@ -48,7 +48,7 @@ class Checkpointer:
         least_growth: int = LEAST_GROWTH,
     ) -> None:
         self._store = store
-        self._plan = plan
+        self._run = run
         self._judge = judge
         self._growth = growth
         self._least_growth = least_growth
@@ -84,7 +84,7 @@ class Checkpointer:
     async def finish(self) -> None:
         """Save the last state, directly from where it is; when cancelled, give that up."""
         self._making = None
-        if len(self._plan.pool) < self._least_growth or not self._store.is_counted:
+        if len(self._run.pool) < self._least_growth or not self._store.is_counted:
             return
         if self._last.position == self._store.position:
             return
@@ -92,14 +92,14 @@ class Checkpointer:
         await asyncio.wrap_future(self._writing)
 
     def _now(self) -> Saved:
-        return Saved(self._store.position, len(self._plan.pool))
+        return Saved(self._store.position, len(self._run.pool))
 
     def _is_due(self) -> bool:
-        grown = len(self._plan.pool) - self._last.instructions
+        grown = len(self._run.pool) - self._last.instructions
         return grown >= max(self._least_growth, self._growth * self._last.instructions)
 
     def _room_needed(self) -> int:
-        return max(self._room_bytes, int(_SPARE * min(self._plan.memory_bytes(), MOST_COPIED_BYTES)) + _SPARE_BYTES)
+        return max(self._room_bytes, int(_SPARE * min(self._run.memory_bytes(), MOST_COPIED_BYTES)) + _SPARE_BYTES)
 
     async def _copy(self, making: Future[Room]) -> None:
         now = self._now()
@@ -118,16 +118,16 @@ class Checkpointer:
         """In the judge's thread: a consistent copy, or none where it did not fit (then a larger room is made)."""
         if not self._store.is_counted:
             return None
-        state = look_at(self._plan, self._store)
+        state = look_at(self._run, self._store)
         size = sum(part.data.nbytes for part in state.parts)
         if size > MOST_COPIED_BYTES:
-            state = look_at(self._plan, self._store, with_index=False)
+            state = look_at(self._run, self._store, with_index=False)
         copied = room.copy(state)
         self._room_bytes = 0 if copied is not None else int(_SPARE * min(size, MOST_COPIED_BYTES)) + _SPARE_BYTES
         return copied
 
     def _write_last(self) -> None:
-        self._write(look_at(self._plan, self._store))
+        self._write(look_at(self._run, self._store))
 
     def _write(self, state: State) -> None:
         try:

@@ -14,8 +14,8 @@ from cyclopts import App, Parameter
 
 from fastgen import __version__, option_sources
 from fastgen.commands import data, embedded, evaluation, generation, judging, tuning
-from fastgen.commands.report import report
-from fastgen.errors import FastgenError, InputError
+from fastgen.commands.report import dashboard, report
+from fastgen.errors import INTERRUPTED, FastgenError, InputError
 
 _HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
 classification tasks from others, writes instances, and everything low-quality or too similar is filtered out.
@@ -45,6 +45,7 @@ app.command(data.dedup)
 app.command(judging.judge)
 app.command(evaluation.evaluate)
 app.command(report)
+app.command(dashboard)
 app.command(tuning.tune)
 seeds_app.command(data.check)
 embedded_app.command(embedded.status)
@@ -66,7 +67,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except FastgenError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -67,16 +67,16 @@ class Committer:
         return self._plan.done
 
     def _check_that_it_leads_somewhere(self) -> None:
-        plan = self._plan
-        if plan.done:
+        state = self._plan.state
+        if state.done:
             return
-        if plan.fruitless >= self._max_fruitless:
+        if state.fruitless >= self._max_fruitless:
             raise StoppedError(
-                f"the last {plan.fruitless} instruction completions brought nothing new (--max-fruitless); see "
+                f"the last {state.fruitless} instruction completions brought nothing new (--max-fruitless); see "
                 f"'fastgen status' for the rules that rejected them, and try more seeds or another model in a new run"
             )
-        if plan.refused >= MAX_REFUSED:
-            raise InputError(f"the server refused the last {plan.refused} requests for good: {plan.last_refusal}")
+        if state.refused >= MAX_REFUSED:
+            raise InputError(f"the server refused the last {state.refused} requests for good: {state.last_refusal}")
 
     def _judge_and_append(self, answers: Sequence[Answer]) -> list[Commit]:
         with self._times.judging() as judged:

@@ -5,7 +5,8 @@
     FastgenError                  one clear line for the user, never a traceback      exit code
     ├── InputError                a flag, file or server answer that a person must mend       2
     │   ├── DamagedLogError       a log line whose checksum or chain does not hold            2
-    │   └── RunFolderError        in use, foreign, newer, or meant for another run            2
+    │   └── RunFolderError        foreign, newer, or meant for another run                    2
+    │       └── FolderInUse       another process holds its lock                              2
     ├── StoppedError              the run stopped and can go on with the same command         3
     │   ├── BackendUnavailable    no endpoint has answered for the outage timeout             3
     │   ├── DiskError             the run folder cannot be written                            3
@@ -20,7 +21,10 @@ Model misbehaviour (an unusable completion) is not an error but data: a ``Reject
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+INTERRUPTED: Final = 130
+"""The exit code of what its user stopped, which is no error: 128 + SIGINT, as shells have it."""
 
 
 class FastgenError(Exception):
@@ -41,6 +45,10 @@ class DamagedLogError(InputError):
 
 class RunFolderError(InputError):
     """A run folder cannot be used as asked: locked, foreign, newer, or of another meaning."""
+
+
+class FolderInUse(RunFolderError):
+    """Another process holds the folder's lock."""
 
 
 class StoppedError(FastgenError):

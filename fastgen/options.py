@@ -98,7 +98,8 @@ class JobOptions:
     metrics_host: str = "127.0.0.1"
     """Address that --metrics-port listens on; the page has no password, so let only those reach it who may."""
     dashboard: bool = False
-    """Show the run as a page while it goes, on this machine only; docs/report.md."""
+    """Show the run as a page while it goes, on this machine only; its process starts when somebody looks, and
+    takes only CPU time that nobody wants; docs/report.md. 'fastgen dashboard' shows any run."""
     dashboard_port: int = 8642
     """Port of --dashboard (0: any free port)."""
     price_in: float | None = None

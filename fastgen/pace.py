@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastgen.concurrency import Governor
+from fastgen.limits import Limits
 from fastgen.options import SpeedOptions
 from fastgen.rate_limits import RateLimits
-from fastgen.scheduler import Limits, Scheduler
+from fastgen.scheduler import Scheduler
 from fastgen.serving import Serving
 
 

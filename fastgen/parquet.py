@@ -165,6 +165,7 @@ class _GroupedFile:
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
     def append(self, batch: pa.RecordBatch) -> None:
+        """Add rows; written when a group is full. :raises DiskError: they cannot be."""
         self._waiting.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -178,12 +179,14 @@ class _GroupedFile:
         self._waiting, self._rows, self._bytes = [], 0, 0
 
     def finish(self) -> None:
+        """Write the rest and the footer, durably. :raises DiskError: it cannot be written."""
         self._write_group()
         with as_disk_error(self._path):
             self._writer.close()
             sync_file(self._file)
 
     def close(self) -> None:
+        """Let go of the file, whole or not; never raises."""
         with contextlib.suppress(OSError, pa.ArrowException):  # else the writer would write to the closed file later
             self._writer.close()
         with contextlib.suppress(OSError):

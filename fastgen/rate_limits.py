@@ -55,10 +55,12 @@ class _Estimate:
     """Of max_tokens."""
 
     def tokens(self, request: Request) -> float:
+        """Tokens, prompts and answers, that the request will take."""
         generated = self.used_share * request.sampling.max_tokens * request.sequences
         return self.tokens_per_character * _characters(request) + generated
 
     def learn(self, request: Request, prompt_tokens: int, generated_tokens: int) -> None:
+        """Take what a request really took into the estimate; 0 prompt tokens: the server did not say."""
         if prompt_tokens:
             self.tokens_per_character += _LEARNING * (prompt_tokens / _characters(request) - self.tokens_per_character)
         share = generated_tokens / (request.sampling.max_tokens * request.sequences)

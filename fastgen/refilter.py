@@ -18,10 +18,11 @@ from fastgen.commits import Commit, InstructionOutcome
 from fastgen.decontamination import filter_of_forbidden
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
+from fastgen.method import Method
 from fastgen.novelty import NoveltyFilter
 from fastgen.options import RefilterOptions
-from fastgen.plan import Method, Plan
+from fastgen.plan import Plan
 from fastgen.records import Answer, Failure, Request, Sampling
 from fastgen.runs import OpenRun, open_run
 from fastgen.stages.prompts import load_prompts

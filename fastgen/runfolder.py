@@ -33,7 +33,9 @@ import orjson
 from fastgen.commits import Commit, decode
 from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log import Position, TornTail, read_log, seal, sync_directory, unseal
+from fastgen.log.format import Position, TornTail, seal, unseal
+from fastgen.log.reader import read_log
+from fastgen.log.segments import sync_directory
 
 RUN_FORMAT = 1
 _SERVER_LOG = re.compile(r"server(-\d+)?\.log")

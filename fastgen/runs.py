@@ -23,6 +23,13 @@ class OpenRun:
     rules: Rules
 
 
+def unfinished(complete: int, target: int | None) -> str:
+    """What a person should know of a run that is not at its end; empty for one that is, or of no known target."""
+    if target is None or complete >= target:
+        return ""
+    return f"the run is not finished: {complete} of {target} instructions"
+
+
 def open_run(run_dir: Path) -> OpenRun:
     """:raises InputError: there is no run, it is damaged or newer than this version, or its seed file was changed."""
     folder = RunFolder(run_dir)

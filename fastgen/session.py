@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvloop
 
-from fastgen.errors import InputError
+from fastgen.errors import INTERRUPTED, InputError
 from fastgen.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
 from fastgen.metrics import MetricsHub
 from fastgen.options import Options
-from fastgen.pipeline import Outcome, Place, Stopper, generate
+from fastgen.pipeline import Outcome, Place, generate
 from fastgen.progress import LoggedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.stopping import Stopper, until_stopped
 from fastgen.store import RunFolder
-
-if TYPE_CHECKING:
-    from fastgen.commits import Commit
-
-INTERRUPTED = 130
-"""The exit code of a run that its user stopped: 128 + SIGINT, as shells have it."""
 
 
 def run(place: Place, options: Options) -> int:
@@ -101,33 +93,22 @@ def _how_to_go_on(run_dir: Path) -> str:
 
 
 @asynccontextmanager
-async def _dashboard(
-    place: Place, options: Options, reporter: Reporter
-) -> AsyncIterator[tuple[MetricsHub | None, Callable[[Commit], None] | None]]:
+async def _dashboard(place: Place, options: Options, reporter: Reporter) -> AsyncIterator[MetricsHub | None]:
     """What feeds the live page, where one is asked for."""
     if not options.job.dashboard:
-        yield None, None
+        yield None
         return
-    from fastgen.dashboard.live import LiveFigures
-    from fastgen.dashboard.server import Dashboard, serve_dashboard
+    from fastgen.dashboard.activation import page_on_demand
 
     hub = MetricsHub()
-    live, name = LiveFigures(options.rules), place.run_dir.resolve().name
-    dashboard = Dashboard(name, live, hub, options.similarity.threshold)
-    async with serve_dashboard(dashboard, options.job.dashboard_port) as url:
+    async with page_on_demand(place.run_dir, options.job.dashboard_port, hub) as url:
         reporter.say(f"dashboard at {url}")
-        yield hub, dashboard.observe
+        yield hub
 
 
 async def _generate(place: Place, options: Options, reporter: Reporter) -> Outcome | None:
-    stopper = Stopper(reporter)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopper)
-    try:
-        async with _dashboard(place, options, reporter) as (hub, observe):
-            return await generate(place, options, reporter, stopper, hub=hub, observe=observe)
-    except asyncio.CancelledError:
-        if not stopper.stopped:
-            raise
-        return None
+    async def work(stopper: Stopper) -> Outcome:
+        async with _dashboard(place, options, reporter) as hub:
+            return await generate(place, options, reporter, stopper, hub=hub)
+
+    return await until_stopped(work, reporter)

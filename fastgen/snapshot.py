@@ -1,7 +1,7 @@
 """A file of facts and arrays that is either whole or not used: how a run's state stands beside its log.
 
-The first line is JSON with a checksum of its own (`fastgen.log.seal`): the facts, and for each part its name, dtype,
-shape, place and CRC-32. The parts follow as raw bytes, each at a multiple of 64.
+The first line is JSON with a checksum of its own (`fastgen.log.format.seal`): the facts, and for each part its name,
+dtype, shape, place and CRC-32. The parts follow as raw bytes, each at a multiple of 64.
 
 Guarantees: a file that `write_snapshot` began and did not finish never has the snapshot's name; a file that was cut,
 lengthened or changed in any bit is `SnapshotUnusable`, at the latest when the part in question is read. Knows nothing
@@ -22,7 +22,8 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import orjson
 
-from fastgen.log import seal, sync_directory, unseal
+from fastgen.log.format import seal, unseal
+from fastgen.log.segments import sync_directory
 
 SNAPSHOT_FORMAT = 1
 ROOM_LEFT_BYTES = 256 << 20  # of the disk, for the log: a snapshot must not be what fills it

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,7 +15,10 @@ from typing import Any, NamedTuple
 from fastgen.commits import Commit, encode
 from fastgen.errors import DiskError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log import LogWriter, Position, TornTail, compress_segment, segment_files
+from fastgen.locking import Lock
+from fastgen.log.format import Position, TornTail
+from fastgen.log.segments import compress_segment, segment_files
+from fastgen.log.writer import LogWriter
 from fastgen.runfolder import RUN_FORMAT, RunFolder, RunHeader
 
 __all__ = ["RUN_FORMAT", "Progress", "RunFolder", "RunHeader", "Store"]
@@ -140,7 +140,7 @@ class Store:
                         self.save_ledger()
             finally:
                 self._writer = None
-                os.close(self._lock)
+                self._lock.release()
 
     def _open_writer(self) -> LogWriter:
         if self._writer is None:
@@ -148,30 +148,13 @@ class Store:
         return self._writer
 
 
-def _acquire_lock(path: Path) -> int:
+def _acquire_lock(path: Path) -> Lock:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError):
         raise RunFolderError(f"--run-dir {path}: is, or lies under, a file; name a folder") from None
     except OSError as error:
         raise DiskError(
             f"--run-dir {path}: cannot be written ({error.strerror}); mend that or name another folder"
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise RunFolderError(
-            f"--run-dir {path}: in use by {holder or 'another process'}; wait for it, stop it, or name another folder"
-        ) from None
-    except OSError as error:
-        os.close(descriptor)
-        raise RunFolderError(
-            f"--run-dir {path}: its file system cannot lock files ({error.strerror}); name a folder on another"
-        ) from None
-    with contextlib.suppress(OSError):  # a full disk: whoever comes second is told less
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return descriptor
+    return Lock(path / "lock", named=f"--run-dir {path}", instead="name another folder")

@@ -169,7 +169,7 @@ def kind_of(value: object) -> str:
 
 @contextlib.contextmanager
 def as_disk_error(path: Path) -> Iterator[None]:
-    """Turn a failed write into the error that tells how to go on."""
+    """Turn a failed write into the error that tells how to go on. :raises DiskError: in place of an `OSError`."""
     try:
         yield
     except OSError as error:

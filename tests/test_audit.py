@@ -10,11 +10,12 @@ import pytest
 from fastgen import cli
 from fastgen.audit import audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, Stopper, generate
+from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Completion, Stage
+from fastgen.stopping import Stopper
 from fastgen.store import RunFolder, Store
 from fastgen.testing import FaultServer, Writer
 

@@ -14,9 +14,10 @@ from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
 from fastgen.backends.staged import RoomFirst, StagedRouter
+from fastgen.limits import Limits
 from fastgen.records import Answer, Failure, Request, Sampling, Stage
-from fastgen.scheduler import Limits, Scheduler
-from fastgen.testing import FaultServer, SlotEngine
+from fastgen.scheduler import Scheduler
+from fastgen.testing import Fault, FaultPlan, FaultServer, SlotEngine
 
 GUARD_S = 20.0
 SAMPLING = Sampling(0.7, 0.5, 64)
@@ -168,6 +169,78 @@ def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
             await Scheduler(RoomFirst(Endless(), backend), backend, sink, limits, jitter=random.Random(1)).run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert own.counters.requests == 2
+
+    run(test())
+
+
+def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> None:
+    """The stage's first two requests fail; by the time that they may be asked again two others have their places."""
+
+    async def test() -> None:
+        main, own = FaultServer(), FaultServer(script=[Fault.OVERLOADED] * 2, engine=SlotEngine(latency_s=3600.0))
+        async with staged([main], [own]) as backend:
+            backend.set_limits([6, 2])
+            answered: list[Answer] = []
+            at_once: list[int] = []
+
+            async def sink(answers: Sequence[Answer]) -> bool:
+                answered.extend(answers)
+                at_once.append(backend.backends[1].counters.sequences)
+                if len(answered) < 200:
+                    return False
+                await own.until(lambda: own.counters.requests >= 4)
+                return True
+
+            quick = Limits(concurrency=8, backoff_base_s=0.0005, backoff_cap_s=0.0005)
+            source, draw = RoomFirst(Endless(), backend), random.Random(1)
+            scheduler = Scheduler(source, backend, sink, quick, jitter=draw, room=backend)
+            await scheduler.run()
+            assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
+            assert scheduler.statistics().faults == {"http_503": 2}
+            assert own.counters.requests == 4
+            assert max(at_once) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("wrong", ["down", "errors only"])
+def test_a_stage_whose_server_does_not_work_holds_up_no_other(wrong: str) -> None:
+    """Only so many of its requests wait for another attempt, else they would soon be all that may wait."""
+
+    async def test() -> None:
+        main, own = FaultServer(), FaultServer(faults=FaultPlan(rate=1.0, kinds=[Fault.OVERLOADED]))
+        async with staged([main], [own]) as backend:
+            backend.set_limits([6, 2])
+            if wrong == "down":
+                await own.refuse()
+            answered: list[Answer] = []
+
+            async def sink(answers: Sequence[Answer]) -> bool:
+                answered.extend(answers)
+                return len(answered) >= 500
+
+            source, draw = RoomFirst(Endless(), backend), random.Random(1)
+            scheduler = Scheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, room=backend)
+            await scheduler.run()
+            assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
+            assert scheduler.statistics().waiting_retries == 0
+            assert backend.full_stages() == frozenset(), "what was given back waits no more"
+
+    run(test())
+
+
+def test_a_request_that_is_asked_again_takes_room_until_it_is_asked() -> None:
+    async def test() -> None:
+        main, own = hanging(), hanging()
+        async with staged([main], [own]) as backend:
+            backend.set_limits([5, 2])
+            first, second, third = (request(number, Stage.INSTANCE) for number in range(3))
+            assert backend.take_room(first)
+            assert backend.take_room(second)
+            assert not backend.take_room(third)
+            assert backend.take_room(request(3, Stage.INSTRUCTION))
+            RoomFirst(Endless(), backend).give_back(second)
+            assert backend.take_room(third)
 
     run(test())
 

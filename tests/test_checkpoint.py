@@ -25,12 +25,15 @@ from fastgen.checkpointer import Checkpointer
 from fastgen.commits import Commit
 from fastgen.errors import DamagedLogError, DiskError
 from fastgen.index import saved as saved_index
-from fastgen.log import LogWriter, TornTail
+from fastgen.log.format import TornTail
+from fastgen.log.writer import LogWriter
+from fastgen.method import Method
 from fastgen.novelty import IndexKind, NoveltyFilter
-from fastgen.plan import Method, Plan
+from fastgen.plan import Plan
 from fastgen.pool import InstructionPool, State
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask
 from fastgen.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.run_state import RunState
 from fastgen.runfolder import RunFolder
 from fastgen.stages.prompts import load_prompts
 from fastgen.store import Store
@@ -95,11 +98,11 @@ class Live:
         return Completion(Model(0, 0.3).answer(prompt, choice), reason, 10, 20)
 
     def save(self, *, with_index: bool = True) -> None:
-        write(self.store, self.plan, with_index=with_index)
+        write(self.store, self.plan.state, with_index=with_index)
 
 
-def write(store: Store, plan: Plan, *, with_index: bool = True) -> None:
-    state = look_at(plan, store, with_index=with_index)
+def write(store: Store, run: RunState, *, with_index: bool = True) -> None:
+    state = look_at(run, store, with_index=with_index)
     Writer(store.folder).write(state, sync_log=store.sync, go_on=lambda: True)
 
 
@@ -136,9 +139,11 @@ def logged(path: Path) -> list[Commit]:
 def assert_same(one: Live, other: Live, steps: int = 6) -> None:
     """Now, and in all that the two do from here on."""
     for _ in range(steps):
-        assert one.plan.folded() == other.plan.folded()
-        assert one.plan.shown_counts() == other.plan.shown_counts()
-        assert [bytes(c.data) for c in one.plan.pool.columns()] == [bytes(c.data) for c in other.plan.pool.columns()]
+        assert one.plan.state.folded() == other.plan.state.folded()
+        assert one.plan.state.shown_counts() == other.plan.state.shown_counts()
+        assert [bytes(c.data) for c in one.plan.state.pool.columns()] == [
+            bytes(c.data) for c in other.plan.state.pool.columns()
+        ]
         assert one.store.ledger == other.store.ledger
         assert one.store.position == other.store.position
         one.step()
@@ -200,7 +205,7 @@ def test_a_start_from_a_snapshot_reads_no_line_before_it(tmp_path: Path, monkeyp
     resumed.store.close()
     assert used is not None
     assert 0 < len(seen) < whole / 2
-    assert used.instructions <= len(live.plan.pool) == len(resumed.plan.pool)
+    assert used.instructions <= len(live.plan.state.pool) == len(resumed.plan.state.pool)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "nonsense", "a folder"])
@@ -236,8 +241,8 @@ def test_any_flipped_bit_of_a_snapshot_changes_nothing_of_the_run(tmp_path: Path
         place = draw.randrange(len(whole))
         snapshot.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << draw.randrange(8))]) + whole[place + 1 :])
         _, resumed = start(path)
-        assert resumed.plan.folded() == expected.plan.folded()
-        assert resumed.plan.save_index().values == expected.plan.save_index().values
+        assert resumed.plan.state.folded() == expected.plan.state.folded()
+        assert resumed.plan.state.save_index().values == expected.plan.state.save_index().values
         resumed.store.close()
     expected.store.close()
 
@@ -307,7 +312,7 @@ def test_over_closed_and_compressed_segments_a_snapshot_works_and_a_missing_one_
         live.step()
         if step % 5 == 0:
             live.store.compress_closed()
-            state = look_at(live.plan, live.store)
+            state = look_at(live.plan.state, live.store)
             writer.write(state, sync_log=live.store.sync, go_on=lambda: True)  # digests of closed ones are kept
     live.store.close()
     assert len(list((path / "log").glob("*.zst"))) > 3
@@ -332,10 +337,10 @@ def test_an_index_saved_by_other_code_or_not_savable_is_built_anew_from_the_text
     assert_same(resumed, replayed(path), steps=0)
     monkeypatch.undo()
 
-    def unsavable(_: Plan) -> Any:
+    def unsavable(_: RunState) -> Any:
         raise saved_index.Unsavable("it holds a thread")
 
-    monkeypatch.setattr(Plan, "save_index", unsavable)
+    monkeypatch.setattr(RunState, "save_index", unsavable)
     ran(tmp_path / "other")
     monkeypatch.undo()
     used, resumed = start(tmp_path / "other")
@@ -363,7 +368,7 @@ def test_a_copy_is_not_changed_by_what_the_run_does_next(tmp_path: Path) -> None
     live = begin(tmp_path / "run", index="exact")
     for _ in range(10):
         live.step()
-    state = look_at(live.plan, live.store)
+    state = look_at(live.plan.state, live.store)
     size = sum(part.data.nbytes + 64 for part in state.parts)
     copied, content = Room(size).copy(state), [bytes(part.data) for part in state.parts]
     assert copied is not None
@@ -390,7 +395,7 @@ def drive(live: Live, main: Callable[[Checkpointer], Awaitable[None]], **options
     async def run() -> None:
         with ExitStack() as stack:
             judge = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge"))
-            checkpointer = Checkpointer(live.store, live.plan, judge, **options)
+            checkpointer = Checkpointer(live.store, live.plan.state, judge, **options)
             await main(stack.enter_context(checkpointer))
 
     asyncio.run(run())
@@ -413,7 +418,7 @@ def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_pa
             await checkpointer()
             await until_idle(checkpointer)
             if snapshot.exists() and snapshot.stat().st_ino != before:
-                saved.append((len(live.plan.pool), live.store.position.offset))
+                saved.append((len(live.plan.state.pool), live.store.position.offset))
         await checkpointer.finish()
 
     drive(live, main, growth=0.5, least_growth=10)
@@ -422,7 +427,7 @@ def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_pa
     assert 3 <= len(sizes) <= 10
     assert all(later >= 1.5 * earlier for earlier, later in pairwise(sizes))
     used, resumed = start(tmp_path / "run")
-    assert used == Saved(live.store.position, len(live.plan.pool))
+    assert used == Saved(live.store.position, len(live.plan.state.pool))
     assert_same(resumed, replayed(tmp_path / "run"))
 
 

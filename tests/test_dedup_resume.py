@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +19,7 @@ from fastgen.jsonl import JsonlSink
 from fastgen.novelty import IndexKind, NoveltyFilter
 from fastgen.outputs import Outputs
 from fastgen.progress import QuietReporter
+from tests.command_help import file_size_limit
 from tests.dedup_data import similarity, write_rows
 from tests.dedup_help import (
     Job,
@@ -180,17 +179,6 @@ def test_what_is_decided_is_not_decided_again(job: Job, monkeypatch: pytest.Monk
     job.run()
     assert decided[-len(rows) + 3 * 256 :] == [text_of(row) for row in rows[3 * 256 :]]
     assert len(decided) <= len(rows) - 3 * 256 + 1  # one more is the warm-up's
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """A disk that is full once a file has so many bytes; Python ignores the signal that goes with it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_stops_it_resumable(job: Job) -> None:

@@ -36,7 +36,9 @@ from fastgen.cli import run as command_line
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
 from fastgen.filters import check_instruction
 from fastgen.ledger import Ledger
-from fastgen.log import LogWriter, TornTail, segment_files
+from fastgen.log.format import TornTail
+from fastgen.log.segments import segment_files
+from fastgen.log.writer import LogWriter
 from fastgen.novelty import warm_up
 from fastgen.records import Failure, Stage
 from fastgen.rules import PRESETS

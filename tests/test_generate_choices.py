@@ -16,9 +16,10 @@ from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, deco
 from fastgen.config import check_same_meaning, meaning
 from fastgen.errors import InputError
 from fastgen.options import JobOptions, MethodOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Outcome, Place, Stopper, generate
+from fastgen.pipeline import Outcome, Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Failure, Stage
+from fastgen.stopping import Stopper
 from fastgen.testing import Event, Fault, FaultPlan, FaultServer, Reply
 
 TARGET = 40

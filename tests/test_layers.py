@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,17 @@ PACKAGE = Path(fastgen.__file__).parent
 
 NOTHING_OF_THE_PACKAGE = {"errors", "records"}
 PURE = {"rouge", "filters", "rules", "stages", "index", "novelty", "commits", "ledger", "pool", "plan", "settled"}
-PURE |= {"demonstrations", "training_text", "card", "card_command"}
+PURE |= {"method", "run_state", "admission", "demonstrations", "training_text", "card", "card_command"}
+PURE |= {"untrusted"}
 NO_ASYNCIO = PURE | {"log", "store", "seeds", "export", "exporting", "hub", "status", "runs", "config"}
 NO_FILES = PURE - {"stages"}  # stages.prompts loads the prompt set once
-NO_ASYNCIO |= {"runfolder", "snapshot", "checkpoint"}
+NO_ASYNCIO |= {"locking", "runfolder", "snapshot", "checkpoint"}
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}
 KNOWS_NO_SELF_INSTRUCT = {"scheduler", "concurrency", "rate_limits", "backends", "log", "server", "embedded"}
 SELF_INSTRUCT = {"stages", "plan", "filters", "rules", "novelty", "seeds", "index", "rouge", "settled"}
-SELF_INSTRUCT |= {"demonstrations"}
-KNOWS_NO_SELF_INSTRUCT |= {"snapshot"}
+SELF_INSTRUCT |= {"demonstrations", "method", "run_state", "admission"}
+KNOWS_NO_SELF_INSTRUCT |= {"asking", "asking_session", "locking", "stopping"}
+KNOWS_NO_SELF_INSTRUCT |= {"snapshot", "delivery", "retries", "outage", "limits", "answer_queue", "rate_gate"}
 HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"}
 
 
@@ -87,14 +90,37 @@ def test_scheduler_backends_and_servers_know_nothing_of_self_instruct() -> None:
     assert offenders(KNOWS_NO_SELF_INSTRUCT, {f"fastgen.{room}" for room in SELF_INSTRUCT}) == []
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """When they are loaded; what a function imports when it is called does not count."""
+    trees = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("fastgen", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    assert len(trees) > 200
+    imports = {name: loaded_with(tree, trees.keys()) - {name} for name, tree in trees.items()}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def loaded_with(tree: ast.Module, modules: Collection[str]) -> set[str]:
+    """Those of the modules that the imports at the top of a module name."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            taken = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= taken if taken <= {*modules} else {node.module}
+    return found & {*modules}
+
+
 def test_only_the_command_line_reads_argv_and_the_environment() -> None:
-    """``python -m fastgen.testing`` is a command line of its own."""
+    """``python -m fastgen.testing`` and ``python -m fastgen.dashboard`` are command lines of their own."""
     found = [
         f"{room}: {ast.unparse(node)}"
         for room, tree in modules()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.argv", "os.environ", "os.getenv"}
-        if room not in {"cli", "commands", "testing", "embedded", "server"}
+        if room not in {"cli", "commands", "testing", "embedded", "server", "dashboard"}
     ]
     assert found == []
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from fastgen.admission import MAX_SUBJECT_FAILURES
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.method import Method
 from fastgen.novelty import NoveltyFilter
-from fastgen.plan import MAX_SUBJECT_FAILURES, Method, Plan
+from fastgen.plan import Plan
 from fastgen.pool import State
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
 from fastgen.rules import PRESETS, SAMPLING_PRESETS
@@ -105,7 +107,7 @@ def test_the_first_prompts_are_all_seeds_and_later_ones_have_two_machine_instruc
         if request.stage is Stage.INSTRUCTION:
             machine = [index for index in request.demonstrations if index >= 20]
             assert len(request.demonstrations) == 8
-            assert len(machine) == min(2, len(plan.pool))
+            assert len(machine) == min(2, len(plan.state.pool))
 
 
 def test_machine_demonstrations_do_not_always_come_first_or_last(prompts: PromptSet) -> None:
@@ -155,7 +157,7 @@ def test_it_asks_only_for_what_the_target_needs(prompts: PromptSet) -> None:
     answer(plan, asked)
     run_to_the_end(plan)
     assert plan.next() is None
-    assert len(plan.pool) <= 60
+    assert len(plan.state.pool) <= 60
 
 
 def test_given_back_work_is_asked_again(prompts: PromptSet) -> None:
@@ -189,7 +191,7 @@ def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptS
     commits = answer(plan, requests)
     assert len(commits) == 1
     assert plan.done
-    assert plan.complete == 1
+    assert plan.state.complete == 1
 
 
 def test_within_a_batch_an_earlier_instruction_rejects_its_double(prompts: PromptSet) -> None:
@@ -212,7 +214,7 @@ def test_judging_changes_nothing(prompts: PromptSet) -> None:
     assert request is not None
     answers = [Answer(request, 0, written(request))]
     assert plan.judge(answers) == plan.judge(answers)
-    assert len(plan.pool) == 0
+    assert len(plan.state.pool) == 0
 
 
 @pytest.mark.parametrize("cut", [0, 1, 17, 60, 10_000])
@@ -223,18 +225,22 @@ def test_a_resumed_plan_asks_and_judges_like_the_live_one(prompts: PromptSet, cu
         log += answer(live, take(live, 1))
     resumed = make(prompts, target=40)
     resumed.resume(log)
-    assert (resumed.complete, resumed.settled, len(resumed.pool)) == (live.complete, live.settled, len(live.pool))
-    assert [resumed.pool.state(n) for n in range(len(resumed.pool))] == [
-        live.pool.state(n) for n in range(len(live.pool))
+    assert (resumed.state.complete, resumed.state.settled, len(resumed.state.pool)) == (
+        live.state.complete,
+        live.state.settled,
+        len(live.state.pool),
+    )
+    assert [resumed.state.pool.state(n) for n in range(len(resumed.state.pool))] == [
+        live.state.pool.state(n) for n in range(len(live.state.pool))
     ]
-    assert [resumed.pool.text(n) for n in range(len(resumed.pool))] == [
-        live.pool.text(n) for n in range(len(live.pool))
+    assert [resumed.state.pool.text(n) for n in range(len(resumed.state.pool))] == [
+        live.state.pool.text(n) for n in range(len(live.state.pool))
     ]
     asked = take(resumed, 1)
     assert asked == take(live, 1)
     answer(resumed, asked)
     run_to_the_end(resumed)
-    assert resumed.complete == 40
+    assert resumed.state.complete == 40
 
 
 def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(prompts: PromptSet) -> None:
@@ -250,8 +256,8 @@ def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(p
     assert isinstance(commit.outcome, InstanceOutcome)
     assert commit.outcome.instances == ()
     plan.apply(commit)
-    assert plan.pool.state(subject) is State.EMPTY
-    assert (plan.settled, plan.complete) == (1, 0)
+    assert plan.state.pool.state(subject) is State.EMPTY
+    assert (plan.state.settled, plan.state.complete) == (1, 0)
 
 
 def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_goes_on(prompts: PromptSet) -> None:
@@ -268,8 +274,8 @@ def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_goes_on(pr
         (commit,) = plan.judge([Answer(request, 0, Failure("http_500", "down"))])
         plan.apply(commit)
     assert subject is not None
-    assert plan.pool.state(subject) is State.EMPTY
-    assert plan.settled == 1
+    assert plan.state.pool.state(subject) is State.EMPTY
+    assert plan.state.settled == 1
 
 
 def test_refusals_in_a_row_and_fruitless_completions_are_counted(prompts: PromptSet) -> None:
@@ -279,15 +285,15 @@ def test_refusals_in_a_row_and_fruitless_completions_are_counted(prompts: Prompt
         assert request is not None
         for commit in plan.judge([Answer(request, 0, Failure("rejected", "bad temperature"))]):
             plan.apply(commit)
-        assert (plan.refused, plan.last_refusal) == (expected, "bad temperature")
+        assert (plan.state.refused, plan.state.last_refusal) == (expected, "bad temperature")
     for expected in (1, 2):
         request = plan.next()
         assert request is not None
         for commit in plan.judge([Answer(request, 0, Completion(" no\n10. no", "stop"))]):
             plan.apply(commit)
-        assert (plan.refused, plan.fruitless) == (0, expected)
+        assert (plan.state.refused, plan.state.fruitless) == (0, expected)
     answer(plan, take(plan, 1))
-    assert plan.fruitless == 0
+    assert plan.state.fruitless == 0
 
 
 def test_a_prompt_that_is_too_long_gets_half_the_demonstrations_until_none_are_left(prompts: PromptSet) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
+from fastgen.admission import MAX_SUBJECT_FAILURES
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, decode, encode
+from fastgen.method import Method
 from fastgen.novelty import NoveltyFilter
-from fastgen.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, MAX_SUBJECT_FAILURES, Method, Plan
+from fastgen.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
 from fastgen.pool import State
 from fastgen.records import Answer, Completion, Failure, Instance, Request, Sampling, SeedTask, Stage
 from fastgen.rules import PRESETS, SAMPLING_PRESETS
@@ -80,7 +82,7 @@ def ready_to_classify(prompts: PromptSet, log: list[Commit] | None = None, **set
         commits = commit(plan, written(request))
         if log is not None:
             log += commits
-    assert len(plan.pool) > 12
+    assert len(plan.state.pool) > 12
     return plan
 
 
@@ -160,7 +162,7 @@ def test_a_failed_request_fails_for_each_of_its_samples(prompts: PromptSet) -> N
     commits = commit(plan, [Answer(request, 0, Failure("rejected", "no"))])
     assert [(one.request, one.choice) for one in commits] == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert plan._instructions_out == 0
-    assert plan.refused == 1, "requests are counted, not samples"
+    assert plan.state.refused == 1, "requests are counted, not samples"
 
 
 def test_a_prompt_that_is_too_long_keeps_its_samples(prompts: PromptSet) -> None:
@@ -175,12 +177,12 @@ def test_a_prompt_that_is_too_long_keeps_its_samples(prompts: PromptSet) -> None
 
 def test_what_is_ready_is_classified_together_and_nothing_waits_for_more(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    ready = len(plan.pool)
+    ready = len(plan.state.pool)
     sizes = []
     asked: list[int] = []
     while (request := plan.next()) is not None and request.stage is Stage.CLASSIFICATION:
         assert len(texts(request)) == request.prompts == request.sequences == len(request.subjects)
-        assert all(plan.pool.text(s) in text for s, text in zip(request.subjects, texts(request), strict=True))
+        assert all(plan.state.pool.text(s) in text for s, text in zip(request.subjects, texts(request), strict=True))
         sizes.append(request.prompts)
         asked += request.subjects
     assert asked == [*range(ready)]
@@ -204,7 +206,7 @@ def ready_to_classify_by_chat() -> Plan:
     plan = make(load_prompts("chat"))
     listed = "9. Name the moons of Saturn.\n10. Measure the height of a walnut tree.\n11. Explain how a lantern works."
     commit(plan, [Answer(take(plan, Stage.INSTRUCTION), 0, Completion(listed, "stop"))])
-    assert len(plan.pool) == 3
+    assert len(plan.state.pool) == 3
     return plan
 
 
@@ -219,7 +221,7 @@ def test_each_subject_gets_its_own_answer(prompts: PromptSet) -> None:
     commits = commit(plan, answers)
     assert {one.subject for one in commits} == set(request.subjects)
     for subject in request.subjects:
-        assert plan.pool.state(subject) is (State.GENERATION if subject % 3 else State.CLASSIFICATION)
+        assert plan.state.pool.state(subject) is (State.GENERATION if subject % 3 else State.CLASSIFICATION)
 
 
 def test_only_the_subject_whose_answer_was_lost_is_asked_again_and_by_itself(prompts: PromptSet) -> None:
@@ -245,7 +247,7 @@ def test_a_refused_batch_is_asked_one_by_one_and_blames_only_the_prompt_at_fault
     for one in asked:
         at_fault = one.subjects == (3,)
         commit(plan, [Answer(one, 0, Failure("prompt_too_long", "400"))] if at_fault else written(one))
-    assert plan._failures == {3: 1}
+    assert plan.state.failures == {3: 1}
     assert len({one.number for one in asked}) == 8
 
 
@@ -275,10 +277,10 @@ def test_a_failed_batch_counts_once_against_each_subject_which_is_then_asked_by_
     alone = [r for r in iter(plan.next, None) if set(r.subjects) & set(range(8))]
     assert [r.subjects for r in alone] == [(i,) for i in range(8)]
     for _ in range(MAX_SUBJECT_FAILURES - 1):
-        assert plan.pool.state(0) is State.KEPT
+        assert plan.state.pool.state(0) is State.KEPT
         commit(plan, [Answer(alone[0], 0, Failure("http_500", "after 8 attempts"))])
-    assert plan.pool.state(0) is State.EMPTY
-    assert plan.settled == 1
+    assert plan.state.pool.state(0) is State.EMPTY
+    assert plan.state.settled == 1
 
 
 def test_a_batch_that_is_given_back_is_asked_again_in_its_order(prompts: PromptSet) -> None:
@@ -316,11 +318,11 @@ def test_a_run_cut_off_after_any_line_goes_on_without_anything_lost_or_doubled(p
         assert plan._instructions_out == 0
         torn += bool(before) and any(one.request == before[-1].request for one in log[cut:])
         both = before + run_to_the_end(plan, random.Random(2))
-        assert plan.complete == TARGET
+        assert plan.state.complete == TARGET
         assert set(keys(both).values()) == {1}
         assert set(classified(both).values()) == set(settled(both).values()) == {1}
-        assert settled(both).keys() <= classified(both).keys() <= set(range(len(plan.pool)))
-        assert plan.settled == len(settled(both))
+        assert settled(both).keys() <= classified(both).keys() <= set(range(len(plan.state.pool)))
+        assert plan.state.settled == len(settled(both))
     assert torn > 10, "many cuts fell between the choices of one request"
 
 
@@ -329,10 +331,10 @@ def test_a_resumed_plan_has_shown_its_demonstrations_as_often_as_the_live_one(pr
     log = run_to_the_end(live, random.Random(3))
     resumed = make(prompts, samples_per_prompt=2, demonstrations="least-used", target=TARGET + 50)
     resumed.resume(log)
-    live.target = TARGET + 50
-    everything = range(12 + len(live.pool))
-    times = [live._demonstrations.times_shown(index) for index in everything]
-    assert times == [resumed._demonstrations.times_shown(index) for index in everything]
+    live.state.target = TARGET + 50
+    everything = range(12 + len(live.state.pool))
+    times = [live.state.demonstrations.times_shown(index) for index in everything]
+    assert times == [resumed.state.demonstrations.times_shown(index) for index in everything]
     assert sum(times) == sum(len(one.demonstrations) for one in log)
     live._ready[Stage.CLASSIFICATION].clear()
     live._ready[Stage.INSTANCE].clear()

@@ -10,12 +10,13 @@ import pytest
 
 from fastgen import cli
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.log import TornTail
+from fastgen.log.format import TornTail
 from fastgen.options import JobOptions, Options, ServerOptions
-from fastgen.pipeline import Place, Stopper, generate
+from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.rouge import rouge_l_f1, tokenise
 from fastgen.runs import open_run
+from fastgen.stopping import Stopper
 from fastgen.store import RunFolder
 from fastgen.testing import FaultServer, Writer
 

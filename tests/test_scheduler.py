@@ -5,104 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from fastgen.backends import BackendStatistics
 from fastgen.errors import BackendUnavailable, InputError, PromptTooLong, RequestRejected, TransientError
-from fastgen.rate_limits import RateLimits, RateStatistics
-from fastgen.records import Answer, Completion, Failure, Request, Sampling, Stage
-from fastgen.scheduler import Limits, Scheduler
-
-Behaviour = Callable[[Request, int], Awaitable[tuple[Completion, ...]]]
-OK = (Completion("ok", "stop"),)
-QUICK = Limits(concurrency=4, backoff_base_s=0.0005, backoff_cap_s=0.001, reconnect_cap_s=0.001, drain_timeout_s=30.0)
-
-
-def request(number: int, n: int = 1) -> Request:
-    return Request(number, Stage.INSTRUCTION, f"prompt {number}", Sampling(0.7, 0.5, 16), n=n)
-
-
-@dataclass
-class ListSource:
-    """Hands out a list of requests; work that was given back is handed out again."""
-
-    requests: list[Request]
-    given_back: list[Request] = field(default_factory=list)
-    shorter: bool = False
-
-    def next(self) -> Request | None:
-        return self.requests.pop(0) if self.requests else None
-
-    def give_back(self, request: Request) -> None:
-        self.given_back.append(request)
-
-    def shrink(self, request: Request) -> Request | None:
-        return replace(request, prompt="short") if self.shorter and request.prompt != "short" else None
-
-
-class ScriptedBackend:
-    """Answers as told; counts what is in flight at once and every attempt."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
-        self.attempts: dict[int, int] = {}
-        self.in_flight = self.most_in_flight = 0
-
-    async def complete(self, request: Request) -> tuple[Completion, ...]:
-        attempt = self.attempts[request.number] = self.attempts.get(request.number, 0) + 1
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            await asyncio.sleep(0)
-            return await self.behaviour(request, attempt)
-        finally:
-            self.in_flight -= 1
-
-    async def close(self) -> None: ...
-
-    def statistics(self) -> BackendStatistics:
-        return BackendStatistics(())
-
-
-class Sink:
-    """Collects answers; done after ``want`` of them; optionally makes more work for the source."""
-
-    def __init__(self, want: int = 10**9, on_batch: Callable[[Sequence[Answer]], None] | None = None) -> None:
-        self.answers: list[Answer] = []
-        self.batches: list[int] = []
-        self._want = want
-        self._on_batch = on_batch
-
-    async def __call__(self, answers: Sequence[Answer]) -> bool:
-        await asyncio.sleep(0)
-        self.answers += answers
-        self.batches.append(len(answers))
-        if self._on_batch:
-            self._on_batch(answers)
-        return len(self.answers) >= self._want
-
-
-def make(
-    behaviour: Behaviour, source: ListSource, sink: Sink, limits: Limits = QUICK
-) -> tuple[Scheduler, ScriptedBackend]:
-    backend = ScriptedBackend(behaviour)
-    return Scheduler(source, backend, sink, limits, jitter=random.Random(1)), backend
-
-
-async def answer_ok(_request: Request, _attempt: int) -> tuple[Completion, ...]:
-    return OK
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await main()
-
-    asyncio.run(bounded())
+from fastgen.records import Answer, Completion, Failure, Request, Stage
+from fastgen.scheduler import Scheduler
+from tests.scripted import OK, QUICK, ListSource, Rooms, ScriptedBackend, Sink, answer_ok, at, make, request, run
 
 
 def test_every_request_is_answered_once_and_slots_are_full_but_never_exceeded() -> None:
@@ -400,7 +311,7 @@ def test_errors_count_while_others_get_good_answers_and_no_longer_a_minute_after
         return OK
 
     def failures(alive_s: float, outage_timeout_s: float) -> list[str]:
-        monkeypatch.setattr("fastgen.scheduler._ALIVE_S", alive_s)
+        monkeypatch.setattr("fastgen.outage._ALIVE_S", alive_s)
         sink = Sink()
         limits = replace(QUICK, max_attempts=3, outage_timeout_s=outage_timeout_s)
         scheduler, _ = make(poison, ListSource([request(0), request(1)]), sink, limits)
@@ -434,21 +345,6 @@ def test_nothing_but_errors_for_the_outage_timeout_stops_the_run_and_a_wish_for_
     assert [a.result for a in sink.answers] == [OK[0]]
 
 
-def test_the_server_s_wish_is_obeyed_up_to_a_bound_and_back_off_grows_with_jitter() -> None:
-    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1))
-    plain = TransientError("", kind="http_500")
-    for tries, ceiling_s in ((1, 0.5), (2, 1.0), (5, 8.0), (50, 30.0)):
-        delays = [scheduler._delay_s(tries, plain) for _ in range(200)]
-        assert 0.1 * ceiling_s <= min(delays) < 0.3 * ceiling_s
-        assert 0.8 * ceiling_s < max(delays) <= ceiling_s
-    refused = TransientError("", kind="connection", reached_server=False)
-    assert max(scheduler._delay_s(50, refused) for _ in range(50)) <= 5.0
-    asked = TransientError("", kind="http_429", retry_after_s=7.0)
-    assert scheduler._delay_s(1, asked) == 7.0
-    asked = TransientError("", kind="http_429", retry_after_s=1e6)
-    assert scheduler._delay_s(1, asked) == 300.0
-
-
 def test_an_outage_bounds_the_requests_that_wait_for_another_attempt() -> None:
     async def refused(_request: Request, _attempt: int) -> tuple[Completion, ...]:
         raise TransientError("refused", kind="connection", reached_server=False)
@@ -468,30 +364,6 @@ def test_an_outage_bounds_the_requests_that_wait_for_another_attempt() -> None:
     run(main)
     assert scheduler.statistics().waiting_retries == 0
     assert len(source.given_back) + len(source.requests) == 1000
-
-
-def test_a_process_that_slept_has_seen_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock jumps by an hour between a first fault and the next, as when the process was stopped."""
-    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1, outage_timeout_s=600.0))
-    fault = TransientError("refused", kind="connection", reached_server=False)
-    now_s = 1000.0
-
-    async def main() -> None:
-        nonlocal now_s
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "time", lambda: now_s)
-        scheduler._beat()
-        scheduler._note_fault(fault)
-        for slept_s in (1.0, 3600.0, 1.0, 1.0):
-            now_s += slept_s
-            scheduler._beat()
-            scheduler._note_fault(fault)
-        now_s += 601.0
-        with pytest.raises(BackendUnavailable):
-            scheduler._note_fault(fault)
-        monkeypatch.undo()
-
-    run(main)
 
 
 def test_stop_before_the_run_began_ends_it_at_once() -> None:
@@ -552,27 +424,6 @@ def test_cancelling_the_run_lets_a_batch_through_that_the_sink_is_in_the_middle_
 
     run(main)
     assert len(sink.answers) >= 1
-
-
-def test_a_good_answer_now_and_then_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler, _ = make(answer_ok, ListSource([]), Sink(), Limits(concurrency=1, outage_timeout_s=600.0))
-    fault = TransientError("refused", kind="connection", reached_server=False)
-
-    async def main() -> None:
-        times_s = iter([0.0, 500.0, 1000.0, 1500.0, 1600.0, 2199.0, 2200.0])
-        now_s = 0.0
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
-        for now_s in times_s:
-            if now_s == 2200.0:
-                with pytest.raises(BackendUnavailable):
-                    scheduler._note_fault(fault)
-                break
-            scheduler._note_fault(fault)
-            if now_s <= 1500.0:
-                scheduler._saw_answer()
-        monkeypatch.undo()
-
-    run(main)
 
 
 # -- how many at once --------------------------------------------------------------------------------------------------
@@ -648,6 +499,69 @@ def test_a_request_for_several_completions_counts_as_so_many() -> None:
     assert backend.most_in_flight == 3, "the third begins while 6 of 7 are in flight"
 
 
+async def let_everything_run() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+class Held(Sink):
+    """Takes nothing before it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = asyncio.Event()
+
+    async def __call__(self, answers: Sequence[Answer]) -> bool:
+        await self.opened.wait()
+        return await super().__call__(answers)
+
+
+@pytest.mark.parametrize("sequences", [2, 4, 8])
+def test_all_slots_that_a_request_of_several_leaves_are_filled_at_once(sequences: int) -> None:
+    """Also while its answers are still on their way through the sink."""
+    go_on, end = asyncio.Event(), asyncio.Event()
+
+    async def held(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        await (go_on if request.number == 0 else end).wait()
+        return OK * request.n
+
+    source, sink = ListSource([request(0, n=sequences), *(request(n) for n in range(1, 30))]), Held()
+    scheduler, backend = make(held, source, sink, replace(QUICK, concurrency=8))
+
+    async def main() -> None:
+        task = asyncio.create_task(scheduler.run())
+        await let_everything_run()
+        assert scheduler.statistics().in_flight == 8
+        go_on.set()
+        await let_everything_run()
+        assert not sink.answers
+        assert scheduler.statistics().in_flight == backend.in_flight == 8
+        end.set()
+        sink.opened.set()
+        await task
+
+    run(main)
+    assert backend.most_in_flight == 8
+
+
+def test_when_one_request_of_several_follows_another_no_more_are_in_flight_than_allowed() -> None:
+    draw, now, most = random.Random(5), 0, 0
+
+    async def counted(request: Request, _attempt: int) -> tuple[Completion, ...]:
+        nonlocal now, most
+        now += request.n
+        most = max(most, now)
+        for _ in range(draw.randrange(5)):
+            await asyncio.sleep(0)
+        now -= request.n
+        return OK * request.n
+
+    requests = [request(number, n=draw.choice([1, 2, 5])) for number in range(300)]
+    scheduler, _ = make(counted, ListSource(list(requests)), Sink(), replace(QUICK, concurrency=7))
+    run(scheduler.run)
+    assert 7 <= most <= 6 + 5, "a request of 5 may begin while 6 are in flight"
+
+
 def test_the_last_error_is_not_lost_behind_a_commit() -> None:
     async def broken(request: Request, _attempt: int) -> tuple[Completion, ...]:
         if request.number:
@@ -659,140 +573,37 @@ def test_the_last_error_is_not_lost_behind_a_commit() -> None:
         run(make(broken, ListSource([request(0), request(1)]), Sink())[0].run)
 
 
-# -- rate limits -------------------------------------------------------------------------------------------------------
+# -- room --------------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """The loop's time, which jumps to the next timer whenever nothing else can run."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 1000.0
-        self._timers: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
-        self._monkeypatch = monkeypatch
-
-    async def run(self, main: Awaitable[None]) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(main)
-        with self._monkeypatch.context() as patch:
-            patch.setattr(loop, "time", lambda: self.now_s)
-            patch.setattr(loop, "call_later", self._call_later)
-            while not task.done():
-                for _ in range(20):
-                    await asyncio.sleep(0)
-                if self._timers and not task.done():
-                    self._timers.sort(key=lambda timer: timer[:2])
-                    at_s, _, callback, arguments = self._timers.pop(0)
-                    self.now_s = max(self.now_s, at_s)
-                    callback(*arguments)
-        await task
-
-    def _call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> _Handle:
-        timer = (self.now_s + delay_s, len(self._timers), callback, arguments)
-        self._timers.append(timer)
-        return _Handle(lambda: self._timers.remove(timer) if timer in self._timers else None)
-
-
-class _Handle:
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self.cancel = cancel
-
-
-def rated(
-    monkeypatch: pytest.MonkeyPatch, count: int, rates: RateLimits, behaviour: Behaviour = answer_ok
-) -> tuple[list[float], Scheduler, Sink]:
-    """Run ``count`` requests on a clock that jumps; when each attempt began, from 0."""
-    began_s: list[float] = []
-
-    async def noting(request: Request, attempt: int) -> tuple[Completion, ...]:
-        began_s.append(clock.now_s - 1000.0)
-        return await behaviour(request, attempt)
-
-    clock, sink = Clock(monkeypatch), Sink()
-    source, backend = ListSource([request(n) for n in range(count)]), ScriptedBackend(noting)
-    limits = Limits(concurrency=8, max_attempts=10**6)
-    scheduler = Scheduler(source, backend, sink, limits, jitter=random.Random(1), rates=rates)
-
-    async def main() -> None:
-        await clock.run(scheduler.run())
-
-    run(main)
-    return began_s, scheduler, sink
-
-
-@pytest.mark.parametrize("per_minute", [1, 7, 60, 600, 6000])
-def test_no_minute_holds_more_requests_than_allowed_and_they_are_evenly_spread(
-    monkeypatch: pytest.MonkeyPatch, per_minute: int
-) -> None:
-    count = min(3 * per_minute, 1500)
-    began_s, _, sink = rated(monkeypatch, count, RateLimits(per_minute))
-    assert len(sink.answers) == len(began_s) == count
-    for first, start_s in enumerate(began_s):
-        assert sum(start_s <= later_s < start_s + 60.0 - 1e-6 for later_s in began_s[first:]) <= per_minute
-    assert began_s[-1] <= 1.01 * (count - 1) * 60.0 / per_minute + 1e-6
-    gaps = [later - earlier for earlier, later in pairwise(began_s[10:])]
-    assert all(gap <= 2.5 * 60.0 / per_minute for gap in gaps)
-
-
-def test_another_attempt_counts_as_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def twice(_request: Request, attempt: int) -> tuple[Completion, ...]:
-        if attempt == 1:
+def test_a_request_without_room_is_not_asked_again_and_holds_up_no_other() -> None:
+    async def first_fails(request: Request, attempt: int) -> tuple[Completion, ...]:
+        if attempt == 1 and request.number < 4:
             raise TransientError("busy", kind="http_503")
         return OK
 
-    began_s, _, sink = rated(monkeypatch, 30, RateLimits(60), twice)
-    assert len(began_s) == 60
-    assert len(sink.answers) == 30
-    assert began_s[-1] >= 58.0
-
-
-def test_tokens_are_charged_by_what_was_used_and_the_estimate_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each uses 50 tokens, not the 18 that prompt and max_tokens of these requests promise: 10 a second fit 30,000."""
-
-    async def fifty(_request: Request, _attempt: int) -> tuple[Completion, ...]:
-        return (Completion("ok", "stop", 40, 10),)
-
-    began_s, _, _ = rated(monkeypatch, 400, RateLimits(tokens_per_minute=30_000), fifty)
-    assert 0.9 * 40.0 <= began_s[-1] <= 1.1 * 40.0
-    late = [at_s for at_s in began_s if at_s >= 10.0]
-    for start_s in range(10, 35):
-        assert 8 <= sum(start_s <= at_s < start_s + 1 for at_s in late) <= 12
-
-
-def test_a_refused_request_costs_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refused_at_first(_request: Request, attempt: int) -> tuple[Completion, ...]:
-        if attempt <= 3:
-            raise TransientError("busy", kind="http_429")
-        return (Completion("ok", "stop", 30, 20),)
-
-    began_s, _, sink = rated(monkeypatch, 60, RateLimits(tokens_per_minute=3000), refused_at_first)
-    assert len(sink.answers) == 60
-    assert began_s[-1] <= 75.0, "60 times 50 tokens are one minute's"
-
-
-def test_the_rate_limit_that_binds_is_named_and_its_time_counted() -> None:
-    rates = RateLimits(60, 1_000_000)
-    assert rates.statistics(0.0) == RateStatistics(None, 0.0)
-    rates.began(0.0, request(0))
-    assert rates.wait_s(0.5) == pytest.approx(0.5)
-    assert rates.statistics(0.75) == RateStatistics("--requests-per-minute", 0.25)
-    assert rates.wait_s(1.0) == 0.0
-    assert rates.statistics(5.0) == RateStatistics(None, 0.5)
-
-
-def test_stop_does_not_wait_for_a_rate_limit() -> None:
-    rates = RateLimits(1)
-    source, sink = ListSource([request(n) for n in range(3)]), Sink()
-    scheduler = Scheduler(source, ScriptedBackend(answer_ok), sink, QUICK, jitter=random.Random(1), rates=rates)
+    early = [at(Stage.INSTANCE, 0), at(Stage.INSTANCE, 1), at(Stage.INSTRUCTION, 2), at(Stage.INSTANCE, 3)]
+    source = ListSource([*early, *(at(Stage.INSTRUCTION, number) for number in range(4, 60))])
+    sink, rooms = Sink(), Rooms(instance=0, instruction=9)
+    backend = ScriptedBackend(first_fails)
+    scheduler = Scheduler(source, backend, sink, QUICK, jitter=random.Random(1), room=rooms)
 
     async def main() -> None:
         task = asyncio.create_task(scheduler.run())
-        while not sink.answers:
+        while len(sink.answers) < 57:
+            await asyncio.sleep(0)
+        assert {answer.request.number for answer in sink.answers} == {2, *range(4, 60)}
+        while scheduler.statistics().in_flight:
             await asyncio.sleep(0)
         assert not task.done()
-        assert scheduler.statistics().rate_limit == "--requests-per-minute"
-        scheduler.stop()
+        assert scheduler.statistics().waiting_retries == 3
+        rooms.places[Stage.INSTANCE] = 9
+        source.requests.append(at(Stage.INSTRUCTION, 60))
+        scheduler.set_concurrency(1)
+        scheduler.set_concurrency(4)  # as when a governor finds more room
         await task
 
     run(main)
-    assert len(sink.answers) == 1
-    assert len(source.requests) == 2
+    assert len(sink.answers) == 61
+    assert sorted(rooms.taken) == [0, 1, 2, 3]
+    assert all(backend.attempts[number] == (2 if number < 4 else 1) for number in range(61))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgen.log import seal
+from fastgen.log.format import seal
 from fastgen.snapshot import (
     SNAPSHOT_FORMAT,
     Abandoned,

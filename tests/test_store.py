@@ -17,7 +17,9 @@ import pytest
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
 from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log import LogWriter, TornTail, seal, segment_files
+from fastgen.log.format import TornTail, seal
+from fastgen.log.segments import segment_files
+from fastgen.log.writer import LogWriter
 from fastgen.records import Completion, Failure, Stage
 from fastgen.store import RunFolder, RunHeader, Store
 

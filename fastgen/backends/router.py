@@ -53,7 +53,11 @@ log = logging.getLogger(__name__)
 
 
 class Router:
-    """A `Backend` over at least one endpoint; owns the backends it is given and closes them."""
+    """A `Backend` over at least one endpoint; owns the backends it is given and closes them.
+
+    ``first_probe_s`` and ``check_every_s`` are in seconds: until an endpoint that was taken out is first asked again,
+    and between looks at those that are in. :raises InputError: there is no endpoint.
+    """
 
     def __init__(
         self, backends: Sequence[OpenAIBackend], *, first_probe_s: float = 0.25, check_every_s: float = CHECK_EVERY_S

@@ -2,10 +2,12 @@
 
 The scheduler has one number of requests in flight for all of them, and whoever steers it sees all endpoints as one
 list: the main router's first, then each stage's, in the order given. What keeps a stage with few servers from taking
-every slot is that nothing is asked of a router that is full: `RoomFirst` tells the plan which stages to leave out, so
-that the slots that are free go to servers that are free. This cannot stall: a router is full only while requests are
-in flight there, and each of them ends in an answer or a failure, after which the scheduler asks again; a router whose
-servers are all down never counts as full, so its requests fail, wait for another attempt, and hold the run open.
+every slot is that nothing is asked of a router that is full: `RoomFirst` tells the plan which stages to leave out, and
+`StagedRouter.take_room` tells the scheduler which requests cannot be asked again yet, so that the slots that are free
+go to servers that are free. This cannot stall: a router is full only while requests are in flight there, and each of
+them ends in an answer or a failure, after which the scheduler asks again; a router whose servers are all down has room,
+so its requests fail, wait for another attempt, and hold the run open. What keeps them from becoming all that waits is
+that of a router whose requests pause, so many as twice what fits it, nothing new is asked.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from fastgen.backends.router import Router
     from fastgen.records import Completion, Request
 
+_MOST_PAUSING = 2  # times what fits a router, as the scheduler has it for all of them
+
 
 class StagedRouter:
     """A `Backend` over the routers of all stages; owns and closes them. A stage without one uses ``main``."""
@@ -31,7 +35,10 @@ class StagedRouter:
     def __init__(self, main: Router, own: Mapping[Stage, Router] | None = None) -> None:
         self._by_stage = {stage: (own or {}).get(stage, main) for stage in Stage}
         self._routers = (main, *(own or {}).values())
+        self._fits = {router: len(router.backends) for router in self._routers}
+        # Completions by request number:
         self._expected: dict[Router, dict[int, int]] = {router: {} for router in self._routers}
+        self._pausing: dict[Router, dict[int, int]] = {router: {} for router in self._routers}
 
     @property
     def backends(self) -> tuple[OpenAIBackend, ...]:
@@ -49,9 +56,10 @@ class StagedRouter:
             raise ValueError(f"{len(limits)} limits for {len(self.backends)} endpoints")
         first = 0
         for router in self._routers:
-            count = len(router.backends)
-            router.set_limits(limits[first : first + count])
-            first += count
+            its = limits[first : first + len(router.backends)]
+            router.set_limits(its)
+            self._fits[router] = sum(its)
+            first += len(its)
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
         """See `Router.complete`."""
@@ -76,19 +84,40 @@ class StagedRouter:
             await router.close()
 
     def full_stages(self) -> frozenset[Stage]:
-        """The stages whose servers have no room for another request; none where all stages share their servers."""
+        """The stages whose servers take nothing new now; none where all stages share their servers."""
         if not self.is_staged:
             return frozenset()
-        full = {router for router in self._routers if router.is_full(sum(self._expected[router].values()))}
+        full = {router for router in self._routers if self._is_full(router) or self._pauses_enough(router)}
         return frozenset(stage for stage, router in self._by_stage.items() if router in full)
+
+    def _is_full(self, router: Router) -> bool:
+        return router.is_full(sum(self._expected[router].values()))
+
+    def _pauses_enough(self, router: Router) -> bool:
+        return sum(self._pausing[router].values()) >= _MOST_PAUSING * self._fits[router]
 
     def expect(self, request: Request) -> None:
         """Count a request that will be asked soon; until then it takes room as one in flight does."""
         self._expected[self._by_stage[request.stage]][request.number] = request.sequences
 
+    def take_room(self, request: Request) -> bool:
+        """Expect a request that is asked again, if its servers have room; see `fastgen.delivery.Room`."""
+        router = self._by_stage[request.stage]
+        if self._is_full(router):
+            return False
+        self._pausing[router].pop(request.number, None)
+        self.expect(request)
+        return True
+
+    def pauses(self, request: Request) -> None:
+        """A request failed and waits for another attempt; see `fastgen.delivery.Room`."""
+        self._pausing[self._by_stage[request.stage]][request.number] = request.sequences
+
     def no_longer_expect(self, request: Request) -> None:
         """A request will not be asked; harmless where it was."""
-        self._expected[self._by_stage[request.stage]].pop(request.number, None)
+        router = self._by_stage[request.stage]
+        self._expected[router].pop(request.number, None)
+        self._pausing[router].pop(request.number, None)
 
 
 class StageSource(Protocol):
@@ -112,17 +141,17 @@ class RoomFirst:
         self._backend = backend
 
     def next(self) -> Request | None:
-        """See `fastgen.scheduler.Source`."""
+        """See `fastgen.delivery.Source`."""
         request = self._source.next(self._backend.full_stages())
         if request is not None:
             self._backend.expect(request)
         return request
 
     def give_back(self, request: Request) -> None:
-        """See `fastgen.scheduler.Source`."""
+        """See `fastgen.delivery.Source`."""
         self._backend.no_longer_expect(request)
         self._source.give_back(request)
 
     def shrink(self, request: Request) -> Request | None:
-        """See `fastgen.scheduler.Source`."""
+        """See `fastgen.delivery.Source`."""
         return self._source.shrink(request)

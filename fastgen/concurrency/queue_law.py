@@ -51,6 +51,7 @@ class _Sample:
 
     @property
     def target(self) -> float:
+        """Sequences that should wait: a share of those that run, at least 1."""
         return max(1.0, TARGET * self.running)
 
 

@@ -37,15 +37,24 @@ class SteeredServer(Protocol):
     """What is told of one server by whoever steers it: `fastgen.concurrency.ServerLimit`."""
 
     @property
-    def limit(self) -> int: ...  # noqa: D102
+    def limit(self) -> int:
+        """Completions in flight that it may have."""
+
     @property
-    def reason(self) -> str: ...  # noqa: D102
+    def reason(self) -> str:
+        """Why, in words."""
+
     @property
-    def running(self) -> int | None: ...  # noqa: D102
+    def running(self) -> int | None:
+        """Sequences that it works on; ``None``: it does not say."""
+
     @property
-    def waiting(self) -> int | None: ...  # noqa: D102
+    def waiting(self) -> int | None:
+        """Sequences that wait in it; ``None``: it does not say."""
+
     @property
-    def kv_cache_usage(self) -> float | None: ...  # noqa: D102
+    def kv_cache_usage(self) -> float | None:
+        """Share of its cache in use, 0 to 1; ``None``: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class _Source:
     text: str
 
     def error(self, line: int, message: str) -> InputError:
+        """The error about this line, counted from 1."""
         return InputError(f"{self.name}:{line}: {message}")
 
 

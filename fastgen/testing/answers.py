@@ -131,11 +131,13 @@ class _Draws:
     at: int = 0
 
     def next(self) -> int:
+        """The next draw, 0 to 65,535."""
         value: int = self.values[self.at % _DRAWS]
         self.at += 1
         return value
 
     def below(self, count: int) -> int:
+        """The next draw, 0 to ``count`` - 1; nearly uniform for small counts."""
         return self.next() % count
 
 
