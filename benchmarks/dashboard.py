@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from benchmarks.harness import ROOT, finish, print_table, test_server
 from benchmarks.intervals import ratio_interval
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 MODES: Final = ("off", "on", "viewed")
 FIGURES: Final = ("wall_s", "steady_s", "cpu_s")

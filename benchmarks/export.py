@@ -29,7 +29,7 @@ from fastgen.exporting.options import FORMATS
 from fastgen.options import JobOptions, Options
 from fastgen.records import Completion, Span, Stage
 from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
-from fastgen.store import RunFolder, Store
+from fastgen.storage.store import RunFolder, Store
 
 _WORDS = 40_000
 _BLOCK = 512

@@ -36,8 +36,8 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.commits import Commit
-from fastgen.log.format import TornTail
-from fastgen.store import RunFolder
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.store import RunFolder
 
 SERVERS = 3
 SLOTS, SECONDS_PER_TOKEN = 32, 0.004

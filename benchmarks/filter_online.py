@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.filter_streams import BATCH, chunks, fresh_candidates
-from fastgen.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.method.novelty import IndexKind, NoveltyFilter, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

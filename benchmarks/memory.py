@@ -21,15 +21,15 @@ from unittest.mock import patch
 import uvloop
 
 from benchmarks.harness import finish, print_table, test_server
-from fastgen import saturation
-from fastgen.committer import Committer
+from fastgen.generation import saturation
+from fastgen.generation.committer import Committer
+from fastgen.generation.pipeline import Place, generate
+from fastgen.method.plan import Plan
 from fastgen.options import JobOptions, Options, ServerOptions, SimilarityOptions, SpeedOptions
-from fastgen.pipeline import Place, generate
-from fastgen.plan import Plan
 from fastgen.progress import QuietReporter
 from fastgen.records import Answer
 from fastgen.stopping import Stopper
-from fastgen.store import Store
+from fastgen.storage.store import Store
 
 _MB = 1e6
 

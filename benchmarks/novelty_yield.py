@@ -29,16 +29,16 @@ import numpy as np
 import orjson
 
 from benchmarks.harness import finish, print_table
-from fastgen.admission import SIMILAR
 from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.commits import InstructionOutcome, decode, encode
 from fastgen.errors import TransientError
-from fastgen.method import Method
-from fastgen.novelty import NoveltyFilter
-from fastgen.plan import Plan
+from fastgen.method.admission import SIMILAR
+from fastgen.method.method import Method
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.plan import Plan
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Answer, Completion, Request, Sampling, Stage
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.seeds import default_seed_path, load_seed_tasks
 from fastgen.stages.instruction import item_text
 from fastgen.stages.prompts import load_prompts

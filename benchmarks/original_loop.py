@@ -30,9 +30,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from benchmarks.harness import finish, print_table
-from fastgen.filters import check_instruction
+from fastgen.method.filters import check_instruction
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Completion, Sampling
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.seeds import default_seed_path, load_seed_tasks
 from fastgen.stages import classification, instance, instruction
 from fastgen.stages.prompts import load_prompts

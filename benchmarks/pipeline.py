@@ -31,11 +31,11 @@ from benchmarks.client import LoopResult, bare_loop
 from benchmarks.harness import Stopwatch, finish, print_table, test_server
 from fastgen.backends import openai
 from fastgen.backends.wire import encode_request
+from fastgen.generation.pipeline import Place, generate
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.stopping import Stopper
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 if TYPE_CHECKING:
     from fastgen.backends.endpoint import Endpoint

@@ -35,8 +35,8 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table, test_server
 from fastgen.commits import Commit
-from fastgen.log.format import TornTail
-from fastgen.store import RunFolder
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.store import RunFolder
 from fastgen.testing import USUAL_FAULTS, Fault
 
 FASTGEN = [sys.executable, "-m", "fastgen"]

@@ -21,12 +21,12 @@ from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
 from fastgen.concurrency import Governor
-from fastgen.limits import Limits
+from fastgen.generation.pipeline import Place, generate
 from fastgen.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Answer, Failure, Request, Sampling, Stage
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.limits import Limits
+from fastgen.scheduling.scheduler import Scheduler
 from fastgen.serving import START_CONCURRENCY
 from fastgen.stopping import Stopper
 

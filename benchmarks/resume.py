@@ -33,19 +33,19 @@ from typing import TYPE_CHECKING
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
-from fastgen.checkpoint import Room, Writer, look_at, take_up
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.config import meaning, saved_values
-from fastgen.log.segments import open_segment, segment_files
-from fastgen.method import Method
-from fastgen.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.generation.checkpoint import Room, Writer, look_at, take_up
+from fastgen.method.method import Method
+from fastgen.method.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.method.plan import Plan
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.options import Options
-from fastgen.plan import Plan
 from fastgen.records import Completion, Stage
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.seeds import default_seed_path, load_seed_tasks
 from fastgen.stages.prompts import load_prompts
-from fastgen.store import RunFolder, Store
+from fastgen.storage.log.segments import open_segment, segment_files
+from fastgen.storage.store import RunFolder, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -47,7 +47,7 @@ from benchmarks.simulated import (
     sleep_until,
     wait_for_first_request,
 )
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 from fastgen.testing import ENGINES
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from benchmarks.replay import Concurrency
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.commits import InstructionOutcome
-from fastgen.log.format import TornTail
-from fastgen.pipeline import Place, generate
+from fastgen.generation.pipeline import Place, generate
 from fastgen.progress import QuietReporter
-from fastgen.runfolder import RunFolder
 from fastgen.stopping import Stopper
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from fastgen.backends.prometheus import ServerMetrics

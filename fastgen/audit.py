@@ -15,14 +15,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from fastgen.admission import SIMILAR
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.log.format import TornTail
-from fastgen.novelty import NoveltyFilter
+from fastgen.method.admission import SIMILAR
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.rules import Rules
 from fastgen.records import SeedTask
-from fastgen.rules import Rules
 from fastgen.runs import open_run
 from fastgen.stages.instruction import item_text
+from fastgen.storage.log.format import TornTail
 
 CONFIDENCE = 0.95
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from fastgen.metrics import MetricsHub
 from fastgen.metrics.instruments import CommitTimes
 from fastgen.progress import ProgressMeter, Reporter
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.scheduler import Scheduler
 from fastgen.serving import Serving
-from fastgen.store import Store
+from fastgen.storage.store import Store
 
 _FIGURES_EVERY_S = 5.0
 _SPACE_EVERY_S = 10.0

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastgen.backends.endpoint import redact_url
 from fastgen.errors import InputError
+from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 from fastgen.options import STAGES_WITH_SERVERS, Options, flag, plain
-from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:

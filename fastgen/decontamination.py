@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastgen.options import SimilarityOptions
-from fastgen.tables import read_texts
+from fastgen.tables.table import read_texts
 
 if TYPE_CHECKING:
-    from fastgen.novelty import NoveltyFilter
+    from fastgen.method.novelty import NoveltyFilter
 
 FIELD = "instruction"
 
@@ -39,7 +39,7 @@ def filter_of_forbidden(texts: Sequence[str], similarity: SimilarityOptions) -> 
     """An exact filter over the texts, by the run's own rule; ``None`` for no texts."""
     if not texts:
         return None
-    from fastgen.novelty import NoveltyFilter
+    from fastgen.method.novelty import NoveltyFilter
 
     forbidden = NoveltyFilter(
         threshold=similarity.threshold, reject_at=similarity.reject_at, tokenizer=similarity.tokenizer, index="exact"

@@ -15,8 +15,8 @@ import cyclopts
 
 from fastgen.config import preset_values
 from fastgen.errors import InputError
+from fastgen.method.rules import PRESETS, Rules
 from fastgen.options import SimilarityOptions
-from fastgen.rules import PRESETS, Rules
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -64,7 +64,7 @@ def _fill_refilter(app: App, commands: tuple[str, ...], arguments: ArgumentColle
 
 def saved_options(run_dir: Path) -> dict[str, Any]:
     """What the run folder remembers; nothing where no run was begun."""
-    from fastgen.store import RunFolder
+    from fastgen.storage.store import RunFolder
 
     folder = RunFolder(run_dir)
     return folder.header().options if folder.exists() else {}

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from fastgen.backends.endpoint import normalise_base_url
-from fastgen.demonstrations import Policy
 from fastgen.errors import InputError
+from fastgen.method.demonstrations import Policy
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS, Rules
 from fastgen.records import Sampling
-from fastgen.rules import PRESETS, SAMPLING_PRESETS, Rules
 
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535

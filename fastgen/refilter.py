@@ -18,15 +18,15 @@ from fastgen.commits import Commit, InstructionOutcome
 from fastgen.decontamination import filter_of_forbidden
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
-from fastgen.log.format import TornTail
-from fastgen.method import Method
-from fastgen.novelty import NoveltyFilter
+from fastgen.method.method import Method
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.plan import Plan
 from fastgen.options import RefilterOptions
-from fastgen.plan import Plan
 from fastgen.records import Answer, Failure, Request, Sampling
 from fastgen.runs import OpenRun, open_run
 from fastgen.stages.prompts import load_prompts
-from fastgen.store import RunFolder, Store
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.store import RunFolder, Store
 
 _UNLIMITED = 1 << 62
 _UNUSED_SAMPLING = Sampling(0.0, 1.0, 1)

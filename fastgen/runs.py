@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.errors import RunFolderError
+from fastgen.method.rules import Rules
 from fastgen.records import SeedTask
-from fastgen.rules import Rules
 from fastgen.seeds import load_seed_tasks, seed_fingerprint
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

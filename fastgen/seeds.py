@@ -19,10 +19,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from fastgen.errors import InputError
-from fastgen.filters import check_instruction
+from fastgen.method.filters import check_instruction
+from fastgen.method.rouge import f1_of_lcs, rouge_l_f1, tokenise
+from fastgen.method.rules import PRESETS
 from fastgen.records import Instance, SeedTask
-from fastgen.rouge import f1_of_lcs, rouge_l_f1, tokenise
-from fastgen.rules import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -22,7 +22,7 @@ from fastgen.errors import InputError
 from fastgen.options import STAGES_WITH_SERVERS, Options
 from fastgen.records import Stage
 from fastgen.server import Fleet, Layout, choose_servers, start_fleet
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
 Report = Callable[[str], None]

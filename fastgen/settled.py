@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
+from fastgen.method.rules import Rules
 from fastgen.records import Failure, Instance, Neighbour, SeedTask
-from fastgen.rules import Rules
 from fastgen.stages.instruction import item_text
 
 

@@ -17,7 +17,7 @@ from fastgen.ledger import Ledger
 from fastgen.metrics import Sample, last_sample
 from fastgen.metrics.series import limit_shares
 from fastgen.progress import duration
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 
 def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str, Any]:

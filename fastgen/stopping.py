@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from fastgen.progress import Reporter
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.scheduler import Scheduler
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.dedup import Counts, dedup
+from fastgen.dedup.job import Counts, dedup
+from fastgen.dedup.journal import Journal
 from fastgen.errors import InputError
-from fastgen.journal import Journal
 from fastgen.options import SimilarityOptions
 from fastgen.progress import QuietReporter
 from tests.dedup_data import make_rows, similarity

@@ -17,7 +17,7 @@ from fastgen.config import meaning, saved_values
 from fastgen.options import JobOptions, Options
 from fastgen.records import Completion, Span, Stage
 from fastgen.seeds import load_seed_tasks, seed_fingerprint
-from fastgen.store import RunFolder, Store
+from fastgen.storage.store import RunFolder, Store
 
 SEEDS = tuple(
     {

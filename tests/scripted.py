@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastgen.backends import BackendStatistics
-from fastgen.limits import Limits
 from fastgen.records import Answer, Completion, Request, Sampling, Stage
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.limits import Limits
+from fastgen.scheduling.scheduler import Scheduler
 
 Behaviour = Callable[[Request, int], Awaitable[tuple[Completion, ...]]]
 OK = (Completion("ok", "stop"),)

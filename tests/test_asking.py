@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.asking import AnswerLog, Asking, Question, Reply, read_meaning, read_replies
+from fastgen.asking.asker import AnswerLog, Asking, Question, Reply, read_meaning, read_replies
 from fastgen.errors import DamagedLogError, InputError, RequestRejected, RunFolderError, TransientError
-from fastgen.limits import Limits
 from fastgen.records import Completion, Request, Sampling
+from fastgen.scheduling.limits import Limits
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=8)
 MEANING = {"model": "m", "questions": "q1"}

@@ -9,12 +9,12 @@ from typing import cast
 
 import pytest
 
-from fastgen.asking import Reply
-from fastgen.asking_options import AskSpeed
-from fastgen.asking_session import AskMeter, AskProgress, run_until_stopped
+from fastgen.asking.asker import Reply
+from fastgen.asking.options import AskSpeed
+from fastgen.asking.session import AskMeter, AskProgress, run_until_stopped
 from fastgen.options import SpeedOptions
 from fastgen.progress import QuietReporter
-from fastgen.scheduler import Scheduler, SchedulerStatistics
+from fastgen.scheduling.scheduler import Scheduler, SchedulerStatistics
 from fastgen.stopping import Stopper
 
 NOW = SchedulerStatistics(in_flight=7, waiting_retries=2, queued_answers=0, faults={})

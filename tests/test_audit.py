@@ -10,13 +10,13 @@ import pytest
 from fastgen import cli
 from fastgen.audit import audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
-from fastgen.log.format import TornTail
+from fastgen.generation.pipeline import Place, generate
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Completion, Stage
 from fastgen.stopping import Stopper
-from fastgen.store import RunFolder, Store
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.store import RunFolder, Store
 from fastgen.testing import FaultServer, Writer
 
 

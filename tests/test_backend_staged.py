@@ -14,9 +14,9 @@ from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
 from fastgen.backends.staged import RoomFirst, StagedRouter
-from fastgen.limits import Limits
 from fastgen.records import Answer, Failure, Request, Sampling, Stage
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.limits import Limits
+from fastgen.scheduling.scheduler import Scheduler
 from fastgen.testing import Fault, FaultPlan, FaultServer, SlotEngine
 
 GUARD_S = 20.0

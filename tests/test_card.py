@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from fastgen.card_command import _quoted
 from fastgen.cli import app
+from fastgen.exporting.card_command import _quoted
+from fastgen.method.rules import PRESETS
 from fastgen.options import JobOptions, MethodOptions, Options, SamplingOptions, ServerOptions, SimilarityOptions
-from fastgen.rules import PRESETS
 from fastgen.runs import open_run
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 from tests.export_help import Task, call, make_run, numbered
 
 OPTIONS = Options(

@@ -19,24 +19,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgen import checkpoint
-from fastgen.checkpoint import Room, Saved, Writer, look_at, take_up
-from fastgen.checkpointer import Checkpointer
 from fastgen.commits import Commit
 from fastgen.errors import DamagedLogError, DiskError
+from fastgen.generation import checkpoint
+from fastgen.generation.checkpoint import Room, Saved, Writer, look_at, take_up
+from fastgen.generation.checkpointer import Checkpointer
 from fastgen.index import saved as saved_index
-from fastgen.log.format import TornTail
-from fastgen.log.writer import LogWriter
-from fastgen.method import Method
-from fastgen.novelty import IndexKind, NoveltyFilter
-from fastgen.plan import Plan
-from fastgen.pool import InstructionPool, State
+from fastgen.method.method import Method
+from fastgen.method.novelty import IndexKind, NoveltyFilter
+from fastgen.method.plan import Plan
+from fastgen.method.pool import InstructionPool, State
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.method.run_state import RunState
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.run_state import RunState
-from fastgen.runfolder import RunFolder
 from fastgen.stages.prompts import load_prompts
-from fastgen.store import Store
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.log.writer import LogWriter
+from fastgen.storage.runfolder import RunFolder
+from fastgen.storage.store import Store
 from fastgen.testing import Writer as Model
 
 PROMPTS = load_prompts("completions")
@@ -476,7 +476,7 @@ def test_the_copy_is_made_by_the_thread_that_decides_and_the_file_by_another(
 def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastgen.checkpointer.MOST_COPIED_BYTES", 20_000)
+    monkeypatch.setattr("fastgen.generation.checkpointer.MOST_COPIED_BYTES", 20_000)
     live = begin(tmp_path / "run", index="lsh")
     indexes: list[bool] = []
     write_one = Writer.write
@@ -513,7 +513,7 @@ def test_a_disk_or_memory_that_cannot_take_it_is_one_warning(
         raise error
 
     if isinstance(error, MemoryError):
-        monkeypatch.setattr("fastgen.checkpointer.Room", refuse)
+        monkeypatch.setattr("fastgen.generation.checkpointer.Room", refuse)
     else:
         monkeypatch.setattr(Writer, "write", refuse)
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen import cli, option_sources, session
+from fastgen import cli, option_sources
 from fastgen.backends import BackendStatistics, EndpointStatistics
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.concurrency import ConcurrencyController, Governor, Observation, Reason
+from fastgen.generation import session
 from fastgen.options import Options, SpeedOptions
 from tests.batching_model import Batching, Loop
 

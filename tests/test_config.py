@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from fastgen import cli, option_sources, session
+from fastgen import cli, option_sources
 from fastgen.config import check_same_meaning, meaning, preset_values, saved_values
 from fastgen.errors import InputError
+from fastgen.generation import session
+from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 from fastgen.options import Options
-from fastgen.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Options | None]:

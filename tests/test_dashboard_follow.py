@@ -9,11 +9,11 @@ import pytest
 from fastgen.dashboard import follow
 from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.view import PIECES, STATE, pieces
-from fastgen.log.segments import compress_segment
 from fastgen.report.figures import gather
 from fastgen.report.sampling import SampleSizes
 from fastgen.runs import open_run
-from fastgen.store import RunFolder, Store
+from fastgen.storage.log.segments import compress_segment
+from fastgen.storage.store import RunFolder, Store
 from tests.dashboard_help import read_all
 from tests.export_help import Task, extend_run, make_run, numbered
 

@@ -28,7 +28,7 @@ from fastgen.dashboard.page import SamplePipe
 from fastgen.dashboard.view import STATE
 from fastgen.metrics import MetricsHub, Sample
 from fastgen.metrics.series import MetricsFile
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 from tests.dashboard_help import SAMPLE, make_hostile_run
 from tests.export_help import Task, extend_run
 from tests.test_generate import FASTGEN, WAIT_S, shipped_server

@@ -8,15 +8,15 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fastgen.admission import CONTAMINATED
 from fastgen.decontamination import filter_of_forbidden, fingerprint, load_forbidden
 from fastgen.errors import InputError
-from fastgen.method import Method
-from fastgen.novelty import NoveltyFilter
+from fastgen.method.admission import CONTAMINATED
+from fastgen.method.method import Method
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.plan import Plan
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.options import SimilarityOptions
-from fastgen.plan import Plan
 from fastgen.records import Answer, Completion, Instance, SeedTask
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.stages.prompts import load_prompts
 
 TASK = "Translate the proverb into plain modern English and name its origin."

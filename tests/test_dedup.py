@@ -11,13 +11,14 @@ from typing import get_args
 import orjson
 import pytest
 
-from fastgen import cli, dedup_progress
-from fastgen.dedup import Counts, dedup
-from fastgen.journal import Journal
-from fastgen.novelty import IndexKind, NoveltyFilter
+from fastgen import cli
+from fastgen.dedup import progress as dedup_progress
+from fastgen.dedup.job import Counts, dedup
+from fastgen.dedup.journal import Journal
+from fastgen.method.novelty import IndexKind, NoveltyFilter
+from fastgen.method.rouge import RejectAt, Tokenizer, rejects, rouge_l_f1, tokenise
 from fastgen.options import SimilarityOptions
 from fastgen.progress import JsonReporter, QuietReporter
-from fastgen.rouge import RejectAt, Tokenizer, rejects, rouge_l_f1, tokenise
 from tests.dedup_data import make_rows, similarity, write_rows
 from tests.dedup_help import (
     Job,

@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 import pytest
 
-from fastgen.dedup import dedup
+from fastgen.dedup.job import dedup
+from fastgen.dedup.journal import Journal
+from fastgen.dedup.outputs import Outputs
 from fastgen.errors import DamagedLogError, DiskError
-from fastgen.journal import Journal
-from fastgen.jsonl import JsonlSink
-from fastgen.novelty import IndexKind, NoveltyFilter
-from fastgen.outputs import Outputs
+from fastgen.method.novelty import IndexKind, NoveltyFilter
 from fastgen.progress import QuietReporter
+from fastgen.tables.jsonl import JsonlSink
 from tests.command_help import file_size_limit
 from tests.dedup_data import similarity, write_rows
 from tests.dedup_help import (
@@ -42,7 +42,7 @@ def job(tmp_path: Path) -> Job:
 RUN = """\
 import sys
 from pathlib import Path
-from fastgen.dedup import dedup
+from fastgen.dedup.job import dedup
 from fastgen.options import SimilarityOptions
 from fastgen.progress import QuietReporter
 folder = Path(sys.argv[1])

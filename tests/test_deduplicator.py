@@ -11,9 +11,10 @@ from typing import Any, get_args
 import pytest
 
 import fastgen
-from fastgen import Decision, Deduplicator, deduplicator
+from fastgen import Decision, Deduplicator
+from fastgen.dedup import deduplicator
 from fastgen.errors import InputError
-from fastgen.novelty import IndexKind, NoveltyFilter
+from fastgen.method.novelty import IndexKind, NoveltyFilter
 from tests.dedup_data import make_texts
 
 
@@ -76,9 +77,9 @@ def test_the_examples_in_the_documentation_are_true() -> None:
 def test_importing_fastgen_loads_nothing_and_the_names_are_there() -> None:
     script = (
         "import sys, fastgen\n"
-        "assert not {'numpy', 'numba', 'orjson', 'fastgen.novelty'} & set(sys.modules)\n"
+        "assert not {'numpy', 'numba', 'orjson', 'fastgen.method.novelty'} & set(sys.modules)\n"
         "from fastgen import Deduplicator, Decision\n"
-        "assert Deduplicator.__module__ == Decision.__module__ == 'fastgen.deduplicator'\n"
+        "assert Deduplicator.__module__ == Decision.__module__ == 'fastgen.dedup.deduplicator'\n"
         "assert not {'numba', 'pyarrow', 'zstandard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

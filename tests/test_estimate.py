@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.estimate import Prices, estimate, render
+from fastgen.generation.estimate import Prices, estimate, render
 from fastgen.ledger import Ledger
 from fastgen.testing import FaultServer
 

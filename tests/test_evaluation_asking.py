@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.asking import read_replies
+from fastgen.asking.asker import read_replies
 from fastgen.evaluation.results import read_results
 from tests.evaluation_help import TASKS, call, knowing, served, superni
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastgen.asking import AnswerLog, read_meaning, read_replies
+from fastgen.asking.asker import AnswerLog, read_meaning, read_replies
 from fastgen.evaluation.rating import rating_prompt, read_grade
 from fastgen.testing import FaultServer
 from fastgen.testing.engine import SlotEngine, Work

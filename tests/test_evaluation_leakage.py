@@ -16,7 +16,7 @@ from fastgen.evaluation.nearest import NearestSearch
 from fastgen.evaluation.ngrams import NgramSearch
 from fastgen.evaluation.superni import load_superni
 from fastgen.evaluation.tasks import EvaluationTask
-from fastgen.rouge import rouge_l_f1, tokenise
+from fastgen.method.rouge import rouge_l_f1, tokenise
 from tests.evaluation_help import TASKS, call, superni, write_lines
 from tests.export_help import Task, make_run
 from tests.export_help import call as export

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.export import export
 from fastgen.exporting.entries import Entry, ScoredInstance, _sample, entries
+from fastgen.exporting.export import export
 from fastgen.exporting.features import FEATURES
 from fastgen.exporting.options import FORMATS, CardOptions, ChoiceOptions, Format
 from fastgen.exporting.splits import parse_splits
+from fastgen.exporting.training_text import training_text
 from fastgen.options import JobOptions, MethodOptions, Options
 from fastgen.records import Instance
 from fastgen.runs import open_run
-from fastgen.training_text import training_text
 from tests.export_help import INSTANCES, Task, call, extend_run, make_run, numbered, read_rows, rows
 
 TRAINING: tuple[Format, ...] = ("alpaca", "messages", "prompt-completion", "parquet")

@@ -30,21 +30,21 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
-import fastgen.snapshot
-from fastgen.checkpointer import Checkpointer
+import fastgen.storage.snapshot
 from fastgen.cli import run as command_line
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
-from fastgen.filters import check_instruction
+from fastgen.generation.checkpointer import Checkpointer
 from fastgen.ledger import Ledger
-from fastgen.log.format import TornTail
-from fastgen.log.segments import segment_files
-from fastgen.log.writer import LogWriter
-from fastgen.novelty import warm_up
+from fastgen.method.filters import check_instruction
+from fastgen.method.novelty import warm_up
+from fastgen.method.rules import PRESETS
 from fastgen.records import Failure, Stage
-from fastgen.rules import PRESETS
 from fastgen.seeds import load_seed_tasks
 from fastgen.stages.instruction import item_text
-from fastgen.store import RunFolder
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.log.segments import segment_files
+from fastgen.storage.log.writer import LogWriter
+from fastgen.storage.store import RunFolder
 from fastgen.testing import Fault
 from fastgen.testing.__main__ import main as fault_server
 
@@ -59,8 +59,8 @@ def _compiled() -> None:
     """What a forked run needs at once is there before the first fork."""
     import uvloop
 
-    import fastgen.export
-    import fastgen.pipeline
+    import fastgen.exporting.export
+    import fastgen.generation.pipeline
     import fastgen.status  # noqa: F401 - imported here, so that no fork has to
 
     uvloop.new_event_loop().close()
@@ -336,7 +336,7 @@ def eager_snapshots() -> None:
 def slow_snapshots() -> None:
     """The same, and a file is written in pieces of a few bytes, so that a kill meets one half done."""
     eager_snapshots()
-    fastgen.snapshot._PIECE_BYTES = 512
+    fastgen.storage.snapshot._PIECE_BYTES = 512
 
 
 def test_killed_while_a_snapshot_is_written_a_run_goes_on_from_the_last_whole_one(tmp_path: Path) -> None:

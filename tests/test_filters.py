@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.filters import INSTRUCTION_RULES, check_instruction, count_words
+from fastgen.method.filters import INSTRUCTION_RULES, check_instruction, count_words
+from fastgen.method.rules import BANNED_WORDS, CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS, Rules
 from fastgen.records import Sampling
-from fastgen.rules import BANNED_WORDS, CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS, Rules
 
 DEFAULT, PAPER = PRESETS["default"], PRESETS["paper"]
 LONG = " ".join(["word"] * 151)

@@ -15,8 +15,8 @@ import pytest
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, decode
 from fastgen.config import check_same_meaning, meaning
 from fastgen.errors import InputError
+from fastgen.generation.pipeline import Outcome, Place, generate
 from fastgen.options import JobOptions, MethodOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Outcome, Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.records import Failure, Stage
 from fastgen.stopping import Stopper

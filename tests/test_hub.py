@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from fastgen import export as export_module
-from fastgen import hub
 from fastgen.errors import InputError
+from fastgen.exporting import export as export_module
+from fastgen.exporting import hub
 from tests.export_help import call, make_run, numbered
 
 pytest.importorskip("huggingface_hub")

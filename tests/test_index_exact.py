@@ -14,7 +14,7 @@ from fastgen.index.lcs import make_rule
 from fastgen.index.order import least_overlap
 from fastgen.index.postings import ENTRY_MASK, FIRST_LEVEL, block_of
 from fastgen.index.trie import MARK_ENTRY
-from fastgen.rouge import REJECT_AT, RejectAt, min_lcs
+from fastgen.method.rouge import REJECT_AT, RejectAt, min_lcs
 
 FEW = 48  # postings from which a node is split here: small pools have crowded nodes then
 

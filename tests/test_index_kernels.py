@@ -36,7 +36,7 @@ from fastgen.index.postings import (
 )
 from fastgen.index.sha1 import WORK_WORDS, sha1_hash32
 from fastgen.index.vocabulary import Vocabulary, elements_of, forget_symbols, mix64, tokenise_bytes
-from fastgen.rouge import REJECT_AT, f1_of_lcs, min_lcs, tokenise
+from fastgen.method.rouge import REJECT_AT, f1_of_lcs, min_lcs, tokenise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from fastgen.index.bands import Bands, choose_bands, jaccard_bound
 from fastgen.index.exhaustive import ExhaustiveIndex
 from fastgen.index.lsh import LshIndex
 from fastgen.index.minhash import SCHEME, SEED, datasketch_permutations, signatures
-from fastgen.rouge import rouge_l_f1
+from fastgen.method.rouge import rouge_l_f1
 from tests.test_index_exact import stream
 
 

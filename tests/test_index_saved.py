@@ -18,7 +18,7 @@ from fastgen.index import saved
 from fastgen.index.arrays import reserve_array
 from fastgen.index.lsh import LshIndex
 from fastgen.index.saved import SavedIndex, Unsavable, make_of_index, take_apart
-from fastgen.novelty import INDEX_KINDS, IndexKind, IndexSource, NoveltyFilter
+from fastgen.method.novelty import INDEX_KINDS, IndexKind, IndexSource, NoveltyFilter
 
 STEMS = ["river", "stone", "copper", "lantern", "meadow", "orchard", "harbor", "violin", "glacier", "walnut", "comet"]
 WORDS = [f"{stem}{ending}" for stem in STEMS for ending in range(60)]

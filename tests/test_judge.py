@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fastgen.asking import read_replies
+from fastgen.asking.asker import read_replies
 from fastgen.errors import InputError
 from fastgen.judging.readings import instance_scores, read_judgements
 from fastgen.judging.slots import Slot

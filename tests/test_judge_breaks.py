@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.asking import AnswerLog, read_meaning, read_replies
+from fastgen.asking.asker import AnswerLog, read_meaning, read_replies
 from fastgen.judging.readings import read_judgements
 from fastgen.judging.slots import Slot
 from tests.command_help import Said, fastgen, file_size_limit

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from fastgen.errors import DiskError, FolderInUse
-from fastgen.locking import Lock
+from fastgen.storage.locking import Lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from fastgen.locking import Lock
+from fastgen.storage.locking import Lock
 lock = Lock(Path(sys.argv[1]), named="it", instead="go")
 print("held", flush=True)
 sys.stdin.read()

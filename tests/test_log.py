@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.errors import DamagedLogError, DiskError, RunFolderError
-from fastgen.log.format import Position, TornTail, seal, unseal
-from fastgen.log.reader import read_log
-from fastgen.log.segments import compress_segment, segment_files
-from fastgen.log.writer import LogWriter
+from fastgen.storage.log.format import Position, TornTail, seal, unseal
+from fastgen.storage.log.reader import read_log
+from fastgen.storage.log.segments import compress_segment, segment_files
+from fastgen.storage.log.writer import LogWriter
 
 RUN = "a-run"
 
@@ -213,7 +213,7 @@ def test_a_real_process_that_meets_a_size_limit_leaves_only_whole_lines(tmp_path
     log = tmp_path / "log"
     script = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from fastgen.errors import DiskError; from fastgen.log.writer import LogWriter\n"
+        "from fastgen.errors import DiskError; from fastgen.storage.log.writer import LogWriter\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         f"writer = LogWriter(Path({str(log)!r}), run_id={RUN!r}, end=None)\n"
@@ -414,6 +414,6 @@ def test_a_disk_that_cannot_read_is_an_error_of_one_line(tmp_path: Path, monkeyp
     def broken(_lines: object, _size: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("fastgen.log.reader.blocks", broken)
+    monkeypatch.setattr("fastgen.storage.log.reader.blocks", broken)
     with pytest.raises(RunFolderError, match=r"000000\.jsonl: cannot be read \(Input/output error\)"):
         read(log)

@@ -19,7 +19,7 @@ from fastgen.backends import router
 from fastgen.cli import run as command_line
 from fastgen.records import Stage
 from fastgen.server import RestartPolicy, ServerSpec, start_fleet
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 from tests.test_faults import (
     FORK,
     Job,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, Verdict, warm_up
-from fastgen.rouge import REJECT_AT, RejectAt, rejects, rouge_l_f1, tokenise
+from fastgen.method.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, Verdict, warm_up
+from fastgen.method.rouge import REJECT_AT, RejectAt, rejects, rouge_l_f1, tokenise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -295,7 +295,7 @@ def test_the_recorded_top_k_is_the_whole_pools_and_changes_no_decision(
 
 
 def test_importing_the_filter_loads_neither_numba_nor_numpy() -> None:
-    code = "import sys, fastgen.novelty; print('numba' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, fastgen.method.novelty; print('numba' in sys.modules or 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastgen.errors import BackendUnavailable, TransientError
-from fastgen.outage import OutageWatch
+from fastgen.scheduling.outage import OutageWatch
 
 
 def test_a_good_answer_now_and_then_is_no_outage() -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fastgen.filters import check_instruction
+from fastgen.method.filters import check_instruction
+from fastgen.method.rules import PRESETS
 from fastgen.records import Completion
-from fastgen.rules import PRESETS
 from fastgen.stages import classification, instance, instruction
 
 PAPER = PRESETS["paper"]

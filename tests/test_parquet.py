@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.dedup import Counts, dedup
+from fastgen.dedup.job import Counts, dedup
 from fastgen.progress import QuietReporter
 from tests.dedup_data import make_texts, similarity, write_rows
 from tests.dedup_help import (
@@ -29,7 +29,7 @@ def job(tmp_path: Path) -> Job:
 def test_parquet_without_pyarrow_names_the_extra(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.source.write_bytes(b"PAR1 and so on")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "fastgen.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "fastgen.tables.parquet", raising=False)
     refused(job.run, "pip install 'fastgen[parquet]'")
 
 
@@ -78,7 +78,7 @@ def test_a_killed_parquet_run_ends_with_the_bytes_of_one_that_was_not(job: Job) 
     expected = [path.read_bytes() for path in outputs]
     script = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from fastgen.dedup import dedup\nfrom fastgen.journal import Journal\n"
+        "from fastgen.dedup.job import dedup\nfrom fastgen.dedup.journal import Journal\n"
         "from fastgen.options import SimilarityOptions\nfrom fastgen.progress import QuietReporter\n"
         "real, calls = Journal.append, iter(range(1, 5))\n"
         "def append(self, body):\n    real(self, body)\n    next(calls) == 4 and os.kill(os.getpid(), 9)\n"

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from fastgen.admission import MAX_SUBJECT_FAILURES
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
-from fastgen.method import Method
-from fastgen.novelty import NoveltyFilter
-from fastgen.plan import Plan
-from fastgen.pool import State
+from fastgen.method.admission import MAX_SUBJECT_FAILURES
+from fastgen.method.method import Method
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.plan import Plan
+from fastgen.method.pool import State
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.stages.prompts import PromptSet, load_prompts
 from fastgen.testing import Writer
 

@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.admission import MAX_SUBJECT_FAILURES
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, decode, encode
-from fastgen.method import Method
-from fastgen.novelty import NoveltyFilter
-from fastgen.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
-from fastgen.pool import State
+from fastgen.method.admission import MAX_SUBJECT_FAILURES
+from fastgen.method.method import Method
+from fastgen.method.novelty import NoveltyFilter
+from fastgen.method.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
+from fastgen.method.pool import State
+from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Answer, Completion, Failure, Instance, Request, Sampling, SeedTask, Stage
-from fastgen.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.stages.prompts import PromptSet, load_prompts
 from fastgen.testing import Writer
 

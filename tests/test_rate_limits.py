@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 
 from fastgen.errors import TransientError
-from fastgen.limits import Limits
-from fastgen.rate_limits import RateLimits, RateStatistics
 from fastgen.records import Completion, Request
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.limits import Limits
+from fastgen.scheduling.rate_limits import RateLimits, RateStatistics
+from fastgen.scheduling.scheduler import Scheduler
 from tests.scripted import OK, QUICK, Behaviour, ListSource, ScriptedBackend, Sink, answer_ok, request, run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 pytestmark = pytest.mark.real_server
 SHORT = ["--instruction.max-tokens", "90", "--instance-input-first.max-tokens", "60", "--concurrency", "16"]

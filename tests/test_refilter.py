@@ -10,14 +10,14 @@ import pytest
 
 from fastgen import cli
 from fastgen.commits import Commit, InstructionOutcome
-from fastgen.log.format import TornTail
+from fastgen.generation.pipeline import Place, generate
+from fastgen.method.rouge import rouge_l_f1, tokenise
 from fastgen.options import JobOptions, Options, ServerOptions
-from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
-from fastgen.rouge import rouge_l_f1, tokenise
 from fastgen.runs import open_run
 from fastgen.stopping import Stopper
-from fastgen.store import RunFolder
+from fastgen.storage.log.format import TornTail
+from fastgen.storage.store import RunFolder
 from fastgen.testing import FaultServer, Writer
 
 

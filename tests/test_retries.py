@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 from fastgen.errors import TransientError
-from fastgen.limits import Limits
-from fastgen.outage import OutageWatch
 from fastgen.records import Stage
-from fastgen.retries import Retries
+from fastgen.scheduling.limits import Limits
+from fastgen.scheduling.outage import OutageWatch
+from fastgen.scheduling.retries import Retries
 from tests.scripted import Rooms, at
 
 

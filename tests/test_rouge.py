@@ -13,7 +13,7 @@ from rouge_score import tokenizers
 from rouge_score.rouge_scorer import RougeScorer
 
 from fastgen.errors import InputError
-from fastgen.rouge import (
+from fastgen.method.rouge import (
     REJECT_AT,
     RejectAt,
     Tokenizer,

@@ -13,7 +13,7 @@ from fastgen.errors import RunFolderError
 from fastgen.options import Options
 from fastgen.runs import open_run
 from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
-from fastgen.store import RunFolder, Store
+from fastgen.storage.store import RunFolder, Store
 
 
 def begin(path: Path) -> RunFolder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from fastgen.generation.pipeline import Place, generate
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.pipeline import Place, generate
 from fastgen.progress import QuietReporter
 from fastgen.stopping import Stopper
 from fastgen.testing import Event, Fault, FaultPlan, FaultServer, SlotEngine

@@ -12,7 +12,7 @@ import pytest
 
 from fastgen.errors import BackendUnavailable, InputError, PromptTooLong, RequestRejected, TransientError
 from fastgen.records import Answer, Completion, Failure, Request, Stage
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.scheduler import Scheduler
 from tests.scripted import OK, QUICK, ListSource, Rooms, ScriptedBackend, Sink, answer_ok, at, make, request, run
 
 
@@ -311,7 +311,7 @@ def test_errors_count_while_others_get_good_answers_and_no_longer_a_minute_after
         return OK
 
     def failures(alive_s: float, outage_timeout_s: float) -> list[str]:
-        monkeypatch.setattr("fastgen.outage._ALIVE_S", alive_s)
+        monkeypatch.setattr("fastgen.scheduling.outage._ALIVE_S", alive_s)
         sink = Sink()
         limits = replace(QUICK, max_attempts=3, outage_timeout_s=outage_timeout_s)
         scheduler, _ = make(poison, ListSource([request(0), request(1)]), sink, limits)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import fastgen.seeds
 from fastgen.errors import InputError
-from fastgen.filters import check_instruction
+from fastgen.method.filters import check_instruction
+from fastgen.method.rouge import rouge_l_f1, tokenise
+from fastgen.method.rules import PRESETS
 from fastgen.records import Instance, SeedTask
-from fastgen.rouge import rouge_l_f1, tokenise
-from fastgen.rules import PRESETS
 from fastgen.seeds import NEAR, check_seed_tasks, default_seed_path, load_seed_tasks, seed_fingerprint
 
 SHIPPED = load_seed_tasks(default_seed_path())

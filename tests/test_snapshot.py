@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgen.log.format import seal
-from fastgen.snapshot import (
+from fastgen.storage.log.format import seal
+from fastgen.storage.snapshot import (
     SNAPSHOT_FORMAT,
     Abandoned,
     Part,

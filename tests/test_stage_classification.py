@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgen.method.rules import PRESETS
 from fastgen.records import Completion
-from fastgen.rules import PRESETS
 from fastgen.stages.classification import build_prompt, parse
 from fastgen.stages.prompts import load_prompts
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from fastgen.method.rules import PRESETS
 from fastgen.records import Completion
-from fastgen.rules import PRESETS
 from fastgen.stages import classification, instance, instruction
 
 DATA = Path(__file__).parent / "data"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgen.method.rules import PRESETS, Rules
 from fastgen.records import Completion
-from fastgen.rules import PRESETS, Rules
 from fastgen.stages.instance import ParsedInstances, build_prompt, parse
 from fastgen.stages.prompts import load_prompts
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgen.method.rules import PRESETS, Rules
 from fastgen.records import Completion
-from fastgen.rules import PRESETS, Rules
 from fastgen.stages.instruction import UNCLOSED_THINKING, UNFINISHED, build_prompt, item_text, parse
 from fastgen.stages.prompts import load_prompts
 

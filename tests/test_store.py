@@ -17,11 +17,11 @@ import pytest
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
 from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.log.format import TornTail, seal
-from fastgen.log.segments import segment_files
-from fastgen.log.writer import LogWriter
 from fastgen.records import Completion, Failure, Stage
-from fastgen.store import RunFolder, RunHeader, Store
+from fastgen.storage.log.format import TornTail, seal
+from fastgen.storage.log.segments import segment_files
+from fastgen.storage.log.writer import LogWriter
+from fastgen.storage.store import RunFolder, RunHeader, Store
 
 COMPLETION = Completion("Name three rivers.", "stop", 100, 7)
 
@@ -134,7 +134,7 @@ def test_a_second_writer_is_refused_by_name_and_let_in_afterwards(tmp_path: Path
     path = tmp_path / "run"
     store = begin(path)
     script = (
-        "import sys; from pathlib import Path; from fastgen.store import RunFolder, Store\n"
+        "import sys; from pathlib import Path; from fastgen.storage.store import RunFolder, Store\n"
         "from fastgen.errors import RunFolderError\n"
         "try: Store(RunFolder(Path(sys.argv[1])))\n"
         "except RunFolderError as error: print(error); sys.exit(error.exit_code)\n"
@@ -379,7 +379,7 @@ def test_close_waits_for_a_compression_before_it_lets_go_of_the_lock(
         assert go_on.wait(20)
 
     monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
-    monkeypatch.setattr("fastgen.store.compress_segment", slow)
+    monkeypatch.setattr("fastgen.storage.store.compress_segment", slow)
     store = begin(path)
     for commit in commits():
         append(store, [commit])

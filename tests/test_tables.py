@@ -14,12 +14,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen import jsonl
-from fastgen.dedup import Counts, dedup
+from fastgen.dedup.job import Counts, dedup
 from fastgen.errors import InputError
-from fastgen.novelty import IndexKind
+from fastgen.method.novelty import IndexKind
 from fastgen.progress import QuietReporter
-from fastgen.tables import open_table, read_texts
+from fastgen.tables import jsonl
+from fastgen.tables.table import open_table, read_texts
 from tests.dedup_data import make_rows, similarity
 
 

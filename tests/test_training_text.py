@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.exporting.draws import draw
+from fastgen.exporting.training_text import WITH_INPUT, WITHOUT_INPUT, plain_input, training_text
 from fastgen.records import Instance
-from fastgen.training_text import WITH_INPUT, WITHOUT_INPUT, plain_input, training_text
 
 DRAWS = st.integers(0, 2**64 - 1)
 

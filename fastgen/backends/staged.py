@@ -101,7 +101,7 @@ class StagedRouter:
         self._expected[self._by_stage[request.stage]][request.number] = request.sequences
 
     def take_room(self, request: Request) -> bool:
-        """Expect a request that is asked again, if its servers have room; see `fastgen.delivery.Room`."""
+        """Expect a request that is asked again, if its servers have room; see `fastgen.scheduling.delivery.Room`."""
         router = self._by_stage[request.stage]
         if self._is_full(router):
             return False
@@ -110,7 +110,7 @@ class StagedRouter:
         return True
 
     def pauses(self, request: Request) -> None:
-        """A request failed and waits for another attempt; see `fastgen.delivery.Room`."""
+        """A request failed and waits for another attempt; see `fastgen.scheduling.delivery.Room`."""
         self._pausing[self._by_stage[request.stage]][request.number] = request.sequences
 
     def no_longer_expect(self, request: Request) -> None:
@@ -141,17 +141,17 @@ class RoomFirst:
         self._backend = backend
 
     def next(self) -> Request | None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         request = self._source.next(self._backend.full_stages())
         if request is not None:
             self._backend.expect(request)
         return request
 
     def give_back(self, request: Request) -> None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         self._backend.no_longer_expect(request)
         self._source.give_back(request)
 
     def shrink(self, request: Request) -> Request | None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         return self._source.shrink(request)

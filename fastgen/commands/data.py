@@ -34,7 +34,7 @@ def export(
         a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
         JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
     """
-    from fastgen.export import export as write
+    from fastgen.exporting.export import export as write
     from fastgen.judging.readings import instance_scores
 
     scores = None if format == "rejected" else instance_scores(run_dir)
@@ -84,7 +84,7 @@ def dedup(
     quiet
         Say nothing but errors and the last line.
     """
-    from fastgen.dedup import dedup as run_dedup
+    from fastgen.dedup.job import dedup as run_dedup
     from fastgen.progress import choose_reporter
 
     reporter = choose_reporter(quiet=quiet, log_json=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastgen.asking_options import AskSpeed
+from fastgen.asking.options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.evaluation.options import AskOptions, BenchmarkOptions, JudgeModelOptions

@@ -34,8 +34,8 @@ def generate(
         TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
         0.9).
     """
-    from fastgen import session
-    from fastgen.pipeline import Place, require_target
+    from fastgen.generation import session
+    from fastgen.generation.pipeline import Place, require_target
 
     require_target(options)
     return session.run(Place(run_dir, cache_dir(), _keys(options.server)), options)
@@ -77,7 +77,7 @@ def refilter(
         New folder for the rebuilt run; 'fastgen generate --run-dir' on it goes on from there.
     """
     from fastgen.refilter import refilter as rebuild
-    from fastgen.store import RunFolder
+    from fastgen.storage.store import RunFolder
 
     before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options)
     print(

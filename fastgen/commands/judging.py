@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastgen.asking_options import AskSpeed
+from fastgen.asking.options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
 from fastgen.errors import INTERRUPTED
 from fastgen.judging.options import JudgeOptions, WhatOptions

@@ -18,10 +18,10 @@ from fastgen.commits import Commit
 from fastgen.dashboard.live import LiveFigures
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
-from fastgen.log.format import Position, TornTail
-from fastgen.log.segments import segment_files
-from fastgen.runfolder import RunFolder
 from fastgen.runs import OpenRun, open_run
+from fastgen.storage.log.format import Position, TornTail
+from fastgen.storage.log.segments import segment_files
+from fastgen.storage.runfolder import RunFolder
 
 SLICE_COMMITS: Final = 500
 """Some 10 ms of work."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.method.rules import Rules
 from fastgen.records import Failure, Instance, SeedTask
 from fastgen.report.figures import RunFigures
 from fastgen.report.sampling import SampleSizes
-from fastgen.rules import Rules
 from fastgen.settled import RejectedInstruction, Settled, rejected_instructions, settled_instructions
 
 NEWEST: Final = 12

@@ -21,7 +21,7 @@ from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.priority import give_way
 from fastgen.dashboard.server import Dashboard, serve_dashboard
 from fastgen.metrics import Sample, last_sample
-from fastgen.runfolder import RunFolder
+from fastgen.storage.runfolder import RunFolder
 
 _BLOCK_BYTES: Final = 1 << 16
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fastgen.embedded.recipe import EMBEDDED_MODEL, recipe_key
 from fastgen.errors import DiskError, FolderInUse, InputError
-from fastgen.locking import Lock
+from fastgen.storage.locking import Lock
 
 _LOCK_POLL_S = 0.5
 

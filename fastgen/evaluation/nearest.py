@@ -41,7 +41,7 @@ class NearestSearch:
         return tuple(self._best)
 
     def _compare(self) -> None:
-        from fastgen.novelty import NoveltyFilter
+        from fastgen.method.novelty import NoveltyFilter
 
         texts, self._waiting = self._waiting, []
         if not texts or not self._queries:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastgen.rouge import tokenise
+from fastgen.method.rouge import tokenise
 
 if TYPE_CHECKING:
     import numpy as np

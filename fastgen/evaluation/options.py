@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from fastgen.asking_options import AskSpeed, options_of
+from fastgen.asking.options import AskSpeed, options_of
 from fastgen.backends.endpoint import Api, normalise_base_url
 from fastgen.errors import InputError
 from fastgen.evaluation.tasks import BenchmarkName

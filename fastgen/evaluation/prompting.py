@@ -1,8 +1,8 @@
 """How a model is asked, and what of its text counts as the answer; pure. docs/evaluate.md states both.
 
 One fixed prompt, zero-shot: the task's definition, then the input, in the form that is also one of the templates of
-`fastgen.training_text` (Self-Instruct's own evaluation uses it), so that a tuned model has met it and a base model can
-complete it. A chat model gets what `fastgen export --format messages` writes as the user's turn.
+`fastgen.exporting.training_text` (Self-Instruct's own evaluation uses it), so that a tuned model has met it and a base
+model can complete it. A chat model gets what `fastgen export --format messages` writes as the user's turn.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from fastgen.asking import Prompt
+from fastgen.asking.asker import Prompt
 from fastgen.backends.endpoint import Api
 from fastgen.evaluation.tasks import BenchmarkName, Case
 from fastgen.exporting.rows import user_turn
+from fastgen.exporting.training_text import WITH_INPUT, WITHOUT_INPUT
 from fastgen.records import Message, Sampling
-from fastgen.training_text import WITH_INPUT, WITHOUT_INPUT
 
 PROMPT_FORM: Final = "definition-input-output/1"
 """Changes whenever the prompt or the clean-up does: answers of two forms are not mixed."""
@@ -51,7 +51,7 @@ def sampling(api: Api, max_tokens: int) -> Sampling:
 
 
 class Shortener:
-    """Shorter and shorter prompts of cases that do not fit the model; see `fastgen.asking.Asking`."""
+    """Shorter and shorter prompts of cases that do not fit the model; see `fastgen.asking.asker.Asking`."""
 
     def __init__(self, cases: Sequence[Case], api: Api) -> None:
         self._cases = cases

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from fastgen.asking import Prompt
+from fastgen.asking.asker import Prompt
 from fastgen.backends.endpoint import Api
 from fastgen.evaluation.results import Prediction, markdown, plain_interval
 from fastgen.evaluation.scoring import Interval, interval, interval_of_difference

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastgen.asking import Question, read_meaning
-from fastgen.asking_options import AskSpeed
+from fastgen.asking.asker import Question, read_meaning
+from fastgen.asking.options import AskSpeed
 from fastgen.errors import InputError
 from fastgen.evaluation import scoring
 from fastgen.evaluation.leakage import Leakage, leakage

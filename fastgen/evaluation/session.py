@@ -1,6 +1,6 @@
 """One evaluation's questions, asked: of the server that was named, or of one that fastgen starts.
 
-Brings `fastgen.serving` and `fastgen.asking_session` together for questions that are known beforehand. Where all of
+Brings `fastgen.serving` and `fastgen.asking.session` together for questions that are known beforehand. Where all of
 them are answered, no server is needed or started.
 """
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastgen.asking import Question, Reply, Shorten, read_meaning, read_replies
-from fastgen.asking_session import Job, ask, is_answered, run_until_stopped
+from fastgen.asking.asker import Question, Reply, Shorten, read_meaning, read_replies
+from fastgen.asking.session import Job, ask, is_answered, run_until_stopped
 from fastgen.config import model_names
 from fastgen.errors import InputError
 from fastgen.options import Options
 from fastgen.progress import Reporter
 from fastgen.serving import Keys, serve
 from fastgen.stopping import Stopper
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 from fastgen.errors import InputError
 from fastgen.evaluation.rows import Row, read_rows
-from fastgen.log.format import TornTail
 from fastgen.runs import open_run
 from fastgen.settled import settled_instructions
-from fastgen.tables import is_parquet
+from fastgen.storage.log.format import TornTail
+from fastgen.tables.table import is_parquet
 
 _TEXT_FIELDS = ("instruction", "input", "output", "prompt", "completion")
 
@@ -67,7 +67,7 @@ def _file_rows(path: Path) -> Iterator[TrainingRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    from fastgen.tables import open_table
+    from fastgen.tables.table import open_table
 
     for rows in open_table(path, "instruction").batches():
         yield from zip(rows.lines, rows.data.to_pylist(), strict=True)

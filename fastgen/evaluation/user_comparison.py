@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from fastgen.asking import Question, read_meaning
-from fastgen.asking_options import AskSpeed
+from fastgen.asking.asker import Question, read_meaning
+from fastgen.asking.options import AskSpeed
 from fastgen.backends.endpoint import Api
 from fastgen.errors import InputError
 from fastgen.evaluation.comparison import pair

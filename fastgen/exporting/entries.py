@@ -15,10 +15,10 @@ from typing import Protocol
 
 from fastgen.exporting.draws import draw
 from fastgen.exporting.options import ChoiceOptions
-from fastgen.log.format import TornTail
 from fastgen.records import Instance, SeedTask
 from fastgen.runs import OpenRun
 from fastgen.settled import Settled, pool_id, settled_instructions
+from fastgen.storage.log.format import TornTail
 
 _MACHINE = 1 << 63
 

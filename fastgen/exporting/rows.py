@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from fastgen.admission import CONTAMINATED
 from fastgen.exporting.draws import draw
 from fastgen.exporting.entries import Entry
 from fastgen.exporting.options import Format
+from fastgen.exporting.training_text import training_text
+from fastgen.method.admission import CONTAMINATED
+from fastgen.method.rules import Style
 from fastgen.records import Instance, Neighbour, SeedTask
-from fastgen.rules import Style
 from fastgen.runs import OpenRun
 from fastgen.settled import RejectedInstruction, pool_id
-from fastgen.training_text import training_text
 
 Row = dict[str, Any]
 

@@ -3,8 +3,8 @@
 **What is indexed.** A text of m tokens is the set of its m occurrence-tagged elements
 (:mod:`fastgen.index.vocabulary`), put in one total order, rarest first (:mod:`fastgen.index.order`). A *path* of depth
 d is a list of d elements in that order; its *node* is a list of postings. ``need(m, n)`` is the smallest LCS that
-rejects (:func:`fastgen.rouge.min_lcs`) and ``o(m)`` its minimum over the lengths n for which there is one. A path is
-*allowed* for a text if all its elements are in the text and the j-th of them (from 0) has a place of at most
+rejects (:func:`fastgen.method.rouge.min_lcs`) and ``o(m)`` its minimum over the lengths n for which there is one. A
+path is *allowed* for a text if all its elements are in the text and the j-th of them (from 0) has a place of at most
 ``m - max(o(m), d) + j`` in it. Paths form a trie that grows where it is crowded: every text starts with its allowed
 paths of depth 1; a node that holds :data:`~fastgen.index.trie.CROWDED` postings is marked as split, and the texts in it
 move to their allowed paths one element longer, except those with ``o(m) <= d`` (which are copied down but also stay)

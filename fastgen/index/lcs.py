@@ -1,8 +1,8 @@
 """Verification kernels: bit-parallel LCS of a query text against stored ones, decided in integers.
 
-Guarantees: :func:`need_lcs` is :func:`fastgen.rouge.min_lcs`, and :func:`score_of` is :func:`fastgen.rouge.f1_of_lcs`,
-operation by operation. One machine word covers a query of up to 64 tokens, several beyond. Knows nothing of how
-candidates are found.
+Guarantees: :func:`need_lcs` is :func:`fastgen.method.rouge.min_lcs`, and :func:`score_of` is
+:func:`fastgen.method.rouge.f1_of_lcs`, operation by operation. One machine word covers a query of up to 64 tokens,
+several beyond. Knows nothing of how candidates are found.
 
 Source of the recurrence: Hyyro, "Bit-parallel LCS-length computation revisited", 2004.
 """

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from cyclopts import Group, Parameter
 
-from fastgen.asking_options import AskSpeed, options_of
+from fastgen.asking.options import AskSpeed, options_of
 from fastgen.errors import InputError
 from fastgen.judging.slots import MAX_VOTES
 from fastgen.options import Options

@@ -1,4 +1,4 @@
-"""Where judgements are: ``judgements/NAME/`` in the run folder, a log of answers each (`fastgen.asking`).
+"""Where judgements are: ``judgements/NAME/`` in the run folder, a log of answers each (`fastgen.asking.asker`).
 
 ::
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fastgen.asking import read_meaning
+from fastgen.asking.asker import read_meaning
 from fastgen.errors import InputError, RunFolderError
 
 KIND: Final = "judgements"

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from fastgen.asking import Prompt
+from fastgen.asking.asker import Prompt
 from fastgen.backends.endpoint import Api
 from fastgen.judging.verdicts import CODE_LENGTH
 from fastgen.records import Instance, Message

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from fastgen.asking import Question, Reply
+from fastgen.asking.asker import Question, Reply
 from fastgen.backends.endpoint import Api
 from fastgen.exporting.entries import entries
 from fastgen.exporting.options import ChoiceOptions

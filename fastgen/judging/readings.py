@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgen.asking import Reply, read_meaning, read_replies
+from fastgen.asking.asker import Reply, read_meaning, read_replies
 from fastgen.errors import InputError
 from fastgen.judging.places import judge_names, judgements_folder
 from fastgen.judging.prompts import code_of

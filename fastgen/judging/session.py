@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fastgen.asking import Question, read_meaning, read_replies
-from fastgen.asking_options import AskSpeed
-from fastgen.asking_session import Job, ask, is_answered, run_until_stopped
+from fastgen.asking.asker import Question, read_meaning, read_replies
+from fastgen.asking.options import AskSpeed
+from fastgen.asking.session import Job, ask, is_answered, run_until_stopped
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
@@ -31,7 +31,7 @@ from fastgen.runs import OpenRun, open_run
 from fastgen.server import default_model
 from fastgen.serving import Keys, serve
 from fastgen.stopping import Stopper
-from fastgen.store import RunFolder
+from fastgen.storage.store import RunFolder
 
 _CONSTRAINTS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"structured_outputs": {"json": SCHEMA}},

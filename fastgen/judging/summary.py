@@ -22,7 +22,7 @@ from fastgen.judging.agreement import Agreement, Ratings
 from fastgen.judging.places import judge_names, judgements_folder
 from fastgen.judging.readings import Judgements, read_header, read_judgements, side_by_side
 from fastgen.judging.verdicts import QUESTIONS, SCORES
-from fastgen.runfolder import RunFolder
+from fastgen.storage.runfolder import RunFolder
 
 PAPER: Final[Mapping[str, float]] = {"valid_task": 0.92, "input_fits": 0.79, "output_right": 0.58, "all_right": 0.54}
 """Shares of yes in the original study."""

@@ -22,7 +22,7 @@ from fastgen.records import Completion, Request, Stage
 
 if TYPE_CHECKING:
     from fastgen.backends import Backend, BackendStatistics
-    from fastgen.delivery import Source
+    from fastgen.scheduling.delivery import Source
 
 BOUNDS_S = (
     *(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75),
@@ -97,7 +97,7 @@ class WatchedSource:
         self._closed = True
 
     def next(self) -> Request | None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         request = self._source.next()
         if self._closed and request is not None and request.stage is Stage.INSTRUCTION:
             self._source.give_back(request)
@@ -106,11 +106,11 @@ class WatchedSource:
         return request
 
     def give_back(self, request: Request) -> None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         self._source.give_back(request)
 
     def shrink(self, request: Request) -> Request | None:
-        """See `fastgen.delivery.Source`."""
+        """See `fastgen.scheduling.delivery.Source`."""
         return self._source.shrink(request)
 
 

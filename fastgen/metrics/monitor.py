@@ -24,7 +24,7 @@ from fastgen.metrics.readings import Reading, between
 from fastgen.metrics.sample import Sample, ServerSample
 from fastgen.metrics.series import MetricsFile, Peaks, every_s
 from fastgen.metrics.yields import YieldRule
-from fastgen.scheduler import Scheduler
+from fastgen.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0

@@ -22,7 +22,7 @@ from math import exp, log
 from statistics import fmean
 from typing import Final
 
-from fastgen.rouge import tokenise
+from fastgen.method.rouge import tokenise
 
 SELF_BLEU_TEXTS: Final = 1_000
 _ORDERS: Final = (1, 2, 3, 4)

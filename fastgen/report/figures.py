@@ -13,12 +13,12 @@ from typing import Final
 
 from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
 from fastgen.ledger import Ledger
-from fastgen.log.format import TornTail
 from fastgen.records import SeedTask
 from fastgen.report.sampling import Reservoir, SampleSizes, Spread
 from fastgen.report.timeline import Timeline
 from fastgen.runs import OpenRun
 from fastgen.settled import RejectedInstruction, Settled, rejected_instructions, settled_instructions
+from fastgen.storage.log.format import TornTail
 
 ROUGE_BINS: Final = 20
 EXAMPLES_PER_RULE: Final = 5

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastgen.rules import PRESETS
+from fastgen.method.rules import PRESETS
 from fastgen.stages.answer import answer_span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgen.method.rules import Rules
     from fastgen.records import Completion, Message
-    from fastgen.rules import Rules
     from fastgen.stages.prompts import PromptSet
 
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})

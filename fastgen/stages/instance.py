@@ -19,8 +19,8 @@ from fastgen.stages.fields import read_classification, read_generation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgen.method.rules import Rules
     from fastgen.records import Completion, Message, Span
-    from fastgen.rules import Rules
     from fastgen.stages.prompts import PromptSet
 
 NO_INSTANCE: Final = "no_instance"

@@ -18,8 +18,8 @@ from fastgen.stages.lists import read_list
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgen.method.rules import Rules
     from fastgen.records import Completion, Message, Span
-    from fastgen.rules import Rules
     from fastgen.stages.prompts import PromptSet
 
 UNFINISHED: Final = "unfinished"

@@ -19,14 +19,14 @@ import orjson
 
 from fastgen.errors import InputError
 from fastgen.evaluation.rows import Row, read_rows
-from fastgen.export import export
 from fastgen.exporting.draws import draw
+from fastgen.exporting.export import export
 from fastgen.exporting.options import ChoiceOptions
 from fastgen.exporting.rows import user_turn
 from fastgen.exporting.splits import DEFAULT_SPLIT, parse_splits
+from fastgen.exporting.training_text import training_text
 from fastgen.records import Instance
 from fastgen.runs import open_run
-from fastgen.training_text import training_text
 from fastgen.tuning.options import DataOptions, TextFormat
 
 TRAIN: Final = "train"

@@ -9,8 +9,8 @@
       config.json ...       the model, its tokenizer, README.md, loss.png
       tuning.json           last: the model is whole
 
-Guarantees: one process at a time (`fastgen.locking`); a checkpoint counts only once it is whole; a folder of anything
-else is refused. Knows nothing of models and trainers.
+Guarantees: one process at a time (`fastgen.storage.locking`); a checkpoint counts only once it is whole; a folder of
+anything else is refused. Knows nothing of models and trainers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Final
 import orjson
 
 from fastgen.errors import DiskError, InputError
-from fastgen.locking import Lock
+from fastgen.storage.locking import Lock
 
 _MARK: Final = "complete"
 _LOCK: Final = ".lock"

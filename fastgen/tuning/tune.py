@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastgen import __version__
 from fastgen.errors import InputError
 from fastgen.progress import Reporter
-from fastgen.tables import as_disk_error
+from fastgen.tables.table import as_disk_error
 from fastgen.tuning.base import BaseModel
 from fastgen.tuning.card import write_card
 from fastgen.tuning.data import TuningData, prepare, source_fingerprint

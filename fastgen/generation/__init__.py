@@ -1,0 +1,1 @@
+"""What `fastgen generate` does: the whole story of a run, from its folder to its last line."""

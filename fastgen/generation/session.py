@@ -1,0 +1,114 @@
+"""One ``fastgen generate`` as its user sees it: reporter, logging, signals, event loop, last line and exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+
+from fastgen.errors import INTERRUPTED, InputError
+from fastgen.generation.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
+from fastgen.generation.pipeline import Outcome, Place, generate
+from fastgen.metrics import MetricsHub
+from fastgen.options import Options
+from fastgen.progress import LoggedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.stopping import Stopper, until_stopped
+from fastgen.storage.store import RunFolder
+
+
+def run(place: Place, options: Options) -> int:
+    """Carry out a run, or a dry one; the exit code (0 or 130, the rest are exceptions)."""
+    if options.job.dry_run:
+        return _dry_run(place, options)
+    outcome = _carry_out(place, options)
+    if outcome is None or outcome.interrupted:
+        print(_how_to_go_on(place.run_dir), file=sys.stderr)
+        return INTERRUPTED
+    if outcome.ended_by is not None:
+        print(
+            f"ended by {outcome.ended_by}; the same command with a lower figure (0: none) goes on to {outcome.target}",
+            file=sys.stderr,
+        )
+    print(
+        f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
+        f"{place.run_dir} --output FILE",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _carry_out(place: Place, options: Options) -> Outcome | None:
+    """How the run ended; ``None``: it was cancelled."""
+    shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
+    handlers: list[logging.Handler] = [ReporterHandler(shown)]
+    if options.job.log_file is not None:
+        handlers.append(_log_to(options.job.log_file, options.job.log_level))
+    logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        return uvloop.run(_generate(place, options, LoggedReporter(shown)))
+    finally:
+        shown.close()
+
+
+def _log_to(path: Path, level: str) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--log-file {path}: cannot be written ({error.strerror})") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(level.upper())
+    return handler
+
+
+def _dry_run(place: Place, options: Options) -> int:
+    """Carry out a small run in a temporary folder and extrapolate; the run folder is not touched."""
+    job = options.job
+    small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
+    with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:
+        folder = RunFolder(Path(name) / "run")
+        outcome = _carry_out(replace(place, run_dir=folder.path), small)
+        if outcome is None or outcome.interrupted:
+            print("interrupted; a dry run leaves nothing behind", file=sys.stderr)
+            return INTERRUPTED
+        log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
+        hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
+    prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
+    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices)
+    print(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
+    return 0
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    if not RunFolder(run_dir).exists():
+        return "interrupted before the run began; nothing was made"
+    return f"interrupted; everything committed is kept, go on with: fastgen generate --run-dir {run_dir}"
+
+
+@asynccontextmanager
+async def _dashboard(place: Place, options: Options, reporter: Reporter) -> AsyncIterator[MetricsHub | None]:
+    """What feeds the live page, where one is asked for."""
+    if not options.job.dashboard:
+        yield None
+        return
+    from fastgen.dashboard.activation import page_on_demand
+
+    hub = MetricsHub()
+    async with page_on_demand(place.run_dir, options.job.dashboard_port, hub) as url:
+        reporter.say(f"dashboard at {url}")
+        yield hub
+
+
+async def _generate(place: Place, options: Options, reporter: Reporter) -> Outcome | None:
+    async def work(stopper: Stopper) -> Outcome:
+        async with _dashboard(place, options, reporter) as hub:
+            return await generate(place, options, reporter, stopper, hub=hub)
+
+    return await until_stopped(work, reporter)

@@ -1,0 +1,1 @@
+"""Data sets as rows: JSON lines and Parquet, plain or compressed."""

@@ -1,0 +1,211 @@
+"""JSON lines as a data set: one object a line, plain or compressed with gzip or zstd.
+
+Guarantees: as `fastgen.tables.table`; a kept line keeps its very bytes, line end included (a last line without one gets
+it). Blank lines are passed over, and so is a byte order mark at the beginning. Compression is told by the first bytes;
+several frames (members) in one file are read as one. What is written is not compressed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import zstandard
+
+from fastgen.errors import InputError
+from fastgen.tables.table import BATCH_BYTES, BATCH_ROWS, Rejected, Rows, as_disk_error, check_text, kind_of, sync_file
+
+MAX_LINE_BYTES = 64 << 20
+_GZIP = b"\x1f\x8b"
+_ZSTD, _ZSTD_SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"  # pzstd's and seekable files begin with the latter
+_LONGEST_ZSTD_WINDOW = 1 << 31  # as written by zstd --ultra --long=31
+_BLOCK_BYTES = 1 << 20
+_COMPRESSED_BLOCK_BYTES = 1 << 14  # what it expands to is held at once, and repetitive text expands a thousandfold
+_BOM = b"\xef\xbb\xbf"
+
+
+class JsonlTable:
+    """One file of JSON lines; the rows are the bytes of the lines."""
+
+    def __init__(self, path: Path, field: str) -> None:
+        self.path = path
+        self._field = field
+        self._size = path.stat().st_size
+        self._read_bytes = 0
+
+    def share_read(self) -> float:
+        """How much of the file's bytes, compressed ones as they are, has been read."""
+        return self._read_bytes / self._size if self._size else 1.0
+
+    def batches(self) -> Iterator[Rows[list[bytes]]]:
+        """Up to 256 rows each; fewer once they exceed 4 MiB."""
+        lines: list[int] = []
+        data: list[bytes] = []
+        size = 0
+        for number, line in enumerate(self._lines(), start=1):
+            if not line.strip():
+                continue
+            lines.append(number)
+            data.append(line)
+            size += len(line)
+            if len(lines) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield self._rows(lines, data)
+                lines, data, size = [], [], 0
+        if lines:
+            yield self._rows(lines, data)
+
+    def sink(self, kept: Path, rejected: Path) -> JsonlSink:
+        """Plain JSON lines."""
+        return JsonlSink(kept, rejected)
+
+    def _rows(self, lines: list[int], data: list[bytes]) -> Rows[list[bytes]]:
+        return Rows(lines, [self._text(line, number) for number, line in zip(lines, data, strict=True)], data)
+
+    def _text(self, line: bytes, number: int) -> str:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            row = _parse_slowly(line, f"{self.path}:{number}")
+        if not isinstance(row, dict) or self._field not in row:
+            raise _without_field(row, self._field, f"{self.path}:{number}")
+        return check_text(row[self._field], f"{self.path}:{number}: {self._field}")
+
+    def _lines(self) -> Iterator[bytes]:
+        """Every line with its end, the last one perhaps without."""
+        begun: list[bytes] = []
+        size, number = 0, 1
+        for block in self._guarded_blocks():
+            *whole, rest = block.split(b"\n")
+            for line in whole:
+                yield b"".join((*begun, line, b"\n"))
+                number += 1
+                begun, size = [], 0
+            begun.append(rest)
+            size += len(rest)
+            if size > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{self.path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; write one JSON object "
+                    f"on each line"
+                )
+        yield b"".join(begun)
+
+    def _guarded_blocks(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                yield from _without_bom(self._blocks(file))
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise InputError(f"{self.path}: the compressed file is damaged ({error}); restore it from a copy") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); mend that") from None
+
+    def _blocks(self, file: IO[bytes]) -> Iterator[bytes]:
+        magic = file.read(4)
+        file.seek(0)
+        if magic.startswith(_GZIP):
+            with gzip.open(file) as plain:
+                yield from self._counted(iter(lambda: plain.read(_BLOCK_BYTES), b""), file)
+        elif magic == _ZSTD or magic[1:] == _ZSTD_SKIPPABLE:
+            yield from self._counted(_decompress_zstd(file), file)
+        else:
+            yield from self._counted(iter(lambda: file.read(_BLOCK_BYTES), b""), file)
+
+    def _counted(self, blocks: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            self._read_bytes = file.tell()
+            yield block
+
+
+def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    head = b""
+    for block in blocks:
+        head += block
+        if len(head) >= len(_BOM):
+            break
+    yield head.removeprefix(_BOM)
+    yield from blocks
+
+
+def _decompress_zstd(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame after frame; the library's own stream reader would take a cut-off frame for the end."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
+    frame = None
+    for block in iter(lambda: file.read(_COMPRESSED_BLOCK_BYTES), b""):
+        rest = block
+        while rest:
+            frame = frame or decompressor.decompressobj()
+            yield frame.decompress(rest)
+            rest, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
+
+
+def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    """What orjson refuses: lone surrogates and NaN are taken as Python's json does, the rest is told."""
+    if b"\0" in line:
+        raise InputError(f"{where}: holds a NUL byte, so this is not a line of text; remove it")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8 JSON lines") from None
+    except json.JSONDecodeError as error:
+        problem = f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+        raise InputError(f"{where}: {problem}; write one whole JSON object on each line") from None
+    except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
+        raise InputError(f"{where}: JSON beyond what can be read; simplify or remove this line") from None
+
+
+def _without_field(row: object, field: str, where: str) -> InputError:
+    if not isinstance(row, dict):
+        return InputError(f"{where}: found {kind_of(row)}; write one JSON object on each line")
+    keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(row)[:10]) or "no field"
+    return InputError(f"{where}: {field}: missing; add it, or name the field that holds the text (there: {keys})")
+
+
+class JsonlSink:
+    """Kept lines as they are; rejected: ``{"line", "row", "rouge_l", "neighbour": {"file", "line", "text"}}``."""
+
+    def __init__(self, kept: Path, rejected: Path) -> None:
+        self._paths = (kept, rejected)
+        self._files: list[IO[bytes]] = []
+        for path in self._paths:
+            with as_disk_error(path):
+                self._files.append(path.open("wb", buffering=_BLOCK_BYTES))
+
+    def write(self, rows: Rows[list[bytes]], rejected: Mapping[int, Rejected]) -> None:
+        """Append the lines; one without a line end gets it."""
+        kept = (line for place, line in enumerate(rows.data) if place not in rejected)
+        why = (_why(rows.lines[place], rows.data[place], reason) for place, reason in rejected.items())
+        for path, file, lines in zip(self._paths, self._files, (kept, why), strict=True):
+            with as_disk_error(path):
+                file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+
+    def finish(self) -> None:
+        """Make both files durable."""
+        for path, file in zip(self._paths, self._files, strict=True):
+            with as_disk_error(path):
+                sync_file(file)
+
+    def close(self) -> None:
+        """Close both files; what they miss after a failed write is written again by the next try."""
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _why(line: int, row: bytes, reason: Rejected) -> bytes:
+    neighbour = {"file": reason.file, "line": reason.line, "text": reason.text}
+    tail = _dumps({"rouge_l": reason.rouge_l, "neighbour": neighbour})
+    return b'{"line":%d,"row":%b,%b' % (line, row.strip(), tail[1:])
+
+
+def _dumps(value: dict[str, object]) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a lone surrogate, which has no UTF-8
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
