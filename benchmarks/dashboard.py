@@ -52,7 +52,7 @@ class Measured:
     states: int = 0
 
 
-class _Viewer(threading.Thread):
+class Viewer(threading.Thread):
     """Looks at the page from when its URL is known to its end, and counts what it is sent."""
 
     def __init__(self, url: str) -> None:
@@ -61,6 +61,7 @@ class _Viewer(threading.Thread):
         self._url = url + "events"
 
     def run(self) -> None:
+        """See `threading.Thread.run`."""
         with urllib.request.urlopen(self._url, timeout=600) as events:  # noqa: S310 - our own page
             for line in events:
                 if line.startswith(b"event: end"):
@@ -92,12 +93,12 @@ def measure(base_url: str, mode: str, instructions: int, concurrency: int) -> Me
         return Measured(wall_s, steady_s, rate, cpu_s, page_cpu_s, viewer.states if viewer else 0)
 
 
-def _watch(process: subprocess.Popen[str]) -> _Viewer:
+def _watch(process: subprocess.Popen[str]) -> Viewer:
     """Somebody who opens the page as soon as the run names it."""
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"dashboard at (\S+)", line):
-            viewer = _Viewer(found[1])
+            viewer = Viewer(found[1])
             viewer.start()
             return viewer
     raise RuntimeError("the run named no page")

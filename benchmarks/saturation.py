@@ -1,6 +1,6 @@
 """Is the server ever idle? ``fastgen generate`` against simulated engines, beside what those could do at most.
 
-``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,eight,original] [--seconds 60]``
+``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,watched,eight,original]``
 
 Each scenario starts simulated vLLM servers (``python -m fastgen.testing --engine ...``: continuous batching at the
 speed of an 8B model on an H100, see `fastgen.testing.timing`) and the real command line, in processes of their own, on
@@ -14,9 +14,10 @@ one machine. After ``--seconds`` from the first request the run is interrupted a
   from which three in a row have a mean of at least 0.95.
 - *queue* is the mean number of waiting sequences over ``max_num_seqs``, *occupancy* that of running ones.
 
-Events come after half of the time, and count from ``--warm`` seconds after them. ``eight`` is compared with eight times
-``steady``. ``original`` is the control flow of the original (`benchmarks.original_loop`) on the same engine, against
-the complete instructions a minute of ``steady``, ramp and drain included.
+Events come after half of the time, and count from ``--warm`` seconds after them. ``watched`` is ``steady`` with
+``--dashboard`` and somebody looking; ``eight`` is compared with eight times ``steady``. ``original`` is the control
+flow of the original (`benchmarks.original_loop`) on the same engine, against the complete instructions a minute of
+``steady``, ramp and drain included.
 
 Everything happens in real time unless ``--speed`` says otherwise: with 4, the engines' time passes four times as fast,
 which shows longer runs, but only where the client keeps up, and whatever the client does by the clock (reading metrics,
@@ -26,6 +27,7 @@ probing dead servers) takes four times as long in the engines' time.
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from benchmarks.dashboard import Viewer
 from benchmarks.harness import ROOT, finish, print_table
 from benchmarks.simulated import (
     Settings,
@@ -67,6 +70,7 @@ class Scenario:
     instances: int = 1
     change: str | None = None
     lasts_s: float = 0.0
+    watched: bool = False
 
     def back_s(self, settings: Settings) -> float | None:
         """Return from when on it can recover; ``None`` where nothing happens."""
@@ -86,6 +90,7 @@ def scenarios(engine: str) -> dict[str, Scenario]:
         Scenario("restarted", change=f"stop={DEAD_S:g}", lasts_s=DEAD_S),
         Scenario("doubled", change=f"max-num-seqs={2 * seats}"),
         Scenario("halved", change=f"max-num-seqs={seats // 2}"),
+        Scenario("watched", watched=True),
         Scenario("eight", instances=8),
     )
     return {scenario.name: scenario for scenario in known}
@@ -158,8 +163,11 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
     """
     with tempfile.TemporaryDirectory() as name, simulated_servers(settings, scenario.instances, scenario.change) as up:
         run = Path(name)
-        with client(run, up, settings.concurrency) as process:
+        flags = ["--dashboard", "--dashboard-port", "0"] if scenario.watched else []
+        with client(run, up, settings.concurrency, *flags) as process:
             wait_for_first_request(up, process, run)
+            if scenario.watched:
+                Viewer(page_of(run)).start()
             from_s = scenario.counts_from_s(settings)
             sleep_until(up[0], from_s, settings.speed)
             before, client_before_s = [server.stats() for server in up], cpu_s(process)
@@ -175,6 +183,16 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
             for server, stats in zip(up, after, strict=True)
         ]
     return _result(scenario, settings, before, after, windows, client_after_s - client_before_s, complete / took_s)
+
+
+def page_of(run: Path) -> str:
+    """The address that the client has named.
+
+    :raises RuntimeError: it has named none.
+    """
+    if found := re.search(r"dashboard at (\S+)", (run / "said").read_text(encoding="utf-8")):
+        return found[1]
+    raise RuntimeError("the run named no page")
 
 
 def _result(
@@ -268,7 +286,7 @@ def main() -> None:
     )
     known = scenarios(given.engine)
     wanted = [*known, "original"] if given.scenarios == "all" else given.scenarios.split(",")
-    if {"eight", "original"} & set(wanted) and "steady" not in wanted:
+    if {"eight", "original", "watched"} & set(wanted) and "steady" not in wanted:
         wanted.insert(0, "steady")
     if unknown := set(wanted) - {*known, "original"}:
         sys.exit(f"--scenarios: unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}, original")
@@ -282,6 +300,9 @@ def main() -> None:
     if "eight" in results:
         factors["eight_over_eight_times_one"] = results["eight"].tokens_per_s / (8 * results["steady"].tokens_per_s)
         print(f"\neight servers: {factors['eight_over_eight_times_one']:.3f} of eight times one")
+    if "watched" in results:
+        factors["watched_over_steady"] = results["watched"].saturation / results["steady"].saturation
+        print(f"\nwith a live page and a viewer: {factors['watched_over_steady']:.4f} of the saturation without")
     if "original" in wanted:
         print()
         original = original_loop(settings, given.original_instructions)

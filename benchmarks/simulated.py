@@ -81,11 +81,11 @@ def simulated_servers(settings: Settings, instances: int, change: str | None = N
 
 
 @contextmanager
-def client(run: Path, servers: Sequence[Server], concurrency: str) -> Iterator[subprocess.Popen[bytes]]:
+def client(run: Path, servers: Sequence[Server], concurrency: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     """``fastgen generate`` without an end, killed on leaving if it is still there; what it says goes to ``said``."""
     urls = [part for server in servers for part in ("--base-url", server.base_url)]
     fixed = [] if concurrency == "default" else ["--concurrency", concurrency]
-    command = [sys.executable, "-m", "fastgen", "generate", "--run-dir", str(run / "run"), *urls, *fixed]
+    command = [sys.executable, "-m", "fastgen", "generate", "--run-dir", str(run / "run"), *urls, *fixed, *flags]
     with (run / "said").open("wb") as said:
         process = subprocess.Popen([*command, "--num-instructions", "10000000"], stderr=said, cwd=ROOT)
         try:
