@@ -17,6 +17,7 @@ import zstandard
 
 from fastgen.errors import DamagedLogError, DiskError, RunFolderError
 
+_WINDOW_LOG = 20  # 1 MiB
 BLOCK_BYTES = 1 << 20
 
 
@@ -101,6 +102,17 @@ def _unreadable(path: Path, error: OSError) -> RunFolderError:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+def _compressor(size: int) -> zstandard.ZstdCompressor:
+    """For so many bytes. Level 6 would save a tenth of the disk for twice the CPU time and three times the memory.
+
+    The window is what reading takes as well; the allocator keeps both for good, in each thread that ever took them.
+    """
+    asked = zstandard.ZstdCompressionParameters.from_level(
+        3, source_size=size, window_log=_WINDOW_LOG, write_checksum=True
+    )
+    return zstandard.ZstdCompressor(compression_params=asked)
+
+
 def compress_segment(path: Path) -> None:
     """Replace a closed segment by its zstd form. :raises DiskError: it stays as it was."""
     target = path.with_name(path.name + ".zst")
@@ -109,7 +121,7 @@ def compress_segment(path: Path) -> None:
         try:
             with path.open("rb") as source, temporary.open("wb") as sink:
                 size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
-                zstandard.ZstdCompressor(level=6, write_checksum=True).copy_stream(source, sink, size=size)
+                _compressor(size).copy_stream(source, sink, size=size)
                 sink.flush()
                 os.fsync(sink.fileno())
             temporary.replace(target)
