@@ -16,8 +16,24 @@ def plot(rows: Mapping[Concurrency, Mapping[str, Any]], recommended: Concurrency
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    chart, (rate, latency) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    _draw_rate(rate, rows, recommended)
+    _draw_latency(latency, rows)
     fixed = [setting for setting in rows if setting != "auto"]
-    chart, (rate, latency) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axes in (rate, latency):
+        axes.grid(alpha=0.3)
+        if fixed:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(fixed, [str(setting) for setting in fixed])
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(path, dpi=130)
+    plt.close(chart)
+
+
+def _draw_rate(rate: Any, rows: Mapping[Concurrency, Mapping[str, Any]], recommended: Concurrency) -> None:  # noqa: ANN401
+    fixed = [setting for setting in rows if setting != "auto"]
     means = [rows[s]["tokens_per_s"][0] for s in fixed]
     rate.errorbar(fixed, means, yerr=_errors(rows, fixed), marker="o", capsize=4, label="fixed")
     if "auto" in rows:
@@ -27,22 +43,20 @@ def plot(rows: Mapping[Concurrency, Mapping[str, Any]], recommended: Concurrency
     if recommended != "auto":
         rate.axvline(recommended, color="gray", ls=":", label=f"recommended: {recommended}")
     rate.set(xlabel="completions in flight", ylabel="output tokens/s", ylim=(0, None), title="Throughput")
-    for colour, stage in enumerate(sorted({stage for s in fixed for stage in rows[s]["latency_s"]})):
-        known = [s for s in fixed if stage in rows[s]["latency_s"]]
+
+
+def _draw_latency(latency: Any, rows: Mapping[Concurrency, Mapping[str, Any]]) -> None:  # noqa: ANN401
+    """Of the fixed settings as lines; of ``auto`` as diamonds, where it was on average."""
+    stages = sorted({stage for row in rows.values() for stage in row["latency_s"]})
+    for colour, stage in enumerate(stages):
+        known = {s: row["latency_s"][stage] for s, row in rows.items() if stage in row["latency_s"]}
+        lines = {s: took for s, took in known.items() if s != "auto"}
         for name, style in (("p50", "-"), ("p99", "--")):
-            took = [rows[s]["latency_s"][stage][name] for s in known]
-            latency.plot(known, took, style, marker=".", color=f"C{colour}", label=f"{stage} {name}")
-    latency.set(xlabel="concurrency", ylabel="seconds a request", yscale="log", title="Latency by stage")
-    for axes in (rate, latency):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        if fixed:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(fixed, [str(s) for s in fixed])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(path, dpi=130)
-    plt.close(chart)
+            took = [one[name] for one in lines.values()]
+            latency.plot(list(lines), took, style, marker=".", color=f"C{colour}", label=f"{stage} {name}")
+            if "auto" in known:
+                latency.plot(rows["auto"]["in_flight"], known["auto"][name], marker="D", ms=5, color=f"C{colour}")
+    latency.set(xlabel="completions in flight", ylabel="seconds a request", yscale="log", title="Latency by stage")
 
 
 def _errors(rows: Mapping[Concurrency, Mapping[str, Any]], settings: Sequence[Concurrency]) -> list[list[float]]:
