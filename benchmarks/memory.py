@@ -24,6 +24,7 @@ from benchmarks.harness import finish, print_table, test_server
 from fastgen.generation import saturation
 from fastgen.generation.committer import Committer
 from fastgen.generation.pipeline import Place, generate
+from fastgen.memory import return_large_blocks
 from fastgen.method.plan import Plan
 from fastgen.options import JobOptions, Options, ServerOptions, SimilarityOptions, SpeedOptions
 from fastgen.progress import QuietReporter
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--index", choices=("lsh", "exact"), default="lsh")
     given = parser.parse_args()
+    return_large_blocks()  # as the command does
     with test_server() as server:
         looks = measure(server.base_url, given.completions, given.concurrency, given.index)
     print_table(

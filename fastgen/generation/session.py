@@ -15,6 +15,7 @@ import uvloop
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.generation.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
 from fastgen.generation.pipeline import Outcome, Place, generate
+from fastgen.memory import return_large_blocks
 from fastgen.metrics import MetricsHub
 from fastgen.options import Options
 from fastgen.progress import LoggedReporter, Reporter, ReporterHandler, choose_reporter
@@ -45,6 +46,7 @@ def run(place: Place, options: Options) -> int:
 
 def _carry_out(place: Place, options: Options) -> Outcome | None:
     """How the run ended; ``None``: it was cancelled."""
+    return_large_blocks()
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
     handlers: list[logging.Handler] = [ReporterHandler(shown)]
     if options.job.log_file is not None:
