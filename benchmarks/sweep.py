@@ -48,6 +48,8 @@ from fastgen.testing import ENGINES
 UNENDING = 10_000_000
 NEAR = 0.03
 """What counts as equal where a single repeat tells nothing of the spread."""
+FAR = 0.1
+"""What never counts as equal, however far the repeats of the best lie apart."""
 Results = Mapping[Concurrency, Sequence[RunFigures]]
 
 
@@ -78,8 +80,10 @@ def recommend(results: Results) -> Advice:
     rates = throughputs(results)
     best = max(rates, key=lambda setting: rates[setting].estimate)
     top = rates[best]
-    enough = top.low if top.low > 0 else top.estimate * (1 - NEAR)
+    enough = max(top.low, top.estimate * (1 - FAR)) if top.low > 0 else top.estimate * (1 - NEAR)
     said = f"{top.estimate:,.0f} tokens/s at {best}; from {enough:,.0f} on it counts as equal"
+    if 0 < top.low < enough:
+        said += f", though its own repeats go down to {top.low:,.0f}: more of them, or longer ones, would tell more"
     if "auto" in rates and rates["auto"].estimate >= enough:
         share = rates["auto"].estimate / top.estimate
         return Advice(

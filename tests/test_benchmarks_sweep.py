@@ -95,6 +95,13 @@ def test_one_repeat_counts_what_is_within_three_percent_as_equal() -> None:
     assert recommend({8: [run(90)], 32: [run(98)], 64: [run(100)]}).flags == "--concurrency 32"
 
 
+def test_repeats_that_lie_far_apart_are_told_and_excuse_nothing_slower_than_a_tenth() -> None:
+    advice = recommend({8: [run(60)] * 2, 32: [run(101)] * 2, 64: [run(90), run(130)], "auto": [run(70), run(110)]})
+    assert advice.flags == "--concurrency 32"
+    assert "more of them, or longer ones, would tell more" in advice.reason
+    assert "would tell more" not in recommend({32: [run(100), run(101)]}).reason
+
+
 def test_auto_is_recommended_where_it_is_as_good_as_the_best() -> None:
     assert recommend({32: [run(100)], "auto": [run(98)]}).flags == "--concurrency auto"
     assert recommend({32: [run(100)], "auto": [run(80)]}).flags == "--concurrency 32"
