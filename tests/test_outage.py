@@ -31,8 +31,22 @@ def test_a_process_that_slept_has_seen_no_outage() -> None:
         now_s += slept_s
         watch.beat(now_s)
         watch.saw_fault(fault, now_s)
+    for _ in range(601):
+        now_s += 1.0
+        watch.beat(now_s)
     with pytest.raises(BackendUnavailable):
-        watch.saw_fault(fault, now_s + 601.0)
+        watch.saw_fault(fault, now_s)
+
+
+def test_what_a_sleep_cut_off_may_be_seen_before_the_late_beat() -> None:
+    watch = OutageWatch(600.0)
+    fault = TransientError("reset", kind="connection", reached_server=False)
+    watch.beat(1000.0)
+    watch.saw_fault(fault, 1000.5)
+    watch.saw_fault(fault, 4600.0)
+    watch.beat(4600.0)
+    watch.saw_fault(fault, 4601.0)
+    assert watch.faults == {"connection": 3}
 
 
 def test_a_fault_counts_against_its_request_only_where_servers_work() -> None:

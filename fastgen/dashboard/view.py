@@ -107,11 +107,11 @@ def _tiles(run: Follower, sample: Sample | None) -> Html:
 def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, str, str]]:
     """What the log does not tell: title, value, note."""
     if sample is None:
-        for name in ("Speed", "Kept a minute", "In flight", "Novelty", "Limited by"):
+        for name in ("Speed", "Complete a minute", "In flight", "Novelty", "Limited by"):
             yield name, "-", "not measured yet"
         return
     yield "Speed", short(sample.generated_tokens_per_s), "generated tokens/s"
-    yield "Kept a minute", short(60 * sample.kept_per_s), f"{generated} tokens generated"
+    yield "Complete a minute", short(60 * sample.complete_per_s), f"{generated} tokens generated"
     yield "In flight", short(round(sample.in_flight, 1)), f"of {sample.concurrency:.0f} allowed"
     yield "Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"
     yield "Limited by", sample.limit.value, sample.limit_reason

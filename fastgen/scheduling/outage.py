@@ -37,6 +37,8 @@ class OutageWatch:
 
     def saw_fault(self, error: TransientError, now_s: float) -> None:
         """:raises BackendUnavailable: nothing but faults has come for the timeout."""
+        if math.isfinite(self._beat_s):
+            self.beat(now_s)  # what was cut off by a sleep may be seen before the beat that is late
         self.faults[error.kind] += 1
         if self.faults[error.kind] == 1:
             log.warning("first fault of its kind, retried: %s", error)
