@@ -7,7 +7,6 @@ import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -54,19 +53,11 @@ async def beside(
 
 
 async def keep_durable(store: Store, interval_s: float, times: CommitTimes) -> None:
-    """Force the log to the disk every ``interval_s``, and compress the segments that are closed.
-
-    In one thread of its own: each thread that has compressed keeps some 6 MB of the allocator's memory for good.
-    """
-    loop = asyncio.get_running_loop()
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="durable")
-    try:
-        while True:
-            await asyncio.sleep(interval_s)
-            await loop.run_in_executor(thread, times.syncing, store.sync)
-            await loop.run_in_executor(thread, store.compress_closed)
-    finally:
-        thread.shutdown(wait=False)  # the store itself waits for what still runs when it is closed
+    """Force the log to the disk every ``interval_s``, and compress the segments that are closed."""
+    while True:
+        await asyncio.sleep(interval_s)
+        await asyncio.to_thread(times.syncing, store.sync)
+        await asyncio.to_thread(store.compress_closed)
 
 
 async def watch_space(path: Path, reporter: Reporter) -> None:

@@ -105,7 +105,7 @@ def _unreadable(path: Path, error: OSError) -> RunFolderError:
 def _compressor(size: int) -> zstandard.ZstdCompressor:
     """For so many bytes. Level 6 would save a tenth of the disk for twice the CPU time and three times the memory.
 
-    The window is what reading takes as well; the allocator keeps both for good, in each thread that ever took them.
+    The window is what reading takes as well.
     """
     asked = zstandard.ZstdCompressionParameters.from_level(
         3, source_size=size, window_log=_WINDOW_LOG, write_checksum=True
