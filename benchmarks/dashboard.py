@@ -31,13 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import ROOT, finish, print_table, test_server
+from benchmarks.harness import ROOT, cpu_seconds, finish, print_table, test_server
 from benchmarks.intervals import ratio_interval
 from fastgen.storage.store import RunFolder
 
 MODES: Final = ("off", "on", "viewed")
+PAGE: Final = re.compile(r"dashboard at (\S+)")
+"""What a run says of its page."""
 FIGURES: Final = ("wall_s", "steady_s", "cpu_s")
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def measure(base_url: str, mode: str, instructions: int, concurrency: int) -> Me
             viewer = _watch(process) if mode == "viewed" else None
             said = _until_it_ends(process)
             wall_s = time.perf_counter() - began_s
-            cpu_s, page_cpu_s = _cpu_of_the_ended(process.pid)
+            cpu_s, page_cpu_s = cpu_seconds(process.pid)
         if process.returncode or "the dashboard" in said.replace("dashboard at", ""):
             raise RuntimeError(f"the run ended with {process.returncode}: {said[-500:]}")
         if viewer is not None:
@@ -97,7 +98,7 @@ def _watch(process: subprocess.Popen[str]) -> Viewer:
     """Somebody who opens the page as soon as the run names it."""
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(r"dashboard at (\S+)", line):
+        if found := PAGE.search(line):
             viewer = Viewer(found[1])
             viewer.start()
             return viewer
@@ -110,13 +111,6 @@ def _until_it_ends(process: subprocess.Popen[str]) -> str:
     said = process.stderr.read()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     return said
-
-
-def _cpu_of_the_ended(pid: int) -> tuple[float, float]:
-    """CPU seconds of a process itself, and of those that it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    user, system, users, systems = map(int, fields[11:15])
-    return (user + system) / _TICKS_PER_S, (users + systems) / _TICKS_PER_S
 
 
 def measure_all(instructions: int, concurrency: int, repeats: int) -> dict[str, list[Measured]]:

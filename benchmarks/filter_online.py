@@ -9,12 +9,12 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.filter_streams import BATCH, chunks, fresh_candidates
+from benchmarks.harness import memory_bytes
 from fastgen.method.novelty import IndexKind, NoveltyFilter, warm_up
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def grow(
             pool=size,
             per_s=len(window) / cpu,
             bytes_per_entry=growth.novelty.memory_bytes() / len(growth.novelty),
-            rss_bytes=0 if growth.keep_texts else _resident_bytes(),
+            rss_bytes=0 if growth.keep_texts else memory_bytes("VmRSS"),
             latencies=(float(np.median(laps[-WINDOW // BATCH :])), float(np.quantile(laps, 0.999)), float(laps.max())),
             batches=laps.size,
             wrong=wrong,
@@ -128,10 +128,6 @@ def grow(
         )
         if scan_per_s:
             yield Row("exhaustive scan", size, scan_per_s)
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def audit_decisions(novelty: NoveltyFilter, pool: Sequence[str], candidates: Sequence[str]) -> tuple[int, float]:

@@ -91,6 +91,20 @@ def _items(answer: str) -> list[str]:
     return [line.partition(". ")[2] if i else line.strip() for i, line in enumerate(answer.strip().splitlines())]
 
 
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """CPU seconds, user and system, of a process with its threads, and of those that it has waited for. Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    user, system, users, systems = map(int, fields[11:15])
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    return (user + system) / ticks_per_s, (users + systems) / ticks_per_s
+
+
+def memory_bytes(name: str) -> int:
+    """A figure of this process as the kernel has it: VmRSS, RssShmem, ... Linux only."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
 def environment() -> dict[str, str]:
     """Where and when: hardware, versions, commit, date."""
     return {

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import uvloop
 
-from benchmarks.harness import finish, print_table, test_server
+from benchmarks.harness import finish, memory_bytes, print_table, test_server
 from fastgen.generation import saturation
 from fastgen.generation.committer import Committer
 from fastgen.generation.pipeline import Place, generate
@@ -72,15 +72,7 @@ class _Watch:
 
 def _look(done: int, plan: Plan) -> Look:
     gc.collect()
-    return Look(
-        done, len(plan.state.pool), _status_bytes("VmRSS"), _status_bytes("RssShmem"), plan.state.memory_bytes()
-    )
-
-
-def _status_bytes(name: str) -> int:
-    """A figure of this process as the kernel has it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+    return Look(done, len(plan.state.pool), memory_bytes("VmRSS"), memory_bytes("RssShmem"), plan.state.memory_bytes())
 
 
 def measure(base_url: str, completions: int, concurrency: int, index: str) -> list[Look]:

@@ -27,7 +27,6 @@ probing dead servers) takes four times as long in the engines' time.
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import subprocess
 import sys
@@ -39,12 +38,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from benchmarks.dashboard import Viewer
-from benchmarks.harness import ROOT, finish, print_table
+from benchmarks.dashboard import PAGE, Viewer
+from benchmarks.harness import ROOT, cpu_seconds, finish, print_table
 from benchmarks.simulated import (
     Settings,
     client,
-    cpu_s,
     ended,
     simulated_servers,
     sleep_until,
@@ -170,9 +168,9 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
                 Viewer(page_of(run)).start()
             from_s = scenario.counts_from_s(settings)
             sleep_until(up[0], from_s, settings.speed)
-            before, client_before_s = [server.stats() for server in up], cpu_s(process)
+            before, client_before_s = [server.stats() for server in up], cpu_seconds(process.pid)[0]
             sleep_until(up[0], settings.seconds, settings.speed)
-            after, client_after_s = [server.stats() for server in up], cpu_s(process)
+            after, client_after_s = [server.stats() for server in up], cpu_seconds(process.pid)[0]
             if process.poll() is not None:
                 raise ended(run)
             process.send_signal(signal.SIGINT)
@@ -190,7 +188,7 @@ def page_of(run: Path) -> str:
 
     :raises RuntimeError: it has named none.
     """
-    if found := re.search(r"dashboard at (\S+)", (run / "said").read_text(encoding="utf-8")):
+    if found := PAGE.search((run / "said").read_text(encoding="utf-8")):
         return found[1]
     raise RuntimeError("the run named no page")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -93,12 +92,6 @@ def client(run: Path, servers: Sequence[Server], concurrency: str, *flags: str) 
         finally:
             process.kill()
             process.wait()
-
-
-def cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """User and system seconds of a process and its threads."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_first_request(servers: Sequence[Server], process: subprocess.Popen[bytes], run: Path) -> None:
