@@ -12,7 +12,7 @@ from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
 from fastgen.method.admission import MAX_SUBJECT_FAILURES
 from fastgen.method.method import Method
 from fastgen.method.novelty import NoveltyFilter
-from fastgen.method.plan import Plan
+from fastgen.method.plan import FIRST_INSTRUCTIONS, Plan
 from fastgen.method.pool import State
 from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
@@ -119,10 +119,40 @@ def test_machine_demonstrations_do_not_always_come_first_or_last(prompts: Prompt
 
 def test_a_request_is_the_same_whatever_was_in_flight_when_it_was_asked(prompts: PromptSet) -> None:
     one, many = make(prompts, target=5000), make(prompts, target=5000)
-    alone = [one.next() for _ in range(10)]
-    assert take(many, 10) == alone
+    alone = [one.next() for _ in range(FIRST_INSTRUCTIONS)]
+    assert take(many, FIRST_INSTRUCTIONS) == alone
     other_seed = make(prompts, target=5000, seed=1)
-    assert take(other_seed, 10) != alone
+    assert take(other_seed, FIRST_INSTRUCTIONS) != alone
+
+
+def test_a_few_instruction_requests_are_in_flight_until_something_is_kept(prompts: PromptSet) -> None:
+    plan = make(prompts, target=5000)
+    first = take(plan, 1000)
+    assert len(first) == FIRST_INSTRUCTIONS
+    nothing = Completion("", "stop")
+    for commit in plan.judge([Answer(request, 0, nothing) for request in first]):
+        plan.apply(commit)
+    assert len(take(plan, 1000)) == FIRST_INSTRUCTIONS
+
+
+def test_instruction_requests_in_flight_grow_with_the_pool(prompts: PromptSet) -> None:
+    plan, counts = make(prompts, target=5000), []
+    requests = take(plan, 1000)
+    for _ in range(2):
+        answer(plan, requests)
+        assert plan.state.pool
+        requests = []
+        while (request := plan.next()) is not None:
+            if request.stage is Stage.INSTRUCTION:
+                requests.append(request)
+        counts.append(len(requests))
+        assert len(requests) == max(FIRST_INSTRUCTIONS, len(plan.state.pool))
+        assert all(any(index >= 20 for index in request.demonstrations) for request in requests)
+    assert counts[1] > 3 * counts[0] > 3 * FIRST_INSTRUCTIONS
+
+
+def test_a_method_without_machine_demonstrations_has_nothing_to_wait_for(prompts: PromptSet) -> None:
+    assert len(take(make(prompts, target=5000, num_machine_instructions=0), 100)) == 100
 
 
 def test_classification_only_draws_and_asks_for_classification_tasks(prompts: PromptSet) -> None:

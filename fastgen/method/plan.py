@@ -1,7 +1,8 @@
 """What to ask next, so that the target is reached and little is made beyond it: Self-Instruct's bootstrapping.
 
 - `Plan.next` says what to ask now. Downstream work first (instances, then classification), new instructions in what
-  is left, and only as many as the target still needs at the yield seen so far: all stages share the same slots.
+  is left: as many as the target still needs at the yield seen so far, and no more than the pool can feed with
+  demonstrations (`Plan._instructions_allowed`). All stages share the same slots.
 - `Plan.judge` turns answers into commits. It reads; it changes nothing (`fastgen.method.admission`).
 - `Plan.apply` takes what a commit changes into the run's state, live and on resume (`fastgen.method.run_state`), and
   follows it: what has become ready is asked next. A resumed plan is the fold of the log.
@@ -30,6 +31,8 @@ from fastgen.records import Answer, Failure, Message, Request, SeedTask, Stage
 from fastgen.stages import classification, instance, instruction
 from fastgen.stages.prompts import PromptSet
 
+FIRST_INSTRUCTIONS = 5
+"""Instruction completions in flight while the pool is small: the batch size of the original's loop."""
 MAX_BATCHED_TOKENS = 32  # longer answers are asked singly: one that goes on would hold up the rest of its batch
 MAX_REFUSED_BATCHES = 3  # in a row; then this server takes one prompt a request only
 _WAITS_FOR = {
@@ -88,7 +91,9 @@ class Plan:
             return self._ask_for_instances(self._ready[Stage.INSTANCE].popleft())
         if self._ready[Stage.CLASSIFICATION] and Stage.CLASSIFICATION not in without:
             return self._ask_to_classify(self._take_batch(), self._take_number())
-        missing = 0.0 if Stage.INSTRUCTION in without else self._missing()
+        if Stage.INSTRUCTION in without or self._instructions_out >= self._instructions_allowed():
+            return None
+        missing = self._missing()
         return self._ask_for_instructions(missing) if missing > 0 else None
 
     def give_back(self, request: Request) -> None:
@@ -125,6 +130,17 @@ class Plan:
         state = self.state
         on_the_way = len(state.pool) - state.settled + self._instructions_out * state.kept_per_completion.value
         return state.target - state.complete - on_the_way * state.complete_share.value
+
+    def _instructions_allowed(self) -> float:
+        """How many instruction completions may be in flight: as many as the pool has instructions, at least a few.
+
+        A prompt shows instructions of the pool, so a request that is sent before its predecessors are judged learns
+        nothing from them. Each completion brings several instructions (six, typically), so the limit grows about
+        sevenfold in the time of one answer and is above the slots of any server after a few of them.
+        """
+        if not self.method.num_machine_instructions:
+            return math.inf
+        return max(FIRST_INSTRUCTIONS, len(self.state.pool))
 
     def _take_number(self) -> int:
         self._next_request += 1
