@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from fastgen.testing import USUAL_FAULTS, Fault
 FASTGEN = [sys.executable, "-m", "fastgen"]
 FIRST = 32  # requests that fail without exception before a quarter of all does
 EACH_WAIT_S = 300.0
+_COUNTED = re.compile(r"(\w+) (\d+)(?=,|$)")  # of "server faults met: timeout 129, all_down 12"
 _NOISE = re.compile(r"similarity index|compiling|\d+/\d+ complete|instructions complete|going on with")
 
 
@@ -122,32 +124,52 @@ def given_up(run: Path) -> str:
 # -- servers -----------------------------------------------------------------------------------------------------------
 
 
-def server_fault(folder: Path, instructions: int, kinds: tuple[Fault, ...]) -> Row:
-    """One kind (or all that are usual): for the first requests without exception, then for a quarter of all."""
-    name = kinds[0].value if len(kinds) == 1 else "all of these mixed"
-    run = folder / name.replace(" ", "-") / "run"
-    run.parent.mkdir()
+GROUPS: dict[str, tuple[Fault, ...]] = {
+    "connections reset or closed, also in the middle of an answer": (
+        *(Fault.RESET, Fault.DISCONNECT, Fault.RESET_MID_BODY, Fault.TRUNCATED_BODY),
+    ),
+    "no answer, or a late one": (Fault.HANG, Fault.SLOW),
+    "429, 500, 502, 503, with and without Retry-After": (
+        *(Fault.RATE_LIMIT, Fault.RATE_LIMIT_RETRY_AFTER, Fault.OVERLOADED, Fault.OVERLOADED_RETRY_AFTER),
+        *(Fault.SERVER_ERROR, Fault.BAD_GATEWAY),
+    ),
+    "answers that are no valid answer (JSON, choices, types, text)": (
+        *(Fault.INVALID_JSON, Fault.EMPTY_CHOICES, Fault.MISSING_CHOICE, Fault.EXTRA_CHOICE),
+        *(Fault.DUPLICATE_INDEX, Fault.WRONG_TYPES, Fault.NULL_TEXT),
+    ),
+    "answers that lack a finish reason or token counts": (Fault.NULL_FINISH_REASON, Fault.NO_USAGE),
+    "answers that are aborted or 2 MB long": (Fault.ABORTED, Fault.HUGE),
+    "prompts refused as too long": (Fault.PROMPT_TOO_LONG,),
+    "all of these mixed": tuple(USUAL_FAULTS),
+}
+"""The server faults by what a user would call them: one row each."""
+
+
+def server_faults(folder: Path, instructions: int, name: str) -> Row:
+    """One group: a run for each kind (one run for the mixture), all of which must reach their target."""
+    kinds = [GROUPS[name]] if name == "all of these mixed" else [(kind,) for kind in GROUPS[name]]
+    runs = [_server_fault(folder / str(number), instructions, several) for number, several in enumerate(kinds)]
+    faults: Counter[str] = Counter()
+    for run in runs:
+        faults.update({kind: int(count) for kind, count in _COUNTED.findall(run.seen)})
+    seen = ", ".join(f"{kind} {count}" for kind, count in faults.most_common()) or "nothing but the progress"
+    given_up = "; ".join(sorted({run.lost for run in runs}))
+    return Row(f"server: {name}", f"{sum(int(run.injected) for run in runs)} times", given_up, f"exit 0: {seen}")
+
+
+def _server_fault(folder: Path, instructions: int, kinds: tuple[Fault, ...]) -> Row:
+    """One run: these faults for the first requests without exception, then for a quarter of all."""
+    run = folder / "run"
+    run.parent.mkdir(parents=True)
     script = ",".join(kinds[i % len(kinds)].value for i in range(FIRST))
-    plan = (
-        "--script",
-        script,
-        "--faults",
-        ",".join(kinds),
-        "--fault-rate",
-        "0.25",
-        "--slow",
-        "0.5",
-        "--latency",
-        "0.005",
-    )
+    plan = ("--script", script, "--faults", ",".join(kinds), "--fault-rate", "0.25", "--slow", "0.5")
     flags = ("--request-timeout", "1") if kinds == (Fault.HANG,) else ()
-    with test_server(*plan) as server:
+    with test_server(*plan, "--latency", "0.005") as server:
         ended = end(start(run, server.base_url, instructions, "--concurrency", "16", *flags))
         count = injected(server.base_url)
     complete = RunFolder(run).ledger().complete
-    assert complete == instructions, ended
-    cell = f"nothing: {complete} of {instructions} instructions" + given_up(run)
-    return Row(f"server: {name}", f"{count} times", cell, ended.seen())
+    assert (ended.code, complete) == (0, instructions), ended
+    return Row("", str(count), f"nothing: {complete} of {instructions} instructions" + given_up(run), ended.seen())
 
 
 def late_server(folder: Path) -> Row:
@@ -374,9 +396,8 @@ def table(instructions: int, kill_count: int) -> list[Row]:
         def own(row: Callable[[Path], Row]) -> Row:
             return row(Path(tempfile.mkdtemp(dir=folder)))
 
-        kinds = [*((kind,) for kind in Fault), tuple(USUAL_FAULTS)]
         with ThreadPoolExecutor(4) as several:
-            rows = list(several.map(lambda kind: own(lambda at: server_fault(at, instructions, kind)), kinds))
+            rows = list(several.map(lambda name: own(lambda at: server_faults(at, instructions, name)), GROUPS))
         sigint, term = signal.SIGINT, signal.SIGTERM
         stop = "stopped for 5 s (Ctrl-Z) with a request timeout of 2 s, then Ctrl-C"
         others: tuple[Callable[[Path], Row], ...] = (
