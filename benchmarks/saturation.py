@@ -11,7 +11,7 @@ one machine. After ``--seconds`` from the first request the run is interrupted a
   of the sequences that ended in that time.
 - *saturation* is the time that a full batch would have needed for each second's work; other than tokens/s it does not
   depend on which lengths came up in that second, so that recovery is told from it: the first second after the event
-  from which three in a row have a mean of at least 0.95.
+  from which three in a row have a mean of at least 0.95. The *ramp* is the same, counted from the first request.
 - *queue* is the mean number of waiting sequences over ``max_num_seqs``, *occupancy* that of running ones.
 
 Events come after half of the time, and count from ``--warm`` seconds after them. ``watched`` is ``steady`` with
@@ -117,6 +117,7 @@ class Result:
     occupancy: float
     queue: float
     recovered_after_s: float | None
+    ramp_s: float | None  # from the first request until the server was saturated
     client_cores: float
     server_cores: float
     completions_per_s: float
@@ -219,6 +220,7 @@ def _result(
         recovered_after_s=None
         if back_s is None
         else recovered_after_s(after[0]["seconds"]["saturation"], back_s, after[0]["now_s"]),
+        ramp_s=recovered_after_s(after[0]["seconds"]["saturation"], 0.0, settings.event_s),
         client_cores=client_cpu_s / real_s,
         server_cores=server_cpu_s / real_s,
         completions_per_s=answered / (after[0]["now_s"] - before[0]["now_s"]),
@@ -244,14 +246,15 @@ def original_loop(settings: Settings, instructions: int) -> float:
 def print_results(results: Sequence[Result]) -> None:
     """One line a scenario."""
     columns = (
-        *("scenario", "output tokens/s", "ideal", "share", "saturation", "occupancy", "queue/batch", "recovered s"),
-        *("completions/s", "client cores", "servers' cores"),
+        *("scenario", "output tokens/s", "ideal", "share", "saturation", "occupancy", "queue/batch"),
+        *("ramp s", "recovered s", "completions/s", "client cores", "servers' cores"),
     )
     print_table(
         columns,
         [
             (
                 *(r.scenario, r.tokens_per_s, r.ideal_tokens_per_s, r.share, r.saturation, r.occupancy, r.queue),
+                "" if r.ramp_s is None else r.ramp_s,
                 "" if r.recovered_after_s is None else r.recovered_after_s,
                 *(r.completions_per_s, r.client_cores, r.server_cores),
             )
