@@ -2,15 +2,15 @@
 
 Guarantees: floats behave as Python's do (no fast-math), so a score computed in a kernel is rouge_score's float. The
 machine code is cached beside the module or, from a read-only installation, in the user's cache folder (numba's own
-fallback); where neither can be written it is compiled anew in each process. Knows nothing of the kernels themselves.
-
-Numba checks only the file of the called function for staleness, not the files it calls into: after editing a kernel
-here, delete the ``__pycache__`` folders.
+choice, which ``NUMBA_CACHE_DIR`` overrides); :mod:`fastgen.kernel_cache` says what happens where that fails. A change
+of any file of this package makes the cache stale. Knows nothing of the kernels themselves.
 """
 
 from __future__ import annotations
 
 import functools
+import zlib
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -19,20 +19,37 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastgen.kernel_cache import KernelCache, warn_of_no_folder
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PACKAGE = "fastgen.index"
+
+
+@functools.cache
+def source_checksum() -> str:
+    """Checksum of this package's source (8 hex digits): equal for equal kernels."""
+    sources = sorted(
+        (source.name, source.read_bytes()) for source in files(PACKAGE).iterdir() if source.name.endswith(".py")
+    )
+    crc = 0
+    for name, content in sources:
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` on its first call (nopython, ``nogil``, cached on disk where a disk can be written)."""
-    compile_with = functools.partial(numba.njit, nogil=True, _nrt=False, error_model="numpy", boundscheck=False)
+    dispatcher = numba.njit(nogil=True, _nrt=False, error_model="numpy", boundscheck=False)(function)
     try:
-        return cast("Callable[P, R]", compile_with(cache=True)(function))
-    except RuntimeError:  # numba found no folder that it may write to
-        return cast("Callable[P, R]", compile_with()(function))
+        dispatcher._cache = KernelCache(function, source_checksum())  # noqa: SLF001 - as cache=True does
+    except RuntimeError:
+        warn_of_no_folder(function.__code__.co_filename)
+    return cast("Callable[P, R]", dispatcher)
 
 
 @kernel

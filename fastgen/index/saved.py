@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import mmap
 import sys
-import zlib
 from dataclasses import is_dataclass
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from fastgen.index.jit import PACKAGE, source_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
-
-PACKAGE = "fastgen.index"
 
 
 class Unsavable(Exception):
@@ -123,16 +120,9 @@ def put_together(
     _rebuild(index, "", values, layout, read_into)
 
 
-@cache
 def make_of_index() -> str:
     """What must be equal for a saved index to mean the same: the byte order and this package's source."""
-    sources = sorted(
-        (source.name, source.read_bytes()) for source in files(PACKAGE).iterdir() if source.name.endswith(".py")
-    )
-    crc = 0
-    for name, content in sources:
-        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
-    return f"{sys.byteorder} {crc:08x}"
+    return f"{sys.byteorder} {source_checksum()}"
 
 
 def _leaves(value: Any, path: str, holder: Any = None) -> Iterator[_Leaf]:  # noqa: ANN401 - anything an index may hold

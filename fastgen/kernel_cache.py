@@ -1,0 +1,103 @@
+"""Compiled kernels on disk: numba's cache, but one that never stops a run.
+
+Guarantees: the cache is only a gain in time. A file that is not whole is removed and made again, and where nothing can
+be written, kernels are compiled anew in each process; both are one line in the log. Machine code that was compiled
+from other source, by another numba, or that was damaged on disk is never loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+_DIGEST_BYTES = 32
+_SLOW = "so every start compiles for up to a minute"
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+    """The cache of one function: ``dispatcher._cache``.
+
+    ``source``: names the source of everything that the function may call, which numba does not look at.
+
+    :raises RuntimeError: numba found no folder that can be written.
+    """
+
+    def __init__(self, function: Callable[..., Any], source: str) -> None:
+        super().__init__(function)
+        what = repr((numba.__version__, self._impl.locator.get_source_stamp(), source))
+        stamp = hashlib.sha256(what.encode()).digest()
+        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401 - numba's
+        """Write one compiled signature, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            reason = error.strerror or error
+            warn_once(self._cache_path, f"kernels cannot be written here ({reason}), {_SLOW}; set NUMBA_CACHE_DIR")
+
+
+class _CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # as above
+    """Numba's pair of files for a function, each with a digest at its end, which numba itself would ignore.
+
+    The digest of a data file also covers the source. Numba names data files by number, so one that an interrupted write
+    left behind could otherwise be taken for a newer one.
+    """
+
+    def _load_index(self) -> dict[Any, Any]:
+        try:
+            stamp, overloads = self._read(self._index_path, b"")
+        except OSError:
+            return {}
+        return pickle.loads(overloads) if stamp == self._source_stamp else {}  # noqa: S301 - as below
+
+    def _save_index(self, overloads: dict[Any, Any]) -> None:
+        self._write(self._index_path, (self._source_stamp, self._dump(overloads)), b"")
+
+    def _load_data(self, name: str) -> Any:  # noqa: ANN401 - numba's
+        return self._read(self._data_path(name), self._source_stamp)
+
+    def _save_data(self, name: str, data: Any) -> None:  # noqa: ANN401 - numba's
+        self._write(self._data_path(name), data, self._source_stamp)
+
+    def _read(self, name: str, key: bytes) -> Any:  # noqa: ANN401 - what was written
+        """:raises OSError: it cannot be read, or was not whole and is removed."""
+        path = Path(name)
+        content = path.read_bytes()
+        payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if digest != _digest(payload, key):
+            warn_once(self._cache_path, "damaged or outdated kernels are removed and compiled again")
+            path.unlink(missing_ok=True)
+            raise OSError(f"{path} is not whole")
+        return pickle.loads(payload)  # noqa: S301 - who can write this file can write the package
+
+    def _write(self, name: str, content: Any, key: bytes) -> None:  # noqa: ANN401 - what numba wants kept
+        payload = self._dump(content)
+        with self._open_for_write(name) as file:
+            file.write(payload + _digest(payload, key))
+
+
+def _digest(payload: bytes, key: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES, key=key).digest()
+
+
+@functools.cache
+def warn_once(folder: str, message: str) -> None:
+    """Log one line for each kind of trouble and folder, however many kernels have it."""
+    log.warning("%s: %s", folder, message)
+
+
+def warn_of_no_folder(file: str) -> None:
+    """Log that no folder can be written for the kernels of ``file``."""
+    warn_once(file, f"no folder for compiled kernels can be written, {_SLOW}; set NUMBA_CACHE_DIR")
