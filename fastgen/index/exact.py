@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.arrays import check_room
 from fastgen.index.checks import conclude, make_found, verify_met
 from fastgen.index.gists import least_need
 from fastgen.index.jit import kernel, signed
@@ -47,7 +46,7 @@ from fastgen.index.postings import (
     CHUNK,
     ENTRY_MASK,
     INFO_SHIFT,
-    check_postings,
+    check_whole,
     clear,
     keep_flagged,
     postings_bytes,
@@ -58,11 +57,13 @@ from fastgen.index.trie import (
     DEEPEST,
     LONG,
     MARK_ENTRY,
+    NODES,
     REST_SHIFT,
     Exact,
     add_nodes,
     link,
     make_exact,
+    make_room,
     open_nodes,
     unlink,
     walk,
@@ -83,7 +84,10 @@ _FIRST_FREEZE, _LAST_FREEZE = 512, 8192  # pool sizes at which the order is froz
 
 @kernel
 def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
-    """Verify every entry that shares a node with the open text; returns the number of its nodes."""
+    """Verify every entry that shares a node with the open text; returns the number of its nodes.
+
+    -1 where there are too many of them: then every entry was verified.
+    """
     exact.clock[0] += 1
     least = least_overlap(pool.rule, text.length)
     if least == 0:
@@ -97,9 +101,23 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
             waiting = _scan(pool, exact, found, text, node, waiting)
             if exact.nodes.split[node] and exact.nodes.depth[node] < DEEPEST:
                 size = add_nodes(exact, size, node, text.length, least)
+                if size < 0:
+                    _meet_all(pool, exact, found, text)
+                    return -1
         begin, end = end, size
     verify_met(pool, exact.met, waiting, exact.flags, exact.seen, exact.clock[0], found, text)
     return end
+
+
+@kernel
+def _meet_all(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
+    """Verify every entry that was not verified yet."""
+    size = pool.entries.size[0]
+    for begin in range(0, size, exact.met.size):
+        waiting = min(exact.met.size, size - begin)
+        for i in range(waiting):
+            exact.met[i] = begin + i
+        verify_met(pool, exact.met, waiting, exact.flags, exact.seen, exact.clock[0], found, text)
 
 
 @kernel
@@ -168,6 +186,8 @@ def _decide(pool: Pool, exact: Exact, batch: Batch, found: Found, keep: bool) ->
         novel = conclude(pool, found, text)
         close_query(pool, text.length)
         if novel and keep:
+            if size < 0:
+                size = walk(pool, exact, text)
             link(pool, exact, text, store_text(pool, text), size)
         else:
             forget_symbols(pool.symbols, known)
@@ -190,9 +210,9 @@ def _take_back(pool: Pool, exact: Exact, keep: int) -> None:
 class ExactIndex:
     """A :class:`fastgen.index.CandidateIndex` that never misses, by the proof above."""
 
-    def __init__(self, threshold: float, reject_at: str, *, crowded: int = CROWDED) -> None:
+    def __init__(self, threshold: float, reject_at: str, *, crowded: int = CROWDED, nodes: int = NODES) -> None:
         self._pool = TextPool(threshold, reject_at)
-        self._exact = make_exact(crowded)
+        self._exact = make_exact(crowded, nodes)
 
     def __len__(self) -> int:
         """Entries in the pool."""
@@ -203,6 +223,7 @@ class ExactIndex:
         batch = make_batch(texts)
         self._reserve(batch)
         _add(self._pool.view(), self._exact, batch)
+        check_whole(self._exact.postings)
         if seeds:
             self._pool.index_seeds()
 
@@ -211,6 +232,7 @@ class ExactIndex:
         batch, found = make_batch(texts), make_found(len(texts))
         self._reserve(batch)
         _decide(self._pool.view(), self._exact, batch, found, True)
+        check_whole(self._exact.postings)
         return found
 
     def look_up(self, texts: Sequence[bytes]) -> Found:
@@ -238,6 +260,5 @@ class ExactIndex:
 
     def _reserve(self, batch: Batch) -> None:
         self._pool.reserve(batch)
-        texts = batch.start.size - 1
-        check_room(self._exact.seen, len(self._pool) + texts)
-        check_postings(self._exact.postings, texts * 4096)
+        more = batch.start.size - 1
+        self._exact = make_room(self._exact, len(self), more, self._pool.symbol_room(), self._pool.longest_text())

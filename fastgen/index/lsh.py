@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgen.index.arrays import check_room, reserve_array
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.checks import conclude, make_found, verify_met
 from fastgen.index.gists import least_need, popcount64
 from fastgen.index.jit import kernel
 from fastgen.index.lcs import close_query, open_query
 from fastgen.index.minhash import Permutations, band_key, datasketch_permutations, sign
 from fastgen.index.nearest import nearest_older
-from fastgen.index.pool import TextPool, make_batch, read_text, reread_entry, store_text
+from fastgen.index.pool import MOST_ENTRIES, TextPool, make_batch, read_text, reread_entry, store_text
 from fastgen.index.postings import (
     CHUNK,
     INFO_SHIFT,
     Postings,
-    check_postings,
+    check_whole,
     find_block,
     fingerprint,
     insert,
@@ -33,6 +33,7 @@ from fastgen.index.postings import (
     prefetch_head,
     remove,
     same_print,
+    with_room_for,
 )
 from fastgen.index.vocabulary import forget_symbols
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 _U64 = np.uint64
 _ONE = _U64(1)
-_MOST_ENTRIES = 1 << 30  # address space only
 _LENGTHS = 64  # lengths from 63 up share a class
 _LONG = _U64(_LENGTHS - 1)
 _BITS = 16
@@ -206,7 +206,7 @@ class LshIndex:
             block=np.empty((bands.bands, 2), np.int64),
             flags=np.empty(_MET, np.uint8),
             met=np.empty(_MET, np.int32),
-            seen=reserve_array(np.int32, _MOST_ENTRIES),
+            seen=reserve_array(np.int32, MOST_ENTRIES),
             clock=np.zeros(1, np.int64),
         )
 
@@ -219,6 +219,7 @@ class LshIndex:
         batch = make_batch(texts)
         self._reserve(batch)
         _add(self._pool.view(), self._lsh, batch)
+        check_whole(self._lsh.postings)
         if seeds:
             self._pool.index_seeds()
 
@@ -227,6 +228,7 @@ class LshIndex:
         batch, found = make_batch(texts), make_found(len(texts))
         self._reserve(batch)
         _decide(self._pool.view(), self._lsh, batch, found, True)
+        check_whole(self._lsh.postings)
         return found
 
     def look_up(self, texts: Sequence[bytes]) -> Found:
@@ -255,5 +257,7 @@ class LshIndex:
     def _reserve(self, batch: Batch) -> None:
         self._pool.reserve(batch)
         texts = batch.start.size - 1
-        check_room(self._lsh.seen, len(self._pool) + texts)
-        check_postings(self._lsh.postings, texts * self.bands.bands)
+        seen = with_room(self._lsh.seen, len(self._pool) + texts, len(self._pool), MOST_ENTRIES)
+        postings = with_room_for(self._lsh.postings, texts * self.bands.bands)
+        if seen is not self._lsh.seen or postings is not self._lsh.postings:
+            self._lsh = self._lsh._replace(seen=seen, postings=postings)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.arrays import check_room, reserve_array
+from fastgen.errors import InputError
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.gists import gist_of
 from fastgen.index.jit import kernel
 from fastgen.index.layout import Batch, Entries, Pool, Query, Seeds, Text
@@ -73,8 +74,9 @@ def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32],
             first[element] += 1
 
 
-_MOST_ENTRIES = 1 << 30  # address space only
-_MOST_TOKENS = 1 << 34
+MOST_ENTRIES = 1 << 30
+MOST_TOKENS = (1 << 24) - 1  # of one text: what `Entries.place` has bits for
+_MOST_TOKENS = 1 << 34  # of all texts; address space only
 
 
 class TextPool:
@@ -84,8 +86,8 @@ class TextPool:
         self._vocabulary = Vocabulary()
         self._entries = Entries(
             tokens=reserve_array(np.int32, _MOST_TOKENS),
-            gist=reserve_array(np.uint64, _MOST_ENTRIES),
-            place=reserve_array(np.uint64, _MOST_ENTRIES),
+            gist=reserve_array(np.uint64, MOST_ENTRIES),
+            place=reserve_array(np.uint64, MOST_ENTRIES),
             size=np.zeros(2, np.int64),
         )
         self._rule = make_rule(threshold, reject_at)
@@ -106,11 +108,21 @@ class TextPool:
         texts = batch.start.size - 1
         tokens = size // 2 + texts
         self._vocabulary.reserve(tokens, size)
-        check_room(self._entries.tokens, int(self._entries.size[1]) + tokens)
-        check_room(self._entries.gist, len(self) + texts)
+        self._make_room(len(self) + texts, int(self._entries.size[1]) + tokens)
         longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
+        if longest > MOST_TOKENS:
+            raise InputError(f"a text of {longest * 2} bytes is too long to be compared; cut it below {MOST_TOKENS} words")
         if longest > self._query.tokens.size:
             self._query = _make_query(longest * 2)
+
+    def _make_room(self, entries: int, tokens: int) -> None:
+        old = self._entries
+        if len(old.tokens) < tokens or len(old.gist) < entries or len(old.place) < entries:
+            self._entries = old._replace(
+                tokens=with_room(old.tokens, tokens, int(old.size[1]), _MOST_TOKENS),
+                gist=with_room(old.gist, entries, len(self), MOST_ENTRIES),
+                place=with_room(old.place, entries, len(self), MOST_ENTRIES),
+            )
 
     def append(self, batch: Batch) -> None:
         """Store the texts of ``batch``; nothing else."""
@@ -138,6 +150,14 @@ class TextPool:
     def symbols(self) -> int:
         """Count the symbols of the vocabulary."""
         return len(self._vocabulary)
+
+    def symbol_room(self) -> int:
+        """Most symbols that the vocabulary may have until the next :meth:`reserve`."""
+        return self._vocabulary.symbols.table.size // 2
+
+    def longest_text(self) -> int:
+        """Most tokens that a text in the pool or in a batch that there is room for may have."""
+        return self._query.tokens.size
 
     def memory_bytes(self) -> int:
         """Bytes in use."""

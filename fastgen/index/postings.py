@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgen.index.arrays import check_room, reserve_array
+from fastgen.errors import StoppedError
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.jit import kernel, prefetch, signed
 
 if TYPE_CHECKING:
@@ -48,14 +49,17 @@ _CAPACITIES = np.array(
     [*range(_STEP, _STEP * _EVEN_STEPS + 1, _STEP), *(int(64 * 1.25**i) // 4 * 4 for i in range(1, 72))], np.int64
 )
 _MOST_WORDS = 1 << 35  # address space only
-_POSTINGS, _LEVEL, _SPLIT, _USED = 0, 1, 2, 3
+_MOST_BUCKETS = 1 << _LAST_LEVEL
+_WORDS_A_POSTING = 16  # of the slab: its block moves at worst, and what it leaves is not reused at once
+_SPARE, _MOST_SPARE = 1 << 17, 1 << 26  # words, for a crowded bucket that is split
+_POSTINGS, _LEVEL, _SPLIT, _USED, _LOST = range(5)
 
 
 class Postings(NamedTuple):
     """The arrays.
 
     ``heads``: one word per bucket. ``slab``: the blocks. ``free``: first free block of each size. ``state``: postings
-    held, level, next bucket to split, slab words used.
+    held, level, next bucket to split, slab words used, postings that found no room.
     """
 
     heads: NDArray[np.uint64]
@@ -66,28 +70,51 @@ class Postings(NamedTuple):
 
 def make_postings() -> Postings:
     """Make an empty multimap."""
-    state = np.zeros(4, np.int64)
+    state = np.zeros(5, np.int64)
     state[_LEVEL] = FIRST_LEVEL
     return Postings(
-        heads=reserve_array(np.uint64, 1 << _LAST_LEVEL),
+        heads=reserve_array(np.uint64, _MOST_BUCKETS),
         slab=reserve_array(np.uint64, _MOST_WORDS),
         free=np.full(_CAPACITIES.size, -1, np.int64),
         state=state,
     )
 
 
-def check_postings(postings: Postings, more: int) -> None:
-    """Make sure that ``more`` postings fit, each of them moving its block at worst.
+def with_room_for(postings: Postings, more: int) -> Postings:
+    """The multimap with room for ``more`` postings: itself, or one with larger arrays.
 
-    :raises StoppedError: they may not.
+    :raises StoppedError: there is none, or an earlier posting found none and is lost.
     """
-    check_room(postings.slab, int(postings.state[_USED]) + more * 16)
+    check_whole(postings)
+    used = int(postings.state[_USED])
+    buckets = bucket_count(postings)
+    heads = buckets + more // LOAD + _SPLITS_AHEAD + 1
+    words = used + more * _WORDS_A_POSTING + min(used, _MOST_SPARE) + _SPARE
+    if len(postings.heads) < min(heads, _MOST_BUCKETS) or len(postings.slab) < min(words, _MOST_WORDS):
+        return postings._replace(
+            heads=with_room(postings.heads, min(heads, _MOST_BUCKETS), buckets, _MOST_BUCKETS),
+            slab=with_room(postings.slab, min(words, _MOST_WORDS), used, _MOST_WORDS),
+        )
+    return postings
+
+
+def check_whole(postings: Postings) -> None:
+    """Make sure that every posting found room.
+
+    :raises StoppedError: one did not, so what is found from then on is not to be trusted.
+    """
+    if postings.state[_LOST]:
+        raise StoppedError("the similarity index is full; run the same command again, which builds it anew")
+
+
+def bucket_count(postings: Postings) -> int:
+    """Buckets in use."""
+    return (1 << int(postings.state[_LEVEL])) + int(postings.state[_SPLIT])
 
 
 def postings_bytes(postings: Postings) -> int:
     """Bytes in use."""
-    buckets = (1 << int(postings.state[_LEVEL])) + int(postings.state[_SPLIT])
-    return 8 * (buckets + int(postings.state[_USED]))
+    return 8 * (bucket_count(postings) + int(postings.state[_USED]))
 
 
 @kernel
@@ -95,7 +122,7 @@ def clear(postings: Postings) -> None:
     """Forget everything."""
     postings.heads[: (1 << postings.state[_LEVEL]) + postings.state[_SPLIT]] = _NOTHING
     postings.free[:] = -1
-    postings.state[:] = 0
+    postings.state[:_LOST] = 0
     postings.state[_LEVEL] = FIRST_LEVEL
 
 
@@ -169,13 +196,16 @@ def _size_class(count: int) -> int:
 
 @kernel
 def _allocate(postings: Postings, size: int) -> int:
-    offset = postings.free[size]
+    """Offset of a block; -1 where the slab is full."""
+    offset, capacity = signed(postings.free[size]), signed(_CAPACITIES[size])
     if offset >= 0:
         postings.free[size] = signed(postings.slab[offset]) - 1
-        return signed(offset)
-    offset = postings.state[_USED]
-    postings.state[_USED] = offset + _CAPACITIES[size]
-    return signed(offset)
+        return offset
+    offset = signed(postings.state[_USED])
+    if offset + capacity > postings.slab.size:
+        return -1
+    postings.state[_USED] = offset + capacity
+    return offset
 
 
 @kernel
@@ -191,11 +221,16 @@ def _head_of(offset: int, count: int) -> np.uint64:
 
 @kernel
 def _resize(postings: Postings, offset: int, count: int, wanted: int) -> int:
-    """Move a block of ``count`` postings to one of the size for ``wanted``, unless it is that; returns the offset."""
+    """Move a block of ``count`` postings to one of the size for ``wanted``, unless it is that; returns the offset.
+
+    -1 where a larger block finds no room.
+    """
     old, new = _size_class(count), _size_class(wanted)
     if old == new:
         return offset
     to = _allocate(postings, new) if wanted > 0 else 0
+    if to < 0:
+        return offset if wanted < count else -1
     for i in range(min(count, wanted)):
         postings.slab[to + i] = postings.slab[offset + i]
     if count > 0:
@@ -210,7 +245,9 @@ def insert(postings: Postings, key: np.uint64, posting: np.uint64) -> None:
     _append(postings, bucket, posting)
     state = postings.state
     state[_POSTINGS] += 1
-    if state[_POSTINGS] > LOAD * ((1 << state[_LEVEL]) + state[_SPLIT]) and state[_LEVEL] < _LAST_LEVEL:
+    buckets = (1 << state[_LEVEL]) + state[_SPLIT]
+    crowded = state[_POSTINGS] > LOAD * buckets
+    if crowded and state[_LEVEL] < _LAST_LEVEL and buckets + _SPLITS_AHEAD < postings.heads.size:
         _split_next(postings)
 
 
@@ -218,6 +255,9 @@ def insert(postings: Postings, key: np.uint64, posting: np.uint64) -> None:
 def _append(postings: Postings, bucket: int, posting: np.uint64) -> None:
     offset, count = block_of(postings, bucket)
     offset = _resize(postings, offset, count, count + 1)
+    if offset < 0:
+        postings.state[_LOST] += 1
+        return
     postings.slab[offset + count] = posting
     postings.heads[bucket] = _head_of(offset, count + 1)
 

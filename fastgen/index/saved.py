@@ -57,7 +57,7 @@ def _rows_in_use(holder: Any) -> Mapping[str, int | Scratch]:  # noqa: ANN401 - 
         case "Entries":
             return {"tokens": int(holder.size[1]), **dict.fromkeys(("gist", "place"), int(holder.size[0]))}
         case "Postings":
-            _, level, split, used = (int(value) for value in holder.state)
+            _, level, split, used, _ = (int(value) for value in holder.state)
             return {"heads": (1 << level) + split, "slab": used}
         case "Order":
             return {"frequency": int(holder.known[0])}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgen.index.arrays import reserve_array
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.jit import kernel, signed
 from fastgen.index.order import Order, least_overlap, put_in_order
-from fastgen.index.pool import reread_entry
+from fastgen.index.pool import MOST_ENTRIES, reread_entry
 from fastgen.index.postings import (
     CHUNK,
     ENTRY_MASK,
@@ -25,6 +25,7 @@ from fastgen.index.postings import (
     prefetch_head,
     remove,
     same_print,
+    with_room_for,
 )
 from fastgen.index.vocabulary import mix64
 
@@ -38,9 +39,11 @@ DEEPEST = 4
 _MOST_CHILDREN = np.array([0, 24, 12, 8, -1], np.int64)  # by depth: a text that has more below stays where it is
 
 _U64 = np.uint64
-_MOST_ENTRIES = 1 << 30  # address space only
-_MOST_SYMBOLS = 1 << 30
-_MOST_NODES = 1 << 28
+_MOST_SYMBOLS = 1 << 31  # address space only
+_MOST_TOKENS = 1 << 28
+NODES = 1 << 22  # of one text: one that would visit more is compared with the whole pool instead
+_MOST_BELOW = 1 << 15  # nodes deeper than 1 that a text may be put into: fewer, by `_MOST_CHILDREN`
+_POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH = 4096, 1 << 20
 _MET = 4 * CHUNK
 _FIELD = _U64(11)
 LONG = (1 << 11) - 1  # lengths from here up are not filtered inline
@@ -95,32 +98,59 @@ class Exact(NamedTuple):
     freezes: NDArray[np.int64]
 
 
-def make_exact(crowded: int) -> Exact:
-    """Make an empty trie whose nodes are split when they hold ``crowded`` postings."""
+def make_exact(crowded: int, nodes: int = NODES) -> Exact:
+    """Make an empty trie whose nodes are split when they hold ``crowded`` postings.
+
+    ``nodes``: most nodes that a text's search visits, at least ``1 << 16``.
+    """
     return Exact(
         crowded=crowded,
         postings=make_postings(),
         order=Order(reserve_array(np.int32, _MOST_SYMBOLS), np.zeros(1, np.int64)),
         nodes=Nodes(
-            key=reserve_array(np.uint64, _MOST_NODES),
-            last=reserve_array(np.int32, _MOST_NODES),
-            depth=reserve_array(np.int32, _MOST_NODES),
-            parent=reserve_array(np.int32, _MOST_NODES),
-            offset=reserve_array(np.int64, _MOST_NODES),
-            held=reserve_array(np.int64, _MOST_NODES),
-            crowd=reserve_array(np.int32, _MOST_NODES),
-            split=reserve_array(np.bool_, _MOST_NODES),
-            onward=reserve_array(np.bool_, _MOST_NODES),
+            key=reserve_array(np.uint64, nodes),
+            last=reserve_array(np.int32, nodes),
+            depth=reserve_array(np.int32, nodes),
+            parent=reserve_array(np.int32, nodes),
+            offset=reserve_array(np.int64, nodes),
+            held=reserve_array(np.int64, nodes),
+            crowd=reserve_array(np.int32, nodes),
+            split=reserve_array(np.bool_, nodes),
+            onward=reserve_array(np.bool_, nodes),
         ),
-        sorted=reserve_array(np.uint64, _MOST_NODES),
-        other=reserve_array(np.uint64, _MOST_NODES),
+        sorted=reserve_array(np.uint64, _MOST_TOKENS),
+        other=reserve_array(np.uint64, _MOST_TOKENS),
         path=np.empty(DEEPEST + 1, np.uint64),
-        moving=reserve_array(np.int32, _MOST_ENTRIES),
+        moving=reserve_array(np.int32, MOST_ENTRIES),
         flags=np.empty(_MET, np.uint8),
         met=np.empty(_MET, np.int32),
-        seen=reserve_array(np.int32, _MOST_ENTRIES),
+        seen=reserve_array(np.int32, MOST_ENTRIES),
         clock=np.zeros(1, np.int64),
         freezes=np.zeros(1, np.int64),
+    )
+
+
+def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int) -> Exact:
+    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens and so many symbols."""
+    texts, below = entries + more, longest + _MOST_BELOW
+    order, new_postings = exact.order, min(more * _POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH) + longest
+    postings = with_room_for(exact.postings, new_postings)
+    if (
+        postings is exact.postings
+        and texts <= min(len(exact.seen), len(exact.moving))
+        and symbols <= len(order.frequency)
+        and longest <= min(len(exact.sorted), len(exact.other))
+        and below <= len(exact.nodes.key)  # of all columns the one with the fewest rows
+    ):
+        return exact
+    return exact._replace(
+        postings=postings,
+        order=order._replace(frequency=with_room(order.frequency, symbols, int(order.known[0]), _MOST_SYMBOLS)),
+        nodes=Nodes(*(with_room(column, below, 0, 2 * _MOST_TOKENS) for column in exact.nodes)),
+        sorted=with_room(exact.sorted, longest, 0, _MOST_TOKENS),
+        other=with_room(exact.other, longest, 0, _MOST_TOKENS),
+        moving=with_room(exact.moving, texts, 0, MOST_ENTRIES),
+        seen=with_room(exact.seen, texts, entries, MOST_ENTRIES),
     )
 
 
@@ -144,12 +174,18 @@ def _posting(entry: int, length: int, last: int, key: np.uint64) -> np.uint64:
 
 @kernel
 def add_nodes(exact: Exact, size: int, parent: int, length: int, least: int) -> int:
-    """Append the nodes one element below ``parent`` (-1: of depth 1); returns the new number of nodes."""
+    """Append the nodes one element below ``parent`` (-1: of depth 1); returns the new number of nodes.
+
+    -1 where there is no room for all of them.
+    """
     nodes = exact.nodes
     depth, first, key = 1, 0, _ROOT
     if parent >= 0:
         depth, first, key = nodes.depth[parent] + 1, nodes.last[parent] + 1, nodes.key[parent]
-    for place in range(first, _last_place(length, least, depth) + 1):
+    end = _last_place(length, least, depth) + 1
+    if size + end - first > nodes.key.size:
+        return -1
+    for place in range(first, end):
         nodes.key[size] = _child_key(key, exact.sorted[place])
         nodes.last[size] = place
         nodes.depth[size] = depth
@@ -241,7 +277,7 @@ def _split(pool: Pool, exact: Exact, node: int) -> None:
     chunk = postings.slab[offset : offset + count]
     moving = 0
     for i in range(chunk.size):
-        if same_print(chunk[i], key):
+        if same_print(chunk[i], key) and moving < exact.moving.size:
             exact.moving[moving] = signed(chunk[i] & ENTRY_MASK)
             moving += 1
     insert(postings, key, _MARK | fingerprint(key))

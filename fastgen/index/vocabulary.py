@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgen.index.arrays import check_room, reserve_array
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.jit import kernel, signed
 from fastgen.index.layout import Symbols
 from fastgen.index.sha1 import WORK_WORDS, sha1_hash32
@@ -31,6 +31,7 @@ _MIX_1 = _U64(0xFF51AFD7ED558CCD)
 _MIX_2 = _U64(0xC4CEB9FE1A85EC53)
 _S33 = _U64(33)
 _MOST_SYMBOLS = 1 << 31  # address space only
+_BYTES_A_SYMBOL = 16
 _SMALLEST_TABLE = 1 << 12
 _TAG_BYTES = 32  # NUL and an occurrence number
 _TOKEN_BYTE = np.array(
@@ -211,7 +212,7 @@ class Vocabulary:
             table=np.full(_SMALLEST_TABLE, -1, np.int32),
             hashes=reserve_array(np.uint64, _MOST_SYMBOLS),
             start=reserve_array(np.int64, _MOST_SYMBOLS),
-            blob=reserve_array(np.uint8, _MOST_SYMBOLS * 16),
+            blob=reserve_array(np.uint8, _MOST_SYMBOLS * _BYTES_A_SYMBOL),
             parent=reserve_array(np.int32, _MOST_SYMBOLS),
             occurrence=reserve_array(np.int32, _MOST_SYMBOLS),
             base=reserve_array(np.uint32, _MOST_SYMBOLS),
@@ -228,12 +229,22 @@ class Vocabulary:
         """Make room for ``tokens`` more symbols whose bytes add up to at most ``text_bytes``."""
         have = len(self)
         need = have + tokens
-        check_room(self.symbols.hashes, need + 1)
-        check_room(self.symbols.blob, int(self.symbols.start[have]) + 2 * text_bytes + _TAG_BYTES)
+        symbols, blob = self.symbols, int(self.symbols.start[have])
+        if len(symbols.hashes) <= need or len(symbols.blob) < blob + 2 * text_bytes + _TAG_BYTES:
+            self.symbols = self._grown(have, need + 1, blob, blob + 2 * text_bytes + _TAG_BYTES)
         if need * 2 > self.symbols.table.size:
             table = np.full(1 << (need * 3).bit_length(), -1, np.int32)
             _rehash(self.symbols, table)
             self.symbols = self.symbols._replace(table=table)
+
+    def _grown(self, have: int, need: int, blob: int, blob_need: int) -> Symbols:
+        columns = {
+            name: with_room(getattr(self.symbols, name), need, have + 1, _MOST_SYMBOLS)
+            for name in ("hashes", "start", "parent", "occurrence", "base", "slot")
+        }
+        return self.symbols._replace(
+            blob=with_room(self.symbols.blob, blob_need, blob, _MOST_SYMBOLS * _BYTES_A_SYMBOL), **columns
+        )
 
     def memory_bytes(self) -> int:
         """Bytes in use."""
