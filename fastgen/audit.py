@@ -1,18 +1,18 @@
 """Checks a run's similarity decisions against the full scan, to learn how often its index missed a true neighbour.
 
-A share of all decisions is drawn at random (keyed by the seed given), and each is made again by the exhaustive index
-against the very pool that the instruction was compared with then. A kept instruction that the full scan rejects is a
-miss; a rejected one that it keeps would be a wrong rejection, which cannot happen by construction. The bound is
-Clopper and Pearson's (1934): with 95 % confidence the true rate is not above it.
+Decisions are drawn at random (keyed by the seed given), and each is made again by the exhaustive index against the very
+pool that the instruction was compared with then. A kept instruction that the full scan rejects is a miss; a rejected
+one that it keeps would be a wrong rejection, which cannot happen by construction. The bound is exact: with 95 %
+confidence no more of the run's kept instructions are misses. Where all were checked it is the number found.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal
 
 from fastgen.commits import Commit, InstructionOutcome
@@ -25,6 +25,10 @@ from fastgen.stages.instruction import item_text
 from fastgen.storage.log.format import TornTail
 
 CONFIDENCE = 0.95
+BUDGET = 10_000_000_000
+"""Pairs of texts that an audit compares where no share is asked for: about half a minute on one core."""
+FEWEST = 3000
+"""Decisions that are checked whatever that costs: enough to bound the misses at 0.1 % where none is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,9 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was checked and what was found."""
+    """What was checked and what was found, of ``kept`` instructions in all."""
 
+    kept: int
     kept_checked: int
     rejected_checked: int
     disagreements: tuple[Disagreement, ...]
@@ -53,13 +58,16 @@ class Audit:
     @property
     def miss_rate_bound(self) -> float:
         """Upper 95 % confidence bound of the share of kept instructions that should have been rejected."""
-        return upper_bound(self.misses, self.kept_checked)
+        return upper_bound(self.misses, self.kept_checked, self.kept)
 
     def __str__(self) -> str:
         wrong = len(self.disagreements) - self.misses
+        bound = f"with 95 % confidence at most {self.miss_rate_bound:.3%} of the {self.kept} kept"
+        if self.kept_checked == self.kept:
+            bound = f"all {self.kept} kept were checked"
         lines = [
             f"checked {self.kept_checked} kept and {self.rejected_checked} rejected instructions against the full scan",
-            f"missed neighbours: {self.misses}; with 95 % confidence at most {self.miss_rate_bound:.3%} of the kept",
+            f"missed neighbours: {self.misses}; {bound}",
             f"wrong rejections: {wrong}",
         ]
         lines += [f"  {d.kind} (ROUGE-L {d.rouge_l:.3f}): {d.instruction}" for d in self.disagreements[:20]]
@@ -79,7 +87,7 @@ class Auditor:
         self._scan.add_seeds([task.instruction for task in seeds])
         self._rate = rate
         self._drawn = random.Random(f"audit/{seed}")
-        self._kept = self._rejected = 0
+        self._all_kept = self._kept = self._rejected = 0
         self._found: list[Disagreement] = []
 
     def learn(self, texts: Sequence[str]) -> None:
@@ -95,6 +103,7 @@ class Auditor:
     def _follow(self, text: str, *, kept: bool) -> Disagreement | None:
         found = self._check(text, kept=kept) if self._drawn.random() < self._rate else None
         if kept:
+            self._all_kept += 1
             self._scan.add([text])
         return found
 
@@ -108,20 +117,32 @@ class Auditor:
 
     def result(self) -> Audit:
         """What was checked so far."""
-        return Audit(self._kept, self._rejected, tuple(self._found))
+        return Audit(self._all_kept, self._kept, self._rejected, tuple(self._found))
 
 
-def audit(run_dir: Path, *, rate: float, seed: int = 0) -> Audit:
+def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: int = BUDGET) -> Audit:
     """Check a share ``rate`` (0..1] of the run's similarity decisions.
+
+    Without a rate as many as ``budget`` comparisons allow, which is all of them in a run of up to about 100,000
+    instructions, and at least `FEWEST`.
 
     :raises InputError: no run there, or a damaged one.
     """
     run = open_run(run_dir)
+    if rate is None:
+        ledger = run.folder.ledger()
+        rate = _share(ledger.kept, ledger.rejected[SIMILAR], len(run.seeds), budget)
     auditor = Auditor(run.meaning, run.seeds, rate=rate, seed=seed)
     for item in run.folder.commits():
         if not isinstance(item, TornTail):
             auditor.see(item[0], run.rules)
     return auditor.result()
+
+
+def _share(kept: int, rejected: int, seeds: int, budget: int) -> float:
+    """Share of the decisions that ``budget`` comparisons allow; on average the pool has half of its last size."""
+    decisions = max(kept + rejected, 1)
+    return min(1.0, max(FEWEST / decisions, budget / (decisions * (seeds + kept / 2 + 1))))
 
 
 def _decisions(commit: Commit, rules: Rules) -> Iterator[tuple[str, bool]]:
@@ -133,27 +154,39 @@ def _decisions(commit: Commit, rules: Rules) -> Iterator[tuple[str, bool]]:
             yield item_text(commit.completion.text, span, rules), kept
 
 
-def upper_bound(events: int, trials: int) -> float:
-    """Clopper-Pearson upper bound of a rate at 95 % confidence, by bisection on the binomial distribution."""
-    if trials == 0 or events >= trials:
-        return 1.0
-    low, high = events / trials, 1.0
-    while high - low > 1e-9:  # noqa: PLR2004 - far below what is shown
-        middle = (low + high) / 2
-        if _at_most(events, trials, middle) > 1 - CONFIDENCE:
+def upper_bound(events: int, trials: int, population: int) -> float:
+    """Exact upper bound, at 95 % confidence, of the share of a population that has the property.
+
+    ``events`` of ``trials`` members, drawn without replacement from ``population``, have it: the largest share with
+    which that few would be drawn in more than 5 % of all draws (hypergeometric distribution).
+    """
+    low, high = events, population - (trials - events)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _at_most(events, trials, middle, population) > 1 - CONFIDENCE:
             low = middle
         else:
-            high = middle
-    return high
+            high = middle - 1
+    return low / population if population else 1.0
 
 
-def _at_most(events: int, trials: int, rate: float) -> float:
-    """P(X <= events) for a binomial X; the normal approximation where the exact sum would be long."""
-    if events > 1000:  # noqa: PLR2004 - terms
-        spread = (trials * rate * (1 - rate)) ** 0.5
-        return NormalDist(trials * rate, spread).cdf(events + 0.5)
-    term = total = (1 - rate) ** trials
-    for k in range(events):
-        term *= (trials - k) / (k + 1) * rate / (1 - rate)
+def _at_most(events: int, trials: int, marked: int, population: int) -> float:
+    """P(X <= events) where X of ``trials`` drawn are among the ``marked``; summed from the largest term down."""
+    fewest = max(0, trials - (population - marked))
+    if events < fewest:
+        return 0.0
+    top = min(events, marked)
+    log_term = (
+        _log_choose(marked, top) + _log_choose(population - marked, trials - top) - _log_choose(population, trials)
+    )
+    term = total = 1.0
+    for k in range(top, fewest, -1):
+        term *= k / (marked - k + 1) * ((population - marked - trials + k) / (trials - k + 1))
         total += term
-    return total
+        if term < total * 1e-17:  # noqa: PLR2004 - below a float's resolution; terms only fall from here on
+            break
+    return min(1.0, math.exp(log_term + math.log(total)))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

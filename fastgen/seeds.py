@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from fastgen.errors import InputError
-from fastgen.method.filters import check_instruction
+from fastgen.method.filters import check_instruction, count_words
 from fastgen.method.rouge import f1_of_lcs, rouge_l_f1, tokenise
 from fastgen.method.rules import PRESETS
 from fastgen.records import Instance, SeedTask
@@ -56,7 +56,7 @@ class SeedPair:
 class SeedReport:
     """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for a person.
 
-    Words are what stands between whitespace. ``empty_input_share`` is the share (0..1) of instances with a blank
+    Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with a blank
     input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one line
     each; a file with warnings still works.
     """
@@ -116,15 +116,17 @@ def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def check_seed_tasks(path: Path) -> SeedReport:
-    """Load a seed file and judge it as a start for the method: figures, and a warning for what will hurt a run.
+def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
+    """Load a seed file and judge it as a start for a run with ``preset`` (a key of `PRESETS`).
+
+    The report has figures, and a warning for what will hurt a run.
 
     :raises InputError: as `load_seed_tasks`.
     """
     numbered = _numbered_tasks(path)
     tasks = [task for _, task in numbered]
     blank = [not instance.input.strip() for task in tasks for instance in task.instances]
-    words = [len(task.instruction.split()) for task in tasks]
+    words = [count_words(task.instruction, PRESETS[preset]) for task in tasks]
     closest, near = _closest_and_near(tasks)
     return SeedReport(
         path=path,
@@ -136,7 +138,7 @@ def check_seed_tasks(path: Path) -> SeedReport:
         words_median=median(words),
         words_max=max(words),
         closest=closest,
-        warnings=(*_set_warnings(tasks), *_filter_warnings(path, numbered), *_near_warnings(near)),
+        warnings=(*_set_warnings(tasks), *_filter_warnings(path, numbered, preset), *_near_warnings(near)),
     )
 
 
@@ -283,15 +285,12 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
         yield "no classification seed; --classification-only has nothing to show the model"
 
 
-def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]]) -> Iterator[str]:
+def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]], preset: str) -> Iterator[str]:
     """What the instruction filters would reject; seeds themselves are never filtered, but the model imitates them."""
     for line, task in numbered:
-        text = " ".join(task.instruction.split())
-        for preset in ("default", "paper"):
-            if rule := check_instruction(text, PRESETS[preset]):
-                where = f"{_printable(str(path))}:{line}: instruction"
-                yield f"{where}: --preset {preset} rejects machine instructions like this one ({rule}); reword it"
-                break
+        if rule := check_instruction(" ".join(task.instruction.split()), PRESETS[preset]):
+            where = f"{_printable(str(path))}:{line}: instruction"
+            yield f"{where}: --preset {preset} rejects machine instructions like this one ({rule}); reword it"
 
 
 def _near_warnings(near: Sequence[SeedPair]) -> Iterator[str]:

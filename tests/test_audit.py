@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from fastgen import cli
-from fastgen.audit import audit, upper_bound
+from fastgen.audit import BUDGET, FEWEST, _share, audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
 from fastgen.generation.pipeline import Place, generate
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
@@ -38,7 +39,8 @@ def test_a_sound_run_has_no_disagreement_and_a_stated_bound(run: Path, capsys: p
     found = audit(run, rate=1.0)
     assert (found.kept_checked, found.rejected_checked) == (ledger.kept, ledger.rejected["similar"])
     assert found.disagreements == ()
-    assert 0 < found.miss_rate_bound < 0.1
+    assert found.miss_rate_bound == 0
+    assert f"all {ledger.kept} kept were checked" in str(found)
     assert cli.run(["audit", "--run-dir", str(run), "--rate", "0.5"]) == 0
     assert "with 95 % confidence" in capsys.readouterr().out
 
@@ -88,12 +90,49 @@ def test_a_live_audit_follows_the_run_over_a_resume_and_says_what_it_found(tmp_p
     assert all("missed neighbours: 0" in text and "wrong rejections: 0" in text for text in reports)
 
 
+def test_without_a_rate_a_small_run_is_checked_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = RunFolder(run).ledger()
+    assert cli.run(["audit", "--run-dir", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"checked {ledger.kept} kept and {ledger.rejected['similar']} rejected")
+    assert f"all {ledger.kept} kept were checked" in out
+
+
+def test_a_large_run_is_checked_as_far_as_the_budget_goes_but_never_too_thinly() -> None:
+    assert _share(10_000, 2_000, 175, BUDGET) == 1.0
+    assert _share(100_000, 60_000, 175, BUDGET) == 1.0
+    assert 0.005 < _share(1_000_000, 800_000, 175, BUDGET) < 0.02
+    assert _share(10_000_000, 20_000_000, 175, BUDGET) == FEWEST / 30_000_000
+    assert _share(0, 0, 175, BUDGET) == 1.0
+
+
 @pytest.mark.parametrize(
     ("events", "trials", "expected"),
-    [(0, 100, 0.0295), (1, 100, 0.0466), (5, 1000, 0.01048), (0, 0, 1.0), (10, 10, 1.0), (2000, 100_000, 0.02074)],
+    [
+        (0, 100, 0.0295),
+        (1, 100, 0.0466),
+        (5, 1000, 0.01048),
+        (800, 10_000, 0.08463),
+        (2000, 100_000, 0.02074),
+    ],
 )
-def test_the_bound_is_clopper_and_pearsons(events: int, trials: int, expected: float) -> None:
-    assert upper_bound(events, trials) == pytest.approx(expected, rel=0.01)
+def test_the_bound_in_a_large_population_is_clopper_and_pearsons(events: int, trials: int, expected: float) -> None:
+    assert upper_bound(events, trials, 10**9) == pytest.approx(expected, rel=0.003)
+
+
+def test_the_bound_is_exact_in_a_small_population() -> None:
+    """By counting every draw of 6 from 14."""
+    draws = list(combinations(range(14), 6))
+    for events in range(7):
+        possible = range(events, 14 - (6 - events) + 1)
+        likely = [
+            marked
+            for marked in possible
+            if sum(sum(member < marked for member in draw) <= events for draw in draws) / len(draws) > 0.05
+        ]
+        assert upper_bound(events, 6, 14) == max(likely) / 14
+    assert upper_bound(3, 14, 14) == 3 / 14
+    assert upper_bound(0, 0, 14) == upper_bound(0, 0, 0) == 1.0
 
 
 def test_a_rate_out_of_range_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastgen.errors import InputError
 from fastgen.generation.estimate import Prices, estimate, render
 from fastgen.ledger import Ledger
 from fastgen.testing import FaultServer
@@ -38,8 +39,24 @@ def test_without_prices_no_money_is_spoken_of_and_an_empty_probe_says_nothing() 
     expected = estimate(probe(), 5000, 36.0, 1000, None)
     assert expected.money is None
     assert "money" not in render(expected, in_flight=8, hit_rate=None)
-    with pytest.raises(ValueError, match="says nothing"):
+    with pytest.raises(InputError, match="--dry-run: the probe ended with 0 instructions kept and none complete"):
         estimate(Ledger(), 0, 1.0, 10, None)
+
+
+def test_a_dry_run_that_is_stopped_before_anything_is_complete_says_so_in_one_line(tmp_path: Path) -> None:
+    async def main() -> tuple[int | None, str]:
+        async with FaultServer() as server:
+            arguments = ["--run-dir", str(tmp_path / "run"), "--base-url", server.base_url, "--dry-run", "--quiet"]
+            stop = ["--stop-when-yield-below", "1000000", "--yield-window", "1", "--num-instructions", "100"]
+            command = [sys.executable, "-m", "fastgen", "generate", *arguments, *stop]
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            _, err = await process.communicate()
+            return process.returncode, err.decode()
+
+    code, err = asyncio.run(main())
+    assert code == 2, err
+    assert "--dry-run: the probe ended" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_a_dry_run_asks_a_real_server_and_leaves_no_run_behind(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastgen.seeds
+from fastgen import cli
 from fastgen.errors import InputError
 from fastgen.method.filters import check_instruction
 from fastgen.method.rouge import rouge_l_f1, tokenise
@@ -419,9 +420,23 @@ def test_an_instruction_that_the_filters_reject_is_warned_about(
     tmp_path: Path, instruction: str, preset: str, rule: str
 ) -> None:
     path = write(tmp_path, *eight(instruction=instruction))
-    (warning,) = check_seed_tasks(path).warnings
+    (warning,) = check_seed_tasks(path, preset).warnings
     assert warning.startswith(f"{path}:1: instruction: --preset {preset} rejects")
     assert f"({rule})" in warning
+
+
+def test_seeds_without_spaces_are_counted_in_words_and_only_the_preset_in_use_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, *eight(instruction="写出三个常见水果的名称"))
+    report = check_seed_tasks(path)
+    assert (report.words_min, report.warnings) == (4, ())
+    assert cli.run(["seeds", "check", str(path)]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert cli.run(["seeds", "check", str(path), "--preset", "paper"]) == 0
+    out = capsys.readouterr().out
+    assert "instruction words  1 to 4" in out
+    assert "--preset paper rejects" in out
 
 
 def test_pairs_at_or_above_a_half_are_warned_about_closest_first(tmp_path: Path) -> None:

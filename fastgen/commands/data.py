@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -98,15 +98,17 @@ def dedup(
     return 0
 
 
-def check(file: Path, /) -> int:
+def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
 
     Parameters
     ----------
     file
         Seed tasks as JSON lines.
+    preset
+        Rules of the run that the seeds are for: they count the words and say what the filters would reject.
     """
     from fastgen.seeds import check_seed_tasks
 
-    print(check_seed_tasks(file))
+    print(check_seed_tasks(file, preset))
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastgen.errors import InputError
 from fastgen.ledger import Ledger
 
 PROBE_INSTRUCTIONS = 16
@@ -38,10 +39,13 @@ class Estimate:
 def estimate(ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, prices: Prices | None) -> Estimate:
     """Scale a probe's figures to ``target``. ``elapsed_s`` is from its first request to its last commit.
 
-    :raises ValueError: the probe completed nothing.
+    :raises InputError: the probe completed nothing.
     """
     if ledger.complete == 0:
-        raise ValueError("a probe without a complete instruction says nothing")
+        raise InputError(
+            f"--dry-run: the probe ended with {ledger.kept} instructions kept and none complete, so there is nothing to "
+            "scale up; leave out what ends it early (--stop-when-yield-below), or try other seeds or another model"
+        )
     factor = target / ledger.complete
     tokens_in, tokens_out = ledger.prompt_tokens.total() * factor, ledger.generated_tokens * factor
     money = None
