@@ -45,9 +45,9 @@ def test_without_prices_no_money_is_spoken_of_and_an_empty_probe_says_nothing() 
 
 def test_a_dry_run_that_is_stopped_before_anything_is_complete_says_so_in_one_line(tmp_path: Path) -> None:
     async def main() -> tuple[int | None, str]:
-        async with FaultServer() as server:
+        async with FaultServer(write=lambda prompt, choice: " .") as server:
             arguments = ["--run-dir", str(tmp_path / "run"), "--base-url", server.base_url, "--dry-run", "--quiet"]
-            stop = ["--stop-when-yield-below", "1000000", "--yield-window", "1", "--num-instructions", "100"]
+            stop = ["--stop-when-yield-below", "1", "--yield-window", "5", "--num-instructions", "100"]
             command = [sys.executable, "-m", "fastgen", "generate", *arguments, *stop]
             process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             _, err = await process.communicate()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import StoppedError
-from fastgen.index.arrays import check_room, reserve_array
+from fastgen.index.arrays import reserve_array, with_room
 from fastgen.index.checks import make_found, record
 from fastgen.index.gists import flag_met, flag_similar, gist_of, least_need, popcount
 from fastgen.index.jit import kernel
@@ -27,6 +27,7 @@ from fastgen.index.postings import (
     Postings,
     block_of,
     bucket_of,
+    check_whole,
     clear,
     fingerprint,
     insert,
@@ -195,10 +196,47 @@ def test_a_reserved_array_reads_zero_and_costs_no_memory_until_it_is_written() -
     assert array[5] == 7
 
 
-def test_a_full_array_is_one_clear_line() -> None:
-    with pytest.raises(StoppedError, match="the similarity pool is full: 11 rows") as error:
-        check_room(np.zeros(10), 11)
+def test_an_array_with_room_stays_and_a_full_one_is_copied() -> None:
+    array = np.arange(10)
+    assert with_room(array, 10, 10, 99) is array
+    larger = with_room(array, 11, 8, 99)
+    assert len(larger) >= 11
+    assert larger[:11].tolist() == [*range(8), 0, 0, 0]
+
+
+@pytest.mark.parametrize(("rows", "most"), [(100, 99), (1 << 60, 1 << 61)])
+def test_an_array_that_can_not_grow_is_one_clear_line(rows: int, most: int) -> None:
+    with pytest.raises(StoppedError, match="the similarity pool is full") as error:
+        with_room(np.zeros(10), rows, 10, most)
     assert "\n" not in str(error.value)
+
+
+def small_postings(words: int) -> Postings:
+    """A multimap with so few words in its slab."""
+    postings = make_postings()
+    return postings._replace(slab=postings.slab[:words], heads=postings.heads[: (1 << FIRST_LEVEL) + 20])
+
+
+def test_a_full_multimap_writes_nowhere_else_and_says_so() -> None:
+    rng = random.Random(3)
+    postings = small_postings(5000)
+    whole = postings.slab.base
+    assert isinstance(whole, np.ndarray)
+    keys = np.array([rng.getrandbits(64) for _ in range(2000)], np.uint64)
+    insert_all(postings, keys)
+    assert not whole[5000:6000].any()
+    with pytest.raises(StoppedError, match="index is full"):
+        check_whole(postings)
+
+
+def test_buckets_that_have_no_room_for_more_of_them_get_longer() -> None:
+    rng = random.Random(4)
+    postings = small_postings(1 << 24)
+    keys = [rng.getrandbits(64) for _ in range(LOAD * (1 << FIRST_LEVEL) + 5000)]
+    insert_all(postings, np.array(keys, np.uint64))
+    check_whole(postings)
+    assert postings.state[2] <= 20
+    assert all(entry in entries_under(postings, np.uint64(keys[entry])) for entry in range(0, len(keys), 97))
 
 
 def test_the_pool_reports_what_it_uses_not_what_it_reserved() -> None:

@@ -192,8 +192,60 @@ def test_a_pool_that_this_machine_has_no_address_space_for_is_refused() -> None:
     whole = source(filled("lsh").save())
     path = next(path for path in whole.layout if path.endswith("/slab"))
     layout = {**whole.layout, path: (whole.layout[path][0], (1 << 60,))}
-    with pytest.raises(Unsavable, match="machine reserved"):
+    with pytest.raises(Unsavable, match="pool is full"):
         NoveltyFilter(index="lsh").load(whole._replace(layout=layout))
+
+
+def changed(index: SavedIndex, draw: random.Random) -> SavedIndex:
+    """One array with a few numbers, or its length, changed."""
+    path = draw.choice(sorted(index.arrays))
+    array = index.arrays[path].copy()
+    if draw.random() < 0.3:
+        array = array[: draw.randrange(len(array) + 1)] if draw.random() < 0.5 else np.concatenate([array, array])
+    limits = np.iinfo(array.dtype)
+    numbers = [0, 1, 7, -1, len(array), 1 << 20, 1 << 31, 1 << 36, 1 << 40, limits.min, limits.max, limits.max // 2]
+    for _ in range(draw.choice([1, 1, 5, 100])):
+        if array.size:
+            number = draw.choice([*numbers, draw.randrange(limits.max)])
+            array[draw.randrange(len(array))] = min(max(number, int(limits.min)), int(limits.max))
+    return SavedIndex(index.values, {**index.arrays, path: array})
+
+
+@pytest.mark.parametrize("kind", INDEX_KINDS)
+def test_arrays_that_contradict_each_other_are_refused_or_do_no_harm(kind: IndexKind) -> None:
+    """Kernels check no bounds: what is let through must neither crash them nor hang them, here in this process."""
+    whole = filled(kind).save()
+    batch = texts(60, 3)
+    refused = 0
+    for seed in range(150):
+        novelty = NoveltyFilter(index=kind)
+        novelty.add_seeds(texts(30, seed=9))
+        try:
+            novelty.take_over(novelty.load(source(changed(whole, random.Random(seed)))))
+        except Unsavable:
+            refused += 1
+            continue
+        novelty.filter(batch)
+        novelty.decide(batch[::-1])
+        novelty.filter(batch)
+        assert len(novelty) > 0
+    assert refused > 50
+
+
+def test_a_free_block_that_is_also_in_use_or_a_circle_of_them_is_refused() -> None:
+    whole = filled("exact").save()
+    free = next(path for path in whole.arrays if path.endswith("/free"))
+    slab = next(path for path in whole.arrays if path.endswith("/slab"))
+    size = int(np.argmax(whole.arrays[free] >= 0))
+    first = int(whole.arrays[free][size])
+    assert first >= 0
+    circle = whole.arrays[slab].copy()
+    circle[first] = first + 1
+    used = whole.arrays[free].copy()
+    used[0] = int(whole.arrays[next(path for path in whole.arrays if path.endswith("/heads"))].max()) & ((1 << 36) - 1)
+    for path, array in ((slab, circle), (free, used)):
+        with pytest.raises(Unsavable, match="contradict"):
+            NoveltyFilter(index="exact").load(source(SavedIndex(whole.values, {**whole.arrays, path: array})))
 
 
 def test_the_make_is_the_same_in_every_process_and_names_the_byte_order() -> None:

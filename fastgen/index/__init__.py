@@ -45,5 +45,11 @@ class CandidateIndex(Protocol):
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
 
+    def check_loaded(self) -> None:
+        """Make the index usable after its arrays were read from a file.
+
+        :raises ValueError: they contradict each other; the index is then good for nothing.
+        """
+
     def memory_bytes(self) -> int:
         """Bytes held by the pool and the index, room to grow included."""

@@ -46,6 +46,7 @@ from fastgen.index.postings import (
     CHUNK,
     ENTRY_MASK,
     INFO_SHIFT,
+    check_loaded,
     check_whole,
     clear,
     keep_flagged,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 _U64 = np.uint64
 _FIELD_MASK = _U64(LONG)
 _FIRST_FREEZE, _LAST_FREEZE = 512, 8192  # pool sizes at which the order is frozen anew, each four times the last
+_MOST_FREEZES = 3
 
 
 @kernel
@@ -250,6 +252,15 @@ class ExactIndex:
         """Take back the youngest entries."""
         _take_back(self._pool.view(), self._exact, entries)
         self._pool.truncate(entries)
+
+    def check_loaded(self) -> None:
+        """Make the index usable after a load."""
+        self._pool.check_loaded()
+        check_loaded(self._exact.postings, len(self), signed(MARK_ENTRY))
+        known, freezes = int(self._exact.order.known[0]), int(self._exact.freezes[0])
+        if not (0 <= known <= self._pool.symbols() and 0 <= freezes <= _MOST_FREEZES):
+            raise ValueError("the order's arrays contradict each other")
+        self._reserve(make_batch(()))
 
     def memory_bytes(self) -> int:
         """Bytes in use."""

@@ -94,6 +94,10 @@ class ExhaustiveIndex:
         """Take back the youngest entries."""
         self._pool.truncate(entries)
 
+    def check_loaded(self) -> None:
+        """Make the index usable after a load."""
+        self._pool.check_loaded()
+
     def memory_bytes(self) -> int:
         """Bytes held."""
         return self._pool.memory_bytes()

@@ -23,6 +23,7 @@ from fastgen.index.postings import (
     CHUNK,
     INFO_SHIFT,
     Postings,
+    check_loaded,
     check_whole,
     find_block,
     fingerprint,
@@ -246,6 +247,12 @@ class LshIndex:
         """Take back the youngest entries."""
         _unlink(self._pool.view(), self._lsh, entries)
         self._pool.truncate(entries)
+
+    def check_loaded(self) -> None:
+        """Make the index usable after a load."""
+        self._pool.check_loaded()
+        check_loaded(self._lsh.postings, len(self), -1)
+        self._reserve(make_batch(()))
 
     def memory_bytes(self) -> int:
         """Bytes in use."""

@@ -74,6 +74,17 @@ def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32],
             first[element] += 1
 
 
+@kernel
+def _is_as_stored(pool: Pool) -> bool:
+    """Whether every text's elements are known symbols and make its gist; nothing else may be in ``symbols.slot``."""
+    known = pool.symbols.size[0]
+    for entry in range(pool.entries.size[0]):
+        text = reread_entry(pool, entry)
+        if pool.symbols.size[0] != known or gist_of(pool.query.elements, text.length) != text.gist:
+            return False
+    return True
+
+
 MOST_ENTRIES = 1 << 30
 MOST_TOKENS = (1 << 24) - 1  # of one text: what `Entries.place` has bits for
 _MOST_TOKENS = 1 << 34  # of all texts; address space only
@@ -123,6 +134,29 @@ class TextPool:
                 gist=with_room(old.gist, entries, len(self), MOST_ENTRIES),
                 place=with_room(old.place, entries, len(self), MOST_ENTRIES),
             )
+
+    def check_loaded(self) -> None:
+        """Make the pool usable after a load.
+
+        :raises ValueError: its arrays contradict each other.
+        """
+        entries, tokens = (int(number) for number in self._entries.size)
+        place = self._entries.place[:entries]
+        lengths = (place & np.uint64(MOST_TOKENS)).astype(np.int64)
+        begins = (place >> np.uint64(24)).astype(np.int64)
+        used = self._entries.tokens[:tokens]
+        bad = (begins != np.cumsum(lengths) - lengths).any() or int(lengths.sum()) != tokens
+        if bad or used.min(initial=0) < 0 or used.max(initial=-1) >= len(self._vocabulary):
+            raise ValueError("the pool's texts contradict each other")
+        longest = int(lengths.max(initial=0))
+        self._vocabulary.check_loaded(longest)
+        self._query = _make_query(max(WORD, longest))
+        if not _is_as_stored(self.view()):
+            raise ValueError("the pool's texts and vocabulary contradict each other")
+        first, member, overlap = self._seeds
+        bad = first.size == 0 or first[0] != 0 or first[-1] != member.size or (np.diff(first) < 0).any()
+        if bad or overlap.size > entries or member.min(initial=0) < 0 or member.max(initial=-1) >= overlap.size:
+            raise ValueError("the seeds' arrays contradict each other")
 
     def append(self, batch: Batch) -> None:
         """Store the texts of ``batch``; nothing else."""

@@ -48,6 +48,7 @@ _EVEN_STEPS = 8  # block sizes: 8, 16, 24 ... 64 postings, then each a quarter m
 _CAPACITIES = np.array(
     [*range(_STEP, _STEP * _EVEN_STEPS + 1, _STEP), *(int(64 * 1.25**i) // 4 * 4 for i in range(1, 72))], np.int64
 )
+_GRAIN = 4  # every capacity is a multiple of it, so every offset is
 _MOST_WORDS = 1 << 35  # address space only
 _MOST_BUCKETS = 1 << _LAST_LEVEL
 _WORDS_A_POSTING = 16  # of the slab: its block moves at worst, and what it leaves is not reused at once
@@ -107,9 +108,57 @@ def check_whole(postings: Postings) -> None:
         raise StoppedError("the similarity index is full; run the same command again, which builds it anew")
 
 
+def check_loaded(postings: Postings, entries: int, other: int) -> None:
+    """Check a multimap that was read from a file: of ``entries`` entries, and ``other``, which is none of them.
+
+    :raises ValueError: its arrays contradict each other.
+    """
+    held, level, split, used, lost = (int(number) for number in postings.state)
+    right = FIRST_LEVEL <= level <= _LAST_LEVEL and 0 <= split < 1 << level and min(held, used) >= 0 and lost == 0
+    if not right or used % _GRAIN or not _is_sound(postings, entries, other, np.zeros(used // _GRAIN, np.bool_)):
+        raise ValueError("the index's arrays contradict each other")
+
+
+@kernel
+def _is_sound(postings: Postings, entries: int, other: int, taken: NDArray[np.bool_]) -> bool:
+    """Whether all blocks, in use or free, lie apart within the slab and hold entries only."""
+    for bucket in range((1 << postings.state[_LEVEL]) + postings.state[_SPLIT]):
+        offset, count = block_of(postings, bucket)
+        if count > 0 and not _take(taken, offset, signed(_CAPACITIES[_size_class(count)])):
+            return False
+        for i in range(offset, offset + count):
+            entry = signed(postings.slab[i] & ENTRY_MASK)
+            if entry >= entries and entry != other:
+                return False
+    for size in range(postings.free.size):
+        offset = signed(postings.free[size])
+        while offset >= 0:
+            if not _take(taken, offset, signed(_CAPACITIES[size])):
+                return False
+            offset = signed(postings.slab[offset]) - 1
+    return True
+
+
+@kernel
+def _take(taken: NDArray[np.bool_], offset: int, words: int) -> bool:
+    """Note a block as taken; false where it is not whole and free."""
+    if offset % _GRAIN or offset + words > taken.size * _GRAIN:
+        return False
+    for i in range(offset // _GRAIN, (offset + words) // _GRAIN):
+        if taken[i]:
+            return False
+        taken[i] = True
+    return True
+
+
+def slab_used(postings: Postings) -> int:
+    """Words of the slab in use."""
+    return int(postings.state[_USED])
+
+
 def bucket_count(postings: Postings) -> int:
     """Buckets in use."""
-    return (1 << int(postings.state[_LEVEL])) + int(postings.state[_SPLIT])
+    return (1 << min(int(postings.state[_LEVEL]), _LAST_LEVEL)) + int(postings.state[_SPLIT])
 
 
 def postings_bytes(postings: Postings) -> int:

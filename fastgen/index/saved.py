@@ -5,7 +5,8 @@ Plain values in named tuples and dataclasses are parameters, which must be equal
 Of an array that lies in reserved address space only the rows in use are taken, which the table below tells by the named
 tuple that holds it; what is scratch between two calls is not taken at all, and a fresh one takes its place.
 
-Guarantees: what was put together decides as what was taken apart; an index that holds anything unknown (an array in
+Guarantees: what was put together decides as what was taken apart; whatever the arrays hold, no kernel leaves their
+memory or loops for ever, since every size, offset and number in them is checked first; an index that holds anything unknown (an array in
 reserved space that the table does not name, a thread, a list of growing length) is `Unsavable`, never saved in part;
 one that does not fit (other names, dtypes, shapes) is `Unsavable` too, before anything is read. Knows nothing of
 files: arrays are given out and asked for as flat memory.
@@ -20,12 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgen.errors import StoppedError
+from fastgen.index.arrays import with_room
 from fastgen.index.jit import PACKAGE, source_checksum
+from fastgen.index.postings import bucket_count, slab_used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
+
+    from fastgen.index import CandidateIndex
+
+_SEEDS = "/_seeds/"  # the only arrays that are neither reserved nor of a fixed length
+_MOST_ROWS = 1 << 40
 
 
 class Unsavable(Exception):
@@ -47,21 +56,22 @@ class SavedIndex(NamedTuple):
 
 
 def _rows_in_use(holder: Any) -> Mapping[str, int | Scratch]:  # noqa: ANN401 - any named tuple
-    """Rows in use of the reserved arrays of one named tuple, by field."""
+    """Rows in use of the reserved arrays of one named tuple, and which of its arrays are scratch or made anew."""
     match type(holder).__name__:
         case "Symbols":
             count = int(holder.size[0])
             per_symbol = dict.fromkeys(("hashes", "parent", "occurrence", "base"), count)
-            blob = int(holder.start[count])
-            return {**per_symbol, "start": count + 1, "blob": blob, "slot": SCRATCH}
+            made_anew = dict.fromkeys(("table", "slot", "work"), SCRATCH)
+            return {**per_symbol, **made_anew, "start": count + 1, "blob": int(holder.start[count])}
         case "Entries":
             return {"tokens": int(holder.size[1]), **dict.fromkeys(("gist", "place"), int(holder.size[0]))}
         case "Postings":
-            _, level, split, used, _ = (int(value) for value in holder.state)
-            return {"heads": (1 << level) + split, "slab": used}
+            return {"heads": bucket_count(holder), "slab": slab_used(holder)}
         case "Order":
             return {"frequency": int(holder.known[0])}
-        case "Lsh" | "Exact" | "Nodes":
+        case "Exact":
+            return dict.fromkeys((*holder._fields,), SCRATCH) | {"freezes": 1}
+        case "Lsh" | "Nodes" | "Query" | "Rule" | "Permutations":
             return dict.fromkeys(holder._fields, SCRATCH)
     return {}
 
@@ -95,7 +105,7 @@ def take_apart(index: object) -> SavedIndex:
 
 
 def put_together(
-    index: object,
+    index: CandidateIndex,
     values: Mapping[str, Any],
     layout: Mapping[str, tuple[str, tuple[int, ...]]],
     read_into: Callable[[str, memoryview], None],
@@ -105,7 +115,8 @@ def put_together(
     ``layout``: dtype (with byte order) and shape of every saved array by path. ``read_into`` fills the memory given
     with the array of that path; what it raises goes through, and the index is then good for nothing.
 
-    :raises Unsavable: the saved index was of another make; nothing was read.
+    :raises Unsavable: the saved index was of another make, and nothing was read; or its arrays contradict each other,
+        and the index is good for nothing.
     """
     fresh = take_apart(index)
     if fresh.values.keys() != values.keys() or fresh.arrays.keys() != layout.keys():
@@ -115,9 +126,20 @@ def put_together(
         raise Unsavable("the index was made with other parameters")
     for path, array in fresh.arrays.items():
         dtype, shape = layout[path]
+        if not all(type(length) is int and length >= 0 for length in shape):
+            raise Unsavable(f"{path} has no shape")
         if array.dtype.str != dtype or array.shape[1:] != tuple(shape[1:]) or array.ndim != len(shape):
             raise Unsavable(f"{path} has another dtype or shape")
-    _rebuild(index, "", values, layout, read_into)
+        if not (_is_reserved(array) or _SEEDS in path or array.shape == tuple(shape)):
+            raise Unsavable(f"{path} has another length")
+    try:
+        _rebuild(index, "", values, layout, read_into)
+        for path, array in take_apart(index).arrays.items():
+            if array.shape != tuple(layout[path][1]):
+                raise Unsavable(f"{path} has another length than the index says")
+        index.check_loaded()
+    except (ValueError, IndexError, OverflowError, MemoryError, StoppedError) as error:
+        raise Unsavable(str(error) or "it does not fit into this machine's memory") from None
 
 
 def make_of_index() -> str:
@@ -142,10 +164,10 @@ def _rows_of(array: NDArray[Any], path: str, holder: Any) -> int | Scratch | Non
 
     :raises Unsavable: the table does not know the array.
     """
-    if not _is_reserved(array):
-        return None
     known = _rows_in_use(holder) if isinstance(holder, tuple) else {}
     name = path.rpartition("/")[2]
+    if not _is_reserved(array):
+        return SCRATCH if known.get(name) is SCRATCH else None
     if name not in known:
         raise Unsavable(f"{path}: nothing tells how much of this array is in use")
     return known[name]
@@ -198,9 +220,8 @@ def _refill(
 ) -> NDArray[Any]:
     """The array with its saved content: in its own memory where that is reserved or of the right size."""
     if _is_reserved(array):
-        if shape[0] > len(array):
-            raise Unsavable(f"{path}: needs {shape[0]} rows where this machine reserved {len(array)}")
-        whole, target = array, array[: shape[0]]
+        whole = with_room(array, shape[0], 0, _MOST_ROWS)
+        target = whole[: shape[0]]
     else:
         whole = target = array if array.shape == tuple(shape) else np.empty(shape, array.dtype)
     if target.size:

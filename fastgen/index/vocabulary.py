@@ -233,9 +233,25 @@ class Vocabulary:
         if len(symbols.hashes) <= need or len(symbols.blob) < blob + 2 * text_bytes + _TAG_BYTES:
             self.symbols = self._grown(have, need + 1, blob, blob + 2 * text_bytes + _TAG_BYTES)
         if need * 2 > self.symbols.table.size:
-            table = np.full(1 << (need * 3).bit_length(), -1, np.int32)
-            _rehash(self.symbols, table)
-            self.symbols = self.symbols._replace(table=table)
+            self._make_table(need)
+
+    def check_loaded(self, longest: int) -> None:
+        """Make the vocabulary usable after a load, with room to read a text of ``longest`` tokens again.
+
+        :raises ValueError: its arrays contradict each other.
+        """
+        count = len(self)
+        start = self.symbols.start[: count + 1]
+        lengths = np.diff(start)
+        if start[0] != 0 or (lengths < 0).any():
+            raise ValueError("the vocabulary's arrays contradict each other")
+        self.reserve(longest, int(lengths.max(initial=0)))
+        self._make_table(count + longest)
+
+    def _make_table(self, need: int) -> None:
+        table = np.full(max(_SMALLEST_TABLE, 1 << (need * 3).bit_length()), -1, np.int32)
+        _rehash(self.symbols, table)
+        self.symbols = self.symbols._replace(table=table)
 
     def _grown(self, have: int, need: int, blob: int, blob_need: int) -> Symbols:
         columns = {

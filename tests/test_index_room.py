@@ -1,0 +1,88 @@
+"""Indexes where address space is short, and searches that would visit too many nodes: the same decisions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import resource
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from fastgen.index.exact import ExactIndex
+from fastgen.index.exhaustive import ExhaustiveIndex
+from fastgen.method.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, Verdict, warm_up
+
+FORK = multiprocessing.get_context("fork")
+SPARE_BYTES = 400 << 20
+
+
+def texts(count: int) -> list[str]:
+    draw = random.Random(1)
+    words = [f"w{number}" for number in range(3000)]
+    made = [" ".join(words[int(draw.random() ** 2 * 3000)] for _ in range(draw.choice([5, 9, 20]))) for _ in range(count)]
+    return [draw.choice(made) + " again" if draw.random() < 0.2 else text for text in made]
+
+
+def decisions(kind: IndexKind) -> list[list[Verdict]]:
+    novelty = NoveltyFilter(index=kind)
+    made = texts(12_000)
+    novelty.add_seeds(made[:30])
+    novelty.add(made[30:3000])
+    found = [novelty.filter(made[begin : begin + 64]) for begin in range(3000, len(made), 64)]
+    found.append(novelty.filter(["word " * 3000, "other " * 2999 + "word", *made[:500]]))
+    other = NoveltyFilter(index=kind)
+    other.add_seeds(made[:30])
+    saved = novelty.save()
+    content = {path: array.tobytes() for path, array in saved.arrays.items()}
+    layout = {path: (array.dtype.str, array.shape) for path, array in saved.arrays.items()}
+
+    def read_into(path: str, target: memoryview) -> None:
+        target[:] = content[path]
+
+    from fastgen.method.novelty import IndexSource
+
+    other.take_over(other.load(IndexSource(saved.values, layout, read_into)))
+    found.append(other.filter(made[::-7]))
+    return found
+
+
+def decide_with_little(kind: IndexKind, answer: Connection) -> None:
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + SPARE_BYTES, in_use + SPARE_BYTES))
+    try:
+        answer.send(decisions(kind))
+    except BaseException as error:
+        answer.send(repr(error))
+        raise
+
+
+@pytest.mark.parametrize("kind", INDEX_KINDS)
+def test_a_process_with_little_address_space_decides_the_same(kind: IndexKind) -> None:
+    warm_up(kind)
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=decide_with_little, args=(kind, there))
+    process.start()
+    there.close()
+    assert here.recv() == decisions(kind)
+    process.join()
+
+
+def test_a_search_that_would_visit_too_many_nodes_decides_as_the_scan() -> None:
+    draw = random.Random(5)
+    words = [f"w{number}" for number in range(800)]
+    common = [" ".join(draw.sample(words, 790)).encode() for _ in range(6)]
+    near = [b" ".join([*text.split()[:700], b"x%d" % at]) for at, text in enumerate(common)]
+    other = [" ".join(draw.choices(words, k=draw.choice([5, 20, 750]))).encode() for _ in range(60)]
+    exact, scan = ExactIndex(0.7, "gt", crowded=2, nodes=1 << 10), ExhaustiveIndex(0.7, "gt")
+    for index in (exact, scan):
+        index.add(common * 3)
+    for batch in (near, other, near[::-1], other):
+        found, expected = exact.decide(batch), scan.decide(batch)
+        assert found.novel.tolist() == expected.novel.tolist()
+        rejected = expected.novel == 0
+        assert found.entry[rejected, 0].tolist() == expected.entry[rejected, 0].tolist()
+    exact.truncate(18)
+    scan.truncate(18)
+    assert exact.decide(other).novel.tolist() == scan.decide(other).novel.tolist()
