@@ -183,7 +183,7 @@ def _at_most(events: int, trials: int, marked: int, population: int) -> float:
     for k in range(top, fewest, -1):
         term *= k / (marked - k + 1) * ((population - marked - trials + k) / (trials - k + 1))
         total += term
-        if term < total * 1e-17:  # noqa: PLR2004 - below a float's resolution; terms only fall from here on
+        if term < total * 1e-17:  # below a float's resolution; terms only fall from here on
             break
     return min(1.0, math.exp(log_term + math.log(total)))
 

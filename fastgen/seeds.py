@@ -56,9 +56,9 @@ class SeedPair:
 class SeedReport:
     """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for a person.
 
-    Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with a blank
-    input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one line
-    each; a file with warnings still works.
+    Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with
+    a blank input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one
+    line each; a file with warnings still works.
     """
 
     path: Path

@@ -529,8 +529,11 @@ def test_an_endpoint_that_refused_is_tried_again_with_one_request(monkeypatch: p
             waiting = [asyncio.create_task(router.complete(REQUEST)) for _ in range(1)]
             locked._api_key = "k"
             while router.statistics().endpoints[0].healthy:
-                with contextlib.suppress(TransientError):
-                    await asyncio.wait_for(router.complete(REQUEST), 0.2)
+                seen = other.counters.requests
+                waiting.append(asyncio.create_task(router.complete(REQUEST)))
+                hangs = asyncio.create_task(other.until(lambda seen=seen: other.counters.requests > seen))  # type: ignore[misc]  # bound now
+                await asyncio.wait((waiting[-1], hangs), return_when=asyncio.FIRST_COMPLETED)
+                await cancelled(hangs)
             locked._api_key, locked.engine = None, SlotEngine(latency_s=3600.0)
             await healthy_again(router)
             waiting += [asyncio.create_task(router.complete(REQUEST)) for _ in range(20)]

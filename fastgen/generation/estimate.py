@@ -43,8 +43,8 @@ def estimate(ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, pric
     """
     if ledger.complete == 0:
         raise InputError(
-            f"--dry-run: the probe ended with {ledger.kept} instructions kept and none complete, so there is nothing to "
-            "scale up; leave out what ends it early (--stop-when-yield-below), or try other seeds or another model"
+            f"--dry-run: the probe ended with {ledger.kept} instructions kept and none complete, so there is nothing "
+            "to scale up; leave out what ends it early (--stop-when-yield-below), or try other seeds or another model"
         )
     factor = target / ledger.complete
     tokens_in, tokens_out = ledger.prompt_tokens.total() * factor, ledger.generated_tokens * factor

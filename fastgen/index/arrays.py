@@ -60,8 +60,8 @@ def with_room(array: NDArray[Any], rows: int, used: int, most: int) -> NDArray[A
         larger[:used] = array[:used]
         return larger
     raise StoppedError(
-        f"the similarity pool is full: this machine gives no {rows * array.itemsize / 1e6:,.0f} MB of address space for one "
-        "array; raise the limit (ulimit -v) and run the same command again"
+        f"the similarity pool is full: this machine gives no {rows * array.itemsize / 1e6:,.0f} MB of address space "
+        "for one array; raise the limit (ulimit -v) and run the same command again"
     )
 
 

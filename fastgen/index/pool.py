@@ -122,7 +122,7 @@ class TextPool:
         self._make_room(len(self) + texts, int(self._entries.size[1]) + tokens)
         longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
         if longest > MOST_TOKENS:
-            raise InputError(f"a text of {longest * 2} bytes is too long to be compared; cut it below {MOST_TOKENS} words")
+            raise InputError(f"a text of {longest * 2} bytes is too long to be compared; cut it to 32 MB at most")
         if longest > self._query.tokens.size:
             self._query = _make_query(longest * 2)
 

@@ -5,11 +5,11 @@ Plain values in named tuples and dataclasses are parameters, which must be equal
 Of an array that lies in reserved address space only the rows in use are taken, which the table below tells by the named
 tuple that holds it; what is scratch between two calls is not taken at all, and a fresh one takes its place.
 
-Guarantees: what was put together decides as what was taken apart; whatever the arrays hold, no kernel leaves their
-memory or loops for ever, since every size, offset and number in them is checked first; an index that holds anything unknown (an array in
-reserved space that the table does not name, a thread, a list of growing length) is `Unsavable`, never saved in part;
-one that does not fit (other names, dtypes, shapes) is `Unsavable` too, before anything is read. Knows nothing of
-files: arrays are given out and asked for as flat memory.
+Guarantees: what was put together decides as what was taken apart. Whatever the arrays hold, no kernel leaves their
+memory or loops for ever: every size, offset and number is checked before the index is used. An index that holds
+anything unknown (an array in reserved space that the table does not name, a thread, a list of growing length) is
+`Unsavable`, never saved in part; one that does not fit (other names, dtypes, shapes) is `Unsavable` too, before
+anything is read. Knows nothing of files: arrays are given out and asked for as flat memory.
 """
 
 from __future__ import annotations
@@ -57,23 +57,24 @@ class SavedIndex(NamedTuple):
 
 def _rows_in_use(holder: Any) -> Mapping[str, int | Scratch]:  # noqa: ANN401 - any named tuple
     """Rows in use of the reserved arrays of one named tuple, and which of its arrays are scratch or made anew."""
+    fields: dict[str, int | Scratch] = {}
     match type(holder).__name__:
         case "Symbols":
             count = int(holder.size[0])
-            per_symbol = dict.fromkeys(("hashes", "parent", "occurrence", "base"), count)
-            made_anew = dict.fromkeys(("table", "slot", "work"), SCRATCH)
-            return {**per_symbol, **made_anew, "start": count + 1, "blob": int(holder.start[count])}
+            fields = dict.fromkeys(("hashes", "parent", "occurrence", "base"), count)
+            fields |= {"start": count + 1, "blob": int(holder.start[count])}
+            fields |= dict.fromkeys(("table", "slot", "work"), SCRATCH)
         case "Entries":
-            return {"tokens": int(holder.size[1]), **dict.fromkeys(("gist", "place"), int(holder.size[0]))}
+            fields = {"tokens": int(holder.size[1]), **dict.fromkeys(("gist", "place"), int(holder.size[0]))}
         case "Postings":
-            return {"heads": bucket_count(holder), "slab": slab_used(holder)}
+            fields = {"heads": bucket_count(holder), "slab": slab_used(holder)}
         case "Order":
-            return {"frequency": int(holder.known[0])}
+            fields = {"frequency": int(holder.known[0])}
         case "Exact":
-            return dict.fromkeys((*holder._fields,), SCRATCH) | {"freezes": 1}
+            fields = {**dict.fromkeys(holder._fields, SCRATCH), "freezes": 1}
         case "Lsh" | "Nodes" | "Query" | "Rule" | "Permutations":
-            return dict.fromkeys(holder._fields, SCRATCH)
-    return {}
+            fields = dict.fromkeys(holder._fields, SCRATCH)
+    return fields
 
 
 class _Leaf(NamedTuple):
