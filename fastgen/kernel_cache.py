@@ -25,7 +25,7 @@ _DIGEST_BYTES = 32
 _SLOW = "so every start compiles for up to a minute"
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+class KernelCache(FunctionCache):
     """The cache of one function: ``dispatcher._cache``.
 
     ``source``: names the source of everything that the function may call, which numba does not look at.
@@ -34,21 +34,22 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
     """
 
     def __init__(self, function: Callable[..., Any], source: str) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]  # numba has no types here
         what = repr((numba.__version__, self._impl.locator.get_source_stamp(), source))
         stamp = hashlib.sha256(what.encode()).digest()
-        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, stamp)
+        name = self._impl.filename_base
+        self._cache_file = _CacheFile(self._cache_path, name, stamp)  # type: ignore[no-untyped-call]  # as above
 
     def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401 - numba's
         """Write one compiled signature, if that is possible."""
         try:
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # as above
         except OSError as error:
             reason = error.strerror or error
             warn_once(self._cache_path, f"kernels cannot be written here ({reason}), {_SLOW}; set NUMBA_CACHE_DIR")
 
 
-class _CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # as above
+class _CacheFile(IndexDataCacheFile):
     """Numba's pair of files for a function, each with a digest at its end, which numba itself would ignore.
 
     The digest of a data file also covers the source. Numba names data files by number, so one that an interrupted write
@@ -63,13 +64,16 @@ class _CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # as above
         return pickle.loads(overloads) if stamp == self._source_stamp else {}  # noqa: S301 - as below
 
     def _save_index(self, overloads: dict[Any, Any]) -> None:
-        self._write(self._index_path, (self._source_stamp, self._dump(overloads)), b"")
+        packed = self._dump(overloads)  # type: ignore[no-untyped-call]  # as above
+        self._write(self._index_path, (self._source_stamp, packed), b"")
 
     def _load_data(self, name: str) -> Any:  # noqa: ANN401 - numba's
-        return self._read(self._data_path(name), self._source_stamp)
+        path = self._data_path(name)  # type: ignore[no-untyped-call]  # as above
+        return self._read(path, self._source_stamp)
 
     def _save_data(self, name: str, data: Any) -> None:  # noqa: ANN401 - numba's
-        self._write(self._data_path(name), data, self._source_stamp)
+        path = self._data_path(name)  # type: ignore[no-untyped-call]  # as above
+        self._write(path, data, self._source_stamp)
 
     def _read(self, name: str, key: bytes) -> Any:  # noqa: ANN401 - what was written
         """:raises OSError: it cannot be read, or was not whole and is removed."""
@@ -83,7 +87,7 @@ class _CacheFile(IndexDataCacheFile):  # type: ignore[misc]  # as above
         return pickle.loads(payload)  # noqa: S301 - who can write this file can write the package
 
     def _write(self, name: str, content: Any, key: bytes) -> None:  # noqa: ANN401 - what numba wants kept
-        payload = self._dump(content)
+        payload = self._dump(content)  # type: ignore[no-untyped-call]  # as above
         with self._open_for_write(name) as file:
             file.write(payload + _digest(payload, key))
 

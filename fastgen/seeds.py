@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations, count
@@ -57,8 +58,8 @@ class SeedReport:
     """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for a person.
 
     Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with
-    a blank input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one
-    line each; a file with warnings still works.
+    a blank input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are
+    one line each; a file with warnings still works.
     """
 
     path: Path
@@ -283,6 +284,12 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
         yield f"only {len(tasks)} seed tasks, fewer than the {FEWEST} of one prompt; prompts will repeat themselves"
     if not any(task.is_classification for task in tasks):
         yield "no classification seed; --classification-only has nothing to show the model"
+    letters = [letter for task in tasks for letter in task.instruction if letter.isalpha()]
+    if 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters):
+        yield (
+            "most letters are not Latin, but the shipped demonstrations of instances are English and so may the outputs "
+            "be; give prompts in the language of the seeds with --prompts"
+        )
 
 
 def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]], preset: str) -> Iterator[str]:

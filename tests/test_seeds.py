@@ -439,6 +439,14 @@ def test_seeds_without_spaces_are_counted_in_words_and_only_the_preset_in_use_wa
     assert "--preset paper rejects" in out
 
 
+def test_seeds_in_another_script_are_warned_about_english_demonstrations(tmp_path: Path) -> None:
+    starts = ("写出水果", "翻译句子", "总结文章", "列出城市", "解释原因", "比较电影", "计算价格", "描述天气")
+    tasks = [line(id=s, instruction=f"{s}{n}{n}{n}", is_classification=n == 1) for n, s in enumerate(starts)]
+    assert any("--prompts" in warning for warning in check_seed_tasks(write(tmp_path, *tasks)).warnings)
+    tasks = [line(id=f"{n}", instruction=f"Übersetze {n} {s}") for n, s in enumerate(starts)]
+    assert not any("--prompts" in warning for warning in check_seed_tasks(write(tmp_path, *tasks)).warnings)
+
+
 def test_pairs_at_or_above_a_half_are_warned_about_closest_first(tmp_path: Path) -> None:
     lines = eight()
     lines[3]["instruction"] = "apple1 apple2 apple3 daisy4"  # 3 of 4 tokens with apple

@@ -44,7 +44,8 @@ def source_checksum() -> str:
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` on its first call (nopython, ``nogil``, cached on disk where a disk can be written)."""
-    dispatcher = numba.njit(nogil=True, _nrt=False, error_model="numpy", boundscheck=False)(function)
+    compile_with = functools.partial(numba.njit, nogil=True, _nrt=False, error_model="numpy", boundscheck=False)
+    dispatcher: Any = compile_with()(function)
     try:
         dispatcher._cache = KernelCache(function, source_checksum())  # noqa: SLF001 - as cache=True does
     except RuntimeError:
