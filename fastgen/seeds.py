@@ -287,8 +287,8 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
     letters = [letter for task in tasks for letter in task.instruction if letter.isalpha()]
     if 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters):
         yield (
-            "most letters are not Latin, but the shipped demonstrations of instances are English and so may the outputs "
-            "be; give prompts in the language of the seeds with --prompts"
+            "most letters are not Latin, but the shipped demonstrations of instances are English, and outputs may "
+            "become so too; give prompts in the language of the seeds with --prompts"
         )
 
 
