@@ -57,7 +57,7 @@ class Place:
         handler = logging.Handler()
         handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("fastgen").addHandler(handler)
-        numba.config.CACHE_DIR = str(self.cache)
+        numba.config.CACHE_DIR = str(self.cache)  # type: ignore[attr-defined]  # made when numba is imported
         sys.path.insert(0, str(self.folder))
         sys.dont_write_bytecode = True
         prepare()
