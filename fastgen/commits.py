@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastgen.records import Completion, Failure, Neighbour, Span, Stage
+from fastgen.records import Completion, Failure, Neighbour, Span, Stage, token_count
 
 _STAGES = {stage.value: stage for stage in Stage}  # several times faster than calling the enumeration
 SCORE_DIGITS = 3  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
@@ -136,7 +136,7 @@ def _encode_rejection(rejection: Rejection) -> tuple[Any, ...]:
 
 
 def decode(line: dict[str, Any]) -> Commit:
-    """The inverse of `encode` (scores as rounded there).
+    """The inverse of `encode` (scores as rounded there, token counts that cannot be right as 0).
 
     :raises KeyError, TypeError, ValueError: the object is not one that `encode` wrote; the store names the line.
     """
@@ -147,7 +147,7 @@ def decode(line: dict[str, Any]) -> Commit:
         _STAGES[line["stage"]],
         line.get("subject"),
         tuple(line.get("demos", ())),
-        Completion(line["text"], line["finish"], prompt_tokens, completion_tokens),
+        Completion(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
         _decode_outcome(line),
         line["t"],
     )

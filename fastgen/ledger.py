@@ -7,12 +7,13 @@ end.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.records import Failure
+from fastgen.records import MOST_TOKENS, Failure
 
 
 def _counter() -> Counter[str]:
@@ -103,9 +104,25 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """:raises KeyError, TypeError: not what `as_dict` gave."""
+        """Fields that a newer version added are ignored.
+
+        :raises KeyError, TypeError, ValueError: not what `as_dict` gave: a field is missing, is of another type, or
+            cannot be right.
+        """
         ledger = cls()
-        for name in (f.name for f in fields(cls)):
-            value = values[name]
-            setattr(ledger, name, Counter(value) if isinstance(value, dict) else value)
+        for f in fields(cls):
+            value = values[f.name]
+            if isinstance(getattr(ledger, f.name), Counter):
+                if type(value) is not dict or not all(type(one) is int and one >= 0 for one in value.values()):
+                    raise TypeError(f"{f.name}: no counts")
+                value = Counter(value)
+            elif f.type == "float":
+                if type(value) not in {int, float} or not math.isfinite(value):
+                    raise TypeError(f"{f.name}: no number")
+            elif type(value) is not int or value < 0:
+                raise TypeError(f"{f.name}: no count")
+            setattr(ledger, f.name, value)
+        tokens = ledger.prompt_tokens.total() + ledger.completion_tokens.total()
+        if tokens > 2 * MOST_TOKENS * ledger.commits:
+            raise ValueError(f"{tokens} tokens in {ledger.commits} commits")
         return ledger

@@ -101,6 +101,15 @@ class Request:
         return self.n * self.prompts
 
 
+MOST_TOKENS = (1 << 31) - 1
+"""Of one answer. No model writes more, and the sum over every line of a log stays below 64 bits."""
+
+
+def token_count(value: object) -> int:
+    """A token count that a server or a log line states: 0 where it is none, below 0 or above `MOST_TOKENS`."""
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One choice of one response.

@@ -20,9 +20,10 @@ from fastgen.commits import (
     decode,
     encode,
 )
-from fastgen.records import Completion, Failure, Stage
+from fastgen.records import MOST_TOKENS, Completion, Failure, Stage
 
 NUMBER = st.integers(0, 2**40)
+TOKENS = st.integers(0, MOST_TOKENS)
 SPAN = st.tuples(NUMBER, NUMBER)
 NEIGHBOUR = st.tuples(NUMBER, st.integers(0, 1000).map(lambda s: s / 1000))
 KEPT = st.tuples(SPAN, st.none() | NEIGHBOUR, st.lists(NEIGHBOUR, max_size=3).map(tuple))
@@ -49,7 +50,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 def commits(draw: st.DrawFn) -> Commit:
     stage = draw(st.sampled_from([*OUTCOMES]))
     outcome: Outcome = draw(OUTCOMES[stage] | st.builds(Failure, TEXT, TEXT, st.booleans()))
-    completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(NUMBER), draw(NUMBER))
+    completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(TOKENS), draw(TOKENS))
     subject = None if stage is Stage.INSTRUCTION else draw(NUMBER)
     demonstrations = tuple(draw(st.lists(NUMBER, max_size=8))) if stage is Stage.INSTRUCTION else ()
     time_s = draw(st.integers(0, 10**12)) / 100

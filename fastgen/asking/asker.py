@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from fastgen.backends import Backend
 from fastgen.errors import DiskError, InputError
-from fastgen.records import Answer, Failure, Message, Request, Sampling, Stage
+from fastgen.records import Answer, Failure, Message, Request, Sampling, Stage, token_count
 from fastgen.scheduling.limits import Limits
 from fastgen.scheduling.rate_limits import RateLimits
 from fastgen.scheduling.scheduler import Scheduler
@@ -149,7 +149,7 @@ def _decode(body: dict[str, Any]) -> Reply:
         return Reply(body["number"], "", failure=body["failure"])
     prompt_tokens, completion_tokens = body["tokens"]
     return Reply(
-        *(body["number"], body["text"], body["reason"], prompt_tokens, completion_tokens),
+        *(body["number"], body["text"], body["reason"], token_count(prompt_tokens), token_count(completion_tokens)),
         shortened=body.get("shortened", False),
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastgen.errors import PromptTooLong, RequestRejected, TransientError
-from fastgen.records import LOST_REASONS, Completion, Message, Request
+from fastgen.records import LOST_REASONS, Completion, Message, Request, token_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,12 +170,7 @@ def _chat_text(choice: dict[str, Any], reason: str | None) -> object:
 
 
 def _usage(usage: object) -> tuple[int, int]:
-    """Prompt and completion tokens; 0 for whatever is missing or no count."""
+    """Prompt and completion tokens; 0 for what is missing or is no credible count."""
     if not isinstance(usage, dict):
         return 0, 0
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return _count(prompt), _count(completion)
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value >= 0 else 0
+    return token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
