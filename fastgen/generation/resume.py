@@ -46,11 +46,8 @@ async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str]
     folder.write_header(replace(header, options=saved_values(options)))
     if (torn := store.torn) is not None:
         say(f"{torn.path}: dropped {torn.size} bytes of an unfinished line that a crash left behind")
-    if lost := store.lost_bytes:
-        say(
-            f"{folder.log_path}: the log ends {lost} bytes before where it was last counted: its end was "
-            f"lost, as by a power cut or an incomplete copy; what it held is made anew"
-        )
+    if store.lost_commits:
+        say(folder.loss_line(store.lost_commits))
     state = plan.state
     say(f"going on with {state.complete} of {state.target} instructions complete, {len(state.pool)} kept")
     return saved

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 
 from fastgen.errors import DiskError, FolderInUse, RunFolderError
+from fastgen.storage.files import is_still_at, open_own
 
 _HOLDER_BYTES = 200
 
@@ -29,12 +30,26 @@ class Lock:
 
     def __init__(self, file: Path, *, named: str, instead: str) -> None:
         self._file = file
+        self._named = named
         while (descriptor := _take(file, named, instead)) is None:
             pass
         self._descriptor: int | None = descriptor
         with contextlib.suppress(OSError):  # a full disk: whoever comes second is told less
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the lock's file is still there and ours: another process can lock a file that takes its place."""
+        return self._descriptor is not None and is_still_at(self._descriptor, self._file)
+
+    def check(self) -> None:
+        """:raises DiskError: the lock's file was removed or replaced."""
+        if not self.is_held:
+            raise DiskError(
+                f"{self._named}: {self._file} was removed or replaced, so another process may write here too; "
+                f"everything committed is kept: make sure that no other runs, then run the same command again"
+            )
 
     def release(self, *, remove: bool = False) -> None:
         """Let others have it, and remove the file if told so. Safe to call twice."""
@@ -50,12 +65,12 @@ class Lock:
 def _take(file: Path, named: str, instead: str) -> int | None:
     """The locked file; ``None`` where it was removed by its last holder before the lock was ours."""
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise DiskError(f"{named}: cannot be written ({error.strerror}); mend that or {instead}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_still_there(descriptor, file):
+        if is_still_at(descriptor, file):
             return descriptor
     except BlockingIOError:
         holder = os.read(descriptor, _HOLDER_BYTES).decode(errors="replace").strip() or "another process"
@@ -68,10 +83,3 @@ def _take(file: Path, named: str, instead: str) -> int | None:
         ) from None
     os.close(descriptor)
     return None
-
-
-def _is_still_there(descriptor: int, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False

@@ -3,12 +3,18 @@
 ::
 
     run.json             format, run id, the run's meaning (what resume must not change) and its options; no secrets
-    seed_tasks.jsonl     the seeds as they were, so that the folder stands alone prompts/             the prompts and
-    demonstrations as they were decontaminate.json   the texts that no kept instruction may resemble, if there are any
-    log/                 the truth (see `fastgen.storage.log`) ledger.json          a snapshot of the counts with its
-    log position; rebuilt from the log when it does not fit snapshot.bin         the state of a large run at a log
-    position (see `fastgen.generation.checkpoint`); may always be deleted lock                 held by the process that
-    writes server.log           output of a server that fastgen started (of several: server-1.log, server-2.log ...)
+    seed_tasks.jsonl     the seeds as they were, so that the folder stands alone
+    prompts/             the prompts and demonstrations as they were
+    decontaminate.json   the texts that no kept instruction may resemble, if there are any
+    log/                 the truth (see `fastgen.storage.log`)
+    ledger.json          the counts, with the log position that they reach and the one up to which the log was synced
+    snapshot.bin         the state of a large run at a log position (see `fastgen.generation.checkpoint`)
+    metrics.jsonl        figures over time (see `fastgen.metrics.series`)
+    lock                 held by the process that writes
+    server.log           output of a server that fastgen started (of several: server-1.log, server-2.log ...)
+
+``ledger.json``, ``snapshot.bin`` and ``metrics.jsonl`` are derived from the log or only for plots: each may be deleted
+at any time, and one that cannot be read, has another form or cannot be written stops nothing.
 
 `RunFolder` reads, `fastgen.storage.store.Store` is the one writer of the log. Both speak of commits, not of bytes.
 """
@@ -18,23 +24,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
+import logging
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from fastgen.commits import Commit, decode
 from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.ledger import Ledger
+from fastgen.storage.files import replacing
 from fastgen.storage.log.format import Position, TornTail, seal, unseal
 from fastgen.storage.log.reader import read_log
-from fastgen.storage.log.segments import sync_directory
 
+log = logging.getLogger(__name__)
 RUN_FORMAT = 1
 _SERVER_LOG = re.compile(r"server(-\d+)?\.log")
 
@@ -54,6 +62,37 @@ class RunHeader:
         return hashlib.sha256(orjson.dumps(self.meaning, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+class _Section(dict[str, Any]):
+    """A part of ``run.json`` in which a value that every run has may be missing, in a file that somebody edited."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        raise RunFolderError(f"{self._path}: lacks {name!r}; restore it from a copy")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCounts:
+    """The content of ``ledger.json``: what the log said up to ``position``.
+
+    ``synced`` is the place up to which the log was on the disk by then, ``None`` where the file does not say.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    position: Position | None = None
+    synced: Position | None = None
+    server: Mapping[str, float] = field(default_factory=dict)
+
+
+class Loss(NamedTuple):
+    """What a log lacks at its end of what was counted once: commits, and bytes of the segment counted last."""
+
+    commits: int
+    size: int
+
+
 class RunFolder:
     """A run folder for reading; needs no lock and works while another process writes."""
 
@@ -66,7 +105,8 @@ class RunFolder:
         self.snapshot_path = path / "snapshot.bin"
         self._forbidden_path = path / "decontaminate.json"
         self._header_path = path / "run.json"
-        self._ledger_path = path / "ledger.json"
+        self.ledger_path = path / "ledger.json"
+        self._told_loss = False
 
     def exists(self) -> bool:
         """Whether a run was begun here.
@@ -100,11 +140,12 @@ class RunFolder:
                     f"{self._header_path}: written by fastgen {data['fastgen']} (run format {run_format}, this version "
                     f"reads {RUN_FORMAT}); upgrade fastgen"
                 )
-            header = RunHeader(data["run"], data["fastgen"], data["meaning"], data["options"])
-            whole = data["crc"] == _checksum(header)
+            sections = (_Section(data[name], self._header_path) for name in ("meaning", "options"))
+            header = RunHeader(data["run"], data["fastgen"], *sections)
+            whole = data["crc"] == _checksum(header) and type(header.run_id) is type(header.version) is str
         except OSError as error:
             raise RunFolderError(f"{self._header_path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # also a list where an object should be
             whole = False
         if not whole:
             raise RunFolderError(f"{self._header_path}: damaged; restore it from a copy")
@@ -131,9 +172,10 @@ class RunFolder:
 
         :raises DamagedLogError: the log is damaged, with file and line.
         """
-        known = self.ledger_snapshot()[1]  # read first: the log of a run that goes on may only be further
-        at_least = known.segment + 1 if known and known.offset else 0
-        for item in read_log(self.log_path, run_id=self.header().run_id, start=start, at_least=at_least):
+        saved = self.saved_counts()  # read first: the log of a run in progress may only be further
+        at_least = saved.position.segment + 1 if saved.position and saved.position.offset else 0
+        run_id = self.header().run_id
+        for item in read_log(self.log_path, run_id=run_id, start=start, at_least=at_least, durable=saved.synced):
             if isinstance(item, TornTail):
                 yield item
                 continue
@@ -155,6 +197,8 @@ class RunFolder:
             self.prompts_path.mkdir(exist_ok=True)
         except OSError as error:
             raise DiskError(f"{self.prompts_path}: cannot be made ({error.strerror})") from error
+        if self.prompts_path.is_symlink():
+            raise DiskError(f"{self.prompts_path}: cannot be written (it is a symbolic link, remove it)")
         _write_atomically(self.seeds_path, seeds)
         for name, content in prompts.items():
             _write_atomically(self.prompts_path / name, content)
@@ -177,46 +221,102 @@ class RunFolder:
             raise RunFolderError(f"{self._forbidden_path}: damaged; restore it from a copy") from None
 
     def ledger(self) -> Ledger:
-        """The counts as of now, from the snapshot and what the log has beyond it."""
-        ledger, position = self.ledger_snapshot()
-        try:
-            return self._catch_up(ledger, position)
-        except DamagedLogError:
-            if position is None:
-                raise
-            return self._catch_up(Ledger(), None)  # a snapshot of another log; real damage is met again
+        """The counts as of now, from those saved and what the log has beyond them.
 
-    def _catch_up(self, ledger: Ledger, position: Position | None) -> Ledger:
+        :raises DamagedLogError: the log is damaged, with file and line.
+        """
+        saved = self.saved_counts()
+        if saved.position is not None:
+            with contextlib.suppress(DamagedLogError):  # of another log, or real damage: that is met again
+                return self._counted(saved.ledger, saved.position)
+        ledger = self._counted(Ledger(), None)
+        lost = saved.ledger.commits - ledger.commits
+        if lost > 0 and not self._told_loss:
+            self._told_loss = True
+            log.warning("%s", self.loss_line(lost))
+        return ledger
+
+    def _counted(self, ledger: Ledger, position: Position | None) -> Ledger:
         for item in self.commits(position):
             if not isinstance(item, TornTail):
                 ledger.apply(item[0])
         return ledger
 
+    def loss(self, ledger: Ledger, end: Position) -> Loss:
+        """What the saved counts have beyond those of a log that ends at ``end``: all of it was in the log once."""
+        saved = self.saved_counts()
+        position = saved.position or end
+        beyond = max(0, saved.ledger.commits - ledger.commits)
+        if position.segment == end.segment:
+            return Loss(beyond, max(0, position.offset - end.offset))
+        return Loss(beyond, position.offset if position.segment > end.segment else 0)
+
+    def loss_line(self, commits: int) -> str:
+        """One line for people about so many lost commits."""
+        return (
+            f"{self.log_path}: the end of the log is gone, as after a power cut or in an incomplete copy: {commits} "
+            f"commits that ledger.json counted are missing; if there is a whole copy, restore the log from it, else "
+            f"'fastgen generate' asks for them again"
+        )
+
     def ledger_snapshot(self) -> tuple[Ledger, Position | None]:
-        """The last saved counts and their log position; empty ones where there is no usable snapshot."""
-        data = self._snapshot()
-        if data is None:
-            return Ledger(), None
-        return Ledger.from_dict(data["counts"]), Position(*data["position"])
+        """The last saved counts and their log position; empty ones where there are no usable ones."""
+        saved = self.saved_counts()
+        return saved.ledger, saved.position
 
     def server_figures(self) -> dict[str, Any]:
-        """What the servers said of themselves when the snapshot was saved."""
-        data = self._snapshot()
-        return {} if data is None else dict(data["server"])
+        """What the servers said of themselves when the counts were saved."""
+        return dict(self.saved_counts().server)
 
-    def _snapshot(self) -> dict[str, Any] | None:
-        """The content of ``ledger.json``, if it is whole and of this run."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
-            line = self._ledger_path.read_bytes().removesuffix(b"\n")
-            data: dict[str, Any] = orjson.loads(line)
+    def saved_counts(self) -> SavedCounts:
+        """The content of ``ledger.json``; empty where it is not whole, of another run or of another form.
+
+        The log has all that is in it, so a file that cannot be used is never an error.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            line = self.ledger_path.read_bytes().removesuffix(b"\n")
+            data = orjson.loads(line)
             if unseal(line, 0) is not None and data["run"] == self.header().run_id:
-                return data
-        return None
+                synced = data.get("synced")
+                return SavedCounts(
+                    Ledger.from_dict(data["counts"]),
+                    _position(data["position"]),
+                    None if synced is None else _position(synced),
+                    _figures(data["server"]),
+                )
+        return SavedCounts()
 
-    def save_ledger(self, ledger: Ledger, position: Position, run_id: str, server: Mapping[str, Any]) -> None:
-        """Replace the snapshot, atomically; not synced, since the log can always rebuild it."""
-        data = {"run": run_id, "position": list(position), "counts": ledger.as_dict(), "server": server}
-        _write_atomically(self._ledger_path, seal(data, 0)[0], durable=False)
+    def save_counts(self, counts: SavedCounts, run_id: str, *, durable: bool = False) -> None:
+        """Replace ``ledger.json``, atomically; not synced by default, since the log can always rebuild it.
+
+        :raises OSError: it cannot be written.
+        """
+        data = {
+            "run": run_id,
+            "position": None if counts.position is None else tuple(counts.position),
+            "synced": None if counts.synced is None else tuple(counts.synced),
+            "counts": counts.ledger.as_dict(),
+            "server": _figures(counts.server),
+        }
+        with replacing(self.ledger_path, durable=durable) as sink:
+            sink.write(seal(data, 0)[0])
+
+
+def _position(values: Any) -> Position:  # noqa: ANN401 - any JSON value
+    """:raises ValueError, TypeError: it is no position."""
+    segment, offset, crc = values
+    if any(type(one) is not int or one < 0 for one in values):
+        raise TypeError("a position")
+    return Position(segment, offset, crc)
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the values that are numbers which JSON can hold; they come from servers."""
+    return {
+        name: value
+        for name, value in values.items()
+        if type(value) in {int, float} and math.isfinite(value) and abs(value) < 1 << 53
+    }
 
 
 def _before_a_run(names: list[str]) -> bool:
@@ -242,20 +342,11 @@ def _check_storable(options: Mapping[str, Any]) -> None:
             raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
-def _write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+def _write_atomically(path: Path, content: bytes) -> None:
     try:
-        with temporary.open("wb") as sink:
+        with replacing(path) as sink:
             sink.write(content)
-            sink.flush()
-            if durable:
-                os.fsync(sink.fileno())
-        temporary.replace(path)
-        if durable:
-            sync_directory(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise DiskError(
             f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then "
             f"run the same command again"

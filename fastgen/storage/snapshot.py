@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import orjson
 
+from fastgen.storage.files import replacing, temporary_for
 from fastgen.storage.log.format import seal, unseal
-from fastgen.storage.log.segments import sync_directory
 
 SNAPSHOT_FORMAT = 1
 ROOM_LEFT_BYTES = 256 << 20  # of the disk, for the log: a snapshot must not be what fills it
@@ -74,31 +74,20 @@ def write_snapshot(path: Path, facts: Mapping[str, Any], parts: Sequence[Part], 
     """
     header = _header(facts, parts)
     size = _begin_of_parts(header) + sum(align(part.data.nbytes) for part in parts)
-    temporary = _temporary(path)
     if shutil.disk_usage(path.parent).free < size + ROOM_LEFT_BYTES:
         raise OSError(28, f"a snapshot of {size / 1e6:,.0f} MB would leave too little room for the log")
-    try:
-        with temporary.open("wb", buffering=0) as sink:
-            for piece in _pieces(header, parts):
-                _write_all(sink, piece, go_on)
-            os.fsync(sink.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # a full disk needs the room
-        raise
+    with replacing(path) as sink:
+        for piece in _pieces(header, parts):
+            if not go_on():
+                raise Abandoned
+            sink.write(piece)
     return size
 
 
 def forget_unfinished(path: Path) -> None:
     """Remove what a process that was killed while it wrote has left."""
     with contextlib.suppress(OSError):
-        _temporary(path).unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+        temporary_for(path).unlink(missing_ok=True)
 
 
 def _header(facts: Mapping[str, Any], parts: Sequence[Part]) -> bytes:
@@ -122,12 +111,15 @@ def _pieces(header: bytes, parts: Sequence[Part]) -> Iterator[memoryview]:
         yield memoryview(bytes(align(len(data)) - len(data)))
 
 
-def _write_all(sink: BinaryIO, piece: memoryview, go_on: Callable[[], bool]) -> None:
-    if not go_on():
-        raise Abandoned
-    written = 0
-    while written < len(piece):
-        written += sink.write(piece[written:])
+def _stored_part(values: Any, begin: int, size: int) -> StoredPart:  # noqa: ANN401 - any JSON value
+    """A part that lies within the ``size`` bytes of all parts. :raises ValueError, TypeError: it is none."""
+    dtype, shape, *numbers = values
+    if not isinstance(dtype, str) or any(type(one) is not int or one < 0 for one in (*shape, *numbers, size)):
+        raise TypeError("a part")
+    offset, part_size, crc = numbers
+    if offset + part_size > size:
+        raise ValueError("a part lies outside")
+    return StoredPart(dtype, tuple(shape), begin + offset, part_size, crc)
 
 
 class SnapshotReader:
@@ -166,13 +158,10 @@ class SnapshotReader:
             header = orjson.loads(line)
             if header["format"] != SNAPSHOT_FORMAT:
                 raise SnapshotUnusable("it has the format of another version of fastgen")
-            begin = _begin_of_parts(line)
-            parts = {
-                name: StoredPart(dtype, tuple(shape), begin + offset, size, crc)
-                for name, (dtype, shape, offset, size, crc) in header["parts"].items()
-            }
-            whole = begin + header["size"]
-            facts: dict[str, Any] = header["facts"]
+            begin, size = _begin_of_parts(line), header["size"]
+            parts = {name: _stored_part(values, begin, size) for name, values in header["parts"].items()}
+            whole = begin + size
+            facts: dict[str, Any] = {**header["facts"]}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SnapshotUnusable("its first line has another form") from None
         if os.fstat(self._file.fileno()).st_size != whole:
@@ -180,14 +169,14 @@ class SnapshotReader:
         return facts, parts
 
     def _first_line(self) -> bytes:
-        line = b""
+        line = bytearray()
         while not line.endswith(b"\n"):
             piece = self._read(min(1 << 16, _MOST_HEADER_BYTES - len(line)))
             end = piece.find(b"\n") + 1
             line += piece[:end] if end else piece
             if not piece or len(line) >= _MOST_HEADER_BYTES:
                 raise SnapshotUnusable("its first line is cut short")
-        return line
+        return bytes(line)
 
     def _read(self, size: int) -> bytes:
         try:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,11 @@ from fastgen.storage.locking import Lock
 from fastgen.storage.log.format import Position, TornTail
 from fastgen.storage.log.segments import compress_segment, segment_files
 from fastgen.storage.log.writer import LogWriter
-from fastgen.storage.runfolder import RUN_FORMAT, RunFolder, RunHeader
+from fastgen.storage.runfolder import RUN_FORMAT, RunFolder, RunHeader, SavedCounts
 
 __all__ = ["RUN_FORMAT", "Progress", "RunFolder", "RunHeader", "Store"]
 
+log = logging.getLogger(__name__)
 _BEGINNING = Position(0, 0, 0)
 
 
@@ -53,7 +54,9 @@ class Store:
         self._closing = threading.Lock()  # the run lock is let go only when no thread of ours touches the log any more
         self.torn: TornTail | None = None
         self.lost_bytes = 0  # that the log had when the counts were last saved and, after a power cut, has no more
+        self.lost_commits = 0  # in them
         self.ledger = Ledger()
+        self._told_unsaved = False
         self.server_figures: dict[str, Any] = folder.server_figures()
 
     def begin(self, meaning: dict[str, Any], options: dict[str, Any], version: str) -> None:
@@ -63,7 +66,7 @@ class Store:
     def replay(self, known: Progress | None = None) -> Iterator[Commit]:
         """Every commit of the log in order, those up to ``known`` left out; then the store is ready to append.
 
-        :raises DamagedLogError: the log is damaged other than at its torn end.
+        :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
         """
         self._run_id = self.folder.header().run_id
         if known is not None:
@@ -77,12 +80,12 @@ class Store:
             self._commits += 1
             self.ledger.apply(commit)
             yield commit
-        counted = self.folder.ledger_snapshot()[1]
-        if counted is not None and counted.segment == self.position.segment:
-            self.lost_bytes = max(0, counted.offset - self.position.offset)
+        self.lost_commits, self.lost_bytes = self.folder.loss(self.ledger, self.position)
         with self._closing:
             if not self._closed:
                 self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
+                if self.lost_bytes or self.lost_commits:
+                    self._forget_lost_counts()
 
     @property
     def position(self) -> Position:
@@ -109,15 +112,45 @@ class Store:
     def sync(self) -> None:
         """Make everything appended durable.
 
-        :raises DiskError: the disk refused.
+        :raises DiskError: the disk refused, or the lock or the segment was removed or replaced.
         """
+        self._lock.check()
         self._open_writer().sync()
 
     def save_ledger(self) -> None:
-        """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended."""
+        """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended.
+
+        Counts that cannot be saved are one warning: the log has them.
+        """
         self._open_writer()
-        if self.is_counted:
-            self.folder.save_ledger(self.ledger, self.position, self._run_id, self.server_figures)
+        if not self.is_counted:
+            return
+        try:
+            self._save_counts(durable=False)
+        except OSError as error:
+            if not self._told_unsaved:
+                path = self.folder.ledger_path
+                log.warning("%s: cannot be saved (%s); the run continues, the log has its counts", path, error.strerror)
+            self._told_unsaved = True
+
+    def _forget_lost_counts(self) -> None:
+        """Replace counts that the log falls short of, before other lines take the place of those that were counted.
+
+        :raises DiskError: they cannot be replaced, so the next reader would take the new lines for damage.
+        """
+        try:
+            self._save_counts(durable=True)
+        except OSError as error:
+            path = self.folder.ledger_path
+            raise DiskError(
+                f"{path}: counts more than the log has and cannot be replaced ({error.strerror}); remove it, then run "
+                f"the same command again"
+            ) from error
+
+    def _save_counts(self, *, durable: bool) -> None:
+        synced = self._open_writer().durable
+        counts = SavedCounts(self.ledger, self.position, synced, self.server_figures)
+        self.folder.save_counts(counts, self._run_id, durable=durable)
 
     def compress_closed(self) -> None:
         """Compress closed segments that are still plain."""
@@ -136,7 +169,7 @@ class Store:
             try:
                 if self._writer is not None:
                     self._writer.close()
-                    with contextlib.suppress(DiskError):  # the log can rebuild it
+                    if self._lock.is_held:  # else the folder may be another process's by now
                         self.save_ledger()
             finally:
                 self._writer = None

@@ -52,7 +52,9 @@ def segment_header(run_id: str, segment: int) -> dict[str, Any]:
 
 def check_header(header: dict[str, Any], path: Path, *, run_id: str, segment: int) -> None:
     """:raises RunFolderError: a newer format. :raises DamagedLogError: of another run or place."""
-    if header.get("format", 0) > LOG_FORMAT:
+    if type(header.get("format")) is not int:
+        raise DamagedLogError(f"{path}:1: is not the header of a log segment; restore the segment from a copy")
+    if header["format"] > LOG_FORMAT:
         raise RunFolderError(f"{path}: written by a newer fastgen (log format {header['format']}); upgrade fastgen")
     if header.get("run") != run_id or header.get("segment") != segment:
         raise DamagedLogError(f"{path}:1: the segment belongs to another run or place; restore the right one")

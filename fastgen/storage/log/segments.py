@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,9 +17,11 @@ from typing import IO
 import zstandard
 
 from fastgen.errors import DamagedLogError, DiskError, RunFolderError
+from fastgen.storage.files import replacing
 
 _WINDOW_LOG = 20  # 1 MiB
 BLOCK_BYTES = 1 << 20
+_NAME = re.compile(r"(\d{6,18})\.jsonl(\.zst)?", re.ASCII)
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -30,9 +33,11 @@ def segment_files(directory: Path) -> list[tuple[int, Path]]:
     """The segments in order; where a closed one exists plain and compressed (a crash in between), the plain one."""
     found: dict[int, Path] = {}
     for path in _names(directory):
-        stem, _, ending = path.name.partition(".")
-        if stem.isdigit() and ending in {"jsonl", "jsonl.zst"} and (ending == "jsonl" or int(stem) not in found):
-            found[int(stem)] = path
+        if (match := _NAME.fullmatch(path.name)) is None:
+            continue
+        number, is_plain = int(match[1]), match[2] is None
+        if match[1] == f"{number:06d}" and (is_plain or number not in found):
+            found[number] = path
     return sorted(found.items())
 
 
@@ -72,7 +77,10 @@ def open_segment(path: Path) -> IO[bytes]:
 
 
 def content_size(path: Path) -> int:
-    """Bytes of a compressed segment before its compression, as its own first bytes state."""
+    """Bytes of a compressed segment before its compression, as its own first bytes state.
+
+    :raises OSError, zstandard.ZstdError: they cannot be read, or are not the beginning of a zstd file.
+    """
     with path.open("rb") as file:
         return zstandard.frame_content_size(file.read(18))
 
@@ -116,19 +124,10 @@ def _compressor(size: int) -> zstandard.ZstdCompressor:
 def compress_segment(path: Path) -> None:
     """Replace a closed segment by its zstd form. :raises DiskError: it stays as it was."""
     target = path.with_name(path.name + ".zst")
-    temporary = path.with_name(path.name + ".zst.tmp")
     with writing(path.parent):
-        try:
-            with path.open("rb") as source, temporary.open("wb") as sink:
-                size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
-                _compressor(size).copy_stream(source, sink, size=size)
-                sink.flush()
-                os.fsync(sink.fileno())
-            temporary.replace(target)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # a full disk needs the room
-            raise
-        sync_directory(path.parent)
+        with path.open("rb") as source, replacing(target) as sink:
+            size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
+            _compressor(size).copy_stream(source, sink, size=size)
         path.unlink()
 
 
@@ -136,15 +135,6 @@ def forget_unfinished(directory: Path) -> None:
     """Remove what `compress_segment` left behind in a process that was killed."""
     for unfinished in directory.glob("*.zst.tmp"):
         unfinished.unlink()
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fastgen.errors import DiskError, FolderInUse
+from fastgen.storage.files import is_still_at, open_own, sync_directory
 from fastgen.storage.log.format import Position, seal, segment_header
-from fastgen.storage.log.segments import forget_unfinished, segment_files, segment_path, sync_directory, writing
+from fastgen.storage.log.segments import forget_unfinished, segment_files, segment_path, writing
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 
@@ -19,9 +22,9 @@ class LogWriter:
     """Appends to the log; the only writer of it. Not thread-safe: one thread at a time calls `append`.
 
     Give it the position that `read_log` ended at; a torn tail there is cut off, and half-done compressions are
-    cleaned up.
+    cleaned up. ``durable`` is the place up to which this writer has synced the log, ``None`` before its first sync.
 
-    :raises DiskError: the folder cannot be written.
+    :raises DiskError: the folder cannot be written. :raises FolderInUse: another writer has this log open.
     """
 
     def __init__(
@@ -30,14 +33,20 @@ class LogWriter:
         self._directory = directory
         self._run_id = run_id
         self._segment_bytes = segment_bytes
-        self._synced = True
+        self._synced = False  # what a killed process wrote may not have reached the disk
         self._file_lock = threading.Lock()  # sync may run beside append; neither may meet a file that roll has closed
         self.position = end or Position(0, 0, 0)
+        self.durable: Position | None = None
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = self._open_for_append()
-            if self.position.offset == 0:
-                self._write_header()
+            self._folder = _claim(directory)
+            try:
+                self._file = self._open_for_append()
+                if self.position.offset == 0:
+                    self._write_header()
+            except BaseException:
+                os.close(self._folder)
+                raise
 
     def _open_for_append(self) -> int:
         number, offset, _ = self.position
@@ -49,7 +58,7 @@ class LogWriter:
         if offset and not path.exists():  # the last segment was closed; go on in a new one
             self.position = Position(number + 1, 0, self.position.crc)
             path, offset = segment_path(self._directory, number + 1), 0
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.ftruncate(file, offset)
         return file
 
@@ -95,11 +104,8 @@ class LogWriter:
         closed = segment_path(self._directory, self.position.segment)
         following = Position(self.position.segment + 1, 0, self.position.crc)
         with writing(self._directory):
-            file = os.open(
-                segment_path(self._directory, following.segment),
-                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND,
-                0o644,
-            )
+            path = segment_path(self._directory, following.segment)
+            file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
             with self._file_lock:
                 os.close(self._file)
                 self._file, self.position = file, following
@@ -107,8 +113,15 @@ class LogWriter:
         return closed
 
     def sync(self) -> None:
-        """Make everything appended so far durable. May run in another thread than `append`."""
+        """Make everything appended so far durable. May run in another thread than `append`.
+
+        :raises DiskError: the disk refused, or the segment is no longer the file of its name.
+        """
         with writing(self._directory), self._file_lock:
+            if self._file < 0:  # closed while this sync waited
+                return
+            position = self.position
+            self._check_that_it_is_there(position.segment)
             if self._synced:
                 return
             self._synced = True
@@ -117,6 +130,15 @@ class LogWriter:
             except OSError:
                 self._synced = False
                 raise
+            self.durable = position
+
+    def _check_that_it_is_there(self, segment: int) -> None:
+        path = segment_path(self._directory, segment)
+        if not is_still_at(self._file, path):
+            raise DiskError(
+                f"{path}: was removed or replaced while it was being written, so the lines since its last sync are "
+                f"lost; restore it from a copy, then run the same command again"
+            )
 
     def close(self) -> None:
         """Sync and close."""
@@ -124,5 +146,22 @@ class LogWriter:
             self.sync()
         finally:
             with self._file_lock:
-                self._synced = True  # for a sync that waited for the lock
-                os.close(self._file)
+                file, self._file = self._file, -1
+                os.close(file)
+                os.close(self._folder)
+
+
+def _claim(directory: Path) -> int:
+    """Lock the folder of the log itself: the lock file beside it may be removed while its holder still writes.
+
+    :raises FolderInUse: another writer has it.
+    """
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise FolderInUse(f"{directory}: another process writes this log; wait for it, or stop it") from None
+    except OSError:
+        pass  # a file system that cannot lock folders: the lock file has to do
+    return folder

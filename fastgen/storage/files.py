@@ -1,0 +1,81 @@
+"""Files that fastgen owns in a folder: opened without following links, checked, and replaced in one step.
+
+A run folder may come from somebody else. A symbolic link under the name of one of our files would send what we write
+to its target, so every file that fastgen writes in such a folder is opened here. Every function raises `OSError`; the
+callers turn it into an error that names the flag and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a regular file for writing, as `os.open` does; returns the descriptor.
+
+    :raises OSError: the disk refused, or the name belongs to a symbolic link, a folder, a pipe or a device.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link, remove it", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file, remove it", str(path))
+    return descriptor
+
+
+def is_still_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that its name leads to: it was neither removed nor replaced."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def temporary_for(path: Path) -> Path:
+    """Where a file is while `replacing` writes it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file beside ``path``; it replaces the old one when the block ends, and an exception leaves the old one.
+
+    What a killed process left under the temporary name is removed first. ``durable`` syncs the content before the
+    replacement and the folder after it.
+    """
+    temporary = temporary_for(path)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with os.fdopen(descriptor, "wb") as sink:
+            yield sink
+            sink.flush()
+            if durable:
+                os.fsync(sink.fileno())
+        temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
