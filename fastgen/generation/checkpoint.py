@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,16 +170,18 @@ def _restore(folder: RunFolder, run: RunState) -> Progress:
         facts = snapshot.facts
         _check_belongs(facts, folder)
         try:
+            _check_form(facts["plan"], run.folded())
             position, ledger = Position(*facts["position"]), Ledger.from_dict(facts["ledger"])
             log_as_it_is = beside.submit(digest_log, folder.log_path, position)
             pool = InstructionPool.from_columns(*(snapshot.read(f"pool/{n}") for n in ("texts", "ends", "states")))
             shown = bytes(snapshot.read("shown"))
+            array("I").frombytes(shown)
             index = _load_index(snapshot, run, len(run.seeds) + len(pool))
             if log_as_it_is.result() != [tuple(digest) for digest in facts["log"]]:
                 raise SnapshotUnusable("the log it was made from was another")
         except InputError as error:  # of the log: read as a whole, it tells what is wrong with it
             raise SnapshotUnusable(str(error)) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SnapshotUnusable(f"it has another form ({error!r})") from None
         run.restore(facts["plan"], pool, shown, index)
     return Progress(position, ledger)
@@ -192,6 +195,29 @@ def _check_belongs(facts: Mapping[str, Any], folder: RunFolder) -> None:
         raise SnapshotUnusable(f"it was made by fastgen {facts.get('fastgen')}")
     if facts.get("meaning") != header.meaning_fingerprint:
         raise SnapshotUnusable("it is of a run with other options")
+
+
+def _check_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Of the run's figures, since `RunState.restore` takes them as they are.
+
+    :raises ValueError, TypeError, AttributeError: they have another form than this version's ``own``.
+    """
+    if saved.keys() != own.keys():
+        raise ValueError(f"fields {sorted(saved.keys() ^ own.keys())}")
+    for name, value in saved.items():
+        like, is_right = own[name], True
+        if isinstance(like, int):
+            is_right = type(value) is int and value >= 0
+        elif isinstance(like, str):
+            is_right = isinstance(value, str)
+        elif isinstance(like, tuple):  # a running mean
+            is_right = len(value) == len(like) and all(isinstance(one, int | float) for one in value)
+        elif name == "failures":
+            is_right = all(type(number) is type(count) is int for number, count in value)
+        else:
+            is_right = isinstance(value, list) and all(type(one) is int for one in value)
+        if not is_right:
+            raise ValueError(f"{name} is {value!r:.60}")
 
 
 def _load_index(snapshot: SnapshotReader, run: RunState, entries: int) -> CandidateIndex | None:

@@ -151,8 +151,9 @@ class Sample:
         known["stages"] = {n: StageSample(**_known(StageSample, s)) for n, s in values.get("stages", {}).items()}
         known["servers"] = tuple(ServerSample(**_known(ServerSample, one)) for one in values.get("servers", ()))
         sample = cls(**known)
-        if not isinstance(sample.time_s, int | float):
-            raise TypeError("time_s is no number")
+        for one in fields(cls):
+            if one.type in {"float", "int"} and not isinstance(getattr(sample, one.name), int | float):
+                raise TypeError(f"{one.name} is no number")
         return sample
 
 

@@ -19,6 +19,7 @@ from typing import Final
 import orjson
 
 from fastgen.metrics.sample import Sample
+from fastgen.storage.files import open_own
 
 log = logging.getLogger(__name__)
 METRICS_FILE: Final = "metrics.jsonl"
@@ -63,7 +64,7 @@ class MetricsFile:
         """Write one line; never raises for what the disk does."""
         line = orjson.dumps(sample.as_dict(), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
         try:
-            with self._path.open("ab", buffering=0) as sink:
+            with os.fdopen(open_own(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as sink:
                 if self._torn and self._lacks_line_end():
                     line = b"\n" + line
                 self._torn = sink.write(line) != len(line)
