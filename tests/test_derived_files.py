@@ -24,6 +24,7 @@ from fastgen.progress import QuietReporter
 from fastgen.stopping import Stopper
 from fastgen.storage.log.format import seal
 from fastgen.storage.runfolder import RunFolder
+from fastgen.storage.snapshot import align
 from fastgen.testing import FaultServer
 
 HUGE = 1 << 62
@@ -63,12 +64,14 @@ def counts(values: dict[str, Any]) -> dict[str, Any]:
 
 def sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
     """The file with its first line changed and sealed anew, so that the checksum holds."""
-    line, end, rest = path.read_bytes().partition(b"\n")
+    content = path.read_bytes()
+    line = content.partition(b"\n")[0] + b"\n"
     values = orjson.loads(line)
     del values["crc"]
     change(values)
     again, _ = seal(values, 0)
-    return again.removesuffix(b"\n") + end + rest
+    parts = content[align(len(line)) :]  # of a snapshot
+    return again + bytes(align(len(again)) - len(again)) + parts if parts else again
 
 
 Change = Callable[[dict[str, Any]], object]
