@@ -131,6 +131,7 @@ def test_usage_is_shared_over_the_choices_and_the_prompt_counts_once() -> None:
         {"prompt_tokens": None},
         {"prompt_tokens": "5", "completion_tokens": -1},
         {"prompt_tokens": True},
+        {"prompt_tokens": 1 << 62, "completion_tokens": (1 << 64) - 1},
     ],
 )
 def test_unusable_usage_counts_nothing_and_loses_no_text(usage: Any) -> None:

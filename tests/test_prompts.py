@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -308,3 +310,28 @@ def test_the_template_files_say_what_may_be_changed_and_hold_all_sections() -> N
     for name in ("base.toml", "chat.toml"):
         assert shipped(name).startswith("# ")
         assert set(tomllib.loads(shipped(name))) == set(STAGES)
+
+
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from fastgen.errors import InputError
+from fastgen.stages.prompt_files import check_directory
+from fastgen.stages.prompts import load_prompts
+if os.geteuid() == 0:
+    os.seteuid(65534)
+for read in (check_directory, lambda path: load_prompts("completions", path)):
+    try:
+        read(Path(sys.argv[1]))
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir(mode=0)
+    done = subprocess.run([sys.executable, "-c", UNREADABLE, folder], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("prompts/base.toml: cannot be read (Permission denied)" in line for line in lines)

@@ -81,7 +81,7 @@ def check_directory(directory: Path) -> None:
 
     :raises InputError: it holds none of the files, so it is probably not the one that was meant.
     """
-    if not any((directory / name).is_file() for name in FILES):
+    if not any(_is_file(directory / name) for name in FILES):
         raise InputError(f"--prompts {directory}: holds none of {', '.join(FILES)}; name a folder with at least one")
 
 
@@ -192,9 +192,17 @@ def _examples(name: str, source: _Source, number: int, examples: object) -> tupl
     return tuple({field: example[field].strip() for field in (required, other)} for example in examples)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether the folder has the file. :raises InputError: the folder cannot be looked into."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the folder and its permissions") from None
+
+
 def _read(name: str, directory: Path | None) -> _Source:
     override = directory / name if directory is not None else None
-    if override is None or not override.is_file():
+    if override is None or not _is_file(override):
         return _Source(name, files("fastgen").joinpath("prompts", name).read_text(encoding="utf-8"))
     try:
         return _Source(str(override), override.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
