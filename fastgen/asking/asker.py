@@ -8,6 +8,7 @@ answered questions and what is in flight, never texts. Knows nothing of what the
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,9 +72,17 @@ class AnswerLog:
             end = self._take_up(folder, meaning)
             self._writer = LogWriter(folder / _LOG_NAME, run_id=_LOG_NAME, end=end)
             if end is None:
-                self._writer.append([{"meaning": meaning}])
+                self._begin(meaning)
         except BaseException:
             self._lock.release()
+            raise
+
+    def _begin(self, meaning: dict[str, Any]) -> None:
+        try:
+            self._writer.append([{"meaning": meaning}])
+        except DiskError:
+            with contextlib.suppress(DiskError):
+                self._writer.close()
             raise
 
     def _take_up(self, folder: Path, meaning: dict[str, Any]) -> Position | None:

@@ -114,8 +114,9 @@ class Store:
 
         :raises DiskError: the disk refused, or the lock or the segment was removed or replaced.
         """
+        writer = self._open_writer()
         self._lock.check()
-        self._open_writer().sync()
+        writer.sync()
 
     def save_ledger(self) -> None:
         """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended.

@@ -40,12 +40,13 @@ class LogWriter:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._folder = _claim(directory)
+            self._file = -1
             try:
                 self._file = self._open_for_append()
                 if self.position.offset == 0:
                     self._write_header()
             except BaseException:
-                os.close(self._folder)
+                self._close_files()
                 raise
 
     def _open_for_append(self) -> int:
@@ -146,9 +147,13 @@ class LogWriter:
             self.sync()
         finally:
             with self._file_lock:
-                file, self._file = self._file, -1
-                os.close(file)
-                os.close(self._folder)
+                self._close_files()
+
+    def _close_files(self) -> None:
+        for descriptor in (self._file, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._folder = -1
 
 
 def _claim(directory: Path) -> int:
