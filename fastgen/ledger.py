@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.records import MOST_TOKENS, Failure
+from fastgen.records import MOST_TOKENS, Failure, Stage
 
 
 def _counter() -> Counter[str]:
@@ -42,6 +42,8 @@ class Ledger:
     rejected: Counter[str] = field(default_factory=_counter)  # instructions, by rule
     rejected_instances: Counter[str] = field(default_factory=_counter)
     failures: Counter[str] = field(default_factory=_counter)  # requests given up, by kind
+    seeds: int = 0  # seed tasks of the run: the pool indexes below this are theirs
+    seed_only: int = 0  # instruction completions whose prompt showed seed tasks only
 
     def apply(self, commit: Commit) -> None:
         """Count one commit."""
@@ -55,6 +57,8 @@ class Ledger:
             self.empty += commit.outcome.settles
             return
         self.completions[stage] += 1
+        if commit.stage is Stage.INSTRUCTION:
+            self.seed_only += all(index < self.seeds for index in commit.demonstrations)
         match commit.outcome:
             case InstructionOutcome(kept, rejected):
                 self.kept += len(kept)
@@ -85,6 +89,12 @@ class Ledger:
     def generated_tokens(self) -> int:
         """Completion tokens of all stages."""
         return self.completion_tokens.total()
+
+    @property
+    def seed_only_share(self) -> float:
+        """Share of the instruction completions whose prompt showed no machine-generated instruction, 0..1."""
+        asked = self.completions[Stage.INSTRUCTION.value]
+        return self.seed_only / asked if asked else 0.0
 
     @property
     def yield_per_1000_tokens(self) -> float:

@@ -39,6 +39,7 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
         "yield_per_1000_tokens": round(ledger.yield_per_1000_tokens, 3),
         "acceptance": round(ledger.acceptance, 4),
         "pending": ledger.pending,
+        "seed_only_share": round(ledger.seed_only_share, 4),
         **ledger.as_dict(),
         "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
         **_measured(run_dir, clock()),
@@ -74,6 +75,7 @@ def render(figures: dict[str, Any]) -> str:
   yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens{_window(figures)}
   tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
   completions        {_listed(counts.completions)}
+  seed prompts       {counts.seed_only_share:.1%} of the instruction prompts showed seed tasks only
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
                      {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
   requests given up  {counts.failures.total()}: {_listed(counts.failures)}

@@ -108,6 +108,17 @@ def test_a_run_makes_exactly_what_was_asked_and_its_export_has_the_promised_shap
     assert len(export(run, "--include-empty")) == 40 + figures["empty"]
 
 
+def test_most_prompts_of_a_small_run_show_instructions_of_the_model(server: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert generate(run, server, 300, "--concurrency", "32").returncode == 0
+    shown = [row["provenance"]["demonstration_ids"] for row in export(run)]
+    assert sum(all(one.startswith("seed") for one in ids) for ids in shown) <= 0.15 * len(shown)
+    figures = status(run)
+    assert figures["seeds"] == 175
+    assert 0 < figures["seed_only_share"] <= 0.15
+    assert "of the instruction prompts showed seed tasks only" in fastgen("status", "--run-dir", run).stdout
+
+
 def test_an_export_only_ever_grows_at_its_end_when_the_target_is_raised(server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert generate(run, server, 10).returncode == 0

@@ -144,6 +144,10 @@ def _making(facts: CardFacts) -> Iterator[str]:
         f"- An instruction is rejected when its ROUGE-L F1 with a seed or an earlier instruction is {above} "
         f"{meaning['threshold']:g} (tokens: `{meaning['tokenizer']}`, index: `{meaning['index']}`)."
     )
+    yield (
+        f"- {facts.ledger.seed_only_share:.1%} of the instruction prompts showed seed tasks only: those sent before "
+        "the first instruction was kept."
+    )
     yield f"- {_decontamination(facts)}"
     yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {meaning['seed']}."
     yield from ("", *_sampling(facts))

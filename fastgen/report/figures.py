@@ -49,7 +49,7 @@ class RunFigures:
 
     def __init__(self, seeds: Sequence[SeedTask], sizes: SampleSizes, seed: int) -> None:
         self.seeds = tuple(seeds)
-        self.ledger = Ledger()
+        self.ledger = Ledger(seeds=len(self.seeds))
         self.timeline = Timeline()
         self.instruction_words, self.input_words, self.output_words = Spread(), Spread(), Spread()
         self.empty_inputs = 0

@@ -229,12 +229,20 @@ class RunFolder:
         if saved.position is not None:
             with contextlib.suppress(DamagedLogError):  # of another log, or real damage: that is met again
                 return self._counted(saved.ledger, saved.position)
-        ledger = self._counted(Ledger(), None)
+        ledger = self._counted(self.new_ledger(), None)
         lost = saved.ledger.commits - ledger.commits
         if lost > 0 and not self._told_loss:
             self._told_loss = True
             log.warning("%s", self.loss_line(lost))
         return ledger
+
+    def new_ledger(self) -> Ledger:
+        """Counts of nothing, for this run's seed tasks."""
+        try:
+            lines = self.seeds_path.read_bytes().splitlines()
+        except OSError:
+            lines = []  # what needs the seeds says so
+        return Ledger(seeds=sum(1 for line in lines if line.strip()))
 
     def _counted(self, ledger: Ledger, position: Position | None) -> Ledger:
         for item in self.commits(position):

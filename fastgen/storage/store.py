@@ -69,7 +69,9 @@ class Store:
         :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
         """
         self._run_id = self.folder.header().run_id
-        if known is not None:
+        if known is None:
+            self.ledger = self.folder.new_ledger()
+        else:
             self._end, self.ledger = known
             self._commits = self.ledger.commits
         for item in self.folder.commits(self._end):
