@@ -16,6 +16,7 @@ JSON keys of a line (the store adds ``crc``)::
     rejected                       instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
                                    instance stage: [rule, ...]
     is_classification              the classification stage's answer
+    unread                         why that answer was neither a yes nor a no (then it counts as a no); mostly absent
     instances                      [[input start, input end, output start, output end], ...]
     failed, detail, settles        instead of an outcome: the request failed for good
 """
@@ -58,9 +59,10 @@ class InstructionOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationOutcome:
-    """Whether the subject is a classification task."""
+    """Whether the subject is a classification task; ``unread`` says why the answer is none and counts as a no."""
 
     is_classification: bool
+    unread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,8 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
                 "kept": [_encode_kept(k) for k in kept],
                 "rejected": [_encode_rejection(r) for r in rejected],
             }
-        case ClassificationOutcome(is_classification):
-            return {"is_classification": is_classification}
+        case ClassificationOutcome(is_classification, unread):
+            return {"is_classification": is_classification} | ({} if unread is None else {"unread": unread})
         case InstanceOutcome(instances, rules):
             return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
         case Failure(kind, detail, settles):
@@ -162,7 +164,7 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
     if "instances" in line:
         instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
         return InstanceOutcome(instances, tuple(line["rejected"]))
-    return ClassificationOutcome(line["is_classification"])
+    return ClassificationOutcome(line["is_classification"], line.get("unread"))
 
 
 def _decode_kept(number: int, values: list[Any]) -> Kept:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.health import kind_of
 from fastgen.records import MOST_TOKENS, Failure, Stage
 
 
@@ -42,6 +43,7 @@ class Ledger:
     rejected: Counter[str] = field(default_factory=_counter)  # instructions, by rule
     rejected_instances: Counter[str] = field(default_factory=_counter)
     failures: Counter[str] = field(default_factory=_counter)  # requests given up, by kind
+    answers: Counter[str] = field(default_factory=_counter)  # by stage and what could be made of them: "instance.empty"
     seeds: int = 0  # seed tasks of the run: the pool indexes below this are theirs
     seed_only: int = 0  # instruction completions whose prompt showed seed tasks only
 
@@ -57,6 +59,7 @@ class Ledger:
             self.empty += commit.outcome.settles
             return
         self.completions[stage] += 1
+        self.answers[f"{stage}.{kind_of(commit)}"] += 1
         if commit.stage is Stage.INSTRUCTION:
             self.seed_only += all(index < self.seeds for index in commit.demonstrations)
         match commit.outcome:

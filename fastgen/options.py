@@ -259,7 +259,8 @@ class SpeedOptions:
     """Most classification prompts in one request (--api completions, short answers): saves client CPU. A request never
     waits for more of them; 1 asks each by itself."""
     max_fruitless: int = 1000
-    """Instruction completions in a row without one kept instruction before the run stops (resumable, exit code 3)."""
+    """Instruction completions in a row that may bring nothing new before the run finishes what is kept and stops
+    (resumable, exit code 3). Answers of any step that cannot be read may be a quarter of that in a row."""
     stop_when_yield_below: float = 0.0
     """Kept instructions per 1,000 generated tokens, over the yield window, below which the run finishes what is on its
     way and ends (exit code 0; 0: never). The same command with a lower figure goes on."""

@@ -8,8 +8,10 @@ rules find the same text at the same place; instructions that only the new rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fastgen import __version__
 from fastgen.commits import Commit, InstructionOutcome
 from fastgen.decontamination import filter_of_forbidden
 from fastgen.errors import InputError
+from fastgen.health import RunHealth, steps_of_run
 from fastgen.ledger import Ledger
 from fastgen.method.method import Method
 from fastgen.method.novelty import NoveltyFilter
@@ -31,6 +34,7 @@ from fastgen.storage.store import RunFolder, Store
 _UNLIMITED = 1 << 62
 _UNUSED_SAMPLING = Sampling(0.0, 1.0, 1)
 _BLOCK = 256  # commits written at once
+_MAX_FRUITLESS = 1000  # instruction completions in a row: a quarter of it is worth a warning
 
 
 @dataclass(slots=True)
@@ -56,10 +60,11 @@ class _Numbers:
             self.new_by_old |= {k.number: places[k.span] for k in old.outcome.kept if k.span in places}
 
 
-def refilter(run_dir: Path, output: Path, options: RefilterOptions) -> Ledger:
-    """Write the rebuilt run to the new folder ``output`` and return its counts.
+def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callable[[str], None]) -> Ledger:
+    """Write the rebuilt run to the new folder ``output`` and return its counts; ``say`` gets warnings.
 
-    :raises InputError: no run at ``run_dir``, a damaged one, or ``output`` already holds something.
+    :raises InputError: no run at ``run_dir``, a damaged one, ``output`` already holds something, or nothing is left
+        under these rules; then ``output`` is removed again.
     :raises DiskError: ``output`` cannot be written; remove it and start again.
     """
     run = open_run(run_dir)
@@ -75,21 +80,47 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions) -> Ledger:
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
         store.begin(header.meaning | decided, header.options | changes, __version__)
         list(store.replay())
-        _write(store, _judged_again(run, options))
-        return store.ledger
+        _write(store, _judged_again(run, options), _health(run, say))
     finally:
         store.close()
+    if (empty := _nothing_left(store.ledger, run.folder.ledger())) is not None:
+        shutil.rmtree(output, ignore_errors=True)
+        raise InputError(f"--output {output}: {empty}; nothing was written")
+    return store.ledger
 
 
-def _write(store: Store, commits: Iterator[Commit]) -> None:
+def _health(run: OpenRun, say: Callable[[str], None]) -> RunHealth:
+    steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.meaning["api"])
+    steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
+    return RunHealth(steps, lambda _: None, say)
+
+
+def _nothing_left(after: Ledger, before: Ledger) -> str | None:
+    """Why the rebuilt run is of no use, if it is not."""
+    if after.completions["instruction"] and not after.kept:
+        return f"these rules keep no instruction at all (rejected: {_listed(after.rejected)}); loosen them"
+    if before.complete and not after.complete and not after.pending:
+        rejected = f"rejected instances: {_listed(after.rejected_instances)}"
+        return f"under these rules no instruction has an instance (before: {before.complete}; {rejected}); loosen them"
+    return None
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{rule} {count}" for rule, count in counts.most_common(4)) or "none"
+
+
+def _write(store: Store, commits: Iterator[Commit], health: RunHealth) -> None:
     block: list[Commit] = []
     for commit in commits:
         block.append(commit)
         store.ledger.apply(commit)
+        health.see(commit)
         if len(block) == _BLOCK:
             store.append(block)
             block.clear()
+            health.warn()
     store.append(block)
+    health.warn(at_the_end=True)
 
 
 def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:

@@ -7,6 +7,7 @@ so it answers at once, also during the run.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def render(figures: dict[str, Any]) -> str:
   acceptance         {counts.acceptance:.1%} of the instructions written
   yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens{_window(figures)}
   tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
-  completions        {_listed(counts.completions)}
+  completions        {_listed(counts.completions)}{_health(counts)}
   seed prompts       {counts.seed_only_share:.1%} of the instruction prompts showed seed tasks only
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
                      {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
@@ -89,6 +90,15 @@ def _judged(judgements: list[dict[str, Any]]) -> str:
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first
     return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "none"
+
+
+def _health(counts: Ledger) -> str:
+    """A line for each step: what could be made of its answers."""
+    by_step: dict[str, Counter[str]] = {}
+    for name, count in counts.answers.items():
+        step, _, kind = name.partition(".")
+        by_step.setdefault(step, Counter())[kind] = count
+    return "".join(f"\n    {step:<16} {_listed(kinds)}" for step, kinds in by_step.items())
 
 
 def _window(figures: dict[str, Any]) -> str:

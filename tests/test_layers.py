@@ -17,7 +17,7 @@ PACKAGE = Path(fastgen.__file__).parent
 
 # A room is a package below fastgen, a module there, or (package.module) one of a package's.
 NOTHING_OF_THE_PACKAGE = {"errors", "records"}
-PURE = {"method", "stages", "index", "commits", "ledger", "settled", "untrusted"}
+PURE = {"method", "stages", "index", "commits", "ledger", "settled", "untrusted", "health"}
 PURE |= {"exporting.training_text", "exporting.card", "exporting.card_command"}
 NO_FILES = PURE - {"stages"}  # stages.prompts loads the prompt set once
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}

@@ -237,7 +237,7 @@ class Asking:
         self.scheduler = Scheduler(self._source, backend, self._commit, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
-        """Ask nothing more; `run` returns when what is in flight is logged."""
+        """Ask nothing more; `run` returns when what is in flight is logged. ``observe`` may call it."""
         self.scheduler.stop()
 
     async def run(self) -> None:

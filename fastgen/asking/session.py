@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastgen.asking.asker import Again, AnswerLog, Asking, Question, Reply, Shorten, read_meaning
+from fastgen.asking.asker import Again, AnswerLog, Asking, Question, Reply, Shorten, read_meaning, read_replies
 from fastgen.beside import beside
+from fastgen.errors import StoppedError
+from fastgen.health import Kind, Raw, Step, StepHealth, unread_kind
 from fastgen.options import SpeedOptions
 from fastgen.progress import Reporter, ReporterHandler, duration
 from fastgen.scheduling.pace import governor_of, limits_of, rates_of
@@ -33,14 +35,15 @@ class Job:
 
     ``meaning`` says what is asked and of whom; ``questions`` gives those that still matter, told the numbers that have
     an answer; ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks answers that
-    count for nothing; it is asked about every answer. ``shorten`` and ``again`` are as in
-    `fastgen.asking.asker.Asking`.
+    count for nothing; it is asked about every answer. ``step`` names the questions and what helps where answers are
+    unreadable. ``shorten`` and ``again`` are as in `fastgen.asking.asker.Asking`.
     """
 
     folder: Path
     meaning: Mapping[str, Any]
     questions: Callable[[set[int]], Iterable[Question]]
     expected: int
+    step: Step
     is_unreadable: Callable[[Reply], bool] = lambda _: False
     shorten: Shorten = lambda _: None
     again: Again = lambda *_: None
@@ -104,6 +107,46 @@ class AskMeter:
         )
 
 
+class _Watch:
+    """Shows every logged answer to the meter and to the step's health; ``stop`` ends a session that is void."""
+
+    def __init__(self, meter: AskMeter, job: Job, reporter: Reporter, stop: Callable[[], None]) -> None:
+        self._meter, self._job, self._reporter, self._stop = meter, job, reporter, stop
+        self._health = StepHealth(job.step)
+        self.ended_by: str | None = None
+
+    def __call__(self, replies: Sequence[Reply]) -> None:
+        """Take in some more replies."""
+        self._meter.count(replies)
+        _show_all(self._health, self._job, replies)
+        if (warning := self._health.warning()) is not None:
+            self._reporter.say(warning)
+        if self.ended_by is None and (verdict := self._health.verdict()) is not None:
+            self.ended_by = verdict
+            self._stop()
+
+
+def _show_all(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
+    for reply in replies:
+        if reply.failure is None:
+            kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else Kind.READ
+            health.see(kind, Raw(reply.text, reply.finish_reason, reply.completion_tokens))
+
+
+def require_readable(job: Job) -> None:
+    """Check that there is a readable answer, in any session.
+
+    :raises StoppedError: there are answers, and none of them can be read; says what helps.
+    """
+    health = StepHealth(job.step)
+    for reply in read_replies(job.folder):
+        if reply.failure is None and not job.is_unreadable(reply):
+            return
+        _show_all(health, job, [reply])
+    if (told := health.warning(at_the_end=True)) is not None:
+        raise StoppedError(f"{told.removeprefix('warning: ')}; the answers are kept in {job.folder}")
+
+
 def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
     """`fastgen.stopping.until_stopped` in an event loop of its own, with warnings told through the reporter."""
     import uvloop
@@ -127,15 +170,17 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
     """Ask what has no answer yet until all is asked or the user stops it.
 
     :raises InputError: the folder has answers to other questions, or another process is writing there.
-    :raises StoppedError: no server answers, or the disk is full; the same call goes on later.
+    :raises StoppedError: no server answers, the disk is full, or nothing that comes can be read; the same call asks the
+        rest.
     """
     with AnswerLog(job.folder, dict(job.meaning)) as log:
         if log.answered:
             reporter.say(f"{job.folder}: going on with {len(log.answered)} answers")
         meter = AskMeter(len(log.answered), job.expected, job.is_unreadable)
+        watch = _Watch(meter, job, reporter, stop=lambda: asking.stop())  # noqa: PLW0108 - made in the next line
         asking = Asking(
             *(job.questions(log.answered), log, serving.backend, limits_of(speed, serving)),
-            observe=meter.count,
+            observe=watch,
             shorten=job.shorten,
             again=job.again,
             rates=rates_of(speed),
@@ -146,6 +191,8 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
         async with beside(asking.run(), serving.watch(), _show(meter, asking, reporter), *steering) as running:
             await running
         reporter.show(meter.look(asking.scheduler.statistics()))
+    if watch.ended_by is not None and not stopper.stopped:
+        raise StoppedError(f"{watch.ended_by}; the answers so far are kept in {job.folder}")
 
 
 async def _show(meter: AskMeter, asking: Asking, reporter: Reporter) -> None:

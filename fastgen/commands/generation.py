@@ -79,7 +79,10 @@ def refilter(
     from fastgen.refilter import refilter as rebuild
     from fastgen.storage.store import RunFolder
 
-    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options)
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, say)
     print(
         f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
         f"(before: {before.complete})",

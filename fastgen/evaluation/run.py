@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastgen.asking.asker import Question, read_meaning
+from fastgen.asking.asker import Question, Reply, read_meaning
 from fastgen.asking.options import AskSpeed
 from fastgen.errors import InputError
 from fastgen.evaluation import scoring
@@ -23,6 +23,7 @@ from fastgen.evaluation.session import Ask, ask_all, replies_by_number
 from fastgen.evaluation.superni import load_superni
 from fastgen.evaluation.tasks import Case, EvaluationTask, cases, fingerprint
 from fastgen.evaluation.user_oriented import load_user_oriented
+from fastgen.health import Kind, Step, unread_kind
 from fastgen.progress import Reporter
 
 
@@ -80,6 +81,8 @@ def evaluate_model(
             options=ask.options(speed),
             cache_dir=place.cache_dir,
             api_key=place.api_key,
+            is_unreadable=lambda reply: _is_unreadable(reply, benchmark),
+            step=Step("evaluate", api=ask.api, anew=" (with another --output)"),
             shorten=Shortener(asked, ask.api),
         ),
         reporter,
@@ -125,6 +128,12 @@ def _settings(benchmark: BenchmarkOptions, tasks: Sequence[EvaluationTask], ask:
 def _questions(asked: Sequence[Case], benchmark: BenchmarkOptions, ask: AskOptions) -> Iterator[Question]:
     how = sampling(ask.api, benchmark.max_tokens)
     return (Question(case.number, build_prompt(case, ask.api), how) for case in asked)
+
+
+def _is_unreadable(reply: Reply, benchmark: BenchmarkOptions) -> bool:
+    """Whether nothing of an answer counts, or all of it is reasoning; its score is what it is."""
+    is_empty = not clean_up(reply.text, benchmark.benchmark).strip()
+    return is_empty or unread_kind(reply.text, reply.finish_reason) is Kind.THINKING
 
 
 def _predictions(asked: Sequence[Case], folder: Path, benchmark: BenchmarkOptions) -> list[Prediction]:

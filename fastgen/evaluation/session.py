@@ -6,15 +6,16 @@ them are answered, no server is needed or started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastgen.asking.asker import Question, Reply, Shorten, read_meaning, read_replies
-from fastgen.asking.session import Job, ask, is_answered, run_until_stopped
+from fastgen.asking.session import Job, ask, is_answered, require_readable, run_until_stopped
 from fastgen.config import model_names
 from fastgen.errors import InputError
+from fastgen.health import Step
 from fastgen.options import Options
 from fastgen.progress import Reporter
 from fastgen.serving import Keys, serve
@@ -24,7 +25,10 @@ from fastgen.storage.store import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What to ask of whom: ``folder`` gets the answers, ``meaning`` says what they answer (the model is added)."""
+    """What to ask of whom: ``folder`` gets the answers, ``meaning`` says what they answer (the model is added).
+
+    ``is_unreadable`` marks answers that count for nothing, ``step`` says what helps where all of them do.
+    """
 
     folder: Path
     questions: Sequence[Question]
@@ -32,6 +36,8 @@ class Ask:
     options: Options
     cache_dir: Path
     api_key: str | None
+    is_unreadable: Callable[[Reply], bool]
+    step: Step
     shorten: Shorten = lambda _: None
 
     def job(self, model: str) -> Job:
@@ -41,6 +47,8 @@ class Ask:
             meaning={**self.meaning, "model": model},
             questions=self._unanswered,
             expected=len(self.questions),
+            is_unreadable=self.is_unreadable,
+            step=self.step,
             shorten=self.shorten,
         )
 
@@ -52,10 +60,11 @@ def ask_all(asked: Ask, reporter: Reporter) -> bool:
     """Ask what is not answered yet; true when every question was asked, false when the user stopped it before.
 
     :raises InputError: the folder has answers to other questions or of another model, or the server refuses.
-    :raises StoppedError: nothing answers; the same call goes on later.
+    :raises StoppedError: nothing answers, or no answer can be read.
     """
     model = _known_model(asked)
-    if model is not None and is_answered(asked.job(model)):
+    if model is not None and is_answered(job := asked.job(model)):
+        require_readable(job)
         reporter.say(
             f"{asked.folder}: all {len(asked.questions)} questions are answered already; nothing is left to ask"
         )
@@ -96,5 +105,9 @@ async def _session(asked: Ask, model: str | None, reporter: Reporter, stopper: S
         options = replace(options, server=replace(options.server, model=model))
     where = RunFolder(asked.folder), asked.cache_dir
     async with serve(options, *where, Keys(asked.api_key), model_names(options, {}), reporter.say) as serving:
-        await ask(asked.job(serving.models["model"]), serving, options.speed, reporter, stopper)
-    return not stopper.stopped
+        job = asked.job(serving.models["model"])
+        await ask(job, serving, options.speed, reporter, stopper)
+    if stopper.stopped:
+        return False
+    require_readable(job)
+    return True

@@ -33,6 +33,7 @@ from fastgen.evaluation.rating import (
 from fastgen.evaluation.results import Prediction, Results, write_file
 from fastgen.evaluation.session import Ask, ask_all, replies_by_number
 from fastgen.evaluation.side_by_side import write_side_by_side
+from fastgen.health import Step
 from fastgen.options import Options, ServerOptions
 from fastgen.progress import Reporter
 
@@ -86,6 +87,16 @@ def _grade(a: Results, b: Results, output: Path, judge: Judge, reporter: Reporte
         options=_options(judge),
         cache_dir=judge.cache_dir,
         api_key=judge.api_key,
+        is_unreadable=lambda reply: read_grade(reply.text) is None,
+        step=Step(
+            "grading",
+            api=api,
+            api_flag="--judge-api",
+            tokens_flag="max_tokens in --judge-extra-body",
+            body_flag="--judge-extra-body",
+            others="another --judge-model",
+            anew=" (with another --output)",
+        ),
     )
     with _named_for_the_judge():
         if not ask_all(ask, reporter):

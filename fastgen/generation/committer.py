@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastgen.commits import Commit
-from fastgen.errors import InputError, StoppedError
+from fastgen.errors import InputError
+from fastgen.health import RunHealth
 from fastgen.method.plan import Plan
 from fastgen.metrics.instruments import CommitTimes
 from fastgen.records import Answer
@@ -27,7 +28,7 @@ class Committer:
         plan: Plan,
         judge: ThreadPoolExecutor,
         *,
-        max_fruitless: int,
+        health: RunHealth,
         observe: Callable[[Commit], None] | None = None,
         after_batch: Callable[[], Awaitable[None]] | None = None,
         watch_yield: Callable[[], None] | None = None,
@@ -36,7 +37,7 @@ class Committer:
         self._store = store
         self._plan = plan
         self._judge = judge
-        self._max_fruitless = max_fruitless
+        self._health = health
         self._observe = observe
         self._after_batch = after_batch
         self._watch_yield = watch_yield
@@ -46,7 +47,7 @@ class Committer:
     async def __call__(self, answers: Sequence[Answer]) -> bool:
         """Commit the answers; true when the target is reached.
 
-        :raises DiskError: the log cannot be written. :raises StoppedError: the model brings nothing new any more.
+        :raises DiskError: the log cannot be written. :raises InputError: the server refuses every request.
         """
         self._times.begin(len(answers))
         commits = await asyncio.get_running_loop().run_in_executor(self._judge, self._judge_and_append, answers)
@@ -54,6 +55,7 @@ class Committer:
         for commit in commits:
             self._plan.apply(commit)
             self._store.ledger.apply(commit)
+            self._health.see(commit)
             if self._observe is not None:
                 self._observe(commit)
         self._save_ledger_at_times()
@@ -70,11 +72,7 @@ class Committer:
         state = self._plan.state
         if state.done:
             return
-        if state.fruitless >= self._max_fruitless:
-            raise StoppedError(
-                f"the last {state.fruitless} instruction completions brought nothing new (--max-fruitless); see "
-                f"'fastgen status' for the rules that rejected them, and try more seeds or another model in a new run"
-            )
+        self._health()
         if state.refused >= MAX_REFUSED:
             raise InputError(f"the server refused the last {state.refused} requests for good: {state.last_refusal}")
 

@@ -47,12 +47,17 @@ class Material:
 def load_material(folder: RunFolder, options: Options) -> Material:
     """Load what the options name, else what the run was begun with, else what ships with fastgen.
 
-    :raises InputError: a file is missing or broken, with line and field.
+    :raises InputError: a file is missing or broken, with line and field, or no run can come of it.
     """
     begun = folder.exists()
     seeds_path = options.method.seed_tasks or (folder.seeds_path if begun else default_seed_path())
     prompts_path = options.method.prompts or (folder.prompts_path if begun else None)
     seeds = load_seed_tasks(seeds_path)
+    if options.method.classification_only and not any(seed.is_classification for seed in seeds):
+        raise InputError(
+            f"--classification-only: none of the {len(seeds)} seed tasks in {seeds_path} is a classification task; "
+            'mark some with "is_classification": true, name other --seed-tasks, or leave the flag out'
+        )
     given = options.method.decontaminate
     forbidden = load_forbidden(given) if given else folder.forbidden()
     return Material(seeds, load_prompts(options.server.api, prompts_path), seeds_path, prompts_path, forbidden)

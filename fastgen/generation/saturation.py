@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 from fastgen.backends.staged import RoomFirst
 from fastgen.beside import beside, keep_durable, show, watch_figures, watch_space
 from fastgen.concurrency import Governor
+from fastgen.errors import StoppedError
 from fastgen.generation.checkpoint import Saved
 from fastgen.generation.checkpointer import Checkpointer
 from fastgen.generation.committer import Committer
+from fastgen.health import RunHealth, steps_of_run
 from fastgen.method.plan import Plan
 from fastgen.metrics import MetricsHub
 from fastgen.metrics.instruments import Instruments, TimedBackend, WatchedSource
@@ -55,6 +57,8 @@ class Saturation:
         self._instruments = Instruments(WatchedSource(source), TimedBackend(serving.backend))
         watch = YieldWatch(store.ledger, window=self._speed.yield_window, stop_below=self._speed.stop_when_yield_below)
         self._rule = YieldRule(watch, store.ledger, self._instruments.source.begin_nothing_new, reporter.say)
+        steps = steps_of_run(max_fruitless=self._speed.max_fruitless, api=options.server.api)
+        self._health = RunHealth(steps, self._instruments.source.begin_nothing_new, reporter.say)
         self.concurrency = 0
         """How many completions could be in flight in the end."""
 
@@ -66,7 +70,9 @@ class Saturation:
     async def run(self, stopper: Stopper, saved: Saved | None) -> None:
         """Ask until the plan is done, a rule of the user's ends it, or ``stopper`` does.
 
-        ``saved`` is the snapshot that the plan began with. :raises StoppedError: it cannot go on now.
+        ``saved`` is the snapshot that the plan began with.
+
+        :raises StoppedError: it cannot continue now, or one of its steps brings nothing.
         """
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge,
@@ -84,10 +90,14 @@ class Saturation:
             await checkpointer.finish()
             self._store.server_figures = await self._serving.figures() or self._store.server_figures
             self._tell_faults(scheduler)
+            if not stopper.stopped:
+                self._health.warn(at_the_end=True)
             if audit is not None:
                 self._reporter.say(str(await asyncio.to_thread(audit.finish)))
         self._reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0, sample=self._hub.latest))
         self.concurrency = scheduler.statistics().concurrency
+        if self._health.ended_by is not None and not self._plan.done and not stopper.stopped:
+            raise StoppedError(f"{self._health.ended_by}; everything committed is kept")
 
     def _start_audit(self) -> BackgroundAudit | None:
         if not self._speed.audit_rate:
@@ -104,7 +114,7 @@ class Saturation:
     ) -> Scheduler:
         committer = Committer(
             *(self._store, self._plan, judge),
-            max_fruitless=self._speed.max_fruitless,
+            health=self._health,
             observe=None if audit is None else audit.observe,
             after_batch=checkpointer,
             watch_yield=self._rule,
@@ -129,7 +139,8 @@ class Saturation:
             hub=self._hub,
             file=MetricsFile(self._store.folder.path),
             pages=self._serving.backend.metrics,
-            is_stopping=lambda: stopper.stopped,
+            is_stopping=lambda: stopper.stopped or self._health.ended_by is not None,
+            trouble=self._health.trouble,
         )
 
     def _helpers(

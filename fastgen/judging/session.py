@@ -13,12 +13,13 @@ from typing import Any, Final
 
 from fastgen.asking.asker import Question, read_meaning, read_replies
 from fastgen.asking.options import AskSpeed
-from fastgen.asking.session import Job, ask, is_answered, run_until_stopped
+from fastgen.asking.session import Job, ask, is_answered, require_readable, run_until_stopped
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
 from fastgen.errors import DiskError, InputError
 from fastgen.exporting.options import ChoiceOptions
+from fastgen.health import Step
 from fastgen.judging.options import JudgeOptions, WhatOptions
 from fastgen.judging.places import default_name, judgements_folder, settle_meaning
 from fastgen.judging.prompts import wording
@@ -61,7 +62,7 @@ def judge(asked: Judging, reporter: Reporter) -> str | None:
     """Ask until every vote on every instance is logged; the name of the judgements, ``None`` where the user stopped it.
 
     :raises InputError: bad flags, no run there, nothing to judge, or judgements that were made otherwise.
-    :raises StoppedError: no server answers, or the disk is full; the same command goes on.
+    :raises StoppedError: no server answers, the disk is full, or no answer can be read; the same command asks the rest.
     """
     asked.judge.check_votes(asked.what.votes)
     run = open_run(asked.run_dir)
@@ -69,6 +70,7 @@ def judge(asked: Judging, reporter: Reporter) -> str | None:
         raise InputError(f"--run-dir {asked.run_dir}: has no instance to judge yet; 'fastgen generate' goes on with it")
     model = _known_model(asked)
     if model is not None and is_answered(job := _job(asked, run, model)):
+        require_readable(job)
         reporter.say(f"{job.folder.name}: everything is judged already; nothing is left to ask")
         return job.folder.name
     return run_until_stopped(lambda stopper: _session(asked, run, model, reporter, stopper), reporter)
@@ -93,6 +95,8 @@ async def _session(asked: Judging, run: OpenRun, model: str | None, reporter: Re
         job = _job(asked, run, serving.models["model"])
         await ask(job, serving, options.speed, reporter, stopper)
     write_summary(asked.run_dir, job.folder.name)
+    if not stopper.stopped:
+        require_readable(job)
     return None if stopper.stopped else job.folder.name
 
 
@@ -149,6 +153,7 @@ def _job(asked: Judging, run: OpenRun, model: str) -> Job:
         questions=questions,
         expected=_expected(run, what),
         is_unreadable=lambda reply: is_unreadable(reply, examination.salt),
+        step=Step("judge", api=judge.api, others="another judge (--model)", anew=" (under another --name)"),
         again=examination.again,
     )
 

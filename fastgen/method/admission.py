@@ -104,7 +104,7 @@ class Admission:
             case Stage.INSTRUCTION:
                 return _admit(items, verdicts, number, self._recorded)
             case Stage.CLASSIFICATION:
-                return ClassificationOutcome(classification.parse(answer.result, self._rules))
+                return ClassificationOutcome(*classification.read(answer.result, self._rules))
             case Stage.INSTANCE:
                 return self._instances(answer.subject, answer.result)
             case Stage.QUESTION:

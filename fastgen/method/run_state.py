@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REPLAY_BATCH = 4096  # texts that the similarity filter takes in at once on resume
 REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
-_PLAIN = ("complete", "settled", "fruitless", "refused", "last_refusal")
+_PLAIN = ("complete", "settled", "refused", "last_refusal")
 
 
 class RunningMean:
@@ -63,7 +63,6 @@ class RunState:
         self.pool = InstructionPool()
         self.complete = 0
         self.settled = 0
-        self.fruitless = 0  # instruction completions in a row that brought nothing new
         self.refused = 0  # requests in a row that the server refused for good
         self.last_refusal = ""
         self.requests = 0  # the number after the highest committed one: where a resumed run goes on
@@ -149,7 +148,6 @@ class RunState:
         for text in texts:
             self.pool.append(text)
         self.kept_per_completion.see(len(kept))
-        self.fruitless = 0 if kept else self.fruitless + 1
         return texts
 
     def _classify(self, subject: int, *, is_classification: bool) -> None:

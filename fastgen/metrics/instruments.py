@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -84,22 +84,22 @@ class WatchedSource:
     """A scheduler's `Source` that tells when it had nothing to ask, and can be told to begin nothing new.
 
     After `begin_nothing_new` no more instructions are asked for; those that are on their way are finished, and then the
-    run ends by itself, with nothing half done.
+    run ends by itself. With more stages than that, what waits for them stays as it is.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._closed = False
+        self._closed: set[Stage] = set()
         self.asked_for_nothing = False
 
-    def begin_nothing_new(self) -> None:
-        """From now on only what is on its way."""
-        self._closed = True
+    def begin_nothing_new(self, stages: Collection[Stage] = (Stage.INSTRUCTION,)) -> None:
+        """From now on no more requests of these stages."""
+        self._closed.update(stages)
 
     def next(self) -> Request | None:
         """See `fastgen.scheduling.delivery.Source`."""
         request = self._source.next()
-        if self._closed and request is not None and request.stage is Stage.INSTRUCTION:
+        if request is not None and request.stage in self._closed:
             self._source.give_back(request)
             request = None
         self.asked_for_nothing = request is None

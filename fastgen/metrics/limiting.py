@@ -15,6 +15,7 @@ client CPU   the same, without a core of its own; or the loop's thread fills its
 user limit   a rate limit held requests back for `RATE_LIMITED_SHARE` of the time
 server       of the requests, `REFUSED_SHARE` were refused with 429, or slots are free because so many faults wait
 yield        slots are free because the plan has nothing to ask: the target is nearly reached
+yield        most of a step's last answers bring nothing
 yield        novelty is below `DECAYED` of its best: more speed brings less and less
 user limit   a fixed concurrency is used up and the servers have room (nobody waits there, KV cache below `FULL_CACHE`),
              or the steering would go beyond ``--max-concurrency``
@@ -134,6 +135,10 @@ def _nothing_to_ask(seen: Sample) -> Verdict | None:
     return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
 
 
+def _fruitless(seen: Sample) -> Verdict | None:
+    return (Limit.YIELD, seen.trouble) if seen.trouble else None
+
+
 def _decayed(seen: Sample) -> Verdict | None:
     if not seen.yield_window_full or seen.novelty >= DECAYED * seen.best_novelty:
         return None
@@ -181,5 +186,5 @@ def _server_figures(seen: Sample) -> str:
 
 _RULES: tuple[Callable[[Sample], Verdict | None], ...] = (
     *(_drain, _no_server, _beginning, _disk, _backlog, _cpu_full, _rate_limit),
-    *(_refused, _nothing_to_ask, _decayed, _fixed, _growing),
+    *(_refused, _nothing_to_ask, _fruitless, _decayed, _fixed, _growing),
 )

@@ -84,6 +84,7 @@ class Monitor:
         file: MetricsFile,
         pages: Callable[[], Awaitable[tuple[ServerMetrics | None, ...]]],
         is_stopping: Callable[[], bool],
+        trouble: Callable[[], str] = str,
     ) -> None:
         self._instruments = instruments
         self._scheduler = scheduler
@@ -95,6 +96,7 @@ class Monitor:
         self._file = file
         self._ask_pages = pages
         self._is_stopping = is_stopping
+        self._trouble = trouble
         self._probe = LoopProbe(self._look)
         self._peaks = Peaks()
         self._pages: deque[tuple[ServerMetrics | None, ...]] = deque(maxlen=_POLLS)
@@ -221,6 +223,7 @@ class Monitor:
                 if any(one.counts)
             },
             yields=self._rule.figures(),
+            trouble=self._trouble(),
             servers=servers,
         )
 

@@ -60,6 +60,7 @@ class Reading:
     latencies: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     """By stage: counts by bucket, and the sum in seconds."""
     yields: Yield = _NO_YIELD
+    trouble: str = ""
     servers: tuple[ServerSample, ...] = ()
 
 
@@ -122,6 +123,7 @@ def between(then: Reading, now: Reading, *, maxima: tuple[float, int] = (0.0, 0)
 _AS_THEY_ARE = (
     *("target", "complete", "kept", "pending", "completions", "prompt_tokens", "generated_tokens", "rejected"),
     *("faults", "rate_limit", "waiting_retries", "asked_for_nothing", "stopping", "cores", "rss_mb", "servers"),
+    "trouble",
 )
 
 

@@ -95,6 +95,8 @@ class Sample:
     """Kept instructions per 1,000 tokens of the instruction stage alone, over the yield window."""
     best_novelty: float = 0.0
     yield_window_full: bool = False
+    trouble: str = ""
+    """The step most of whose last answers bring nothing, with figures; empty while there is none."""
 
     in_flight: float = 0.0
     concurrency: float = 0.0

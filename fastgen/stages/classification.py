@@ -1,13 +1,13 @@
 """Stage 2: ask whether an instruction is a classification task, and read the answer.
 
-Guarantee: ``parse`` never raises; whatever is not clearly a "yes" is a "no", as in Self-Instruct (Wang et al., ACL
-2023).
+Guarantee: ``read`` never raises; whatever is not clearly a "yes" is a "no", as in Self-Instruct (Wang et al., ACL
+2023). Under the lenient rules an answer that is neither is a "no" too, with the reason why.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastgen.method.rules import PRESETS
 from fastgen.stages.answer import answer_span
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fastgen.method.rules import Rules
     from fastgen.records import Completion, Message
     from fastgen.stages.prompts import PromptSet
+
+EMPTY: Final = "empty"
+UNCLOSED_THINKING: Final = "unclosed_thinking"
+NO_ANSWER: Final = "no_answer"
 
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})
 _WORD: Final = (  # Chinese and Japanese go on without a space
@@ -60,18 +64,34 @@ def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tupl
     return texts
 
 
-def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
-    """Whether the completion says that the instruction is a classification task.
+class ReadAnswer(NamedTuple):
+    """Whether the answer is a yes; ``unread`` is the reason where it is neither a yes nor a no."""
 
-    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". ``lenient`` takes the first
-    plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"), else alone on a line, else
-    said in full ("This is a classification task").
+    is_classification: bool
+    unread: str | None = None
+
+
+def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
+    """Whether the completion says that the instruction is a classification task. See `read`."""
+    return read(completion, rules).is_classification
+
+
+def read(completion: Completion, rules: Rules = PRESETS["default"]) -> ReadAnswer:
+    """Return what the completion says of the instruction being a classification task.
+
+    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES"; everything else is a no.
+    ``lenient`` takes the first plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"),
+    else alone on a line, else said in full ("This is a classification task").
     """
     if rules.answer_style == "paper":
-        return completion.text.strip() in _PAPER_YES
+        return ReadAnswer(completion.text.strip() in _PAPER_YES)
     span = answer_span(completion.text)
     if span is None:
-        return False
+        return ReadAnswer(False, UNCLOSED_THINKING)
     answer = completion.text[slice(*span)]
     found = _AT_THE_START.match(answer) or _AFTER_A_LABEL.search(answer) or _ALONE_ON_A_LINE.search(answer)
-    return _STATED.search(answer) is not None if found is None else found["yes"] is not None
+    if found is not None:
+        return ReadAnswer(found["yes"] is not None)
+    if _STATED.search(answer):
+        return ReadAnswer(True)
+    return ReadAnswer(False, NO_ANSWER if answer.strip() else EMPTY)

@@ -285,10 +285,12 @@ class RunFolder:
             line = self.ledger_path.read_bytes().removesuffix(b"\n")
             data = orjson.loads(line)
             if unseal(line, 0) is not None and data["run"] == self.header().run_id:
-                synced = data.get("synced")
+                synced, nothing = data.get("synced"), Ledger().as_dict()
+                # Counts that lack a field are of an older version: they still tell how long the log was.
+                is_complete = data["counts"].keys() >= nothing.keys()
                 return SavedCounts(
-                    Ledger.from_dict(data["counts"]),
-                    _position(data["position"]),
+                    Ledger.from_dict(nothing | data["counts"]),
+                    _position(data["position"]) if is_complete else None,
                     None if synced is None else _position(synced),
                     _figures(data["server"]),
                 )

@@ -1,0 +1,302 @@
+"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+
+A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
+over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
+`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
+with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Final, NamedTuple
+
+from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.records import Stage
+
+FIRST: Final = 8
+"""With so many answers at the start of a session, and nothing read, the warning comes at once."""
+WINDOW: Final = 64
+"""The latest answers; when half of them bring nothing, there is a warning."""
+QUESTION_LIMIT: Final = 128
+"""Answers in a row to a judge's or benchmark's questions that may be unreadable."""
+SHOWN: Final = 200
+"""Characters of a raw answer in a message."""
+THINKING_OFF: Final = """'{"chat_template_kwargs": {"enable_thinking": false}}'"""
+
+_CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
+_NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
+"""Rules of the parsers that say that there was nothing to judge."""
+_LEAST_LIMIT: Final = 32
+_THINK: Final = r"(?:think|thinking|thought|reasoning)"
+_THINK_OPEN: Final = re.compile(rf"\s*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
+_THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
+
+
+class Kind(StrEnum):
+    """What could be made of one answer."""
+
+    READ = "read"  # something of it is used
+    REJECTED = "rejected"  # it was read, and the rules rejected all of it
+    EMPTY = "empty"  # no text
+    THINKING = "thinking"  # reasoning that never came to an end
+    CUT = "cut"  # the token limit came before anything that can be used
+    UNREADABLE = "unreadable"  # text of another form than was asked for
+
+
+class Raw(NamedTuple):
+    """An answer as it came; ``tokens`` is 0 where the server states none."""
+
+    text: str
+    finish_reason: str | None
+    tokens: int
+
+
+def unread_kind(text: str, finish_reason: str | None) -> Kind:
+    """Why nothing was found in an answer."""
+    if not text.strip():
+        return Kind.EMPTY
+    if (opened := _THINK_OPEN.match(text)) and not _THINK_CLOSE.search(text, opened.end()):
+        return Kind.THINKING
+    return Kind.CUT if finish_reason in _CUT_REASONS else Kind.UNREADABLE
+
+
+def kind_of(commit: Commit) -> Kind | None:
+    """What came of the answer that a commit holds; ``None`` for a request that failed."""
+    text, finish_reason = commit.completion.text, commit.completion.finish_reason
+    match commit.outcome:
+        case InstructionOutcome(kept, rejections):
+            return _kind(bool(kept), (one.rule for one in rejections), text, finish_reason)
+        case InstanceOutcome(instances, rules):
+            return _kind(bool(instances), rules, text, finish_reason)
+        case ClassificationOutcome(_, unread):
+            found = unread_kind(text, finish_reason)
+            # Under the paper's rules every answer is a yes or a no; an empty one is counted here all the same.
+            return found if unread is not None or found in (Kind.EMPTY, Kind.THINKING) else Kind.READ
+        case _:
+            return None
+
+
+def _kind(brought: bool, rules: Iterable[str], text: str, finish_reason: str | None) -> Kind:
+    if brought:
+        return Kind.READ
+    return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else Kind.REJECTED
+
+
+def escaped(text: str) -> str:
+    """The beginning of a text of others, in quotation marks, with everything that is not printable escaped."""
+    return repr(text[:SHOWN]) + ("..." if len(text) > SHOWN else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step's name and limits, and what its remedies name.
+
+    ``limit`` answers in a row may bring nothing, ``unread_limit`` of them may be unreadable. Where
+    ``rejects_are_normal``, rejected answers count for ``limit`` alone: they become more as a run grows.
+    """
+
+    name: str
+    limit: int = QUESTION_LIMIT
+    unread_limit: int = QUESTION_LIMIT
+    rejects_are_normal: bool = False
+    api: str = "completions"
+    api_flag: str = "--api"
+    tokens_flag: str = "--max-tokens"
+    body_flag: str = "--extra-body"
+    others: str = "another --model"
+    seeds: str = "another --model"
+    """What helps against answers that are read and rejected."""
+    anew: str = ""
+    """Where changed options go, such as " (in a new run)"."""
+    one_remedy: str = ""
+    """What helps against everything, instead of all that."""
+
+    def remedy(self, kind: Kind, raw: Raw) -> str:
+        """What helps against answers of this kind."""
+        if self.one_remedy:
+            return self.one_remedy
+        if kind is Kind.REJECTED:
+            return f"try {self.seeds}{self.anew}"
+        if kind is Kind.CUT:
+            return f"raise {self.tokens_flag}{self.anew}"
+        other = "completions" if self.api == "chat" else "chat"
+        if kind is Kind.THINKING or (kind is Kind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")):
+            with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
+            return (
+                f"a reasoning model uses up its tokens before it answers: turn that off with {with_chat}"
+                f"{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}{self.anew}"
+            )
+        return f"try {self.api_flag} {other} or {self.others}{self.anew}"
+
+
+def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
+    """The steps of a run in their order; ``max_fruitless`` is ``--max-fruitless``.
+
+    That many instruction completions in a row may bring nothing new. Unreadable answers of any step, and instances that
+    are rejected, have a quarter of it.
+    """
+    quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
+    flags = {
+        Stage.INSTRUCTION: "--instruction.max-tokens",
+        Stage.CLASSIFICATION: "--classification.max-tokens",
+        Stage.INSTANCE: "--instance-input-first.max-tokens and --instance-output-first.max-tokens",
+    }
+    return {
+        stage: Step(
+            name=stage.value,
+            limit=max_fruitless if stage is Stage.INSTRUCTION else quarter,
+            unread_limit=quarter,
+            rejects_are_normal=stage is Stage.INSTRUCTION,
+            api=api,
+            tokens_flag=tokens_flag,
+            others="another --model or other --prompts",
+            seeds=(
+                "more seed tasks (--seed-tasks) or another --model; 'fastgen status' lists the rules that rejected them"
+                if stage is Stage.INSTRUCTION
+                else "another --model or other --prompts"
+            ),
+            anew=" (in a new run)",
+        )
+        for stage, tokens_flag in flags.items()
+    }
+
+
+class StepHealth:
+    """The last answers of one step; give it every answer, in order, through `see`."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self._last: deque[Kind] = deque(maxlen=max(step.limit, step.unread_limit, WINDOW))
+        self._samples: dict[Kind, Raw] = {}
+        self._seen = 0
+        self._fruitless_row = 0
+        self._unread_row = 0
+        self._warned = False
+
+    def see(self, kind: Kind, raw: Raw) -> None:
+        """Take in one answer."""
+        self._seen += 1
+        self._last.append(kind)
+        self._fruitless_row = 0 if kind is Kind.READ else self._fruitless_row + 1
+        self._unread_row = self._unread_row + 1 if self._is_void(kind, unread_only=True) else 0
+        if kind is not Kind.READ:
+            self._samples[kind] = raw._replace(text=raw.text[: SHOWN + 1])
+
+    @staticmethod
+    def _is_void(kind: Kind, *, unread_only: bool) -> bool:
+        return kind is not Kind.READ and not (unread_only and kind is Kind.REJECTED)
+
+    def warning(self, *, at_the_end: bool = False) -> str | None:
+        """Once: one line on a step most of whose last answers bring nothing.
+
+        ``at_the_end`` of a session any number of answers is enough, if all of them brought nothing.
+        """
+        if self._warned:
+            return None
+        count = self._troubled()
+        if at_the_end and self._seen == self._fruitless_row:
+            count = min(self._seen, len(self._last))
+        if not count:
+            return None
+        self._warned = True
+        return f"warning: {self._told(count)}"
+
+    def trouble(self) -> str:
+        """One clause on a step most of whose last answers bring nothing; empty of a healthy one."""
+        count = self._troubled()
+        return self._share(count) if count else ""
+
+    def verdict(self) -> str | None:
+        """One line on a step whose answers brought nothing for so long that it is to stop."""
+        if self._fruitless_row >= self.step.limit:
+            return self._told(self._fruitless_row)
+        return self._told(self._unread_row) if self._unread_row >= self.step.unread_limit else None
+
+    def _troubled(self) -> int:
+        """How many of the last answers show that the step brings little; 0 of a healthy one."""
+        only = self.step.rejects_are_normal
+        row = self._unread_row if only else self._fruitless_row
+        if self._seen == row >= FIRST:
+            return min(row, len(self._last))
+        if self._fruitless_row >= max(FIRST, self.step.limit // 4):
+            return min(self._fruitless_row, len(self._last))
+        recent = self._recent(WINDOW)
+        void = sum(count for kind, count in recent.items() if self._is_void(kind, unread_only=only))
+        return WINDOW if recent.total() == WINDOW and 2 * void >= WINDOW else 0
+
+    def _recent(self, count: int) -> Counter[Kind]:
+        return Counter(islice(reversed(self._last), count))
+
+    def _share(self, count: int) -> str:
+        """How many of the last ``count`` answers were of use, and what the others were."""
+        recent = self._recent(count)
+        read = recent.pop(Kind.READ, 0)
+        kind = recent.most_common(1)[0][0]
+        brought = "brought something that is kept" if kind is Kind.REJECTED else "could be read"
+        others = ", ".join(f"{number} {kind}" for kind, number in recent.most_common())
+        return f"{self.step.name}: {read} of the last {count} answers {brought} ({others})"
+
+    def _told(self, count: int) -> str:
+        recent = self._recent(count)
+        del recent[Kind.READ]
+        kind = recent.most_common(1)[0][0]
+        raw = self._samples[kind]
+        tokens = f", {raw.tokens} tokens" if raw.tokens else ""
+        shown = f"{escaped(raw.text)} (finish reason {escaped(raw.finish_reason or 'none')}{tokens})"
+        return f"{self._share(count)}; one of them: {shown}; {self.step.remedy(kind, raw)}"
+
+
+class RunHealth:
+    """The health of all steps of a run in one session; ends the run when one of them brings nothing.
+
+    Show it every commit through `see`, and call it after every batch. ``begin_nothing_new`` is told once for each step
+    that is void which stages are over: that one and those before it. What is on its way behind it is still finished.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[Stage, Step],
+        begin_nothing_new: Callable[[Collection[Stage]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._steps = {stage: StepHealth(step) for stage, step in steps.items()}
+        self._begin_nothing_new = begin_nothing_new
+        self._say = say
+        self._over: set[Stage] = set()
+        self.ended_by: str | None = None
+        """What ended the run, once something did: step, share, one answer and the remedy in one line."""
+
+    def see(self, commit: Commit) -> None:
+        """Take in one commit."""
+        if (kind := kind_of(commit)) is not None:
+            completion = commit.completion
+            raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
+            self._steps[commit.stage].see(kind, raw)
+
+    def warn(self, *, at_the_end: bool = False) -> None:
+        """Say what `StepHealth.warning` has to say of each step."""
+        for health in self._steps.values():
+            if (warning := health.warning(at_the_end=at_the_end)) is not None:
+                self._say(warning)
+
+    def __call__(self) -> None:
+        """Warn, and end what brings nothing."""
+        self.warn()
+        for place, (stage, health) in enumerate(self._steps.items()):
+            if stage in self._over or (verdict := health.verdict()) is None:
+                continue
+            self.ended_by = self.ended_by or verdict
+            self._over.update([*self._steps][: place + 1])
+            self._say(f"the {stage} step brings nothing: no more of it is asked for, what is kept is finished")
+            self._begin_nothing_new(self._over)
+
+    def trouble(self) -> str:
+        """What is wrong with the first step that is not healthy; empty while nothing is."""
+        return next(filter(None, (health.trouble() for health in self._steps.values())), "")
