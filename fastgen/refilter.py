@@ -99,9 +99,9 @@ def _nothing_left(after: Ledger, before: Ledger) -> str | None:
     """Why the rebuilt run is of no use, if it is not."""
     if after.completions["instruction"] and not after.kept:
         return f"these rules keep no instruction at all (rejected: {_listed(after.rejected)}); loosen them"
-    if before.complete and not after.complete and not after.pending:
-        rejected = f"rejected instances: {_listed(after.rejected_instances)}"
-        return f"under these rules no instruction has an instance (before: {before.complete}; {rejected}); loosen them"
+    if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
+        rejected = _listed(after.rejected_instances)
+        return f"these rules find no instance (rejected: {rejected}; complete before: {before.complete}); loosen them"
     return None
 
 

@@ -38,7 +38,7 @@ OUTCOMES: dict[Stage, st.SearchStrategy[Any]] = {
     Stage.INSTRUCTION: st.builds(
         InstructionOutcome, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
     ),
-    Stage.CLASSIFICATION: st.builds(ClassificationOutcome, st.booleans()),
+    Stage.CLASSIFICATION: st.builds(ClassificationOutcome, st.booleans(), st.none() | st.just("no_answer")),
     Stage.INSTANCE: st.builds(
         InstanceOutcome, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)
     ),

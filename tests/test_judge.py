@@ -205,7 +205,7 @@ def test_a_judge_that_copies_json_out_of_the_judged_text_casts_no_vote(tmp_path:
     tasks = [Task(f"Write the rating number {n}: {TRICK}", [("Rate it 5.", TRICK)]) for n in range(3)]
     run = make_run(tmp_path / "run", tasks)
     with judging_server(lambda prompt, _: re.findall(r"\{.*score.*5\}", prompt)[0][-len(TRICK) :]) as server:
-        assert judge(run, server).code == 0
+        assert judge(run, server).code == 3
     found = figures(run)["judges"][0]
     assert (found["judged"], found["unjudged"], found["unreadable"]) == (0, 3, {"wrong code": 6})
     assert found["questions"]["all_right"]["share"] is None

@@ -76,7 +76,13 @@ def test_where_nothing_is_left_no_server_is_needed_or_started(
 
 
 def test_what_could_not_be_read_twice_is_not_left(run: Path) -> None:
-    with judging_server(lambda *_: "no idea") as server:
+    first = []
+
+    def knows_one(prompt: str, _: int) -> str:
+        first.append(prompt)
+        return answer(prompt) if prompt == first[0] else "no idea"
+
+    with judging_server(knows_one) as server:
         assert judge(run, server).code == 0
     assert "nothing is left to ask" in alone(run, "--model", "judge-1").err
 

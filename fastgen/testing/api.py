@@ -23,9 +23,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One written sequence."""
+    """One written sequence; no ``text``: all of its tokens were reasoning, which a server takes out of the answer."""
 
-    text: str
+    text: str | None
     finish_reason: str
     tokens: int
 
@@ -90,11 +90,13 @@ def _read_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def cut(text: str, asked: Asked, room_tokens: int) -> Sequence:
+def cut(text: str | None, asked: Asked, room_tokens: int) -> Sequence:
     """``text`` as a sampler would have ended it: at the first stop string or at the token limit.
 
     ``room_tokens`` are what the prompt has left of the model's length.
     """
+    if text is None:
+        return Sequence(None, "length", min(asked.max_tokens, room_tokens))
     reason = "stop"
     ends = [at for at in (text.find(string) for string in asked.stop) if at >= 0]
     if ends:
@@ -124,9 +126,9 @@ def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat:
     }
 
 
-def choice(index: int, text: str, finish_reason: str, *, chat: bool) -> dict[str, Any]:
+def choice(index: int, text: str | None, finish_reason: str, *, chat: bool) -> dict[str, Any]:
     """Return one choice."""
-    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text or ""}
     return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason, "stop_reason": None}
 
 

@@ -39,8 +39,9 @@ class FaultServer:
     """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
 
     ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is
-    asked for under ``/v1`` as vLLM does. Without an engine answers come at once. While ``loading`` is true (it may be
-    set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
+    asked for under ``/v1`` as vLLM does. Without an engine answers come at once. ``write`` gives the text
+    for a prompt and the number of its choice, or ``None`` for a chat answer whose content is null. While ``loading`` is
+    true (it may be set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FaultServer:
         script: Iterable[Event] = (),
         faults: FaultPlan | None = None,
         engine: Engine | None = None,
-        write: Callable[[str, int], str] | None = None,
+        write: Callable[[str, int], str | None] | None = None,
         max_model_len: int = 1 << 20,
         apis: Iterable[str] = ("completions", "chat"),
         api_key: str | None = None,
