@@ -164,6 +164,17 @@ def _frame_holds(text: str) -> None:
     assert outer.split(f"{mark} RESPONSE TO GRADE\n")[1].split(f"\n{mark} END")[0] == (inner[:6000])
 
 
+def test_a_grader_that_cannot_be_read_gives_no_comparison(tmp_path: Path) -> None:
+    a, b = (results(tmp_path, name, answer) for name, answer in (("a", "bad"), ("b", "good")))
+    with served(lambda *_: "I would say it is fine.") as server:
+        said = call("--compare", a, b, "--output", tmp_path / "out", "--judge-base-url", server.base_url)
+    assert said.code == 3
+    assert "answers could be read" in said.err
+    assert "'I would say it is fine.'" in said.err
+    assert "another --judge-model" in said.err
+    assert not (tmp_path / "out" / "grades.json").exists()
+
+
 def test_other_answers_are_not_mixed_into_the_same_grades(tmp_path: Path) -> None:
     a, b, c = (results(tmp_path, name, answer) for name, answer in (("a", "bad"), ("b", "good"), ("c", "new")))
     with served(judging) as server:
