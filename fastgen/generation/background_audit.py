@@ -1,4 +1,4 @@
-"""Runs an `Auditor` beside a live run: in a thread of its own, fed by the committer, bounded in what it holds back."""
+"""Runs an `Auditor` beside a live run, in a thread of its own that the committer feeds. It never holds up the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fastgen.audit import Audit, Auditor
 from fastgen.commits import Commit
@@ -14,50 +15,73 @@ from fastgen.method.rules import Rules
 from fastgen.method.run_state import RunState
 
 log = logging.getLogger(__name__)
-BACKLOG = 10_000  # commits; a scan that falls behind further than this slows the run rather than fill the memory
+BACKLOG = 10_000  # commits; bounds the memory that a scan slower than the run can take
 
 
 class BackgroundAudit:
-    """Start it with `start`, give it every commit through `observe`, end it with `finish`."""
+    """A context manager: the thread runs for the length of the block.
 
-    def __init__(self, auditor: Auditor, rules: Rules, report: Callable[[str], None]) -> None:
+    Give it every commit through `observe`. `finish` waits for the rest and returns what was found; leaving the block
+    without it abandons the rest. An audit that fails, or falls ``backlog`` commits behind, ends with one warning.
+    """
+
+    def __init__(
+        self, auditor: Auditor, rules: Rules, report: Callable[[str], None], *, backlog: int = BACKLOG
+    ) -> None:
         self._auditor = auditor
         self._rules = rules
         self._report = report
-        self._queue: queue.Queue[Commit | None] = queue.Queue(maxsize=BACKLOG)
+        self._backlog = backlog
+        self._queue: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
-    def start(self) -> None:
-        """Begin to follow."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._queue.put(None)
+        self._thread.join()
 
     def observe(self, commit: Commit) -> None:
-        """Hand over one commit, in order."""
-        if self._thread.is_alive():  # it ends early only by an error, which is logged: the run goes on without it
-            self._queue.put(commit)
+        """Hand over one commit, in order. Never waits."""
+        if self._ended.is_set():
+            return
+        if self._queue.qsize() >= self._backlog:
+            self._ended.set()
+            log.warning(
+                "the audit is %d answers behind and ends here; the run continues without it, and 'fastgen audit' "
+                "checks all of it later",
+                self._backlog,
+            )
+            return
+        self._queue.put(commit)
 
     def finish(self) -> Audit:
-        """Wait until everything handed over is checked; what was found."""
+        """Wait until everything handed over is checked, or the audit has ended; return what was found."""
         self._queue.put(None)
         self._thread.join()
         return self._auditor.result()
 
     def _run(self) -> None:
         try:
-            while (commit := self._queue.get()) is not None:
+            while (commit := self._queue.get()) is not None and not self._ended.is_set():
                 for found in self._auditor.see(commit, self._rules):
                     self._report(f"audit: {found.kind} (ROUGE-L {found.rouge_l:.3f}): {found.instruction}")
-        except Exception:
-            log.exception("the audit ended; the run goes on without it")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to end the run
+            self._ended.set()
+            log.warning("the audit ended (%s: %s); the run continues without it", type(error).__name__, error)
 
 
-def start_audit(
+def audit_of(
     state: RunState, rules: Rules, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
 ) -> BackgroundAudit:
-    """Begin to follow a run from ``state`` on; ``rate`` (above 0, at most 1) of its decisions are made again."""
+    """An audit that follows a run from ``state`` on and checks a share ``rate`` (above 0, at most 1) of its decisions."""
     pool = state.pool
     auditor = Auditor(similarity, state.seeds, rate=rate, seed=len(pool))
     auditor.learn([pool.text(number) for number in range(len(pool))])
-    audit = BackgroundAudit(auditor, rules, report)
-    audit.start()
-    return audit
+    return BackgroundAudit(auditor, rules, report)

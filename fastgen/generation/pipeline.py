@@ -8,7 +8,6 @@ reached, close. Everything that decides anything is elsewhere: `fastgen.method.p
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 from fastgen.config import model_names
 from fastgen.errors import InputError
 from fastgen.generation.material import load_material
-from fastgen.generation.preparation import make_plan
+from fastgen.generation.preparation import planned
 from fastgen.generation.resume import begin_or_check, models_of_begun, resume
 from fastgen.generation.saturation import Saturation
 from fastgen.ledger import Ledger
@@ -81,29 +80,29 @@ async def _carry_out(
 ) -> Outcome:
     folder, material = store.folder, load_material(store.folder, options)
     models = models_of_begun(folder, options, material)
-    planning = asyncio.ensure_future(asyncio.to_thread(make_plan, options, material, reporter.say))
-    saved = None
-    if models is not None:
-        plan = await planning
-        saved = await resume(store, plan, options, reporter.say)
-        if plan.done:
-            return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
-    models = models or model_names(options, {})
-    async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
-        plan = await planning
-        begin_or_check(store, plan, options, material, serving.models)
-        began_s = time.monotonic()
-        saturation = Saturation(plan, store, serving, options, reporter, hub)
-        await saturation.run(stopper, saved)
-        return Outcome(
-            plan.state.complete,
-            plan.state.target,
-            interrupted=stopper.stopped and not plan.done,
-            ledger=store.ledger,
-            concurrency=saturation.concurrency,
-            elapsed_s=time.monotonic() - began_s,
-            ended_by=None if plan.done else saturation.ended_by,
-        )
+    async with planned(options, material, reporter.say) as made:
+        saved = None
+        if models is not None:
+            plan = await made
+            saved = await resume(store, plan, options, reporter.say)
+            if plan.done:
+                return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
+        models = models or model_names(options, {})
+        async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
+            plan = await made
+            begin_or_check(store, plan, options, material, serving.models)
+            began_s = time.monotonic()
+            saturation = Saturation(plan, store, serving, options, reporter, hub)
+            await saturation.run(stopper, saved)
+            return Outcome(
+                plan.state.complete,
+                plan.state.target,
+                interrupted=stopper.stopped and not plan.done,
+                ledger=store.ledger,
+                concurrency=saturation.concurrency,
+                elapsed_s=time.monotonic() - began_s,
+                ended_by=None if plan.done else saturation.ended_by,
+            )
 
 
 @contextmanager

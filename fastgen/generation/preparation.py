@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from threading import Thread, Timer
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from fastgen.decontamination import filter_of_forbidden
@@ -22,11 +23,37 @@ if TYPE_CHECKING:
 COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
 
 
-def make_plan(options: Options, material: Material, say: Callable[[str], None]) -> Plan:
-    """The plan of a run that has nothing yet. Takes a moment: not for the event loop.
+@asynccontextmanager
+async def planned(
+    options: Options, material: Material, say: Callable[[str], None]
+) -> AsyncIterator[asyncio.Future[Plan]]:
+    """Make the plan of a run that has nothing yet, and load its filter's kernels, beside the block.
+
+    The first error of that work ends the block, so that nobody waits for servers of a run that cannot start. Work that
+    is unfinished at the end of the block is abandoned.
 
     :raises InputError: the similarity options do not fit together.
     """
+    made: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(_plan_and_prepare(made, options, material, say))
+            yield made
+            work.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _plan_and_prepare(
+    made: asyncio.Future[Plan], options: Options, material: Material, say: Callable[[str], None]
+) -> None:
+    plan, novelty = await asyncio.to_thread(_make_plan, options, material, say)
+    made.set_result(plan)
+    await _prepare(novelty, say)
+
+
+def _make_plan(options: Options, material: Material, say: Callable[[str], None]) -> tuple[Plan, NoveltyFilter]:
+    """The plan and its filter. Takes a moment: not for the event loop."""
     from fastgen.method.novelty import NoveltyFilter
 
     novelty = NoveltyFilter(**asdict(options.similarity))
@@ -39,9 +66,7 @@ def make_plan(options: Options, material: Material, say: Callable[[str], None]) 
         forbidden=filter_of_forbidden(material.forbidden, options.similarity),
         classification_batch=options.speed.classification_batch,
     )
-    # A daemon, so that nobody who stops a run waits for compilers.
-    Thread(target=_prepare, args=(novelty, say), name="kernels", daemon=True).start()
-    return plan
+    return plan, novelty
 
 
 def method_of(options: Options) -> Method:
@@ -66,15 +91,36 @@ def _shown(bands: Bands) -> str:
     )
 
 
-def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
-    """Load the filter's kernels while the first requests go out; who needs them meanwhile waits for them."""
-    slow = Timer(
+async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
+    """Load the filter's kernels while the first requests are sent; commits that need them wait for them.
+
+    The thread is a daemon: a run that is stopped does not wait for compilers.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def end(error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(error)
+
+    def load() -> None:
+        error = None
+        try:
+            novelty.prepare()
+        except BaseException as failure:  # noqa: BLE001 - raised by the owner below
+            error = failure
+        with suppress(RuntimeError):  # the loop is closed: the owner has stopped waiting
+            loop.call_soon_threadsafe(end, error)
+
+    thread = Thread(target=load, name="kernels", daemon=True)
+    slow = loop.call_later(
         COMPILES_AFTER_S,
         say,
-        ["compiling the similarity filter (once on a machine, up to a minute); the servers are asked meanwhile"],
+        "compiling the similarity filter (once on a machine, up to a minute); requests are sent meanwhile",
     )
-    slow.daemon = True
-    slow.start()
-    with suppress(Exception):  # it fails again where it is needed, and is told from there
-        novelty.prepare()
-    slow.cancel()
+    try:
+        thread.start()
+        if (error := await ended) is not None:
+            raise error
+    finally:
+        slow.cancel()

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,8 @@ class Saturation:
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge") as judge,
             Checkpointer(self._store, self._plan.state, judge, last=saved) as checkpointer,
+            self._audit() as audit,
         ):
-            audit = self._start_audit()
             scheduler = self._scheduler(judge, checkpointer, audit)
             governor = governor_of(self._speed, self._serving, scheduler)
             monitor = self._monitor(scheduler, governor, stopper)
@@ -99,13 +100,13 @@ class Saturation:
         if self._health.ended_by is not None and not self._plan.done and not stopper.stopped:
             raise StoppedError(f"{self._health.ended_by}; everything committed is kept")
 
-    def _start_audit(self) -> BackgroundAudit | None:
+    def _audit(self) -> AbstractContextManager[BackgroundAudit | None]:
         if not self._speed.audit_rate:
-            return None
-        from fastgen.generation.background_audit import start_audit
+            return nullcontext()
+        from fastgen.generation.background_audit import audit_of
 
         similarity = asdict(self._options.similarity)
-        return start_audit(
+        return audit_of(
             self._plan.state, self._options.rules, similarity, rate=self._speed.audit_rate, report=self._reporter.say
         )
 
