@@ -11,6 +11,7 @@ from fastgen.backends.endpoint import redact_url
 from fastgen.errors import InputError
 from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 from fastgen.options import STAGES_WITH_SERVERS, Options, flag, plain
+from fastgen.server.spec import without_secrets
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:
@@ -50,14 +51,8 @@ def saved_values(options: Options) -> dict[str, Any]:
         values |= plain(getattr(options, field.name))
     for name in ("base_url", *(f"{stage}_base_url" for stage in STAGES_WITH_SERVERS)):
         values[name] = [redact_url(url) for url in getattr(options.server, name)]
-    values["server_args"] = _without_secrets(options.server.server_args)
+    values["server_args"] = without_secrets(options.server.server_args)
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
-
-
-def _without_secrets(server_args: str) -> str:
-    from fastgen.server.spec import parse_server_args, redact
-
-    return redact(parse_server_args(server_args))
 
 
 def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:

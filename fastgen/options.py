@@ -14,18 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import orjson
 from cyclopts import Group, Parameter
 
-from fastgen.backends.endpoint import normalise_base_url
+from fastgen.backends.endpoint import check_extra_body, normalise_base_url, redact_url
 from fastgen.errors import InputError
 from fastgen.method.demonstrations import Policy
 from fastgen.method.rules import PRESETS, SAMPLING_PRESETS, Rules
 from fastgen.records import Sampling
+from fastgen.server.spec import check_server_args, parse_server_args
 
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535
 MAX_RECORDED = 100
 MIN_RECALL, MAX_RECALL = 0.5, 0.999999
+MAX_BANDS, MAX_ROWS = 1024, 16
+MAX_SECONDS = 1e9  # 30 years; timers take no more
 JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
@@ -71,9 +75,23 @@ def _check_sampling(flag: str, sampling: Sampling) -> None:
         raise InputError(f"{flag}top-p: {sampling.top_p} is not above 0 and at most 1")
 
 
-def _above(flag: str, value: float, limit: float) -> None:
-    if not limit < value < math.inf:
-        raise InputError(f"{flag}: {value} is not a number above {limit}")
+def _within(flag: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{flag}: {value} is not within {low} to {high}")
+
+
+def _check_seconds(flag: str, value: float) -> None:
+    if not 0 < value <= MAX_SECONDS:
+        raise InputError(f"{flag}: {value} is not a number above 0 and at most {MAX_SECONDS:g}")
+
+
+def _check_storable(part: Any) -> None:  # noqa: ANN401 - any options dataclass
+    """:raises InputError: a number of more than 64 bits, or text that is not Unicode: no run folder can keep it."""
+    for name, value in plain(part).items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise InputError(f"{flag(name)}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 @Parameter(name="*", group=JOB)
@@ -109,16 +127,15 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         _at_least("--num-instructions", self.num_instructions, 0)
-        if self.metrics_port is not None and not 0 <= self.metrics_port <= MAX_PORT:
-            raise InputError(f"--metrics-port: {self.metrics_port} is not within 0 to {MAX_PORT}")
-        if not 0 <= self.dashboard_port <= MAX_PORT:
-            raise InputError(f"--dashboard-port: {self.dashboard_port} is not within 0 to {MAX_PORT}")
+        if self.metrics_port is not None:
+            _within("--metrics-port", self.metrics_port, 0, MAX_PORT)
+        _within("--dashboard-port", self.dashboard_port, 0, MAX_PORT)
         if (self.price_in is None) != (self.price_out is None):
             raise InputError("--price-in: goes together with --price-out; give both or neither")
         for name in ("price_in", "price_out"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{flag(name)}: {value} is below 0")
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{flag(name)}: {value} is not a number of at least 0")
 
 
 STAGES_WITH_SERVERS = ("instance", "classification")
@@ -188,20 +205,23 @@ class ServerOptions:
     """File that holds that key, on its first line."""
 
     def __post_init__(self) -> None:
-        _above("--server-timeout", self.server_timeout, 0)
+        _check_seconds("--server-timeout", self.server_timeout)
         for name in ("num_servers", "tensor_parallel_size", "data_parallel_size", "api_server_count"):
             if (value := getattr(self, name)) is not None:
                 _at_least(flag(name), value, 1)
-        self.extra_fields()
-        for url in self.base_url:
-            normalise_base_url(url)
+        check_extra_body(self.extra_fields())
+        if self.base_url:
+            parse_server_args(self.server_args)  # unused, but kept in the run folder
+        else:
+            check_server_args(self.server_args, self.num_servers)
+        _check_urls("--", self.base_url, has_key=self.api_key_env is not None or self.api_key_file is not None)
         for stage in STAGES_WITH_SERVERS:
             self._check_stage(stage)
 
     def _check_stage(self, stage: str) -> None:
         own = self.of_stage(stage)
-        for url in own.base_url:
-            normalise_base_url(url, f"--{stage}-base-url")
+        has_key = own.api_key_env is not None or own.api_key_file is not None
+        _check_urls(f"--{stage}-", own.base_url, has_key=has_key)
         if own.base_url:
             return
         if own.model is not None and not self.base_url:
@@ -209,7 +229,7 @@ class ServerOptions:
                 f"--{stage}-model {own.model}: name its server with --{stage}-base-url (or --base-url, if all models "
                 "are there); a server that fastgen starts has one model"
             )
-        if own.api_key_env is not None or own.api_key_file is not None:
+        if has_key:
             raise InputError(f"--{stage}-api-key-env, --{stage}-api-key-file: belong to --{stage}-base-url; give that")
 
     def of_stage(self, stage: str) -> StageServer:
@@ -223,14 +243,27 @@ class ServerOptions:
         :raises InputError: it is not a JSON object.
         """
         try:
-            body = json.loads(self.extra_body)
-        except json.JSONDecodeError as error:
+            body = json.loads(self.extra_body, parse_constant=_no_number)
+        except ValueError as error:
             raise InputError(
                 f"--extra-body: not JSON ({error}); give an object such as '{{\"min_p\": 0.05}}'"
             ) from None
         if not isinstance(body, dict):
             raise InputError(f"--extra-body: a JSON object is needed, not {self.extra_body}")
         return body
+
+
+def _check_urls(prefix: str, urls: tuple[str, ...], *, has_key: bool) -> None:
+    for url in urls:
+        normalised = normalise_base_url(url, f"{prefix}base-url")
+        if has_key and (shown := redact_url(normalised)) != normalised:
+            raise InputError(
+                f"{prefix}base-url {shown}: give either user:password in the URL or {prefix}api-key-env, not both"
+            )
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number that a request can carry")
 
 
 @Parameter(name="*", group=_SPEED)
@@ -280,17 +313,16 @@ class SpeedOptions:
             if (allowed := getattr(self, name)) is not None:
                 _at_least(flag(name), allowed, 1)
         _at_least("--max-attempts", self.max_attempts, 1)
-        if not 0 <= self.audit_rate <= 1:
-            raise InputError(f"--audit-rate: {self.audit_rate} is not within 0 to 1")
+        _within("--audit-rate", self.audit_rate, 0, 1)
         _at_least("--classification-batch", self.classification_batch, 1)
         _at_least("--max-fruitless", self.max_fruitless, 1)
         _at_least("--yield-window", self.yield_window, 1)
         if not 0 <= self.stop_when_yield_below < math.inf:
             raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
         for name in ("outage_timeout", "drain_timeout", "sync_interval"):
-            _above(flag(name), getattr(self, name), 0)
+            _check_seconds(flag(name), getattr(self, name))
         if self.request_timeout is not None:
-            _above("--request-timeout", self.request_timeout, 0)
+            _check_seconds("--request-timeout", self.request_timeout)
 
 
 @Parameter(name="*", group=_METHOD)
@@ -353,14 +385,15 @@ class SimilarityOptions:
     original's; the cost grows with the pool: docs/filter.md). Changes no decision."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.record_top_k <= MAX_RECORDED:
-            raise InputError(f"--record-top-k: {self.record_top_k} is not within 0 to {MAX_RECORDED}")
+        _within("--record-top-k", self.record_top_k, 0, MAX_RECORDED)
         if not 0 < self.threshold <= 1:
             raise InputError(f"--threshold: {self.threshold} is not above 0 and at most 1")
-        if not MIN_RECALL <= self.lsh_recall <= MAX_RECALL:
-            raise InputError(f"--lsh-recall: {self.lsh_recall} is not within {MIN_RECALL} to {MAX_RECALL}")
+        _within("--lsh-recall", self.lsh_recall, MIN_RECALL, MAX_RECALL)
         if (self.lsh_bands is None) != (self.lsh_rows is None):
             raise InputError("--lsh-bands: goes together with --lsh-rows; give both or neither")
+        for name, most in (("lsh_bands", MAX_BANDS), ("lsh_rows", MAX_ROWS)):
+            if (value := getattr(self, name)) is not None:
+                _within(flag(name), value, 1, most)
 
 
 _DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
@@ -401,6 +434,10 @@ class Options:
     similarity: SimilarityOptions = SimilarityOptions()
     rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
     sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_storable(getattr(self, field.name))
 
 
 @Parameter(name="*")

@@ -12,9 +12,12 @@ import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+import orjson
 
 from fastgen.errors import InputError
+from fastgen.secrets import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +28,17 @@ _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 _ROUTES = ("/chat/completions", "/completions", "/models")
 _RESERVED = ("model", "prompt", "messages", "n", "stream")
+
+
+def check_extra_body(body: Mapping[str, Any]) -> None:
+    """:raises InputError: a field that is fastgen's own, or a value that no request can carry."""
+    for name in _RESERVED:
+        if name in body:
+            raise InputError(f"--extra-body: '{name}' is fastgen's own field; leave it out")
+    try:
+        orjson.dumps(dict(body))
+    except orjson.JSONEncodeError as error:
+        raise InputError(f"--extra-body: no request can carry it ({error}); change that value") from None
 
 
 def redact_url(url: str) -> str:
@@ -123,9 +137,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.api not in ("completions", "chat"):
             raise InputError(f"--api {self.api}: use 'completions' or 'chat'")
-        for name in _RESERVED:
-            if name in self.extra_body:
-                raise InputError(f"--extra-body: '{name}' is fastgen's own field; leave it out")
+        check_extra_body(self.extra_body)
         base_url = normalise_base_url(self.base_url)
         display_url = redact_url(base_url)
         if self.api_key is not None and display_url != base_url:
@@ -159,9 +171,17 @@ class Endpoint:
         return "Basic " + base64.b64encode(unquote(user_info).encode()).decode() if user_info else None
 
     def redact(self, text: str) -> str:
-        """Return ``text`` without this endpoint's secrets, should a server or a library have echoed them."""
+        """Return ``text`` without this endpoint's secrets, should a server or a library have echoed them.
+
+        They are found as they are, percent-encoded, and as the ``Authorization`` header carries them. Redact a text
+        before it is cut: half a secret is not found.
+        """
         parts = urlsplit(self.base_url)
-        for secret in (self.api_key, parts.password, parts.username):
-            if secret:
-                text = text.replace(secret, "***").replace(unquote(secret), "***")
+        secrets = {unquote(secret) for secret in (self.api_key, parts.password, parts.username) if secret}
+        secrets |= {secret for secret in (self.api_key, parts.password, parts.username) if secret}
+        secrets |= {quote(secret, safe="") for secret in secrets} | {quote(secret) for secret in secrets}
+        if self.api_key is None and (authorization := self.authorization()):
+            secrets.add(authorization.partition(" ")[2])
+        for secret in sorted(secrets, key=len, reverse=True):
+            text = text.replace(secret, HIDDEN)
         return text

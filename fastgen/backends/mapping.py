@@ -24,7 +24,7 @@ from fastgen.backends.endpoint import Endpoint, redact_url
 from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Meaning = Literal["connection", "timeout", "incomplete_body", "bad_body", "bad_url", "certificate"]
 
@@ -94,13 +94,13 @@ class HttpAnswer:
     headers: Mapping[str, str]
     body: bytes
 
-    def detail(self) -> str:
-        """Return what the server says, as one line of at most 240 characters."""
+    def detail(self, redact: Callable[[str], str] = str) -> str:
+        """Return what the server says, redacted, as one line of at most 240 characters."""
         try:
             text = _message(orjson.loads(self.body))
         except orjson.JSONDecodeError:
             text = re.sub(r"<[^>]*>", " ", self.body[:4000].decode(errors="replace"))
-        return " ".join(text.split())[:240] or "no explanation"
+        return redact(" ".join(text.split()))[:240] or "no explanation"
 
     def text(self) -> str:
         """Return the body as text, for looking for wordings."""
@@ -120,7 +120,7 @@ def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
     Only a body that broke off or could not be read has reached a server; the rest are what an outage looks like.
     """
     meaning = next(CLIENT_ERRORS[base] for base in type(error).__mro__ if base in CLIENT_ERRORS)
-    where, what = endpoint.display_url, endpoint.redact(_describe(error))
+    where, what = endpoint.display_url, _describe(error, endpoint.redact)
     if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
         return InputError(f"{where}: too many open files; raise the limit (ulimit -n) or lower --concurrency")
     if meaning == "certificate":
@@ -133,15 +133,15 @@ def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
     return TransientError(f"{where}: {what}", kind=meaning, reached_server=reached)
 
 
-def _describe(error: BaseException) -> str:
-    """Return one line; never an exception's own text where that holds request headers or a whole URL."""
+def _describe(error: BaseException, redact: Callable[[str], str]) -> str:
+    """Return one line, redacted; never an error's own text where that holds request headers or a whole URL."""
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        return " ".join(f"not an HTTP answer: {error.message}".split())[:240]
+        return redact(" ".join(f"not an HTTP answer: {error.message}".split()))[:240]
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the answer broke off in the middle"
     if isinstance(error, aiohttp.InvalidURL):
         return "not a URL"
-    text = " ".join(str(error).split())[:240]
+    text = redact(" ".join(str(error).split()))[:240]
     return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
@@ -162,7 +162,7 @@ def from_refusal(
     ``offered`` are the server's models, for the message; ``now_s`` is the Unix time that a Retry-After date is compared
     with (default: the clock's).
     """
-    said = endpoint.redact(f"{answer.status}: {answer.detail()}")
+    said = f"{answer.status}: {answer.detail(endpoint.redact)}"
     problem = _for_a_person(answer, endpoint, offered, said)
     if problem is not None:
         return InputError(problem)
@@ -202,13 +202,13 @@ def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str
     if not offered:
         return f"--model {endpoint.model}: {endpoint.display_url} has no such model ({said})"
     more = f" and {len(offered) - _LISTED_MODELS} more" if len(offered) > _LISTED_MODELS else ""
-    listed = ", ".join(offered[:_LISTED_MODELS]) + more
+    listed = endpoint.redact(", ".join(offered[:_LISTED_MODELS])) + more
     return f"--model {endpoint.model}: {endpoint.display_url} has no such model; it offers {listed}"
 
 
 def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
     if target := answer.headers.get("Location"):
-        return f"--base-url {endpoint.display_url} redirects to {redact_url(target)}: give the final URL"
+        return f"--base-url {endpoint.display_url} redirects to {endpoint.redact(redact_url(target))}: give the final URL"
     other = "completions" if endpoint.api == "chat" else "chat"
     return f"{endpoint.completions_url} does not exist ({said}): use --api {other}, or check --base-url"
 

@@ -78,7 +78,7 @@ def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tup
     try:
         return _decode(body, request, chat=endpoint.api == "chat")
     except _BrokenError as broken:
-        message, kind = f"{endpoint.display_url}: {broken}", broken.kind
+        message, kind = f"{endpoint.display_url}: {endpoint.redact(str(broken))[:240]}", broken.kind
     if kind == "missing_choices":
         raise PromptTooLong(message)
     raise TransientError(message, kind=kind)
@@ -99,7 +99,7 @@ def _decode(body: bytes, request: Request, *, chat: bool) -> tuple[Completion, .
         raise _BrokenError(f"the answer is not JSON ({error})") from None
     choices = answer.get("choices") if type(answer) is dict else None
     if type(choices) is not list:
-        raise _BrokenError(f"no list of choices in {' '.join(body[:120].decode(errors='replace').split())}")
+        raise _BrokenError(f"no list of choices in {' '.join(body[:4000].decode(errors='replace').split())}")
     _check_count(len(choices), request)
     by_index = _by_index(choices, request.sequences)
     read = {index: _read_choice(choice, chat=chat) for index, choice in by_index.items()}

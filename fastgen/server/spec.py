@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastgen.errors import InputError
+from fastgen.secrets import HIDDEN, holds_a_secret, names_a_secret
 
 Flag = tuple[str, str | None]
 """A long flag and its value; ``None`` for a switch."""
-_SECRET_WORDS = frozenset({"key", "token", "password", "secret"})
+_MAX_PORT = 65535
+_COUNTS = (
+    ("--max-num-seqs",),
+    ("--tensor-parallel-size", "-tp"),
+    ("--pipeline-parallel-size", "-pp"),
+    ("--data-parallel-size", "-dp"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +63,7 @@ def parse_server_args(text: str) -> list[str]:
 
     :raises InputError: unbalanced quotes, or a flag that fastgen could not work with.
     """
-    try:
-        arguments = shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"--server-args: cannot be split into arguments ({error}); check its quotes") from None
+    arguments = _split(text)
     names = _names(arguments)
     if "api-key" in names:
         raise InputError(
@@ -73,6 +76,50 @@ def parse_server_args(text: str) -> list[str]:
             "--base-url"
         )
     return arguments
+
+
+def check_server_args(text: str, num_servers: int) -> None:
+    """Check all that fastgen reads from ``--server-args``, for so many servers.
+
+    :raises InputError: it cannot be used, or it comes from a run folder that holds `HIDDEN` in place of a value.
+    """
+    arguments = parse_server_args(text)
+    if (flag := _without_its_value(arguments)) is not None:
+        raise InputError(
+            f"--server-args: the run folder does not keep the value of {flag}; give --server-args again in full "
+            f"(it was: {without_secrets(text)})"
+        )
+    for names in _COUNTS:
+        flag_value(arguments, *names)
+    last_port = (flag_value(arguments, "--port") or 1) + num_servers - 1
+    if last_port > _MAX_PORT:
+        raise InputError(f"--server-args: --port leads to port {last_port}, and the last one is {_MAX_PORT}")
+
+
+def without_secrets(text: str) -> str:
+    """``--server-args`` for showing and storing: with `HIDDEN` in place of each secret.
+
+    :raises InputError: unbalanced quotes.
+    """
+    return redact(_split(text))
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"--server-args: cannot be split into arguments ({error}); check its quotes") from None
+
+
+def _without_its_value(arguments: Sequence[str]) -> str | None:
+    """The first flag with `HIDDEN` as its value."""
+    flag = HIDDEN
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+        if argument == HIDDEN or (argument.startswith("--") and argument.endswith(f"={HIDDEN}")):
+            return flag
+    return None
 
 
 def merge_flags(ours: Sequence[Flag], theirs: Sequence[str]) -> list[str]:
@@ -103,16 +150,17 @@ def flag_value(arguments: Sequence[str], *flags: str) -> int | None:
 
 
 def redact(command: Sequence[str]) -> str:
-    """The command as one shell line, with the values of key, token, password and secret flags blotted out."""
+    """The command as one shell line, with `HIDDEN` in place of the values of secret flags."""
     shown: list[str] = []
     secret = False
     for argument in command:
         if argument.startswith("--"):
-            name, equals, _ = argument.partition("=")
-            secret = not _SECRET_WORDS.isdisjoint(re.split("[-_]", name))
-            shown.append(f"{name}=***" if secret and equals else shlex.quote(argument))
+            name, equals, value = argument.partition("=")
+            secret = names_a_secret(name.removeprefix("--"))
+            hidden = equals and (secret or holds_a_secret(value))
+            shown.append(f"{name}={HIDDEN}" if hidden else shlex.quote(argument))
         else:
-            shown.append("***" if secret else shlex.quote(argument))
+            shown.append(HIDDEN if secret or argument == HIDDEN or holds_a_secret(argument) else shlex.quote(argument))
     return " ".join(shown)
 
 
