@@ -11,7 +11,8 @@ from fastgen.backends.endpoint import redact_url
 from fastgen.errors import InputError
 from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
 from fastgen.options import STAGES_WITH_SERVERS, Options, flag, plain
-from fastgen.server.spec import without_secrets
+from fastgen.secrets import secret_name_in
+from fastgen.server.spec import has_flag, without_secrets
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:
@@ -53,6 +54,33 @@ def saved_values(options: Options) -> dict[str, Any]:
         values[name] = [redact_url(url) for url in getattr(options.server, name)]
     values["server_args"] = without_secrets(options.server.server_args)
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
+
+
+_GENERATION_CONFIG = "--generation-config"
+
+
+def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Options:
+    """The options, with ``--generation-config vllm`` for the servers that fastgen starts under ``--preset paper``.
+
+    Without it vLLM adds what the model's own generation_config.json says (top_k, repetition_penalty) to every request.
+    The flag in ``--server-args`` wins. ``saved`` are the options of a run that has begun: it stays as it is.
+    """
+    server = options.server
+    if options.method.preset != "paper" or server.base_url or has_flag(server.server_args, _GENERATION_CONFIG):
+        return options
+    if saved is not None and not has_flag(str(saved.get("server_args", "")), _GENERATION_CONFIG):
+        return options
+    arguments = f"{_GENERATION_CONFIG} vllm {server.server_args}".strip()
+    return dataclasses.replace(options, server=dataclasses.replace(server, server_args=arguments))
+
+
+def refuse_credentials(options: Options) -> None:
+    """:raises InputError: ``--extra-body`` holds a credential, which the run folder would keep."""
+    if (name := secret_name_in(options.server.extra_fields())) is not None:
+        raise InputError(
+            f"--extra-body: '{name}' looks like a credential, and the run folder keeps --extra-body; put the key into "
+            "an environment variable and name that with --api-key-env"
+        )
 
 
 def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ servers (or a model) of its own gets a router of its own; its key goes to its se
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from fastgen.backends.openai import ModelInfo, OpenAIBackend
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.backends.router import Router
 from fastgen.backends.staged import StagedRouter
+from fastgen.descriptors import most_connections, raise_file_limit
 from fastgen.errors import InputError
-from fastgen.options import STAGES_WITH_SERVERS, Options
+from fastgen.options import STAGES_WITH_SERVERS, Options, SpeedOptions
 from fastgen.records import Stage
 from fastgen.server import Fleet, Layout, choose_servers, start_fleet
 from fastgen.storage.store import RunFolder
@@ -42,14 +44,20 @@ class Serving:
 
     ``models`` are names by option: ``model``, and ``instance_model``, ``classification_model`` for stages with servers
     or a model of their own. ``sizes`` are how many completions in flight are believed to fit each of the backend's
-    servers, to begin with.
+    servers, to begin with. ``most_in_flight`` is how many requests this process can have connections for.
     """
 
     backend: StagedRouter
     models: Mapping[str, str]
     sizes: Sequence[int]
     fleet: Fleet | None
+    most_in_flight: int = sys.maxsize
     _before: tuple[ServerMetrics | None, ...] = ()
+
+    @property
+    def is_others_vllm(self) -> bool:
+        """Whether a user's own server is a vLLM, by its metrics page."""
+        return self.fleet is None and any(page is not None for page in self._before)
 
     async def begin(self) -> None:
         """Remember where the servers' counters stand."""
@@ -62,7 +70,7 @@ class Serving:
             if before is not None and now is not None and now.prefix_queries_tokens >= before.prefix_queries_tokens:
                 queries += now.prefix_queries_tokens - before.prefix_queries_tokens
                 hits += now.prefix_hits_tokens - before.prefix_hits_tokens
-        return {"prefix_cache_hit_rate": round(hits / queries, 4)} if queries else {}
+        return {"prefix_cache_hit_rate": round(min(max(hits / queries, 0.0), 1.0), 4)} if queries else {}
 
     async def watch(self) -> None:
         """Runs until cancelled.
@@ -85,6 +93,7 @@ async def serve(
     :raises StoppedError: nothing answered in time, or no server that was started came up.
     """
     server = options.server
+    file_limit = raise_file_limit()
     async with AsyncExitStack() as stack:
         if server.base_url:
             place = _Place("", server.base_url, keys.main, models.get("model"))
@@ -103,7 +112,7 @@ async def serve(
         own, names = await _attach_stages(options, place, keys, {**models, "model": model}, stack, report)
         backend = StagedRouter(main, own)
         sizes += [START_CONCURRENCY] * (len(backend.backends) - len(sizes))
-        serving = Serving(backend, names, sizes, fleet)
+        serving = Serving(backend, names, sizes, fleet, _connections(options.speed, len(sizes), file_limit, report))
         backend.set_limits(_shares(options.speed.concurrency, sizes))
         await serving.begin()
         yield serving
@@ -154,6 +163,18 @@ def _router(options: Options, place: _Place, model: str) -> Router:
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
     api, extra = options.server.api, options.server.extra_fields()
     return Router([OpenAIBackend(Endpoint(url, model, api, place.key, extra, timeout)) for url in place.urls])
+
+
+def _connections(speed: SpeedOptions, servers: int, file_limit: int, report: Report) -> int:
+    """How many requests can have a connection; said where that is less than may be asked for."""
+    most = most_connections(file_limit)
+    wanted = speed.max_concurrency * servers if speed.concurrency == "auto" else speed.concurrency
+    if wanted > most:
+        report(
+            f"at most {most} requests in flight: this process may open {file_limit} files; raise the hard limit "
+            "(ulimit -Hn) for more"
+        )
+    return most
 
 
 def _nothing_more(_: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cyclopts import Group, Parameter
 
+from fastgen.config import refuse_credentials
 from fastgen.options import Options, ServerOptions, SpeedOptions, plain
 
 _SPEED = Group("Speed and faults", sort_key=3)
@@ -51,4 +52,6 @@ def options_of(whom: Any, extra_body: str, speed: SpeedOptions) -> Options:  # n
     :raises InputError: a value is out of range.
     """
     server = ServerOptions(**{name: getattr(whom, name) for name in _WHOM}, extra_body=extra_body)
-    return Options(server=server, speed=speed)
+    options = Options(server=server, speed=speed)
+    refuse_credentials(options)
+    return options

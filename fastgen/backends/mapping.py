@@ -208,7 +208,8 @@ def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str
 
 def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
     if target := answer.headers.get("Location"):
-        return f"--base-url {endpoint.display_url} redirects to {endpoint.redact(redact_url(target))}: give the final URL"
+        shown = endpoint.redact(redact_url(target))
+        return f"--base-url {endpoint.display_url} redirects to {shown}: give the final URL"
     other = "completions" if endpoint.api == "chat" else "chat"
     return f"{endpoint.completions_url} does not exist ({said}): use --api {other}, or check --base-url"
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Final
 
+MAX_COUNT: Final = 1 << 53
+"""The largest counter that is believed: floats hold every whole number up to it."""
+MAX_SEQUENCES: Final = 1_000_000
+"""The most running or waiting sequences that are believed."""
 _LINE = re.compile(
     rb"^vllm:((?:num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc|prefix_cache_queries"
     rb"|prefix_cache_hits|gpu_prefix_cache_queries|gpu_prefix_cache_hits|num_preemptions|prompt_tokens|generation_tokens)"
@@ -24,7 +29,8 @@ class ServerMetrics:
 
     ``running`` and ``waiting`` count sequences. ``kv_cache_usage`` (0..1) is that of the fullest engine, since the
     fullest one preempts first. Prefix queries and hits, prompt and generated figures are tokens; ``preemptions`` are
-    events. What the page does not state is 0.
+    events. What the page does not state is 0, and so is what cannot be: below 0, infinite, not a number. What is too
+    large is cut to `MAX_SEQUENCES`, `MAX_COUNT` and 1, so every figure is safe to calculate with.
     """
 
     running: int = 0
@@ -49,15 +55,19 @@ def parse_metrics(page: bytes) -> ServerMetrics | None:
     if "num_requests_running" not in totals:
         return None
     return ServerMetrics(
-        running=int(totals["num_requests_running"]),
-        waiting=int(totals.get("num_requests_waiting", 0)),
-        kv_cache_usage=fullest,
-        prefix_queries_tokens=int(totals.get("prefix_cache_queries", 0)),
-        prefix_hits_tokens=int(totals.get("prefix_cache_hits", 0)),
-        preemptions=int(totals.get("num_preemptions", 0)),
-        prompt_tokens=int(totals.get("prompt_tokens", 0)),
-        generation_tokens=int(totals.get("generation_tokens", 0)),
+        running=_whole(totals["num_requests_running"], MAX_SEQUENCES),
+        waiting=_whole(totals.get("num_requests_waiting", 0.0), MAX_SEQUENCES),
+        kv_cache_usage=min(fullest, 1.0),
+        prefix_queries_tokens=_whole(totals.get("prefix_cache_queries", 0.0)),
+        prefix_hits_tokens=_whole(totals.get("prefix_cache_hits", 0.0)),
+        preemptions=_whole(totals.get("num_preemptions", 0.0)),
+        prompt_tokens=_whole(totals.get("prompt_tokens", 0.0)),
+        generation_tokens=_whole(totals.get("generation_tokens", 0.0)),
     )
+
+
+def _whole(value: float, most: int = MAX_COUNT) -> int:
+    return int(min(value, most))
 
 
 def _number(raw: bytes) -> float:
@@ -65,4 +75,4 @@ def _number(raw: bytes) -> float:
         value = float(raw)
     except ValueError:
         return 0.0
-    return value if math.isfinite(value) else 0.0
+    return value if math.isfinite(value) and value > 0 else 0.0

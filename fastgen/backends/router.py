@@ -33,7 +33,7 @@ from fastgen.backends.member import Member, ask
 from fastgen.errors import BackendUnavailable, FastgenError, InputError, RequestRejected, StoppedError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from fastgen.backends.openai import ModelInfo, OpenAIBackend
     from fastgen.backends.prometheus import ServerMetrics
@@ -68,6 +68,7 @@ class Router:
         self._first_probe_s = first_probe_s
         self._check_every_s = check_every_s
         self._checking: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None  # of a task in the background; the next request raises it
         self._turn = 0
         self._all_down_since_s: float | None = None
 
@@ -99,8 +100,10 @@ class Router:
 
         :raises StoppedError: the last endpoint that worked refuses now, and a person must mend that.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._checking is None and len(self._members) > 1:
-            self._checking = asyncio.create_task(self._check_for_silence())
+            self._checking = self._begin(self._check_for_silence())
         member = self._pick()
         term = member.term
         try:
@@ -197,13 +200,14 @@ class Router:
                 self._warn(member, f"{error}: taken out until it answers")
                 self._take_out(member)
             else:
-                member.probing = asyncio.create_task(self._probe_the_last(member, str(error)))
+                member.probing = self._begin(self._probe_the_last(member, str(error)))
 
     def _refused(self, member: Member, error: InputError, *, late: bool) -> FastgenError:
         """What a refusal means that a person must mend; the endpoint is taken out if the run can go on without it."""
         if not member.worked:
             return error
-        if not late and all(other.refusals for other in self._members if other is not member):
+        others = [other for other in self._members if other is not member]
+        if not late and all(other.refusals and not other.healthy for other in others):
             return StoppedError(f"{error}; the run is kept: mend that and run the same command again")
         if not late:
             self._warn(member, f"{error}: going on without it, tried again now and then")
@@ -222,7 +226,7 @@ class Router:
         member.term += 1
         if not any(other.healthy for other in self._members):
             self._all_down_since_s = time.monotonic()
-        member.probing = asyncio.create_task(self._watch(member))
+        member.probing = self._begin(self._watch(member))
 
     def _take_back(self, member: Member) -> None:
         log.info("%s answers again: taken back", member.url)
@@ -230,6 +234,16 @@ class Router:
         if member.refusals:
             member.faults_in_a_row, member.forgiven_at_s = _ON_PROBATION, math.inf
         member.healthy, member.probing, self._all_down_since_s = True, None, None
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Start a task of the router's own, which `close` ends."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._keep_failure)
+        return task
+
+    def _keep_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
 
     # -- watching ------------------------------------------------------------------------------------------------------
 

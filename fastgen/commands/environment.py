@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from fastgen.errors import InputError
+
+_USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
 
 def cache_dir() -> Path:
@@ -25,10 +28,19 @@ def api_key(name: str | None, path: Path | None, flag: str = "--api-key") -> str
     if name is not None and path is not None:
         raise InputError(f"{flag}-file: {flag}-env names a key already; give one of the two")
     if name is not None:
-        if not (key := os.environ.get(name)):
-            raise InputError(f"{flag}-env {name}: that environment variable is not set or empty")
-        return key
+        return _key_from_environment(name, f"{flag}-env")
     return None if path is None else _read_key(path, f"{flag}-file")
+
+
+def _key_from_environment(name: str, flag: str) -> str:
+    shown = f" {name}" if _USUAL_NAME.fullmatch(name) else ""  # anything else may be the key itself
+    if not (key := os.environ.get(name, "").strip()):
+        raise InputError(
+            f"{flag}{shown}: no environment variable of that name is set; give the name of one, not the key itself"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{flag}{shown}: the key holds characters that no HTTP header can carry")
+    return key
 
 
 def _read_key(path: Path, flag: str) -> str:
@@ -40,4 +52,6 @@ def _read_key(path: Path, flag: str) -> str:
         raise InputError(f"{flag} {path}: its first line is no key (only ASCII letters, digits and signs)") from None
     if not key:
         raise InputError(f"{flag} {path}: its first line is empty")
+    if not key.isprintable():
+        raise InputError(f"{flag} {path}: the key holds characters that no HTTP header can carry")
     return key

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,16 +27,20 @@ from typing import IO, Final
 import orjson
 
 from fastgen.errors import InputError
+from fastgen.loopback import LOOPBACK
 from fastgen.metrics import MetricsHub, Sample
 
 log = logging.getLogger(__name__)
-HOST: Final = "127.0.0.1"
 GRACE_S: Final = 5.0
 """For the page to show its viewers the last state; then it is terminated."""
 _KILL_AFTER_S: Final = 1.0
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 """Where the page's process finds this very package, whatever lies in the user's working directory."""
 _LAST_WORDS_BYTES: Final = 2000
+_ENVIRONMENT: Final = re.compile(
+    r"PATH|HOME|USER|TMPDIR|TZ|LANG|LC_\w+|XDG_\w+|PYTHON\w*|VIRTUAL_ENV|LD_LIBRARY_PATH|DYLD_\w+|NUMBA_\w+|COVERAGE_\w+"
+)
+"""What the page's process inherits. The rest may hold keys, which it does not need."""
 
 
 def listen(port: int, flag: str) -> socket.socket:
@@ -44,15 +49,15 @@ def listen(port: int, flag: str) -> socket.socket:
     :raises InputError: nobody can listen there.
     """
     try:
-        return socket.create_server((HOST, port))
+        return socket.create_server((LOOPBACK, port))
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{flag} {port}: cannot listen on {HOST} ({why}); choose another port") from None
+        raise InputError(f"{flag} {port}: cannot listen on {LOOPBACK} ({why}); choose another port") from None
 
 
 def url_of(listening: socket.socket) -> str:
     """Where a browser finds it."""
-    return f"http://{HOST}:{listening.getsockname()[1]}/"
+    return f"http://{LOOPBACK}:{listening.getsockname()[1]}/"
 
 
 @asynccontextmanager
@@ -140,15 +145,18 @@ class _PageProcess:
         self._unsubscribe()
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
         self._process.stdin.close()
-        gone = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
-        if not (await asyncio.wait({gone}, timeout=GRACE_S))[0]:
-            self._process.terminate()
-            if not (await asyncio.wait({gone}, timeout=_KILL_AFTER_S))[0]:
+        gone = asyncio.create_task(asyncio.to_thread(self._process.wait))
+        try:
+            if not (await asyncio.wait({gone}, timeout=GRACE_S))[0]:
+                self._process.terminate()
+                await asyncio.wait({gone}, timeout=_KILL_AFTER_S)
+            elif self._process.returncode:
+                self._tell_of_its_death()
+        finally:
+            if not gone.done():
                 self._process.kill()
-        elif self._process.returncode:
-            self._tell_of_its_death()
-        await gone
-        self._said.close()
+            await gone
+            self._said.close()
 
 
 def _spawn(run_dir: Path, listening: socket.socket, said: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -160,6 +168,7 @@ def _spawn(run_dir: Path, listening: socket.socket, said: IO[bytes]) -> subproce
     return subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "fastgen.dashboard", str(run_dir.resolve()), str(listening.fileno())],
         cwd=_PACKAGE_ROOT,
+        env={name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)},
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=said,

@@ -2,8 +2,9 @@
 
 Guarantees: it answers only where the Host header names this machine (so that a page elsewhere cannot reach it through a
 name of its own, "DNS rebinding"); it takes nothing but GET, sends no CORS header but the page's content security
-policy. Viewers are at most `MOST_VIEWERS`; one that does not take what it is sent within `PATIENCE_S` is let go, and
-one that is slow skips states. Without a viewer nothing is read and nothing is drawn: a log is read far quicker than it
+policy. Connections are at most `MOST_CONNECTIONS`; one that asks for nothing within `PATIENCE_S` is closed. Viewers are
+at most `MOST_VIEWERS`; one that does not take what it is sent within `PATIENCE_S` is let go, and one that is slow skips
+states. Without a viewer nothing is read and nothing is drawn: a log is read far quicker than it
 was written, so whoever looks late waits a little, and what nobody looks at costs nothing.
 """
 
@@ -15,6 +16,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import orjson
@@ -22,11 +24,13 @@ from aiohttp import web
 
 from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.view import SCRIPTS, frame, pieces
+from fastgen.loopback import names_this_machine
 from fastgen.metrics import Sample
 from fastgen.report.page import asset, policy
 
 log = logging.getLogger(__name__)
 MOST_VIEWERS: Final = 16
+MOST_CONNECTIONS: Final = 64
 PATIENCE_S: Final = 5.0
 EVERY_S: Final = 2.0
 FIRST_S: Final = 0.2
@@ -35,7 +39,6 @@ LAST_S: Final = 2.0
 """Of reading at the end of a run, so that it need not wait for a page that is far behind."""
 RUN_ENDED: Final = "the run has ended; 'fastgen report' makes a page to keep"
 PAGE_CLOSED: Final = "the page was closed; 'fastgen dashboard' opens it again"
-_NAMES: Final = frozenset({"127.0.0.1", "localhost"})
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -138,15 +141,22 @@ class Dashboard:
 
 
 @asynccontextmanager
-async def serve_dashboard(dashboard: Dashboard, listening: socket.socket) -> AsyncIterator[None]:
+async def serve_dashboard(
+    dashboard: Dashboard, listening: socket.socket, *, patience_s: float = PATIENCE_S
+) -> AsyncIterator[None]:
     """The page at the socket until the block ends; then viewers get the last state, which takes `LAST_S` and more."""
-    app = web.Application(middlewares=[_only_this_machine])
+    door = _Door(patience_s)
+    app = web.Application(middlewares=[door.enter])
     app.router.add_get("/", dashboard.page)
     app.router.add_get("/events", dashboard.events)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=patience_s
+    )
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it was set up
     try:
-        await web.SockSite(runner, listening).start()
+        factory = partial(door.answer, runner.server)
+        server = await asyncio.get_running_loop().create_server(factory, sock=listening)
         fresh = asyncio.create_task(dashboard.keep_fresh())
         try:
             yield
@@ -155,15 +165,53 @@ async def serve_dashboard(dashboard: Dashboard, listening: socket.socket) -> Asy
             with contextlib.suppress(asyncio.CancelledError):
                 await fresh
             await dashboard.finish()
+            server.close()
     finally:
+        door.close()
         await runner.cleanup()
 
 
-@web.middleware
-async def _only_this_machine(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    if (request.url.host or "") not in _NAMES:
-        return web.Response(status=403, text="this page is for this machine only\n")
-    return await handler(request)
+class _Door:
+    """Lets in so many connections, and closes those that send no request within ``patience_s``."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
+
+    def answer(self, server: web.Server[web.Request]) -> asyncio.BaseProtocol:
+        """What answers a new connection."""
+        if len(server.connections) >= MOST_CONNECTIONS:
+            return _Refusal()
+        protocol = server()
+        timer = asyncio.get_running_loop().call_later(self._patience_s, self._give_up, protocol)
+        self._silent[protocol] = timer
+        return protocol
+
+    def _give_up(self, protocol: web.RequestHandler[web.Request]) -> None:
+        del self._silent[protocol]
+        protocol.force_close()
+
+    @web.middleware
+    async def enter(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Answer a request that names this machine."""
+        if (timer := self._silent.pop(request.protocol, None)) is not None:
+            timer.cancel()
+        if not names_this_machine(request.headers.get("Host", "")):
+            return web.Response(status=403, text="this page is for this machine only\n")
+        return await handler(request)
+
+    def close(self) -> None:
+        """Close no more connections."""
+        for timer in self._silent.values():
+            timer.cancel()
+
+
+class _Refusal(asyncio.Protocol):
+    """Closes the connection at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Nothing is said."""
+        transport.close()
 
 
 def _headers() -> dict[str, str]:

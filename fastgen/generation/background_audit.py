@@ -80,7 +80,7 @@ class BackgroundAudit:
 def audit_of(
     state: RunState, rules: Rules, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
 ) -> BackgroundAudit:
-    """An audit that follows a run from ``state`` on and checks a share ``rate`` (above 0, at most 1) of its decisions."""
+    """An audit of a run from ``state`` on; it checks a share ``rate`` (above 0, at most 1) of the decisions."""
     pool = state.pool
     auditor = Auditor(similarity, state.seeds, rate=rate, seed=len(pool))
     auditor.learn([pool.text(number) for number in range(len(pool))])

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastgen.config import model_names
+from fastgen.config import model_names, refuse_credentials, with_paper_server
 from fastgen.errors import InputError
 from fastgen.generation.material import load_material
 from fastgen.generation.preparation import planned
@@ -80,6 +80,9 @@ async def _carry_out(
 ) -> Outcome:
     folder, material = store.folder, load_material(store.folder, options)
     models = models_of_begun(folder, options, material)
+    if models is None:
+        refuse_credentials(options)
+    options = with_paper_server(options, None if models is None else folder.header().options)
     async with planned(options, material, reporter.say) as made:
         saved = None
         if models is not None:
@@ -87,9 +90,14 @@ async def _carry_out(
             saved = await resume(store, plan, options, reporter.say)
             if plan.done:
                 return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
-        models = models or model_names(options, {})
-        async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
+        known = models or model_names(options, {})
+        async with serve(options, folder, place.cache_dir, place.keys, known, reporter.say) as serving:
             plan = await made
+            if models is None and options.method.preset == "paper" and serving.is_others_vllm:
+                reporter.say(
+                    "--preset paper: this vLLM server adds its model's own generation_config (top_k, "
+                    "repetition_penalty) unless it was started with --generation-config vllm"
+                )
             begin_or_check(store, plan, options, material, serving.models)
             began_s = time.monotonic()
             saturation = Saturation(plan, store, serving, options, reporter, hub)

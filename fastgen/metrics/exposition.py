@@ -1,21 +1,29 @@
 """The page at ``--metrics-port``: a run's counters and gauges for Prometheus, all named ``fastgen_…``.
 
-Served by prometheus_client's own HTTP thread from the newest `Reading` and `Sample` of a hub, so that a scrape costs
-the run's loop nothing; the figures are as of the last second. Labels hold no secrets: servers are named without
-credentials. Counters begin anew with each session, apart from those of the ledger, which go on.
+Served by threads from the newest `Reading` and `Sample` of a hub, so that a scrape costs the run's loop nothing; the
+figures are as of the last second. Connections are at most `MOST_CONNECTIONS`, each for one request that comes within
+`PATIENCE_S`, so that the page cannot use up the run's open files. A page that listens on the loopback only answers
+requests whose Host header names this machine. Labels hold no secrets: servers are named without credentials. Counters
+begin anew with each session, apart from those of the ledger, which continue.
 """
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from fastgen.errors import InputError
+from fastgen.loopback import is_loopback, names_this_machine
 from fastgen.metrics.instruments import BOUNDS_S
 from fastgen.metrics.sample import Limit, Sample
 
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
     from fastgen.metrics.hub import MetricsHub
     from fastgen.metrics.readings import Reading
 
+MOST_CONNECTIONS: Final = 16
+PATIENCE_S: Final = 5.0
 _COUNTERS = {
     "completions": "Completions committed.",
     "prompt_tokens": "Tokens read by the servers, as they state them.",
@@ -79,7 +89,7 @@ class RunCollector(Collector):
 
 
 @contextmanager
-def metrics_page(hub: MetricsHub, host: str, port: int) -> Iterator[int]:
+def metrics_page(hub: MetricsHub, host: str, port: int, *, patience_s: float = PATIENCE_S) -> Iterator[int]:
     """The page at ``http://host:port/metrics`` until the block ends; yields the port (0 asks for any that is free).
 
     :raises InputError: nobody can listen there.
@@ -87,18 +97,90 @@ def metrics_page(hub: MetricsHub, host: str, port: int) -> Iterator[int]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(hub))
     try:
-        server, thread = start_http_server(port, host, registry)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        server = _PageServer(family, address, registry, patience_s, only_local=is_loopback(host))
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"--metrics-port {port}: cannot listen on {host} ({why}); choose another port or --metrics-host"
         ) from None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
+    thread.start()
     try:
         yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _PageServer(ThreadingHTTPServer):
+    """A thread for each of a few connections; one more is closed at once."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(
+        self, family: int, address: Any, registry: CollectorRegistry, patience_s: float, *, only_local: bool  # noqa: ANN401
+    ) -> None:
+        self.address_family = family
+        self.registry = registry
+        self.patience_s = patience_s
+        self.only_local = only_local
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(address, _PageHandler)
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for this machine's name."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Begin a thread, if there is one left."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Answer in a thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A connection that broke is nobody's business."""
+
+
+class _PageHandler(BaseHTTPRequestHandler):
+    """One request on one connection (HTTP/1.0)."""
+
+    server: _PageServer
+
+    def setup(self) -> None:
+        """Bound the time of every read and write."""
+        self.timeout = self.server.patience_s
+        super().setup()
+
+    def do_GET(self) -> None:
+        """The figures, whatever the path."""
+        if self.server.only_local and not names_this_machine(self.headers.get("Host", "")):
+            self.send_error(HTTPStatus.FORBIDDEN, "this page is for this machine only")
+            return
+        encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+        body = encoder(self.server.registry)
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:  # noqa: ANN401
+        """Requests are not logged."""
 
 
 def _of_reading(reading: Reading) -> Iterator[Metric]:

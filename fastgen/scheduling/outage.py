@@ -1,7 +1,8 @@
 """Whether servers work: when they last gave a good answer, and for how long nothing but faults has come.
 
 Guarantees: an outage uses up no request's attempts, since a fault counts against its request only where a server works;
-a server that asks for patience (429, Retry-After) gets it; time that this process did not run (Ctrl-Z, a machine
+a server that counts requests (429) may take any time, and one that names a time (Retry-After) gets that time once more
+than the timeout; time that this process did not run (Ctrl-Z, a machine
 asleep) is no outage. Pure: every call is told the time, in seconds of any one monotonic clock. Knows nothing of what is
 asked.
 """
@@ -16,6 +17,7 @@ from fastgen.errors import BackendUnavailable, TransientError
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0  # `OutageWatch.beat` is to be called so often
+_MOST_PATIENCE_S = 300.0
 _ALIVE_S = 60.0  # servers work if a good answer came within this: then a fault counts against its request
 
 
@@ -28,6 +30,7 @@ class OutageWatch:
         self._timeout_s = timeout_s
         self._last_answer_s = -math.inf
         self._failing_since_s: float | None = None
+        self._patience_s = 0.0  # the longest Retry-After since then
         self._beat_s = math.inf
 
     def saw_answer(self, now_s: float) -> None:
@@ -42,13 +45,15 @@ class OutageWatch:
         self.faults[error.kind] += 1
         if self.faults[error.kind] == 1:
             log.warning("first fault of its kind, retried: %s", error)
-        if error.kind == "http_429" or error.retry_after_s is not None:
+        if error.kind == "http_429":
             self._failing_since_s = None
-        elif self._failing_since_s is None:
-            self._failing_since_s = now_s
-        elif now_s - self._failing_since_s >= self._timeout_s:
+            return
+        if self._failing_since_s is None:
+            self._failing_since_s, self._patience_s = now_s, 0.0
+        self._patience_s = max(self._patience_s, min(error.retry_after_s or 0.0, _MOST_PATIENCE_S))
+        if (failing_s := now_s - self._failing_since_s) >= self._timeout_s + self._patience_s:
             raise BackendUnavailable(
-                f"no server has given a good answer for {self._timeout_s:.0f} s (last fault: {error}); "
+                f"no server has given a good answer for {failing_s:.0f} s (last fault: {error}); "
                 f"the run is kept: bring a server back and run the same command again"
             )
 

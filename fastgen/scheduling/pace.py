@@ -11,11 +11,14 @@ from fastgen.serving import Serving
 
 
 def limits_of(speed: SpeedOptions, serving: Serving) -> Limits:
-    """How much at once, and how hard to try; with ``auto`` where it begins, and the most that a governor may set."""
-    auto = speed.concurrency == "auto"
+    """How much at once, and how hard to try; with ``auto`` where it begins, and the most that a governor may set.
+
+    Never more than this process can have connections for.
+    """
+    auto, most = speed.concurrency == "auto", serving.most_in_flight
     return Limits(
-        concurrency=sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency,
-        max_concurrency=speed.max_concurrency * len(serving.sizes) if auto else None,
+        concurrency=min(most, sum(serving.sizes) if speed.concurrency == "auto" else speed.concurrency),
+        max_concurrency=min(most, speed.max_concurrency * len(serving.sizes)) if auto else None,
         max_attempts=speed.max_attempts,
         outage_timeout_s=speed.outage_timeout,
         drain_timeout_s=speed.drain_timeout,
@@ -33,4 +36,5 @@ def governor_of(speed: SpeedOptions, serving: Serving, scheduler: Scheduler) -> 
     if speed.concurrency != "auto":
         return None
     set_total = scheduler.set_concurrency
-    return Governor(serving.backend, set_total, initial=serving.sizes, maximum=speed.max_concurrency)
+    maximum = min(serving.most_in_flight, speed.max_concurrency)
+    return Governor(serving.backend, set_total, initial=serving.sizes, maximum=maximum)

@@ -78,6 +78,8 @@ class Scheduler:
         self._in_flight = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] | None = None
+        self._beating: asyncio.TimerHandle | None = None
+        self._drain_ends: asyncio.TimerHandle | None = None
 
     def statistics(self) -> SchedulerStatistics:
         """Where the requests are now."""
@@ -114,6 +116,8 @@ class Scheduler:
             await self._ended
         finally:
             await self._abandon(committer)
+        if not committer.cancelled() and (error := committer.exception()) is not None:
+            raise error  # of the batch that was let through
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
@@ -122,7 +126,7 @@ class Scheduler:
         self._delivery.drain()
         if self._ended is None:  # `run` will find nothing to do
             return
-        asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
+        self._drain_ends = asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
         self._check_idle()
 
     # -- slots ---------------------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         self._outage.beat(loop.time())
         if self._runs:
-            loop.call_later(BEAT_S, self._beat)
+            self._beating = loop.call_later(BEAT_S, self._beat)
 
     def _check_idle(self) -> None:
         """End when nothing is left that could bring more work."""
@@ -208,6 +212,9 @@ class Scheduler:
     async def _abandon(self, committer: asyncio.Task[None]) -> None:
         """Cancel what is still asked; a batch that the sink is in the middle of is let through."""
         self._delivery.drain()
+        for timer in (self._beating, self._drain_ends):
+            if timer is not None:
+                timer.cancel()
         for worker in self._workers:
             worker.cancel()
         if not self._answers.in_sink:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ CHECK_EVERY_S = 10.0
 _POLL_S = 0.25
 _REPORT_EVERY_S = 15.0
 _ANSWER_WITHIN_S = 5.0
+_LISTENING = "0A"  # a socket's state in /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,48 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
+def is_shared(port: int, root_pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a process outside the tree of ``root_pid`` listens on a TCP port; false where the system does not tell.
+
+    Without this check the answers of another server would be taken for those of the one that was started: both can
+    listen on one port, because vLLM sets SO_REUSEPORT.
+    """
+    listeners = _listening_sockets(port, proc)
+    return bool(listeners) and not listeners <= _sockets_of_tree(root_pid, proc)
+
+
+def _listening_sockets(port: int, proc: Path) -> set[str]:
+    """Inodes of the sockets that listen on a port."""
+    found: set[str] = set()
+    for table in (proc / "net/tcp", proc / "net/tcp6"):
+        with suppress(OSError):
+            for line in table.read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    found.add(fields[9])
+    return found
+
+
+def _sockets_of_tree(root_pid: int, proc: Path) -> set[str]:
+    """Inodes of the sockets that a process and its descendants have open."""
+    parents: dict[int, int] = {}
+    for stat in proc.glob("[0-9]*/stat"):
+        with suppress(OSError):
+            text = stat.read_text(encoding="utf-8", errors="replace")
+            parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
+    tree, size = {root_pid}, 0
+    while size < len(tree):
+        size = len(tree)
+        tree |= {pid for pid, parent in parents.items() if parent in tree}
+    found: set[str] = set()
+    for pid in tree:
+        with suppress(OSError):
+            for descriptor in (proc / str(pid) / "fd").iterdir():
+                with suppress(OSError):
+                    found.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
 def _open_log(path: Path, command: tuple[str, ...]) -> tuple[int, int]:
     """(descriptor, offset at which this start's output begins)."""
     heading = f"==== {time.strftime('%Y-%m-%d %H:%M:%S %z')} {redact(command)}\n"
@@ -157,6 +200,12 @@ async def _until_it_serves(run: _Run, root: str, timeout_s: float, report: Calla
             waited_s = time.monotonic() - began_s
             left_s = timeout_s - waited_s
             if left_s > 0 and (model := await _served_model(session, root, min(left_s, _ANSWER_WITHIN_S))):
+                if is_shared(port := int(root.rpartition(":")[2]), run.process.pid):
+                    raise ServerError(
+                        f"{run.spec.description} did not start: another program listens on port {port} too and would "
+                        "get its requests; run the same command again, which takes another port, or choose one with "
+                        "--server-args '--port N'"
+                    )
                 report(f"{run.spec.description} serves {model} after {time.monotonic() - began_s:.0f} s")
                 return model
             if run.process.returncode is not None:

@@ -96,6 +96,11 @@ def check_server_args(text: str, num_servers: int) -> None:
         raise InputError(f"--server-args: --port leads to port {last_port}, and the last one is {_MAX_PORT}")
 
 
+def has_flag(text: str, flag: str) -> bool:
+    """Whether ``--server-args`` names a flag, in any of its spellings."""
+    return flag.removeprefix("--") in _names(_split(text))
+
+
 def without_secrets(text: str) -> str:
     """``--server-args`` for showing and storing: with `HIDDEN` in place of each secret.
 
