@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from fastgen import cli
-from fastgen.audit import BUDGET, FEWEST, _share, audit, upper_bound
+from fastgen.audit import BUDGET, FEWEST, Auditor, Disagreement, _share, audit, upper_bound
 from fastgen.commits import Commit, InstructionOutcome, Kept
+from fastgen.generation.background_audit import BACKLOG, BackgroundAudit
 from fastgen.generation.pipeline import Place, generate
+from fastgen.method.rules import Rules
 from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.progress import QuietReporter
 from fastgen.records import Completion, Stage
@@ -138,3 +142,68 @@ def test_the_bound_is_exact_in_a_small_population() -> None:
 def test_a_rate_out_of_range_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["audit", "--run-dir", str(run), "--rate", "0"]) == 2
     assert "--rate" in capsys.readouterr().err
+
+
+class _Blocked(Auditor):
+    """Checks nothing until it is let; then it fails, if it is to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__({"threshold": 0.7, "reject_at": "gt", "tokenizer": "unicode"}, [], rate=1.0)
+        self.go_on = threading.Event()
+        self.is_in = threading.Event()
+        self._error = error
+
+    def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
+        self.is_in.set()
+        self.go_on.wait()
+        if self._error is not None:
+            raise self._error
+        return super().see(commit, rules)
+
+
+def _commit(number: int) -> Commit:
+    return Commit(number, 0, Stage.INSTRUCTION, None, (), Completion("x", "stop"), InstructionOutcome((), ()), 0.0)
+
+
+def _is_done_within(call: Callable[[], object], seconds: float) -> bool:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def test_an_audit_that_fails_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    auditor = _Blocked(OSError("out of cheese"))
+    audit = BackgroundAudit(auditor, Rules(), print)
+
+    def follow() -> None:
+        with audit:
+            audit.observe(_commit(0))
+            auditor.is_in.wait()
+            for number in range(BACKLOG):  # as many as it takes, while it is busy
+                audit.observe(_commit(number))
+            auditor.go_on.set()
+            assert audit.finish().kept_checked == 0
+
+    assert _is_done_within(follow, 60.0)
+    assert "the audit ended (OSError: out of cheese); the run continues without it" in caplog.text
+
+
+def test_an_audit_that_falls_behind_ends_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    auditor = _Blocked()
+    audit = BackgroundAudit(auditor, Rules(), print, backlog=3)
+    with audit:
+        for number in range(9):
+            audit.observe(_commit(number))
+        auditor.go_on.set()
+        audit.finish()
+    (record,) = caplog.records
+    assert "the audit is 3 answers behind and ends here" in record.message
+
+
+def test_an_audit_ends_with_its_block() -> None:
+    auditor = _Blocked()
+    auditor.go_on.set()
+    with BackgroundAudit(auditor, Rules(), print) as audit:
+        thread = audit._thread
+    assert not thread.is_alive()

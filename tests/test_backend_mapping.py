@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from unittest.mock import sentinel
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -321,3 +322,27 @@ def test_what_a_server_says_becomes_one_short_line(body: bytes, expected: str) -
     assert expected in detail
     assert len(detail) <= 240
     assert "\n" not in detail
+
+
+@pytest.mark.parametrize("key", ["sk-secret", "sk/secret+1="])
+def test_a_key_that_a_server_sends_back_is_shown_nowhere(key: str) -> None:
+    endpoint = Endpoint("http://host", "m", api_key=key)
+    quoted = quote(key, safe="")
+    answers = [
+        HttpAnswer(307, CIMultiDict(Location=f"http://elsewhere/{quoted}/{key}"), b""),
+        HttpAnswer(500, CIMultiDict(), orjson.dumps({"error": {"message": "x" * 235 + f"{key} {key}"}})),
+        HttpAnswer(500, CIMultiDict(), f"<b>{key}</b>".encode()),
+        HttpAnswer(404, CIMultiDict(), orjson.dumps({"error": f"model m not found for {key}"})),
+    ]
+    said = [str(from_refusal(answer, endpoint, offered=[f"model-of-{key}"])) for answer in answers]
+    said.append(str(from_client_error(OSError(1, "x" * 235 + key), endpoint)))
+    for text in said:
+        assert key[:4] not in text
+        assert quoted not in text
+
+
+def test_basic_credentials_that_a_server_sends_back_are_shown_nowhere() -> None:
+    endpoint = Endpoint("http://me:hunter2@host", "m")
+    header = str(endpoint.authorization()).removeprefix("Basic ")
+    said = str(from_refusal(HttpAnswer(500, CIMultiDict(), f"got {header}".encode()), endpoint))
+    assert header not in said

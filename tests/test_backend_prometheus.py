@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.backends.prometheus import ServerMetrics, parse_metrics
+from fastgen.backends.prometheus import MAX_COUNT, MAX_SEQUENCES, ServerMetrics, parse_metrics
+from fastgen.concurrency.controller import ConcurrencyController
+from fastgen.concurrency.signals import Observation
 
 LABELS = '{engine="0",model_name="org/model {7b}"}'
 OTHER = '{engine="1",model_name="org/model {7b}"}'
@@ -70,3 +72,23 @@ def test_any_page_is_read_or_none(page: bytes) -> None:
     figures = parse_metrics(b"vllm:num_requests_running 1\n" + page)
     assert figures is not None
     assert figures.running >= 1 or b"vllm:num_requests_running" in page
+
+
+HOSTILE = st.sampled_from([b"1e308", b"-1e308", b"-5", b"inf", b"+Inf", b"-Inf", b"NaN", b"nan", b"1e22", b"7", b"0.5"])
+STEERING = [b"num_requests_running", b"num_requests_waiting", b"kv_cache_usage_perc", b"num_preemptions_total"]
+STEERING += [b"generation_tokens_total", b"prompt_tokens_total", b"prefix_cache_queries_total"]
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from(STEERING), HOSTILE), max_size=9), max_size=40))
+def test_no_figure_of_a_server_stops_the_steering(pages: list[list[tuple[bytes, bytes]]]) -> None:
+    controller = ConcurrencyController(64, 512)
+    for at, lines in enumerate(pages):
+        page = b"vllm:num_requests_running 1\n" + b"".join(b"vllm:%s %s\n" % line for line in lines)
+        seen = Observation(now_s=at / 4, in_flight=controller.limit, completed=9 * at, server=parse_metrics(page))
+        assert 1 <= controller.observe(seen) <= 512
+
+
+def test_figures_that_cannot_be_are_cut() -> None:
+    page = b"vllm:num_requests_running 1e308\nvllm:num_requests_running 1e308\nvllm:kv_cache_usage_perc 7\n"
+    figures = parse_metrics(page + b"vllm:num_requests_waiting -3\nvllm:generation_tokens_total 1e300\n")
+    assert figures == ServerMetrics(MAX_SEQUENCES, 0, 1.0, generation_tokens=MAX_COUNT)

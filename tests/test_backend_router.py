@@ -636,3 +636,36 @@ def test_closing_ends_the_probes() -> None:
             assert len(asyncio.all_tasks()) == tasks - 1
 
     run(test())
+
+
+def test_an_endpoint_on_probation_does_not_count_as_refusing() -> None:
+    """It may have been mended; the run stops only when it refuses again."""
+
+    async def test() -> None:
+        mended, locked = FaultServer(), FaultServer()
+        async with routed(mended, locked) as router:
+            for _ in range(2):
+                await router.complete(REQUEST)
+            member = router._members[0]
+            member.refusals = 1  # it refused once and was taken back; it has not been asked since
+            locked._api_key = "k"
+            router.set_limits([1, 1000])  # the next request goes to the other one
+            with pytest.raises(TransientError, match="asks for a key"):
+                await router.complete(REQUEST)
+            assert await router.complete(REQUEST)
+
+    run(test())
+
+
+def test_an_error_in_the_background_ends_the_run_with_the_next_request() -> None:
+    async def test() -> None:
+        async with routed(FaultServer()) as router:
+
+            async def break_down() -> None:
+                raise OSError("broken")
+
+            await asyncio.wait({router._begin(break_down())})
+            with pytest.raises(OSError, match="broken"):
+                await router.complete(REQUEST)
+
+    run(test())

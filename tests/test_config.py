@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 
 from fastgen import cli, option_sources
-from fastgen.config import check_same_meaning, meaning, preset_values, saved_values
+from fastgen.config import (
+    check_same_meaning,
+    meaning,
+    preset_values,
+    refuse_credentials,
+    saved_values,
+    with_paper_server,
+)
 from fastgen.errors import InputError
 from fastgen.generation import session
+from fastgen.index.bands import Bands
+from fastgen.method.novelty import NoveltyFilter
 from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
-from fastgen.options import Options
+from fastgen.options import MAX_BANDS, MAX_ROWS, Options, ServerOptions, SimilarityOptions
+from fastgen.server import Gpu, gpu_server_specs
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Options | None]:
@@ -182,3 +192,116 @@ def test_every_preset_gives_values_for_flags_that_exist() -> None:
     for preset in PRESETS:
         for api in ("completions", "chat"):
             assert set(preset_values(preset, api)) <= known
+
+
+TOO_LARGE = "1" + "0" * 30
+BAD_AT_ONCE: dict[str, list[str]] = {
+    "--lsh-bands": ["--lsh-bands", "1025", "--lsh-rows", "4"],
+    "--lsh-rows": ["--lsh-bands", "4", "--lsh-rows", "0"],
+    "--seed": ["--seed", TOO_LARGE],
+    "--yield-window": ["--yield-window", TOO_LARGE],
+    "--drain-timeout": ["--drain-timeout", "1e300"],
+    "--price-in": ["--price-in", "inf", "--price-out", "1"],
+    "--extra-body: 'prompt'": ["--extra-body", '{"prompt": "x"}'],
+    "--extra-body: no request": ["--extra-body", f'{{"seed": {TOO_LARGE}}}'],
+    "--extra-body: not JSON": ["--extra-body", '{"min_p": NaN}'],
+    "--server-args: cannot be split": ["--server-args=--chat-template 'x"],
+    "--server-args: --max-num-seqs": ["--server-args=--max-num-seqs many"],
+    "--server-args: --port": ["--server-args=--port 65535", "--num-servers", "2"],
+    "--base-url http://a/v1: give either": ["--base-url", "http://me:pw@a", "--api-key-env", "HOME"],
+}
+
+
+@pytest.mark.parametrize("complaint", BAD_AT_ONCE)
+def test_a_value_that_cannot_work_is_found_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, complaint: str
+) -> None:
+    code, options = parse(monkeypatch, "--run-dir", str(tmp_path / "r"), *BAD_AT_ONCE[complaint])
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert (code, options) == (2, None)
+    assert complaint in said
+    assert "pw" not in said
+
+
+@pytest.mark.parametrize(("bands", "rows"), [(1, 1), (MAX_BANDS, MAX_ROWS)])
+def test_the_filter_takes_all_bands_and_rows_that_the_options_take(bands: int, rows: int) -> None:
+    similarity = SimilarityOptions(lsh_bands=bands, lsh_rows=rows)
+    assert NoveltyFilter(**dataclasses.asdict(similarity)).bands == Bands(bands, rows, 0.7)
+
+
+@pytest.mark.parametrize("name", ["sk-live-hunter2", "hunter2", "HUNTER2"])
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    code, _ = parse(monkeypatch, "--run-dir", str(tmp_path / "r"), "--api-key-env", name)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert name not in said
+    assert "not the key itself" in said
+
+
+def with_server_args(text: str) -> Options:
+    return dataclasses.replace(Options(), server=dataclasses.replace(Options().server, server_args=text))
+
+
+def test_a_flag_that_only_sounds_secret_is_kept_and_used_again() -> None:
+    text = "--long-prefill-token-threshold 2048 --max-num-seqs 8"
+    saved = saved_values(with_server_args(text))["server_args"]
+    assert saved == text
+    assert with_server_args(saved).server.server_args == text
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("--hf-token hunter2 --seed 1", "--hf-token"),
+        ("--hf-token=hunter2", "--hf-token"),
+        ("--long-prefill-token-threshold ***", "--long-prefill-token-threshold"),  # of an older run folder
+        ('--kv-transfer-config \'{"extra": {"secret_key": "hunter2"}}\'', "--kv-transfer-config"),
+    ],
+)
+def test_a_secret_is_asked_for_again_on_resume(text: str, flag: str) -> None:
+    options = dataclasses.replace(Options(), server=dataclasses.replace(Options().server, base_url=("http://a",)))
+    kept = dataclasses.replace(options, server=dataclasses.replace(options.server, server_args=text))
+    saved = saved_values(kept)["server_args"]
+    assert "hunter2" not in saved
+    with pytest.raises(InputError, match=f"the run folder does not keep the value of {flag}; give --server-args again"):
+        with_server_args(saved)
+    assert saved_values(dataclasses.replace(kept, server=dataclasses.replace(kept.server, server_args=saved)))
+
+
+@pytest.mark.parametrize(
+    "body", ['{"api_key": "s"}', '{"extra_headers": {"Authorization": "s"}}', '{"a": [{"X-Api-Key": "s"}]}']
+)
+def test_a_credential_in_the_body_of_requests_is_refused(body: str) -> None:
+    options = dataclasses.replace(Options(), server=dataclasses.replace(Options().server, extra_body=body))
+    with pytest.raises(InputError, match="name that with --api-key-env"):
+        refuse_credentials(options)
+    refuse_credentials(dataclasses.replace(options, server=ServerOptions(extra_body='{"stop_token_ids": [2]}')))
+
+
+def paper(server_args: str = "", **more: Any) -> Options:
+    server = dataclasses.replace(Options().server, server_args=server_args, **more)
+    method = dataclasses.replace(Options().method, preset="paper")
+    return dataclasses.replace(Options(), server=server, method=method)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "args"),
+    [
+        (paper(), None, "--generation-config vllm"),
+        (paper("--seed 1"), None, "--generation-config vllm --seed 1"),
+        (paper("--generation_config=auto"), None, "--generation_config=auto"),
+        (paper(base_url=("http://a",)), None, ""),
+        (Options(), None, ""),
+        (paper("--seed 1"), {"server_args": ""}, "--seed 1"),
+        (paper("--seed 1"), {"server_args": "--generation-config vllm"}, "--generation-config vllm --seed 1"),
+    ],
+)
+def test_servers_for_the_paper_preset_add_no_sampling_of_the_models_own(
+    options: Options, saved: dict[str, Any] | None, args: str
+) -> None:
+    told = with_paper_server(options, saved)
+    assert told.server.server_args == args
+    (spec,) = gpu_server_specs("m", [Gpu("0", 80 << 30)], told.server.server_args)
+    assert spec.command.count("--generation-config") == args.count("--generation-config")

@@ -164,3 +164,19 @@ def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> Non
         page.wait_for_selector("#state:text('the run has ended')")
         browser.close()
     assert [line for line in said if "favicon" not in line] == []
+
+
+async def _idle(run: Path) -> None:
+    listening = listen(0, "--port")
+    port = listening.getsockname()[1]
+    url = url_of(listening)
+    async with serve_dashboard(make_dashboard(run), listening, patience_s=0.5):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST_CONNECTIONS + 9)]
+        assert [await reader.read() for reader, _ in streams] == [b""] * len(streams)
+        for _, writer in streams:
+            writer.close()
+        assert (await _get(url))[0] == 200
+
+
+def test_idle_connections_are_few_and_let_go(run: Path) -> None:
+    asyncio.run(_idle(run))

@@ -334,3 +334,20 @@ def test_a_page_of_no_run_or_at_a_strange_port_is_one_line(
     assert re.fullmatch(
         rf"fastgen: --port {port}: cannot listen on 127.0.0.1 \(.*\); choose another port\n", done.stderr
     )
+
+
+def test_the_pages_process_inherits_no_key(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
+
+    async def environment_of_the_page() -> bytes:
+        async with (
+            aiohttp.ClientSession() as session,
+            page_on_demand(run, 0, MetricsHub()) as url,
+            session.get(url),
+        ):
+            (page,) = children_of(os.getpid())
+            return await asyncio.to_thread(Path(f"/proc/{page}/environ").read_bytes)
+
+    environment = asyncio.run(environment_of_the_page())
+    assert b"PATH=" in environment
+    assert b"hunter2" not in environment

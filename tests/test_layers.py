@@ -145,3 +145,46 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def unowned_work(tree: ast.AST) -> list[str]:
+    """What begins a task or a thread and keeps nothing of it; a task of a ``TaskGroup`` is owned by the group."""
+    groups = {
+        ast.unparse(item.optional_vars)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncWith)
+        for item in node.items
+        if item.optional_vars is not None and ast.unparse(item.context_expr).endswith("TaskGroup()")
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("ensure_future"):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            called = node.value.func
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call):
+                found += [ast.unparse(called)] if ast.unparse(called.value.func).endswith(("Thread", "Timer")) else []
+            name, _, owner = ast.unparse(called).rpartition(".")[::-1]
+            found += [ast.unparse(called)] if name == "create_task" and owner not in groups else []
+    return found
+
+
+def test_every_task_and_thread_has_an_owner() -> None:
+    assert [f"{name}: {work}" for name, tree in modules() for work in unowned_work(tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("task = asyncio.ensure_future(work())", 1),
+        ("asyncio.create_task(work())", 1),
+        ("loop.create_task(work())", 1),
+        ("threading.Thread(target=work).start()", 1),
+        ("Timer(1.0, work).start()", 1),
+        ("task = asyncio.create_task(work())", 0),
+        ("async def main():\n  async with asyncio.TaskGroup() as tasks:\n    tasks.create_task(work())", 0),
+        ("async def main():\n  async with asyncio.TaskGroup() as tasks:\n    asyncio.create_task(work())", 1),
+    ],
+)
+def test_work_without_an_owner_is_recognised(code: str, count: int) -> None:
+    assert len(unowned_work(ast.parse(code))) == count

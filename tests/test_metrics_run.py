@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +189,29 @@ def test_the_page_follows_the_hub() -> None:
     hub = MetricsHub()
     hub.reading = replace(READING, kept=41)
     assert scrape(hub)["fastgen_kept_total", frozenset()] == 41
+
+
+def answer_of(port: int, host: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(f"GET /metrics HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        return client.makefile("rb").read()
+
+
+def test_the_page_answers_only_requests_for_this_machine() -> None:
+    hub = MetricsHub()
+    with metrics_page(hub, "127.0.0.1", 0) as port:
+        assert answer_of(port, f"127.0.0.1:{port}").startswith(b"HTTP/1.0 200")
+        assert answer_of(port, "localhost").startswith(b"HTTP/1.0 200")
+        assert answer_of(port, "evil.example").startswith(b"HTTP/1.0 403")
+        assert answer_of(port, "[").startswith(b"HTTP/1.0 403")
+    with metrics_page(hub, "0.0.0.0", 0) as port:
+        assert answer_of(port, "node-7.example").startswith(b"HTTP/1.0 200")
+
+
+def test_idle_connections_are_few_and_let_go() -> None:
+    with metrics_page(MetricsHub(), "127.0.0.1", 0, patience_s=0.5) as port, ExitStack() as idle:
+        clients = [idle.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(99)]
+        ended = [client.recv(1) for client in clients]  # the first when they have been idle for long, the rest at once
+        assert ended == [b""] * 99
+        assert threading.active_count() < 99
+        assert answer_of(port, "localhost").startswith(b"HTTP/1.0 200")

@@ -70,3 +70,22 @@ def test_a_server_that_asks_for_patience_gets_it() -> None:
         watch.saw_fault(TransientError("slow down", kind="http_429"), now_s + 100.0)
         watch.saw_fault(TransientError("busy", kind="http_503", retry_after_s=1.0), now_s + 200.0)
     assert watch.faults == {"connection": 25, "http_429": 25, "http_503": 25}
+
+
+def test_a_dead_front_end_that_names_a_time_is_an_outage_all_the_same() -> None:
+    watch = OutageWatch(600.0)
+    fault = TransientError("no backend", kind="http_503", retry_after_s=30.0)
+    for now_s in range(0, 630, 10):
+        watch.saw_fault(fault, float(now_s))
+    with pytest.raises(BackendUnavailable, match="for 630 s"):
+        watch.saw_fault(fault, 630.0)
+
+
+def test_a_time_that_was_named_counts_for_one_outage_only() -> None:
+    watch = OutageWatch(600.0)
+    watch.saw_fault(TransientError("busy", kind="http_503", retry_after_s=300.0), 0.0)
+    watch.saw_answer(1.0)
+    fault = TransientError("busy", kind="http_503")
+    watch.saw_fault(fault, 2.0)
+    with pytest.raises(BackendUnavailable):
+        watch.saw_fault(fault, 602.0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastgen.errors import BackendUnavailable, InputError, PromptTooLong, RequestRejected, TransientError
+from fastgen.errors import BackendUnavailable, DiskError, InputError, PromptTooLong, RequestRejected, TransientError
 from fastgen.records import Answer, Completion, Failure, Request, Stage
 from fastgen.scheduling.scheduler import Scheduler
 from tests.scripted import OK, QUICK, ListSource, Rooms, ScriptedBackend, Sink, answer_ok, at, make, request, run
@@ -607,3 +607,30 @@ def test_a_request_without_room_is_not_asked_again_and_holds_up_no_other() -> No
     assert len(sink.answers) == 61
     assert sorted(rooms.taken) == [0, 1, 2, 3]
     assert all(backend.attempts[number] == (2 if number < 4 else 1) for number in range(61))
+
+
+def test_an_error_in_the_batch_that_is_let_through_at_the_end_is_raised() -> None:
+    """The drain timeout ends the run while the sink is in the middle of a batch, which then cannot be written."""
+
+    async def main() -> None:
+        in_sink, let_through = asyncio.Event(), asyncio.Event()
+
+        async def sink(_answers: Sequence[Answer]) -> bool:
+            in_sink.set()
+            await let_through.wait()
+            raise DiskError("the disk is full")
+
+        limits = replace(QUICK, concurrency=1, drain_timeout_s=0.001)
+        backend = ScriptedBackend(answer_ok)
+        scheduler = Scheduler(ListSource([request(0)]), backend, sink, limits, jitter=random.Random(1))
+        running = asyncio.create_task(scheduler.run())
+        await in_sink.wait()
+        scheduler.stop()
+        ended = scheduler._ended
+        assert ended is not None
+        await ended
+        let_through.set()
+        with pytest.raises(DiskError, match="the disk is full"):
+            await running
+
+    asyncio.run(main())

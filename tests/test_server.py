@@ -381,6 +381,12 @@ def test_the_last_value_of_a_flag_counts_and_must_be_a_number() -> None:
         ("--api-key s3 s4 --seed 1", "--api-key *** *** --seed 1"),
         ("--ssl-keyfile-password=s3", "--ssl-keyfile-password=***"),
         ("--hf_token=s3", "--hf_token=***"),
+        ("--long-prefill-token-threshold 2048", "--long-prefill-token-threshold 2048"),
+        ("--dbo-decode-token-threshold=8 --ssl-keyfile k.pem", "--dbo-decode-token-threshold=8 --ssl-keyfile k.pem"),
+        (
+            '--kv.extra.secret_key s3 --model-loader-extra-config={"api_key":1}',
+            "--kv.extra.secret_key *** --model-loader-extra-config=***",
+        ),
         ("--tokenizer some/where --max-num-batched-tokens 5", "--tokenizer some/where --max-num-batched-tokens 5"),
     ],
 )
@@ -618,3 +624,17 @@ def test_gpu_and_cpu_specs_refuse_the_same_server_args() -> None:
         gpu_server_specs("m", SMALL, "--host ::")
     with pytest.raises(InputError, match="--host"):
         embedded_server_specs(EMBEDDED, "--host ::")
+
+
+def test_another_program_on_the_port_is_not_taken_for_the_server(tmp_path: Path) -> None:
+    script = tmp_path / "other.py"
+    script.write_text(SERVER)
+    port = free_port()
+    with subprocess.Popen([sys.executable, "-u", script, "fine", "--port", str(port)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        silent = (sys.executable, "-c", "import signal; signal.pause()")
+        spec = ServerSpec(silent, "cheese", "the cheese server", concurrency=4, port=port)
+        with pytest.raises(ServerError, match=f"another program listens on port {port} too"):
+            run_server(spec, tmp_path / "log")
+        other.kill()

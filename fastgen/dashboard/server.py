@@ -178,7 +178,7 @@ class _Door:
         self._patience_s = patience_s
         self._silent: dict[asyncio.BaseProtocol, asyncio.TimerHandle] = {}
 
-    def answer(self, server: web.Server[web.Request]) -> asyncio.BaseProtocol:
+    def answer(self, server: web.Server) -> asyncio.BaseProtocol:
         """What answers a new connection."""
         if len(server.connections) >= MOST_CONNECTIONS:
             return _Refusal()
@@ -187,7 +187,7 @@ class _Door:
         self._silent[protocol] = timer
         return protocol
 
-    def _give_up(self, protocol: web.RequestHandler[web.Request]) -> None:
+    def _give_up(self, protocol: web.RequestHandler) -> None:
         del self._silent[protocol]
         protocol.force_close()
 

@@ -122,7 +122,13 @@ class _PageServer(ThreadingHTTPServer):
     request_queue_size = MOST_CONNECTIONS
 
     def __init__(
-        self, family: int, address: Any, registry: CollectorRegistry, patience_s: float, *, only_local: bool  # noqa: ANN401
+        self,
+        family: int,
+        address: Any,  # noqa: ANN401
+        registry: CollectorRegistry,
+        patience_s: float,
+        *,
+        only_local: bool,
     ) -> None:
         self.address_family = family
         self.registry = registry
@@ -135,8 +141,8 @@ class _PageServer(ThreadingHTTPServer):
         """Bind without asking a name server for this machine's name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_address = address = self.socket.getsockname()
+        self.server_name, self.server_port = str(address[0]), int(address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Begin a thread, if there is one left."""
@@ -163,7 +169,7 @@ class _PageHandler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Bound the time of every read and write."""
-        self.timeout = self.server.patience_s
+        self.request.settimeout(self.server.patience_s)
         super().setup()
 
     def do_GET(self) -> None:

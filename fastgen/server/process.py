@@ -204,7 +204,7 @@ async def _until_it_serves(run: _Run, root: str, timeout_s: float, report: Calla
                     raise ServerError(
                         f"{run.spec.description} did not start: another program listens on port {port} too and would "
                         "get its requests; run the same command again, which takes another port, or choose one with "
-                        "--server-args '--port N'"
+                        "--server-args='--port N'"
                     )
                 report(f"{run.spec.description} serves {model} after {time.monotonic() - began_s:.0f} s")
                 return model
