@@ -36,7 +36,7 @@ def _key_from_environment(name: str, flag: str) -> str:
     shown = f" {name}" if _USUAL_NAME.fullmatch(name) else ""  # anything else may be the key itself
     if not (key := os.environ.get(name, "").strip()):
         raise InputError(
-            f"{flag}{shown}: no environment variable of that name is set; give the name of one, not the key itself"
+            f"{flag}{shown}: that environment variable is not set or empty; give the name of one, not the key itself"
         )
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"{flag}{shown}: the key holds characters that no HTTP header can carry")
