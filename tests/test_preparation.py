@@ -36,9 +36,7 @@ def test_an_error_of_the_plan_ends_the_wait_for_servers(material: Material) -> N
         wait_for_servers(Options(similarity=similarity), material)
 
 
-def test_an_error_of_the_kernels_ends_the_wait_for_servers(
-    material: Material, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_kernels_ends_the_wait_for_servers(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: NoveltyFilter) -> None:
         raise InputError("no kernels here")
 

@@ -631,10 +631,12 @@ def test_another_program_on_the_port_is_not_taken_for_the_server(tmp_path: Path)
     script.write_text(SERVER)
     port = free_port()
     with subprocess.Popen([sys.executable, "-u", script, "fine", "--port", str(port)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        silent = (sys.executable, "-c", "import signal; signal.pause()")
-        spec = ServerSpec(silent, "cheese", "the cheese server", concurrency=4, port=port)
-        with pytest.raises(ServerError, match=f"another program listens on port {port} too"):
-            run_server(spec, tmp_path / "log")
-        other.kill()
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            silent = (sys.executable, "-c", "import signal; signal.pause()")
+            spec = ServerSpec(silent, "cheese", "the cheese server", concurrency=4, port=port)
+            with pytest.raises(ServerError, match=f"another program listens on port {port} too"):
+                run_server(spec, tmp_path / "log")
+        finally:
+            other.kill()
