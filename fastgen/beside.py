@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastgen.metrics import MetricsHub
 from fastgen.metrics.instruments import CommitTimes
 from fastgen.progress import ProgressMeter, Reporter
 from fastgen.scheduling.scheduler import Scheduler
@@ -76,13 +74,12 @@ def free_bytes(path: Path) -> float:
         return math.inf
 
 
-async def show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter, hub: MetricsHub) -> None:
+async def show(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) -> None:
     """Show the figures every second."""
     while True:
         await asyncio.sleep(1.0)
-        now, at_s = scheduler.statistics(), time.monotonic()
-        figures = meter.look(at_s, in_flight=now.in_flight, waiting_retries=now.waiting_retries, sample=hub.latest)
-        reporter.show(figures)
+        now = scheduler.statistics()
+        reporter.show(meter.look(in_flight=now.in_flight, waiting_retries=now.waiting_retries))
 
 
 async def watch_figures(store: Store, serving: Serving) -> None:

@@ -1,38 +1,39 @@
 """Shows a run to its user: a live line on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
 
-`ProgressMeter` turns ledger snapshots into rates over the last minute; the reporters only print. Everything goes to
-standard error: standard output belongs to data.
+`ProgressMeter` puts a run's counts and rates together; the reporters only print, through a `fastgen.display.Display`,
+so that nothing that happens to standard error ends or holds up a run. What is printed may hold texts of others: all of
+it passes `fastgen.untrusted`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO, cast
 
-import orjson
-
+from fastgen.display import Display, fitting
 from fastgen.ledger import Ledger
+from fastgen.untrusted import as_json, printable
 
 if TYPE_CHECKING:
-    from rich.live import Live
-
-    from fastgen.metrics import Sample
+    from fastgen.metrics import MetricsHub
 
 log = logging.getLogger(__name__)
-_WINDOW_S = 60.0
 _PLAIN_EVERY_S = 10.0
+_NARROW = 1.1  # a range whose ends differ by less is shown as one time
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a run; rates are over the last minute, ``eta_s`` is ``None`` while nothing can be said.
+    """One look at a run. Rates and the ETA with its range are those of `fastgen.metrics.rates`.
 
-    ``yield_per_1000_tokens`` counts complete instructions since the start of the run, ``kept_per_1000_tokens`` kept
-    ones over the yield window. ``limit`` and ``limit_reason`` are empty until they are measured (`fastgen.metrics`).
+    ``acceptance`` and ``yield_per_1000_tokens``, which counts complete instructions, are since the start of the run;
+    ``kept_per_1000_tokens`` is over the yield window. ``limit`` and ``limit_reason`` are empty until they are measured.
     """
 
     complete: int
@@ -48,13 +49,21 @@ class Progress:
     complete_per_min: float
     generated_tokens_per_s: float
     eta_s: float | None
+    eta_low_s: float | None = None
+    eta_high_s: float | None = None
     limit: str = ""
     limit_reason: str = ""
 
     @property
     def eta(self) -> str:
-        """Time to the target, as hours:minutes:seconds, or a dash."""
-        return "-" if self.eta_s is None else duration(self.eta_s)
+        """Time to the target, as hours:minutes:seconds; a range while it is uncertain, a dash while it is unknown."""
+        if self.eta_s is None:
+            return "-"
+        low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
+        if self.eta_high_s is None:
+            return f"at least {duration(low_s)}"
+        low, high = duration(low_s), duration(self.eta_high_s)
+        return duration(self.eta_s) if low == high or self.eta_high_s <= _NARROW * low_s else f"{low} to {high}"
 
     def details(self) -> str:
         """Everything but the count and the ETA, for people: the figures, and what limits the run."""
@@ -78,34 +87,17 @@ class Progress:
         return f"{self.limit}: {self.limit_reason}" if self.limit_reason else self.limit
 
 
-class _Past(NamedTuple):
-    now_s: float
-    server_s: float
-    complete: int
-    kept: int
-    tokens: int
-
-
 class ProgressMeter:
-    """Rates from what the ledger said at different times. ``now_s`` is any steady clock."""
+    """What there is to show of a run: counts of its ledger, and what the hub has of its rates and its limit."""
 
-    def __init__(self, ledger: Ledger, target: int, now_s: float) -> None:
+    def __init__(self, ledger: Ledger, target: int, hub: MetricsHub) -> None:
         self._ledger = ledger
         self._target = target
-        self._past: deque[_Past] = deque([self._count(now_s, 0.0)])
+        self._hub = hub
 
-    def look(self, now_s: float, *, in_flight: int, waiting_retries: int, sample: Sample | None = None) -> Progress:
-        """The figures now; call it regularly. ``sample`` is the newest of the run's measured figures."""
-        ledger = self._ledger
-        servers = sum(server.healthy for server in sample.servers) if sample is not None else 1
-        now = self._count(now_s, self._past[-1].server_s + servers * (now_s - self._past[-1].now_s))
-        self._past.append(now)
-        while len(self._past) > 2 and self._past[0].now_s < now_s - _WINDOW_S:  # noqa: PLR2004 - a rate needs two
-            self._past.popleft()
-        then = self._past[0]
-        elapsed_s = max(now_s - then.now_s, 1e-9)
-        per_s = (ledger.complete - then.complete) / elapsed_s
-        server_s = now.server_s - then.server_s
+    def look(self, *, in_flight: int, waiting_retries: int) -> Progress:
+        """The figures now."""
+        ledger, rates, sample = self._ledger, self._hub.rates, self._hub.latest
         return Progress(
             complete=ledger.complete,
             target=self._target,
@@ -116,17 +108,15 @@ class ProgressMeter:
             acceptance=ledger.acceptance,
             yield_per_1000_tokens=ledger.yield_per_1000_tokens,
             kept_per_1000_tokens=sample.kept_per_1000_tokens if sample is not None else 0.0,
-            kept_per_server_s=(ledger.kept - then.kept) / server_s if server_s else 0.0,
-            complete_per_min=60 * per_s,
-            generated_tokens_per_s=(ledger.generated_tokens - then.tokens) / elapsed_s,
-            eta_s=(self._target - ledger.complete) / per_s if per_s > 0 else None,
+            kept_per_server_s=rates.kept_per_server_s,
+            complete_per_min=rates.complete_per_min,
+            generated_tokens_per_s=rates.generated_tokens_per_s,
+            eta_s=rates.eta_s,
+            eta_low_s=rates.eta_low_s,
+            eta_high_s=rates.eta_high_s,
             limit=sample.limit if sample is not None else "",
             limit_reason=sample.limit_reason if sample is not None else "",
         )
-
-    def _count(self, now_s: float, server_s: float) -> _Past:
-        ledger = self._ledger
-        return _Past(now_s, server_s, ledger.complete, ledger.kept, ledger.generated_tokens)
 
 
 class Shown(Protocol):
@@ -162,6 +152,9 @@ class Reporter(Protocol):
     def show(self, progress: Shown) -> None:
         """The figures now; called about once a second."""
 
+    def begin_anew(self) -> None:
+        """Something else was on the terminal meanwhile; what stands there is no more to be replaced."""
+
     def close(self) -> None:
         """Leave the terminal as it was."""
 
@@ -175,21 +168,24 @@ class QuietReporter:
     def show(self, progress: Shown) -> None:
         """Nothing."""
 
+    def begin_anew(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
 
-class PlainReporter:
+class PlainReporter(QuietReporter):
     """Plain lines for logs and pipes: every event, and the figures every ten seconds."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._shown_s = 0.0
+    def __init__(self, stream: TextIO | Display | None) -> None:
+        self._stream = stream if isinstance(stream, Display) else Display(stream)
+        self._shown_s = -math.inf
         self._pending: Shown | None = None
 
     def say(self, text: str) -> None:
         """Print the line."""
-        print(text, file=self._stream, flush=True)
+        self._stream.line(text)
 
     def show(self, progress: Shown) -> None:
         """Print the figures, not more often than every ten seconds."""
@@ -207,17 +203,17 @@ class PlainReporter:
     def close(self) -> None:
         """Print the last figures, if they are still to be seen."""
         self._print_pending()
+        self._stream.close()
 
 
-class JsonReporter:
+class JsonReporter(QuietReporter):
     """One JSON object a line: ``{"event": "message" | "progress", "t": Unix time, ...}``."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | Display | None) -> None:
+        self._stream = stream if isinstance(stream, Display) else Display(stream)
 
     def _write(self, event: str, values: dict[str, object]) -> None:
-        line = orjson.dumps({"event": event, "t": round(time.time(), 3), **values})
-        print(line.decode(), file=self._stream, flush=True)
+        self._stream.write(as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n")
 
     def say(self, text: str) -> None:
         """A message event."""
@@ -228,47 +224,112 @@ class JsonReporter:
         self._write("progress", asdict(progress))
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Write what waits."""
+        self._stream.close()
 
 
 class LiveReporter:
-    """A bar and a line that stay at the bottom of the terminal, events scrolling above."""
+    """A bar and the figures that stay at the bottom of the terminal, events scrolling above.
 
-    def __init__(self) -> None:
+    A frame replaces the one before it, also where that has more rows than before because the terminal became narrower.
+    """
+
+    def __init__(self, display: Display) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
-        self._live: Live | None = None
+        self._display = display
+        self._console = Console(file=cast("TextIO", display), force_terminal=True, highlight=False)
+        self._frame = ""
+        self._widths: list[int] = []  # of the lines that stand on the terminal, in columns
+        self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
-        """Print above the live line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        """Print above the live lines."""
+        with self._lock:
+            self._display.write(f"{self._erase()}{self._fitting(text)}\n{self._frame}")
 
     def show(self, progress: Shown) -> None:
         """Redraw."""
-        from rich.live import Live
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        with self._lock:
+            erase, self._frame = self._erase(), self._drawn(progress)
+            self._widths = [cell_len(Text.from_ansi(line).plain) for line in self._frame.split("\n")]
+            self._display.write(erase + self._frame)
+
+    def begin_anew(self) -> None:
+        """Leave the lines where they stand; the next ones come below."""
+        with self._lock:
+            self._frame, self._widths = "", []
+
+    def close(self) -> None:
+        """Leave the last lines on the terminal."""
+        with self._lock:
+            if self._frame:
+                self._display.write("\n")
+            self._frame, self._widths = "", []
+        self._display.close()
+
+    def _erase(self) -> str:
+        """What clears the lines that stand there; terminals wrap lines that have become too long."""
+        columns = self._display.columns()
+        rows = sum(max(1, math.ceil(width / columns)) for width in self._widths)
+        up = f"\x1b[{rows - 1}A" if rows > 1 else ""
+        return f"\r{up}\x1b[J" if rows else ""
+
+    def _drawn(self, progress: Shown) -> str:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)
         bar = ProgressBar(total=max(progress.target, 1), completed=progress.complete)
-        head.add_row(f"{progress.complete}/{progress.target} complete", bar, f"ETA {progress.eta}")
-        shown = Table.grid(expand=True)
-        shown.add_row(head)
-        shown.add_row(progress.details())
-        if self._live is None:
-            self._live = Live(shown, console=self._console, auto_refresh=False)
-            self._live.start()
-        self._live.update(shown, refresh=True)
+        head.add_row(f"{progress.complete}/{progress.target} complete", bar, Text(f"ETA {progress.eta}"))
+        with self._console.capture() as captured:
+            columns = self._display.columns()
+            self._console.print(head, Text(self._fitting(progress.details())), sep="\n", width=columns)
+        return captured.get().rstrip("\n")
+
+    def _fitting(self, text: str) -> str:
+        return fitting(printable(text, lines=True), self._display.encoding)
+
+
+class GuardedReporter:
+    """Another reporter whose errors end no run: they are logged, and figures that cannot be shown are shown no more."""
+
+    def __init__(self, shown: Reporter) -> None:
+        self.shown = shown
+        self._failed = False
+
+    def say(self, text: str) -> None:
+        """Say."""
+        self._try(lambda: self.shown.say(text))
+
+    def show(self, progress: Shown) -> None:
+        """Show, unless that failed before."""
+        if not self._failed:
+            self._failed = not self._try(lambda: self.shown.show(progress))
+
+    def begin_anew(self) -> None:
+        """Begin anew."""
+        self._try(self.shown.begin_anew)
 
     def close(self) -> None:
-        """Stop redrawing; the last figures stay on screen."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        """Close."""
+        self._try(self.shown.close)
+
+    @staticmethod
+    def _try(act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except Exception:  # whatever a display does wrong
+            log.info("the display failed", exc_info=True)  # not a warning: those go to the display
+            return False
+        return True
 
 
 class LoggedReporter:
@@ -291,6 +352,10 @@ class LoggedReporter:
             self._logged_s = now_s
             log.info("%s", progress.line())
 
+    def begin_anew(self) -> None:
+        """Begin what shows anew."""
+        self._shown.begin_anew()
+
     def close(self) -> None:
         """Close what shows."""
         self._shown.close()
@@ -312,16 +377,23 @@ class ReporterHandler(logging.Handler):
 
 
 def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
-    """The reporter that fits the flags and where standard error goes."""
-    if log_json:
-        return JsonReporter(sys.stderr)
-    if quiet:
+    """The reporter that fits the flags and where standard error goes. It never raises and never blocks."""
+    return GuardedReporter(_fitting_reporter(quiet=quiet, log_json=log_json))
+
+
+def _fitting_reporter(*, quiet: bool, log_json: bool) -> Reporter:
+    if quiet and not log_json:
         return QuietReporter()
-    return LiveReporter() if sys.stderr.isatty() else PlainReporter(sys.stderr)
+    display = Display(sys.stderr)
+    if log_json:
+        return JsonReporter(display)
+    return LiveReporter(display) if display.isatty() else PlainReporter(display)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as minutes:seconds or hours:minutes:seconds."""
+    """Seconds as minutes:seconds or hours:minutes:seconds; a dash for what is no time."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, whole = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"

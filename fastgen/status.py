@@ -53,9 +53,16 @@ def _measured(run_dir: Path, now_s: float) -> dict[str, Any]:
     last = last_sample(run_dir)
     return {
         "kept_per_1000_tokens": None if last is None else round(last.kept_per_1000_tokens, 3),
-        "kept_per_server_s": None if last is None else round(last.kept_per_server_s, 4),
+        "complete_per_min": None if last is None else round(last.recent.complete_per_min, 2),
+        "generated_tokens_per_s": None if last is None else round(last.recent.generated_tokens_per_s, 1),
+        "kept_per_server_s": None if last is None else round(_kept_per_server_s(last), 4),
         "limit": None if last is None else _limit(last, limit_shares(run_dir), now_s),
     }
+
+
+def _kept_per_server_s(last: Sample) -> float:
+    """The rate of the live line; that of the last window where an older fastgen wrote the sample."""
+    return last.recent.kept_per_server_s if last.recent.over_s else last.kept_per_server_s
 
 
 def _limit(last: Sample, shares: dict[str, float], now_s: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Ctrl-C means to whatever asks servers: the first drains, the second cancels; what is logged stays."""
+"""What signals mean to a run: the first Ctrl-C drains, the second cancels, Ctrl-Z is a pause; what is logged stays."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Stopper:
         self._task = asyncio.current_task()
         self.scheduler: Scheduler | None = None
         self.stopped = False
+        self.pauses = 0
+        """How often this process was stopped and continued (Ctrl-Z, fg)."""
 
     def __call__(self) -> None:
         """Handle one SIGINT or SIGTERM."""
@@ -31,8 +33,15 @@ class Stopper:
             self._reporter.say("stopping: waiting for what is in flight (once more to stop at once)")
             self.scheduler.stop()
         elif self._task is not None:
+            if not self.stopped:
+                self._reporter.say("stopping: ending what was started, which takes up to 10 s")
             self._task.cancel()
         self.stopped = True
+
+    def continued(self) -> None:
+        """Handle one SIGCONT."""
+        self.pauses += 1
+        self._reporter.begin_anew()
 
 
 async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
@@ -43,6 +52,7 @@ async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Repor
     stopper, loop = Stopper(reporter), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopper)
+    loop.add_signal_handler(signal.SIGCONT, stopper.continued)
     try:
         return await work(stopper)
     except asyncio.CancelledError:

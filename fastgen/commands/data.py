@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from fastgen.display import put, tell
 from fastgen.exporting.options import CardOptions, ChoiceOptions, Format
 from fastgen.options import SimilarityOptions
 
@@ -42,9 +42,9 @@ def export(
     notes = [] if done.total else ["warning: the run has none yet"]
     notes += [done.unfinished] if done.unfinished else []
     shown = f" ({'; '.join(notes)})" if notes else ""
-    print(f"{_rows(done.rows)} written to {output}{shown}", file=sys.stderr)
+    tell(f"{_rows(done.rows)} written to {output}{shown}")
     if done.url is not None:
-        print(f"uploaded to {done.url}", file=sys.stderr)
+        tell(f"uploaded to {done.url}")
     return 0
 
 
@@ -94,7 +94,7 @@ def dedup(
         )
     finally:
         reporter.close()
-    print(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected", file=sys.stderr)
+    tell(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected")
     return 0
 
 
@@ -110,5 +110,5 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> 
     """
     from fastgen.seeds import check_seed_tasks
 
-    print(check_seed_tasks(file, preset))
+    put(str(check_seed_tasks(file, preset)))
     return 0

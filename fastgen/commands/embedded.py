@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastgen.commands.environment import cache_dir
+from fastgen.display import put
 
 
 def status() -> int:
@@ -12,7 +13,7 @@ def status() -> int:
     found = read(cache_dir())
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     state = f"set up ({versions})" if found.ready else "not set up; 'fastgen generate' without --base-url does that"
-    print(f"{found.path}: {state}, {found.size_bytes / 1e9:.2f} GB")
+    put(f"{found.path}: {state}, {found.size_bytes / 1e9:.2f} GB")
     return 0
 
 
@@ -20,5 +21,5 @@ def remove() -> int:
     """Remove the embedded server's environment and model from the cache folder."""
     from fastgen.embedded import remove_embedded
 
-    print(f"{remove_embedded(cache_dir()) / 1e9:.2f} GB freed")
+    put(f"{remove_embedded(cache_dir()) / 1e9:.2f} GB freed")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ from cyclopts import Parameter
 
 from fastgen.asking.options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
+from fastgen.display import put, tell
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.evaluation.options import AskOptions, BenchmarkOptions, JudgeModelOptions
 
@@ -71,7 +71,7 @@ def _evaluate(
     if output is None:
         raise InputError("--output: name a folder for the results")
     if predictions is not None:
-        print(evaluate_predictions(benchmark, predictions, output, training_data))
+        put(str(evaluate_predictions(benchmark, predictions, output, training_data)))
         return 0
     place = Place(output, cache_dir(), api_key(ask.api_key_env, ask.api_key_file))
     table = evaluate_model(benchmark, ask, speed, place, training_data, reporter)
@@ -98,7 +98,7 @@ def _compare(
     found = compare(a, b)
     if output is not None:
         write_comparison(output, found)
-    print(found)
+    put(str(found))
     return 0
 
 
@@ -123,7 +123,7 @@ def _compare_user_oriented(
 
 def _say(said: str | None) -> int:
     if said is None:
-        print("interrupted; every answer so far is kept, and the same command goes on", file=sys.stderr)
+        tell("interrupted; every answer so far is kept, and the same command goes on")
         return INTERRUPTED
-    print(said)
+    put(said)
     return 0

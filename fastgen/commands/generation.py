@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fastgen.commands.environment import api_key, cache_dir
+from fastgen.display import put, tell
 from fastgen.errors import InputError
 from fastgen.options import JOB, STAGES_WITH_SERVERS, Options, RefilterOptions, ServerOptions
+from fastgen.untrusted import as_json
 
 if TYPE_CHECKING:
     from fastgen.serving import Keys
@@ -51,13 +52,11 @@ def status(*, run_dir: Path, json: bool = False) -> int:
     json
         Print one JSON object instead.
     """
-    import orjson
-
     from fastgen.status import render
     from fastgen.status import status as read
 
     figures = read(run_dir)
-    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if json else render(figures))
+    put(as_json(figures, indent=2) if json else render(figures))
     return 0
 
 
@@ -79,14 +78,10 @@ def refilter(
     from fastgen.refilter import refilter as rebuild
     from fastgen.storage.store import RunFolder
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
-    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, say)
-    print(
+    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, tell)
+    tell(
         f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
-        f"(before: {before.complete})",
-        file=sys.stderr,
+        f"(before: {before.complete})"
     )
     return 0
 
@@ -116,5 +111,5 @@ def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
 
     if rate is not None and not 0 < rate <= 1:
         raise InputError(f"--rate: {rate} is not above 0 and at most 1")
-    print(check_decisions(run_dir, rate=rate, seed=seed))
+    put(str(check_decisions(run_dir, rate=rate, seed=seed)))
     return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from fastgen.asking.options import AskSpeed
 from fastgen.commands.environment import api_key, cache_dir
+from fastgen.display import put, tell
 from fastgen.errors import INTERRUPTED
 from fastgen.judging.options import JudgeOptions, WhatOptions
+from fastgen.untrusted import as_json as json_text
 
 
 def judge(
@@ -41,20 +42,18 @@ def judge(
         name = _judge(run_dir, what, judge, speed, quiet=quiet)
         if name is None:
             again = f"fastgen judge --run-dir {run_dir}"
-            print(f"interrupted; every answer so far is kept, go on with: {again} ...", file=sys.stderr)
+            tell(f"interrupted; every answer so far is kept, go on with: {again} ...")
             return INTERRUPTED
     _print_summary(run_dir, name, as_json=json)
     return 0
 
 
 def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
-    import orjson
-
     from fastgen.judging.render import render
     from fastgen.judging.summary import summarise
 
     figures = summarise(run_dir, name)
-    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() if as_json else render(figures))
+    put(json_text(figures, indent=2) if as_json else render(figures))
 
 
 def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from fastgen.display import tell
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.options import MAX_PORT
 from fastgen.report.options import ReportOptions
@@ -35,7 +35,7 @@ def report(
     if done.parsed is None:
         notes.append("verbs not counted: pip install 'fastgen[report]'")
     shown = f" ({'; '.join(notes)})" if notes else ""
-    print(f"{output}: report of {done.complete} instructions{shown}", file=sys.stderr)
+    tell(f"{output}: report of {done.complete} instructions{shown}")
     return 0
 
 
@@ -53,5 +53,5 @@ def dashboard(*, run_dir: Path, port: int = 8642) -> int:
 
     if not 0 <= port <= MAX_PORT:
         raise InputError(f"--port: {port} is not within 0 to {MAX_PORT}")
-    serve_alone(run_dir, port, lambda text: print(text, file=sys.stderr, flush=True))
+    serve_alone(run_dir, port, tell)
     return INTERRUPTED

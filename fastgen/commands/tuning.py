@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from fastgen.commands.environment import cache_dir
+from fastgen.display import tell
 from fastgen.tuning.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tune(
             f"; loss on held-out instructions {done.figures['eval_loss_before']:.3f} -> "
             f"{done.figures['eval_loss_after']:.3f}"
         )
-    print(f"{output}: model {state}{held_out}; serve it with: vllm serve {output}", file=sys.stderr)
+    tell(f"{output}: model {state}{held_out}; serve it with: vllm serve {output}")
     return 0
 
 

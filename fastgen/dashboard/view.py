@@ -110,9 +110,10 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
         for name in ("Speed", "Complete a minute", "In flight", "Novelty", "Limited by"):
             yield name, "-", "not measured yet"
         return
-    yield "Speed", short(sample.generated_tokens_per_s), "generated tokens/s"
-    yield "Complete a minute", short(60 * sample.complete_per_s), f"{generated} tokens generated"
-    yield "In flight", short(round(sample.in_flight, 1)), f"of {sample.concurrency:.0f} allowed"
+    yield "Speed", short(sample.recent.generated_tokens_per_s), "generated tokens/s"
+    yield "Complete a minute", short(sample.recent.complete_per_min), f"{generated} tokens generated"
+    allowed = "of" if round(sample.in_flight) <= round(sample.concurrency) else "the limit fell to"
+    yield "In flight", short(round(sample.in_flight, 1)), f"{allowed} {sample.concurrency:.0f}"
     yield "Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"
     yield "Limited by", sample.limit.value, sample.limit_reason
 

@@ -18,6 +18,7 @@ from fastgen.errors import DiskError, InputError
 from fastgen.evaluation.rows import Row, read_rows, text_of
 from fastgen.evaluation.scoring import Interval, Score, interval, score
 from fastgen.evaluation.tasks import Case
+from fastgen.untrusted import printable
 
 PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
 
@@ -61,7 +62,7 @@ class Results:
     @property
     def model(self) -> str:
         """Whose answers they are."""
-        return str(self.about["model"])
+        return printable(str(self.about["model"]))
 
 
 def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shortened: bool = False) -> Prediction:

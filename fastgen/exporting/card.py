@@ -18,6 +18,7 @@ from fastgen.exporting.figures import Figures
 from fastgen.exporting.options import CardOptions, ChoiceOptions, Format
 from fastgen.ledger import Ledger
 from fastgen.runs import OpenRun
+from fastgen.untrusted import markdown, markdown_code, printable
 
 _PAPER: Final = "https://arxiv.org/abs/2212.10560"
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -64,7 +65,7 @@ def write_card(facts: CardFacts) -> str:
     model = _models(facts.run.meaning)
     sections = (
         "\n".join(["---", *_front_matter(facts), "---"]),
-        f"# {_title(facts)}",
+        f"# {markdown(_title(facts))}",
         _summary(facts, model),
         "## What is in it\n\n" + "\n".join(_contents(facts)),
         "## How it was made\n\n" + "\n".join(_making(facts)),
@@ -78,14 +79,14 @@ def write_card(facts: CardFacts) -> str:
 def _summary(facts: CardFacts, model: str) -> str:
     return (
         f"Instructions with inputs and outputs, written by {model} with the method of "
-        f"[Self-Instruct]({_PAPER}) (Wang et al., ACL 2023), by fastgen {facts.run.folder.header().version}."
+        f"[Self-Instruct]({_PAPER}) (Wang et al., ACL 2023), by fastgen {markdown(facts.run.folder.header().version)}."
     )
 
 
 def _front_matter(facts: CardFacts) -> Iterator[str]:
     rows = sum(facts.rows.values())
     yield f"license: {facts.options.license or 'unknown'}"
-    yield f"pretty_name: {json.dumps(_title(facts), ensure_ascii=False)}"
+    yield f"pretty_name: {json.dumps(printable(_title(facts)), ensure_ascii=False)}"
     yield from ("tags:", "- self-instruct", "- synthetic", "- fastgen")
     yield from ("task_categories:", "- text-generation")
     yield from ("size_categories:", f"- {next((n for limit, n in _SIZES + _LARGER if rows < limit), 'n>1T')}")
@@ -112,7 +113,8 @@ def _contents(facts: CardFacts) -> Iterator[str]:
     yield ""
     yield from _choices(facts)
     place = facts.options.push_to_hub or "."
-    yield f'`datasets.load_dataset("{place}")` reads it.'
+    call = markdown_code(f'datasets.load_dataset("{place}")')
+    yield f"{call} reads it."
 
 
 def _choices(facts: CardFacts) -> Iterator[str]:
@@ -192,7 +194,7 @@ def _figures(facts: CardFacts) -> Iterator[str]:
         f"({ledger.generated_tokens:,} in all). Rejected, by rule:"
     )
     yield ""
-    yield from (f"- {rule.replace('_', ' ')}: {count:,}" for rule, count in ledger.rejected.most_common())
+    yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in ledger.rejected.most_common())
     if not ledger.rejected:
         yield "- nothing"
 
@@ -201,7 +203,7 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
     licence = facts.options.license
     yield f"Licence: {licence}." if licence else "Licence: unknown; whoever publishes this has to state one."
     yield ""
-    yield facts.options.model_terms or (
+    yield printable(facts.options.model_terms or "", lines=True) or (
         f"The text is the output of {model}. Check the terms of each model named: some restrict what its output may "
         "be used for, such as training other models. This card does not know them."
     )
@@ -210,10 +212,5 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
 def _models(meaning: Mapping[str, Any]) -> str:
     """Who wrote what; a stage has a model of its own only where the run's meaning names one."""
     own = {stage: meaning[f"{stage}_model"] for stage in ("classification", "instance") if f"{stage}_model" in meaning}
-    others = "".join(f", with {_code(str(model))} for the {stage} stage" for stage, model in own.items())
-    return _code(str(meaning["model"])) + others
-
-
-def _code(text: str) -> str:
-    """As a code span; a model's name is the user's, and no backtick of it ends the span."""
-    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
+    others = "".join(f", with {markdown_code(str(model))} for the {stage} stage" for stage, model in own.items())
+    return markdown_code(str(meaning["model"])) + others

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -84,7 +83,7 @@ class Saturation:
             governor = governor_of(self._speed, self._serving, scheduler)
             monitor = self._monitor(scheduler, governor, stopper)
             stopper.scheduler = scheduler
-            meter = ProgressMeter(self._store.ledger, self._plan.state.target, time.monotonic())
+            meter = ProgressMeter(self._store.ledger, self._plan.state.target, self._hub)
             async with beside(scheduler.run(), *self._helpers(scheduler, governor, monitor, meter)) as work:
                 await work
             await monitor.finish()
@@ -95,7 +94,7 @@ class Saturation:
                 self._health.warn(at_the_end=True)
             if audit is not None:
                 self._reporter.say(str(await asyncio.to_thread(audit.finish)))
-        self._reporter.show(meter.look(time.monotonic(), in_flight=0, waiting_retries=0, sample=self._hub.latest))
+        self._reporter.show(meter.look(in_flight=0, waiting_retries=0))
         self.concurrency = scheduler.statistics().concurrency
         if self._health.ended_by is not None and not self._plan.done and not stopper.stopped:
             raise StoppedError(f"{self._health.ended_by}; everything committed is kept")
@@ -142,6 +141,7 @@ class Saturation:
             pages=self._serving.backend.metrics,
             is_stopping=lambda: stopper.stopped or self._health.ended_by is not None,
             trouble=self._health.trouble,
+            pauses=lambda: stopper.pauses,
         )
 
     def _helpers(
@@ -151,7 +151,7 @@ class Saturation:
         helpers = [
             keep_durable(self._store, self._speed.sync_interval, self._instruments.times),
             watch_space(self._store.folder.path, self._reporter),
-            show(meter, scheduler, self._reporter, self._hub),
+            show(meter, scheduler, self._reporter),
             *monitor.helpers(),
             watch_figures(self._store, self._serving),
             self._serving.watch(),

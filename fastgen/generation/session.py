@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import uvloop
 
-from fastgen.errors import INTERRUPTED, InputError
+from fastgen.display import LogFile, put, tell
+from fastgen.errors import INTERRUPTED
 from fastgen.generation.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
 from fastgen.generation.pipeline import Outcome, Place, generate
 from fastgen.memory import return_large_blocks
@@ -29,18 +29,16 @@ def run(place: Place, options: Options) -> int:
         return _dry_run(place, options)
     outcome = _carry_out(place, options)
     if outcome is None or outcome.interrupted:
-        print(_how_to_go_on(place.run_dir), file=sys.stderr)
+        tell(_how_to_go_on(place.run_dir))
         return INTERRUPTED
-    if outcome.ended_by is not None:
-        print(
-            f"ended by {outcome.ended_by}; the same command with a lower figure (0: none) goes on to {outcome.target}",
-            file=sys.stderr,
-        )
-    print(
+    ended = (
         f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
-        f"{place.run_dir} --output FILE",
-        file=sys.stderr,
     )
+    ended += f"{place.run_dir} --output FILE"
+    if outcome.ended_by is not None:
+        lower = "the same command with a lower figure (0: none)"
+        ended = f"ended by {outcome.ended_by}; {lower} goes on to {outcome.target}\n{ended}"
+    tell(ended)
     return 0
 
 
@@ -50,7 +48,7 @@ def _carry_out(place: Place, options: Options) -> Outcome | None:
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
     handlers: list[logging.Handler] = [ReporterHandler(shown)]
     if options.job.log_file is not None:
-        handlers.append(_log_to(options.job.log_file, options.job.log_level))
+        handlers.append(LogFile(options.job.log_file, options.job.log_level))
     logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
@@ -58,16 +56,8 @@ def _carry_out(place: Place, options: Options) -> Outcome | None:
         return uvloop.run(_generate(place, options, LoggedReporter(shown)))
     finally:
         shown.close()
-
-
-def _log_to(path: Path, level: str) -> logging.Handler:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--log-file {path}: cannot be written ({error.strerror})") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.setLevel(level.upper())
-    return handler
+        for handler in handlers:
+            handler.close()
 
 
 def _dry_run(place: Place, options: Options) -> int:
@@ -78,13 +68,13 @@ def _dry_run(place: Place, options: Options) -> int:
         folder = RunFolder(Path(name) / "run")
         outcome = _carry_out(replace(place, run_dir=folder.path), small)
         if outcome is None or outcome.interrupted:
-            print("interrupted; a dry run leaves nothing behind", file=sys.stderr)
+            tell("interrupted; a dry run leaves nothing behind")
             return INTERRUPTED
         log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
         hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
     prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
     expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices)
-    print(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
+    put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
     return 0
 
 

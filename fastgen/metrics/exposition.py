@@ -26,6 +26,7 @@ from fastgen.errors import InputError
 from fastgen.loopback import is_loopback, names_this_machine
 from fastgen.metrics.instruments import BOUNDS_S
 from fastgen.metrics.sample import Limit, Sample
+from fastgen.untrusted import printable
 
 if TYPE_CHECKING:
     from fastgen.metrics.hub import MetricsHub
@@ -56,11 +57,14 @@ _GAUGES = {
 _OF_THE_SAMPLE = {
     "loop_lag_mean_ms": "How late the event loop's timers were, on average over the last sample, in ms.",
     "loop_lag_max_ms": "The same, the latest of them.",
-    "acceptance": "Kept share of the instructions written in the last sample.",
     "kept_per_1000_tokens": "Kept instructions per 1,000 generated tokens over the yield window.",
     "complete_per_1000_tokens": "Complete instructions per 1,000 generated tokens over the yield window.",
-    "kept_per_server_s": "Kept instructions per second of a server in the last sample.",
     "novelty": "Kept instructions per 1,000 tokens of the instruction stage over the yield window.",
+}
+_OF_THE_RATES = {
+    "complete_per_min": "Complete instructions a minute, as the live line shows them.",
+    "generated_tokens_per_s": "Generated tokens a second, as the live line shows them.",
+    "kept_per_server_s": "Kept instructions per second of a server, as the live line shows them.",
 }
 _OF_SERVERS = {
     "healthy": "1 while the server is in use.",
@@ -84,6 +88,8 @@ class RunCollector(Collector):
         if (reading := self._hub.reading) is not None:
             yield from _of_reading(reading)
             yield from _of_servers(reading)
+            for name, text in _OF_THE_RATES.items():
+                yield GaugeMetricFamily(_named(name), text, value=getattr(self._hub.rates, name))
         if (sample := self._hub.latest) is not None:
             yield from _of_sample(sample)
 
@@ -194,6 +200,9 @@ def _of_reading(reading: Reading) -> Iterator[Metric]:
         yield CounterMetricFamily(_named(name), text, value=getattr(reading, name))
     for name, text in _GAUGES.items():
         yield GaugeMetricFamily(_named(name), text, value=getattr(reading, name))
+    if written := reading.kept + sum(reading.rejected.values()):
+        text = "Kept share of the instructions written, since the start of the run."
+        yield GaugeMetricFamily(_named("acceptance"), text, value=reading.kept / written)
     yield _by_label("rejected", "Instructions rejected, by rule.", "rule", reading.rejected)
     yield _by_label("faults", "Faults of requests, by kind.", "kind", reading.faults)
     threads = {"loop": reading.loop_cpu_s, "judge": reading.judge_cpu_s}
@@ -206,7 +215,7 @@ def _of_reading(reading: Reading) -> Iterator[Metric]:
 def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = CounterMetricFamily(_named(name), text, labels=[label])
     for key, value in values.items():
-        family.add_metric([key], value)
+        family.add_metric([printable(key)], value)
     return family
 
 
@@ -227,14 +236,14 @@ def _of_servers(reading: Reading) -> Iterator[Metric]:
         family = GaugeMetricFamily(f"fastgen_server_{name}", text, labels=["server", "number"])
         for number, server in enumerate(reading.servers):
             if (value := getattr(server, name)) is not None:
-                family.add_metric([server.url, str(number)], float(value))
+                family.add_metric([printable(server.url), str(number)], float(value))
         yield family
     counted = CounterMetricFamily(
         "fastgen_server_requests", "Requests, by how they ended.", labels=["server", "number", "result"]
     )
     for number, server in enumerate(reading.servers):
-        counted.add_metric([server.url, str(number), "completed"], server.completed)
-        counted.add_metric([server.url, str(number), "failed"], server.failed)
+        counted.add_metric([printable(server.url), str(number), "completed"], server.completed)
+        counted.add_metric([printable(server.url), str(number), "failed"], server.failed)
     yield counted
 
 

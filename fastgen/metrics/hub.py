@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fastgen.metrics.rates import Rates
 from fastgen.metrics.sample import Sample
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ log = logging.getLogger(__name__)
 class MetricsHub:
     """Holds the newest `Sample` and hands each new one to the subscribers, in the order in which they came.
 
-    ``reading`` are the counters as they stand, renewed once a second; both are ``None`` until a run has servers.
+    ``reading`` are the counters as they stand and ``rates`` the rates that people see, both renewed once a second.
+    ``latest`` and ``reading`` are ``None`` until a run has servers.
     """
 
     def __init__(self) -> None:
         self.latest: Sample | None = None
         self.reading: Reading | None = None
+        self.rates = Rates()
         self._callbacks: list[Callable[[Sample], None]] = []
 
     def subscribe(self, callback: Callable[[Sample], None]) -> Callable[[], None]:

@@ -78,7 +78,7 @@ def _beginning(seen: Sample) -> Verdict | None:
     if not any(server.completed for server in seen.servers):
         return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
     if seen.session_s < RAMP_UP_S:
-        return Limit.RAMP_UP, f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight after {seen.session_s:.0f} s"
+        return Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
     return None
 
 
@@ -174,11 +174,18 @@ def _in_use(seen: Sample) -> bool:
     return seen.in_flight >= IN_USE * seen.concurrency
 
 
+def _of_the_limit(seen: Sample) -> str:
+    """What is in flight; it may be more than the limit, which has fallen then."""
+    if round(seen.in_flight) > round(seen.concurrency):
+        return f"{seen.in_flight:.0f} in flight, the limit fell to {seen.concurrency:.0f}"
+    return f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight"
+
+
 def _server_figures(seen: Sample) -> str:
     told = [server for server in seen.servers if server.running is not None]
-    sent = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight"
+    sent = _of_the_limit(seen)
     if not told:
-        return f"{sent}, {seen.generated_tokens_per_s:,.0f} tokens/s; the servers give no figures"
+        return f"{sent}; the servers give no figures"
     running, waiting = sum(one.running or 0 for one in told), sum(one.waiting or 0 for one in told)
     cache = max(one.kv_cache_usage or 0.0 for one in told)
     return f"{sent}, {running} running, {waiting} waiting there, KV cache {cache:.0%}"

@@ -1,7 +1,7 @@
 """Reads a run's instruments once a second and tells what they say: to the hub, to ``metrics.jsonl``, to its user.
 
-Guarantees: nothing here slows or ends a run: what fails is told once and left out. The file's lines
-cover all of the time, each what has passed since the one before.
+Guarantees: nothing here slows or ends a run: what fails is told once and left out. The file's lines cover all of the
+time, each what has passed since the one before, but for time in which the process was stopped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from fastgen.backends import EndpointStatistics
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.ledger import Ledger
 from fastgen.metrics.hub import MetricsHub
-from fastgen.metrics.instruments import Instruments, LoopProbe, cores, rss_mb
+from fastgen.metrics.instruments import PROBE_EVERY_S, Instruments, LoopProbe, cores, rss_mb
 from fastgen.metrics.limiting import RAMP_UP_S, limit_of
+from fastgen.metrics.rates import Look, RateMeter
 from fastgen.metrics.readings import Reading, between
 from fastgen.metrics.sample import Sample, ServerSample
 from fastgen.metrics.series import MetricsFile, Peaks, every_s
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 SAMPLE_EVERY_S = 5.0
 _POLL_EVERY_S = 1.0
+_SETTLE_S = 3 * PROBE_EVERY_S  # after a pause, until the probe's late look is over
 _POLLS = 5  # a queue that is empty in one of so many is no queue: what has just arrived waits for the next step
 
 
@@ -69,7 +71,10 @@ class Steering:
 
 
 class Monitor:
-    """See the module's docstring. Make it in the run's event loop; run its `helpers` beside the scheduler."""
+    """See the module's docstring. Make it in the run's event loop; run its `helpers` beside the scheduler.
+
+    ``pauses`` counts how often this process was stopped and continued.
+    """
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class Monitor:
         pages: Callable[[], Awaitable[tuple[ServerMetrics | None, ...]]],
         is_stopping: Callable[[], bool],
         trouble: Callable[[], str] = str,
+        pauses: Callable[[], int] = lambda: 0,
     ) -> None:
         self._instruments = instruments
         self._scheduler = scheduler
@@ -97,6 +103,8 @@ class Monitor:
         self._ask_pages = pages
         self._is_stopping = is_stopping
         self._trouble = trouble
+        self._pauses = pauses
+        self._paused = pauses()
         self._probe = LoopProbe(self._look)
         self._peaks = Peaks()
         self._pages: deque[tuple[ServerMetrics | None, ...]] = deque(maxlen=_POLLS)
@@ -104,7 +112,8 @@ class Monitor:
         self._began_s = self._counted_s = time.monotonic()
         self._loop_cpu_s = time.thread_time()
         self._failed = False
-        self._sampled = self._written = self.read()
+        self._sampled = self._written = now = self.read()
+        self._rates = RateMeter(_look(now))
 
     def helpers(self) -> tuple[Coroutine[Any, Any, None], ...]:
         """What runs until cancelled, beside the run."""
@@ -112,24 +121,45 @@ class Monitor:
 
     async def finish(self) -> None:
         """The last sample, after the last commit."""
-        self._hub.reading = now = self.read()
-        sample = self._publish(now)
-        await self._write(now, sample)
+        await self._safely(self._take_last)
 
     # -- the beat ------------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            try:
-                await self._take()
-            except Exception:  # a run must not end because of what looks at it
-                if not self._failed:
-                    log.warning("the metrics of this run are incomplete", exc_info=True)
-                self._failed = True
+            await self._safely(self._take)
+
+    async def _safely(self, take: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await take()
+        except Exception:  # a run must not end because of what looks at it
+            if not self._failed:
+                log.warning("the metrics of this run are incomplete", exc_info=True)
+            self._failed = True
+
+    async def _take_last(self) -> None:
+        now = self._read_and_rate()
+        await self._write(now, self._publish(now))
+
+    def _read_and_rate(self) -> Reading:
+        self._hub.reading = now = self.read()
+        self._hub.rates = self._rates.see(_look(now), now.target - now.complete)
+        return now
+
+    async def _begin_anew(self) -> None:
+        """Leave out the time in which the process was stopped: it says nothing about what limits the run."""
+        self._paused = self._pauses()
+        await asyncio.sleep(_SETTLE_S)
+        self._probe.take_maxima()
+        self._sampled = self._written = now = self.read()
+        self._rates.restart(_look(now))
 
     async def _take(self) -> None:
-        self._hub.reading = now = self.read()
+        if self._pauses() != self._paused:
+            await self._begin_anew()
+            return
+        now = self._read_and_rate()
         often = BEAT_S if now.session_s < RAMP_UP_S else SAMPLE_EVERY_S
         is_due = now.at_s - self._written.at_s >= every_s(now.session_s) - BEAT_S / 2
         if not is_due and now.at_s - self._sampled.at_s < often - BEAT_S / 2:
@@ -154,8 +184,8 @@ class Monitor:
         self._written = now
         await asyncio.to_thread(self._file.append, self._peaks.into(sample))
 
-    @staticmethod
-    def _judged(sample: Sample) -> Sample:
+    def _judged(self, sample: Sample) -> Sample:
+        sample = replace(sample, recent=self._hub.rates)
         limit, reason = limit_of(sample)
         return replace(sample, limit=limit, limit_reason=reason)
 
@@ -233,6 +263,10 @@ class Monitor:
             return tuple(map(_steered, endpoints, self._steering.servers()))
         pages = zip(*self._pages, strict=True) if self._pages else [()] * len(endpoints)
         return tuple(map(_told, endpoints, pages))
+
+
+def _look(now: Reading) -> Look:
+    return Look(now.at_s, now.server_s, now.complete, now.kept, now.generated_tokens)
 
 
 def _told(endpoint: EndpointStatistics, pages: Sequence[ServerMetrics | None]) -> ServerSample:

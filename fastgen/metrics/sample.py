@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Self
+from math import isfinite
+from typing import Any, Final, Self
+
+from fastgen.metrics.rates import Rates
+
+_HIGHEST: Final = 1e15
+"""No figure of a run is above it, and doubles and 64-bit integers hold it."""
+_LAST_TIME_S: Final = 253_402_300_799.0  # the end of the year 9999
 
 
 class Limit(StrEnum):
@@ -133,6 +140,9 @@ class Sample:
     sync_share: float = 0.0
     batch_answers: float = 0.0
 
+    recent: Rates = field(default_factory=Rates)
+    """The rates that people see, over the last minute or so."""
+
     stages: Mapping[str, StageSample] = field(default_factory=dict)
     servers: tuple[ServerSample, ...] = ()
 
@@ -141,31 +151,58 @@ class Sample:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, floats to six digits; `from_dict` is the inverse."""
-        values: dict[str, Any] = _rounded(asdict(self))
+        values: dict[str, Any] = _bounded(asdict(self))
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """:raises KeyError, TypeError, ValueError, AttributeError: not what `as_dict` gave."""
+        """:raises KeyError, TypeError, ValueError, AttributeError: not what `as_dict` gave, or no figures of a run."""
         known: dict[str, Any] = _known(cls, values)
         if "limit" in known:
             known["limit"] = Limit(known["limit"])
+        known["recent"] = Rates(**_known(Rates, values.get("recent") or {}))
+        if not 0 <= known.get("time_s", 0.0) <= _LAST_TIME_S:
+            raise ValueError("time_s is no time")
         known["stages"] = {n: StageSample(**_known(StageSample, s)) for n, s in values.get("stages", {}).items()}
         known["servers"] = tuple(ServerSample(**_known(ServerSample, one)) for one in values.get("servers", ()))
-        sample = cls(**known)
-        for one in fields(cls):
-            if one.type in {"float", "int"} and not isinstance(getattr(sample, one.name), int | float):
-                raise TypeError(f"{one.name} is no number")
-        return sample
+        return cls(**known)
 
 
-def _known(cls: type[Sample | StageSample | ServerSample], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {one.name: values[one.name] for one in fields(cls) if one.name in values}
+_Kind = type[Sample | StageSample | ServerSample | Rates]
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _known(cls: _Kind, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``cls`` that ``values`` has. :raises TypeError, ValueError: one is no such figure."""
+    known = {one.name: (one.type, values[one.name]) for one in fields(cls) if one.name in values}
+    return {name: _checked(str(kind), value) for name, (kind, value) in known.items()}
+
+
+def _checked(kind: str, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if kind.startswith("Mapping[str, int]"):
+        return {name: _checked("int", one) for name, one in value.items()}
+    types = _TYPES.get(kind)
+    if types is not None and (type(value) not in types):
+        raise TypeError(f"{value!r:.40} is not of {kind}")
+    if isinstance(value, int | float) and not abs(value) <= _HIGHEST:
+        raise ValueError(f"{value!r:.40} is no figure of a run")
+    return value
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _bounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, float):
-        return round(value, 6)
+        return round(max(-_HIGHEST, min(value, _HIGHEST)), 6) if isfinite(value) else 0.0
+    if isinstance(value, int):
+        return max(-int(_HIGHEST), min(value, int(_HIGHEST)))
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _bounded(one) for name, one in value.items()}
+    return [_bounded(one) for one in value] if isinstance(value, list | tuple) else value

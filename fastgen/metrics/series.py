@@ -18,7 +18,7 @@ from typing import Final
 
 import orjson
 
-from fastgen.metrics.sample import Sample
+from fastgen.metrics.sample import Limit, Sample
 from fastgen.storage.files import open_own
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ METRICS_FILE: Final = "metrics.jsonl"
 FIRST_EVERY_S, LAST_EVERY_S = 5.0, 60.0
 _SHARE = 1 / 2000  # of the session's age between two lines: about 2,000 lines each time that it grows by a factor e
 _TAIL_BYTES = 1 << 16
+_LONGEST_S = 366 * 86400.0  # of a window; what claims more is no figure of a run
 
 
 def every_s(session_s: float) -> float:
@@ -108,7 +109,9 @@ def limit_shares(run_dir: Path) -> dict[str, float]:
         for line in lines:  # two fields only: whole samples of a long run would take a second
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 values = orjson.loads(line)
-                seconds[values["limit"]] = seconds.get(values["limit"], 0.0) + values["window_s"]
+                limit, window_s = Limit(values["limit"]), float(values["window_s"])
+                if 0 <= window_s <= _LONGEST_S:
+                    seconds[limit] = seconds.get(limit, 0.0) + window_s
     total = sum(seconds.values())
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return {name: round(spent / total, 4) for name, spent in ordered if spent} if total else {}

@@ -9,6 +9,7 @@ from fastgen.report.figures import RunFigures
 from fastgen.report.markup import Html, data_block, element, joined
 from fastgen.report.sections import section
 from fastgen.settled import RejectedInstruction, Settled, pool_id
+from fastgen.untrusted import printable
 
 _MOST_LETTERS: Final = 1_500  # of a text on the page; longer ones are cut, and say so
 
@@ -125,7 +126,7 @@ def _named(index: int, figures: RunFigures) -> str:
 
 
 def _cut(text: str) -> str:
-    whole = text.encode("utf-8", "replace").decode()
+    whole = printable(text, lines=True)
     return whole if len(whole) <= _MOST_LETTERS else whole[:_MOST_LETTERS] + " … (cut)"
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from fastgen.untrusted import printable
+
 _VOID = frozenset({"meta", "br", "hr", "input", "col", "path", "rect", "line", "circle", "polyline"})
-_CONTROL = {code: "\ufffd" for code in (*range(0x20), 0x7F) if chr(code) not in "\t\n\r"}
 
 
 class Html(str):
@@ -77,6 +78,4 @@ def _texts(children: Any) -> Iterable[str]:  # noqa: ANN401 - nested children
 
 
 def _clean(text: str) -> str:
-    """Escaped; what a UTF-8 document cannot hold (control characters, lone surrogates) becomes U+FFFD."""
-    whole = text.translate(_CONTROL).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    return escape(whole, quote=True)
+    return escape(printable(text, lines=True), quote=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from fastgen.untrusted import markdown, markdown_code
+
 _CAUTION: Final = """\
 - **A model wrote the data** (unless its source says otherwise), and nobody checked it. The tuned model learns its form,
   and its mistakes with it; a small model that learns from itself gains format, not knowledge.
@@ -19,10 +21,11 @@ _CAUTION: Final = """\
 def write_card(name: str, result: Mapping[str, Any]) -> str:
     """The content of README.md; ``result`` is what tuning.json says."""
     base, data, meaning = result["base_model"], result["data"], result["meaning"]
+    source = markdown(str(data["source"]))
     sections = (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- fastgen\n- self-instruct\n- sft\n---",
-        f"# {name}",
-        f"{_code(base)} tuned by fastgen {result['fastgen']} on {data['train_rows']:,} rows of {data['source']}.",
+        f"# {markdown(name)}",
+        f"{markdown_code(base)} tuned by fastgen {result['fastgen']} on {data['train_rows']:,} rows of {source}.",
         "Serve it with `vllm serve FOLDER`, or let fastgen start it: `fastgen generate --model FOLDER`.",
         "## How it was tuned\n\n" + "\n".join(_flags(meaning)),
         "## Figures\n\n" + "\n".join(_figures(result)),
@@ -36,7 +39,7 @@ def _flags(meaning: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|"
     for name, value in meaning.items():
         if name not in ("base_model", "source"):
-            yield f"| {name.replace('_', ' ')} | {value} |"
+            yield f"| {name.replace('_', ' ')} | {markdown(str(value))} |"
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[str]:
@@ -44,14 +47,10 @@ def _figures(result: Mapping[str, Any]) -> Iterator[str]:
     yield "| | |"
     yield "|---|---|"
     for name, value in figures.items():
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        yield f"| {name.replace('_', ' ')} | {shown} |"
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        yield f"| {name.replace('_', ' ')} | {markdown(shown)} |"
     yield ""
     yield f"Data fingerprint (SHA-256): `{result['data']['sha256'][:16]}`. Losses are in nats per completion token."
     if result["plot"]:
         yield ""
         yield "![loss](loss.png)"
-
-
-def _code(text: str) -> str:
-    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
