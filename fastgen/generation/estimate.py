@@ -5,7 +5,8 @@ The small run is a real one in a folder that is thrown away: the same prompts, m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fastgen.errors import InputError
 from fastgen.ledger import Ledger
@@ -36,8 +37,21 @@ class Estimate:
     money: float | None
 
 
-def estimate(ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, prices: Prices | None) -> Estimate:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the servers did in a probe: the mean seconds of a request, by stage, and the most requests in flight."""
+
+    request_s: Mapping[str, float] = field(default_factory=dict)
+    in_flight: float = 0.0
+
+
+def estimate(
+    ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, prices: Prices | None, load: Load | None = None
+) -> Estimate:
     """Scale a probe's figures to ``target``. ``elapsed_s`` is from its first request to its last commit.
+
+    The time is that of a run which always has as much in flight as the probe had at most; without ``load`` it is by
+    the probe's whole time, its start and its end included.
 
     :raises InputError: the probe completed nothing.
     """
@@ -57,10 +71,24 @@ def estimate(ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, pric
         requests=round(ledger.completions.total() * factor),
         tokens_in=round(tokens_in),
         tokens_out=round(tokens_out),
-        hours=elapsed_s * factor / 3600,
+        hours=target * _seconds_each(ledger, elapsed_s, load or Load()) / 3600,
         disk_bytes=round(log_bytes * factor),
         money=money,
     )
+
+
+def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
+    """Seconds for each complete instruction once the servers are busy.
+
+    By Little's law: the seconds that its requests occupy a place at a server, by the places that are occupied.
+    """
+    occupied_s = {stage: count * load.request_s.get(stage, 0.0) for stage, count in ledger.completions.items()}
+    if not any(occupied_s.values()):
+        return elapsed_s / ledger.complete
+    settled = ledger.complete + ledger.empty
+    made = {"instruction": ledger.kept, "classification": ledger.completions["classification"], "instance": settled}
+    each_s = sum(seconds / max(1, made[stage]) for stage, seconds in occupied_s.items()) * settled / ledger.complete
+    return each_s / max(load.in_flight, sum(occupied_s.values()) / max(elapsed_s, 1e-9))
 
 
 def render(expected: Estimate, *, in_flight: int, hit_rate: float | None) -> str:
@@ -71,8 +99,8 @@ def render(expected: Estimate, *, in_flight: int, hit_rate: float | None) -> str
 {expected.target:,} instructions, from a probe of {expected.probed}:
   requests     {expected.requests:,}
   tokens       {expected.tokens_out:,} generated, {expected.tokens_in:,} read{cached}
-  time         {expected.hours:,.2f} hours at the probe's pace
+  time         about {expected.hours:,.2f} hours at the probe's steady rate
   disk         {expected.disk_bytes / 1e6:,.1f} MB of log, about a quarter of that once compressed{money}
-uncertain: the probe's pace includes its start and its end, where fewer than {in_flight} requests were in flight, so \
-a long run is faster; the share of new instructions falls as the pool grows, so a long run needs more tokens for each; \
+uncertain: the rate is that of the most requests that the probe had in flight, and a long run may have up to \
+{in_flight}; the share of new instructions falls as the pool grows, so a long run needs more tokens for each; \
 {expected.probed} instructions are a small sample (expect 20 to 50 % either way)"""

@@ -13,7 +13,7 @@ import uvloop
 
 from fastgen.display import LogFile, put, tell
 from fastgen.errors import INTERRUPTED
-from fastgen.generation.estimate import PROBE_INSTRUCTIONS, Prices, estimate, render
+from fastgen.generation.estimate import PROBE_INSTRUCTIONS, Load, Prices, estimate, render
 from fastgen.generation.pipeline import Outcome, Place, generate
 from fastgen.memory import return_large_blocks
 from fastgen.metrics import MetricsHub
@@ -27,7 +27,7 @@ def run(place: Place, options: Options) -> int:
     """Carry out a run, or a dry one; the exit code (0 or 130, the rest are exceptions)."""
     if options.job.dry_run:
         return _dry_run(place, options)
-    outcome = _carry_out(place, options)
+    outcome = _carry_out(place, options, MetricsHub())
     if outcome is None or outcome.interrupted:
         tell(_how_to_go_on(place.run_dir))
         return INTERRUPTED
@@ -42,7 +42,7 @@ def run(place: Place, options: Options) -> int:
     return 0
 
 
-def _carry_out(place: Place, options: Options) -> Outcome | None:
+def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | None:
     """How the run ended; ``None``: it was cancelled."""
     return_large_blocks()
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
@@ -53,7 +53,7 @@ def _carry_out(place: Place, options: Options) -> Outcome | None:
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        return uvloop.run(_generate(place, options, LoggedReporter(shown)))
+        return uvloop.run(_generate(place, options, LoggedReporter(shown), hub))
     finally:
         shown.close()
         for handler in handlers:
@@ -66,14 +66,18 @@ def _dry_run(place: Place, options: Options) -> int:
     small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
     with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:
         folder = RunFolder(Path(name) / "run")
-        outcome = _carry_out(replace(place, run_dir=folder.path), small)
+        hub, in_flight = MetricsHub(), [0.0]
+        hub.subscribe(lambda sample: in_flight.append(sample.in_flight))
+        outcome = _carry_out(replace(place, run_dir=folder.path), small, hub)
         if outcome is None or outcome.interrupted:
             tell("interrupted; a dry run leaves nothing behind")
             return INTERRUPTED
         log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
         hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
     prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
-    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices)
+    latencies = hub.reading.latencies if hub.reading is not None else {}
+    load = Load({stage: total_s / sum(counts) for stage, (counts, total_s) in latencies.items()}, max(in_flight))
+    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices, load)
     put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
     return 0
 
@@ -85,22 +89,21 @@ def _how_to_go_on(run_dir: Path) -> str:
 
 
 @asynccontextmanager
-async def _dashboard(place: Place, options: Options, reporter: Reporter) -> AsyncIterator[MetricsHub | None]:
-    """What feeds the live page, where one is asked for."""
+async def _dashboard(place: Place, options: Options, reporter: Reporter, hub: MetricsHub) -> AsyncIterator[None]:
+    """The live page, fed by ``hub``, where one is asked for."""
     if not options.job.dashboard:
-        yield None
+        yield
         return
     from fastgen.dashboard.activation import page_on_demand
 
-    hub = MetricsHub()
     async with page_on_demand(place.run_dir, options.job.dashboard_port, hub) as url:
         reporter.say(f"dashboard at {url}")
-        yield hub
+        yield
 
 
-async def _generate(place: Place, options: Options, reporter: Reporter) -> Outcome | None:
+async def _generate(place: Place, options: Options, reporter: Reporter, hub: MetricsHub) -> Outcome | None:
     async def work(stopper: Stopper) -> Outcome:
-        async with _dashboard(place, options, reporter) as hub:
+        async with _dashboard(place, options, reporter, hub):
             return await generate(place, options, reporter, stopper, hub=hub)
 
     return await until_stopped(work, reporter)

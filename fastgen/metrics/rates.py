@@ -2,7 +2,8 @@
 
 A rate is of what was committed. It is over the last `WINDOW_S`, or over as much longer as it takes to have `ENOUGH`
 events, and it begins with the first event of its kind in this session at the earliest: the time until the first answers
-come says nothing about how fast they come then. (Where all came at once, it is over the last `WINDOW_S` as it is.) Time in which the process was stopped (Ctrl-Z) does not count.
+come says nothing about how fast they come then. Where all came at once, it is over the last `WINDOW_S` of the session.
+Time in which the process was stopped (Ctrl-Z) does not count.
 
 The time that is left is what is missing by the rate of complete instructions. Its range holds for 95 of 100 runs in
 which instructions come independently of each other or in bursts like those of the window.
