@@ -18,7 +18,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 import orjson
 import pytest
@@ -51,7 +51,7 @@ def complete(run: Path) -> int:
 
 
 @contextlib.contextmanager
-def unread_pipe() -> Iterator[tuple[int, IO[str]]]:
+def unread_pipe() -> Iterator[tuple[int, TextIO]]:
     """A pipe that is full already, and the stream that writes to it."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

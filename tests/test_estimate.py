@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastgen.errors import InputError
-from fastgen.generation.estimate import Prices, estimate, render
+from fastgen.generation.estimate import Load, Prices, estimate, render
 from fastgen.ledger import Ledger
 from fastgen.testing import FaultServer
 
@@ -33,6 +33,14 @@ def test_everything_scales_with_the_target() -> None:
     assert "1,000 instructions, from a probe of 10" in said
     assert "50% of them" in said
     assert "uncertain" in said
+
+
+def test_the_time_is_by_the_steady_rate_and_not_by_the_probes_start_and_end() -> None:
+    occupied = Load({"instruction": 2.0, "classification": 1.0, "instance": 3.0}, in_flight=8.0)
+    each_s = (3 * 2.0 / 12 + 12 * 1.0 / 12 + 11 * 3.0 / 11) * 11 / 10 / 8
+    for elapsed_s in (36.0, 360.0):  # the servers idled for most of it
+        expected = estimate(probe(), 5000, elapsed_s, 1000, None, occupied)
+        assert expected.hours == pytest.approx(1000 * each_s / 3600)
 
 
 def test_without_prices_no_money_is_spoken_of_and_an_empty_probe_says_nothing() -> None:

@@ -56,6 +56,12 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
         "30 faults (http_500) in 5 s",
     ),
     ("before the first answer", {"servers": (replace(SERVER, completed=0),)}, Limit.RAMP_UP, "nothing answered yet"),
+    (
+        "a limit that fell below what is in flight",
+        {"in_flight": 48.0, "concurrency": 17.0},
+        Limit.SERVER,
+        "48 in flight, the limit fell to 17",
+    ),
     ("the first seconds", {"session_s": 2.0, "in_flight": 40.0}, Limit.RAMP_UP, "40 of 256 in flight after 2 s"),
     (
         "a slow disk",

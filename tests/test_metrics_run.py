@@ -10,17 +10,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fastgen.dashboard.follow import Follower
+from fastgen.dashboard.view import pieces
 from fastgen.errors import InputError
 from fastgen.metrics import Limit, MetricsHub, Sample, ServerSample, read_metrics
 from fastgen.metrics.exposition import metrics_page
 from fastgen.metrics.instruments import BOUNDS_S
 from fastgen.metrics.readings import Reading
 from fastgen.metrics.series import METRICS_FILE
+from fastgen.report.charts import short
 from fastgen.status import render
 from fastgen.status import status as read_status
+from tests.dashboard_help import read_all
 from tests.test_generate import fastgen, generate, shipped_server, status
 
 
@@ -49,6 +54,25 @@ def test_a_run_leaves_its_figures_in_its_folder_and_status_tells_them(server: st
     assert sum(figures["limit"]["shares"].values()) == pytest.approx(1.0, abs=0.01)
     said = render(read_status(run, clock=lambda: last.time_s + 75))
     assert f"limited by         {last.limit}, 1:15 ago ({last.limit_reason}); of all the time:" in said
+
+
+def test_live_line_status_page_and_prometheus_show_the_same_rates(server: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = generate(run, server, 60, "--concurrency", "2", "--log-json")
+    events = [orjson.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    shown = [event for event in events if event["event"] == "progress"][-1]
+    said, last = status(run), list(read_metrics(run))[-1]
+    hub = MetricsHub()
+    hub.reading, hub.rates = READING, last.recent
+    scraped = scrape(hub)
+    names = {"complete_per_min": 2, "generated_tokens_per_s": 1, "kept_per_server_s": 4}
+    for name, digits in names.items():
+        assert shown[name] > 0
+        assert said[name] == pytest.approx(shown[name], abs=10**-digits)
+        assert scraped[f"fastgen_{name}", frozenset()] == pytest.approx(shown[name], abs=1e-5)
+    page = pieces(read_all(Follower(run)), last, goes_on=True)["now"]
+    assert short(last.recent.complete_per_min) in page
+    assert short(last.recent.generated_tokens_per_s) in page
 
 
 def test_status_of_a_run_that_nothing_was_measured_of_says_so(server: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import orjson
@@ -123,3 +124,48 @@ def test_shares_of_limits_go_by_time(tmp_path: Path) -> None:
         sink.write(b'{"limit": "server", "window_s": 9')
     MetricsFile(tmp_path).append(sample(3.0, limit="server", window_s=10.0))
     assert limit_shares(tmp_path) == {"server": 0.75, "ramp-up": 0.25}
+
+
+HUGE = Sample(
+    time_s=1.0,
+    window_s=math.inf,
+    in_flight=math.nan,
+    generated_tokens_per_s=1e308,
+    servers=(ServerSample("http://a/v1", running=int(1e308), kv_cache_usage=math.inf),),
+)
+
+
+def test_figures_beyond_all_bounds_are_written_within_them(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).append(HUGE)
+    (read,) = read_metrics(tmp_path)
+    assert (read.window_s, read.in_flight, read.generated_tokens_per_s) == (0.0, 0.0, 1e15)
+    assert read.servers[0].running == 10**15
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        *({"time_s": 1e300}, {"time_s": -1}, {"time_s": None}, {"window_s": 1e300}, {"window_s": None}),
+        *({"in_flight": "many"}, {"complete": 1.5}, {"complete": 1e16}, {"limit_reason": None}, {"cores": True}),
+        *({"rejected": {"similar": 1e300}}, {"rejected": []}, {"stages": {"instance": {"p50_s": None}}}),
+        *({"servers": [{"url": "a", "running": 1e300}]}, {"servers": [{"url": None}]}, {"servers": 5}),
+        *({"recent": {"eta_s": 1e300}}, {"recent": {"complete_per_min": None}}, {"recent": []}, {"limit": 3}),
+    ],
+)
+def test_a_line_that_is_no_figure_of_a_run_is_passed_over(tmp_path: Path, hostile: dict[str, object]) -> None:
+    MetricsFile(tmp_path).append(FULL)
+    line = orjson.dumps(FULL.as_dict() | hostile)
+    with (tmp_path / METRICS_FILE).open("ab") as sink:
+        sink.write(line + b"\n")
+    expected = [FULL, FULL] if hostile == {"recent": []} else [FULL]
+    assert list(read_metrics(tmp_path)) == expected
+    assert last_sample(tmp_path) == FULL
+
+
+def test_shares_of_limits_leave_out_windows_that_none_can_be(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).append(sample(1.0, limit="server"))
+    with (tmp_path / METRICS_FILE).open("ab") as sink:
+        for window in (b"1e300", b"null", b"-5", b'"x"'):
+            sink.write(b'{"limit": "disk", "window_s": ' + window + b"}\n")
+        sink.write(b'{"limit": "\\u001b[2J", "window_s": 5}\n')
+    assert limit_shares(tmp_path) == {"server": 1.0}
