@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import urllib.request
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import pytest
 from fastgen.audit import Audit, Disagreement
 from fastgen.dashboard.follow import Follower
 from fastgen.dashboard.view import frame, pieces
-from fastgen.display import put, tell
+from fastgen.display import Display, put, tell
+from fastgen.ledger import Ledger
 from fastgen.metrics import MetricsHub, Sample, ServerSample, last_sample
 from fastgen.metrics.exposition import metrics_page
 from fastgen.metrics.readings import Reading
+from fastgen.progress import JsonReporter, LiveReporter, PlainReporter, ProgressMeter
 from fastgen.testing import FaultServer
 from fastgen.testing.answers import Writer
 from fastgen.testing.faults import Reply
@@ -124,6 +127,19 @@ def test_what_an_audit_finds_is_text(capsys: pytest.CaptureFixture[str]) -> None
     for text in shown:
         assert "Do this." in text
         assert not FORBIDDEN.search(text)
+
+
+@pytest.mark.parametrize("kind", [PlainReporter, JsonReporter, LiveReporter])
+def test_every_reporter_shows_text_only(kind: type[PlainReporter | JsonReporter | LiveReporter]) -> None:
+    stream = io.StringIO()
+    reporter = kind(Display(stream))
+    figures = ProgressMeter(Ledger(), 5, MetricsHub()).look(in_flight=1, waiting_retries=0)
+    reporter.say(f"The server says: {EVIL}")
+    reporter.show(replace(figures, limit="server", limit_reason=EVIL))
+    reporter.close()
+    shown = re.sub(r"\x1b\[[0-9;]*[mAJ]|\r", "", stream.getvalue())  # what the live line itself is drawn with
+    assert shown.count("owned") == 2
+    assert not FORBIDDEN.search(shown)
 
 
 def test_labels_of_metrics_are_text() -> None:

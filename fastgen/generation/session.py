@@ -18,7 +18,7 @@ from fastgen.generation.pipeline import Outcome, Place, generate
 from fastgen.memory import return_large_blocks
 from fastgen.metrics import MetricsHub
 from fastgen.options import Options
-from fastgen.progress import LoggedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.progress import GuardedReporter, LoggedReporter, Reporter, ReporterHandler, choose_reporter
 from fastgen.stopping import Stopper, until_stopped
 from fastgen.storage.store import RunFolder
 
@@ -53,7 +53,7 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        return uvloop.run(_generate(place, options, LoggedReporter(shown), hub))
+        return uvloop.run(_generate(place, options, GuardedReporter(LoggedReporter(shown)), hub))
     finally:
         shown.close()
         for handler in handlers:
