@@ -178,14 +178,14 @@ class QuietReporter:
 class PlainReporter(QuietReporter):
     """Plain lines for logs and pipes: every event, and the figures every ten seconds."""
 
-    def __init__(self, stream: TextIO | Display | None) -> None:
-        self._stream = stream if isinstance(stream, Display) else Display(stream)
+    def __init__(self, stream: TextIO | Display) -> None:
+        self._stream = stream
         self._shown_s = -math.inf
         self._pending: Shown | None = None
 
     def say(self, text: str) -> None:
         """Print the line."""
-        self._stream.line(text)
+        self._stream.write(fitting(printable(text, lines=True), self._stream.encoding) + "\n")
 
     def show(self, progress: Shown) -> None:
         """Print the figures, not more often than every ten seconds."""
@@ -203,14 +203,14 @@ class PlainReporter(QuietReporter):
     def close(self) -> None:
         """Print the last figures, if they are still to be seen."""
         self._print_pending()
-        self._stream.close()
+        _close(self._stream)
 
 
 class JsonReporter(QuietReporter):
     """One JSON object a line: ``{"event": "message" | "progress", "t": Unix time, ...}``."""
 
-    def __init__(self, stream: TextIO | Display | None) -> None:
-        self._stream = stream if isinstance(stream, Display) else Display(stream)
+    def __init__(self, stream: TextIO | Display) -> None:
+        self._stream = stream
 
     def _write(self, event: str, values: dict[str, object]) -> None:
         self._stream.write(as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n")
@@ -225,7 +225,7 @@ class JsonReporter(QuietReporter):
 
     def close(self) -> None:
         """Write what waits."""
-        self._stream.close()
+        _close(self._stream)
 
 
 class LiveReporter:
@@ -388,6 +388,12 @@ def _fitting_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     if log_json:
         return JsonReporter(display)
     return LiveReporter(display) if display.isatty() else PlainReporter(display)
+
+
+def _close(stream: TextIO | Display) -> None:
+    """End a display; another stream is its owner's to close."""
+    if isinstance(stream, Display):
+        stream.close()
 
 
 def duration(seconds: float) -> str:
