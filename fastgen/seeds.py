@@ -39,6 +39,7 @@ _MACHINE_ID: Final = re.compile(r"machine_\d+")
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 _KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 _MISSING: Final = object()
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +98,35 @@ def default_seed_path() -> Path:
 
 
 def load_seed_tasks(path: Path) -> tuple[SeedTask, ...]:
-    """Read every task of a JSON-lines file, in file order; blank lines and a byte order mark are skipped.
+    """The tasks of a JSON-lines file; see `parse_seed_tasks`.
+
+    :raises InputError: the file cannot be read, or as `parse_seed_tasks`.
+    """
+    return parse_seed_tasks(path, read_seed_file(path))
+
+
+def parse_seed_tasks(path: Path, content: bytes) -> tuple[SeedTask, ...]:
+    """Every task of JSON lines, in order; blank lines and a byte order mark are skipped. ``path`` is for messages.
 
     Each line is an object with ``id``, ``instruction``, ``instances`` (one or more ``{"input", "output"}``) and
     ``is_classification``; ``name`` may be left out (then it is the id), other keys are ignored.
 
-    :raises InputError: the file cannot be read, is not UTF-8, or holds no task; a line is not a JSON object; a field is
-        missing, blank or of another type; an id is used twice or has the form of a machine instruction's.
+    :raises InputError: the content is not UTF-8 or holds no task; a line is not a JSON object; a field is missing,
+        blank or of another type; an id is used twice or has the form of a machine instruction's.
     """
-    return tuple(task for _, task in _numbered_tasks(path))
+    return tuple(task for _, task in _numbered_tasks(path, content))
+
+
+def read_seed_file(path: Path) -> bytes:
+    """The bytes of a seed file, which may be a pipe: it is opened and read once.
+
+    :raises InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{_printable(str(path))}: cannot be read ({reason}); name a file of JSON lines") from None
 
 
 def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
@@ -124,7 +145,7 @@ def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
 
     :raises InputError: as `load_seed_tasks`.
     """
-    numbered = _numbered_tasks(path)
+    numbered = _numbered_tasks(path, read_seed_file(path))
     tasks = [task for _, task in numbered]
     blank = [not instance.input.strip() for task in tasks for instance in task.instances]
     words = [count_words(task.instruction, PRESETS[preset]) for task in tasks]
@@ -143,11 +164,11 @@ def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
     )
 
 
-def _numbered_tasks(path: Path) -> list[tuple[int, SeedTask]]:
+def _numbered_tasks(path: Path, content: bytes) -> list[tuple[int, SeedTask]]:
     """(line number from 1, task) of every line that is not blank."""
     numbered: list[tuple[int, SeedTask]] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(_read(path).split(b"\n"), start=1):
+    for number, line in enumerate(content.removeprefix(_BOM).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{_printable(str(path))}:{number}"
@@ -161,14 +182,6 @@ def _numbered_tasks(path: Path) -> list[tuple[int, SeedTask]]:
     if not numbered:
         raise InputError(f"{_printable(str(path))}: holds no seed task; write one JSON object on each line")
     return numbered
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{_printable(str(path))}: cannot be read ({reason}); name a file of JSON lines") from None
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

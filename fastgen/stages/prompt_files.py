@@ -60,6 +60,29 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A prompt file as it was read: its name in messages, and its bytes."""
+
+    name: str
+    content: bytes
+
+    def source(self) -> _Source:
+        """Its text, without a byte order mark and with Unix line ends.
+
+        :raises InputError: it is not UTF-8.
+        """
+        try:
+            return _Source(self.name, self.content.decode("utf-8-sig").replace("\r\n", "\n"))
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise InputError(f"{self.name}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+PromptFiles = dict[str, PromptFile]
+"""All of `FILES`, by file name."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Source:
     """A text file and how to blame a line of it."""
 
@@ -76,23 +99,43 @@ def split_places(text: str) -> tuple[str, ...]:
     return tuple(_PLACE.split(text))
 
 
-def check_directory(directory: Path) -> None:
-    """Check that a folder given with ``--prompts`` is one.
+def read_prompt_files(directory: Path | None) -> PromptFiles:
+    """Read each prompt file once: the folder's, or the shipped one where the folder has none of that name.
 
-    :raises InputError: it holds none of the files, so it is probably not the one that was meant.
+    :raises InputError: the folder holds none of the files, or one of them cannot be read.
     """
-    if not any(_is_file(directory / name) for name in FILES):
+    own = {} if directory is None else _files_of(directory)
+    if directory is not None and not own:
         raise InputError(f"--prompts {directory}: holds none of {', '.join(FILES)}; name a folder with at least one")
+    return {name: _own(own[name]) if name in own else _shipped(name) for name in FILES}
 
 
-def read_templates(api: Api, directory: Path | None) -> dict[str, dict[str, str]]:
+def _files_of(directory: Path) -> dict[str, Path]:
+    try:
+        return {name: directory / name for name in FILES if (directory / name).is_file()}
+    except OSError as error:
+        raise InputError(f"--prompts {directory}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _own(path: Path) -> PromptFile:
+    try:
+        return PromptFile(str(path), path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+
+
+def _shipped(name: str) -> PromptFile:
+    return PromptFile(name, files("fastgen").joinpath("prompts", name).read_bytes())
+
+
+def read_templates(api: Api, read: PromptFiles) -> dict[str, dict[str, str]]:
     """Return the checked tables of the template file: section → key → template.
 
     Keys are ``prompt`` (completions) or ``system`` and ``user`` (chat), and what renders a demonstration.
 
-    :raises InputError: the file cannot be read, is not TOML, or has a wrong section, key or place.
+    :raises InputError: the file is not UTF-8 or not TOML, or has a wrong section, key or place.
     """
-    source = _read(_TEMPLATE_FILE[api], directory)
+    source = read[_TEMPLATE_FILE[api]].source()
     try:
         tables = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
@@ -149,12 +192,12 @@ def _line_of(text: str, section: str, key: str | None = None) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def read_demonstrations(name: str, directory: Path | None) -> tuple[Demonstration, ...]:
+def read_demonstrations(name: str, read: PromptFiles) -> tuple[Demonstration, ...]:
     """Return the demonstrations of ``NAME.jsonl``, at least one.
 
-    :raises InputError: the file cannot be read, a line is not JSON, or a field is missing or of the wrong kind.
+    :raises InputError: the file is not UTF-8, a line is not JSON, or a field is missing or of the wrong kind.
     """
-    source = _read(f"{name}.jsonl", directory)
+    source = read[f"{name}.jsonl"].source()
     lines = [(number, line) for number, line in enumerate(source.text.split("\n"), 1) if line.strip()]
     if not lines:
         raise source.error(1, "no demonstrations; add at least one or remove the file to use the shipped ones")
@@ -190,24 +233,3 @@ def _examples(name: str, source: _Source, number: int, examples: object) -> tupl
         if not example[required].strip():
             raise source.error(number, f"examples[{i}].{required}: is empty; write what the model should answer")
     return tuple({field: example[field].strip() for field in (required, other)} for example in examples)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether the folder has the file. :raises InputError: the folder cannot be looked into."""
-    try:
-        return path.is_file()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the folder and its permissions") from None
-
-
-def _read(name: str, directory: Path | None) -> _Source:
-    override = directory / name if directory is not None else None
-    if override is None or not _is_file(override):
-        return _Source(name, files("fastgen").joinpath("prompts", name).read_text(encoding="utf-8"))
-    try:
-        return _Source(str(override), override.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{override}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{override}: cannot be read ({error.strerror}); check the file and its permissions") from None

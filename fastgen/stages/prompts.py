@@ -19,8 +19,9 @@ from fastgen.stages.prompt_files import (
     WITH_DEMONSTRATIONS,
     Api,
     Demonstration,
-    check_directory,
+    PromptFiles,
     read_demonstrations,
+    read_prompt_files,
     read_templates,
     split_places,
 )
@@ -67,10 +68,16 @@ def load_prompts(api: Api, directory: Path | None = None) -> PromptSet:
 
     :raises InputError: a file that cannot be read or used, as one line ``FILE:LINE: field: defect and remedy``.
     """
-    if directory is not None:
-        check_directory(directory)
-    tables = read_templates(api, directory)
-    demos = {name: read_demonstrations(name, directory) for name in WITH_DEMONSTRATIONS}
+    return parse_prompts(api, read_prompt_files(directory))
+
+
+def parse_prompts(api: Api, read: PromptFiles) -> PromptSet:
+    """Return the prompt set of files that were read.
+
+    :raises InputError: a file that cannot be used, as one line ``FILE:LINE: field: defect and remedy``.
+    """
+    tables = read_templates(api, read)
+    demos = {name: read_demonstrations(name, read) for name in WITH_DEMONSTRATIONS}
     templates = {name: _template(tables[name], demos.get(name, ())) for name in SECTIONS}
     content = json.dumps([api, {name: asdict(template) for name, template in templates.items()}], sort_keys=True)
     return PromptSet(api, **templates, fingerprint=hashlib.sha256(content.encode()).hexdigest())
