@@ -124,7 +124,7 @@ def _exports(folder: Path, count: int) -> dict[str, Cost]:
         write_run(run, count)
         print(f"{count:,} instructions written in {time.perf_counter() - begun_s:.0f} s", file=sys.stderr)
     costs: dict[str, Cost] = {
-        form: measure(run, folder / "out", "--format", form) for form in FORMATS if form != "rejected"
+        form: measure(run, folder / f"out.{form}", "--format", form) for form in FORMATS if form != "rejected"
     }
     sample = ("--max-instructions", str(count * 9 // 10))
     costs["parquet, all flags"] = measure(run, folder / "all", "--format", "parquet", *_ALL_FLAGS, *sample)

@@ -5,9 +5,11 @@ Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -56,9 +58,38 @@ embedded_app.command(embedded.remove)
 app.config = (option_sources.fill,)
 
 
+class _StdoutError(OSError):
+    """Standard output cannot be written; no other file is meant."""
+
+
+class _Stdout(io.FileIO):
+    """Standard output, whose failures can be told from those of other files."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer, which the type checkers of 3.11 cannot name
+        """Write some of the bytes.
+
+        :raises BrokenPipeError: the reader went away. :raises _StdoutError: anything else.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _StdoutError(error.errno, error.strerror) from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     _open_standard_streams()
+    if isinstance(given := sys.stdout, io.TextIOWrapper):
+        raw = _Stdout(given.fileno(), "wb", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=given.encoding,
+            errors=given.errors,
+            line_buffering=given.line_buffering,
+            write_through=given.write_through,
+        )
     sys.exit(run(argv))
 
 
@@ -70,20 +101,43 @@ def _open_standard_streams() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command line."""
+    """The exit code of one command line; what it printed has left the process by then."""
+    problem: OSError | None = None
     try:
-        code = _run(argv)
+        code = _carry_out(argv)
+    except (_StdoutError, BrokenPipeError) as error:
+        code, problem = 0, error
+    problem = _flush() or problem
+    if problem is None or code:
+        return code
+    if isinstance(problem, BrokenPipeError):  # a reader that went away needs no message
+        return 1
+    reason = problem.strerror
+    return _fail(
+        f"standard output cannot be written ({reason}); make room, or send it to another place", DiskError.exit_code
+    )
+
+
+def _flush() -> OSError | None:
+    """Write out what is still buffered for standard output; where that fails, drop it and say why."""
+    if sys.stdout is None or sys.stdout.closed:
+        return None
+    try:
+        sys.stdout.flush()
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output went away
-            _discard_output()
-            return 1
-        if (why := _output_error(probe=True)) is None:
-            raise
-        return _no_output(why)
-    return code if (why := _output_error()) is None else _no_output(why)
+        _drop_output()
+        return error
+    return None
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _drop_output() -> None:
+    """Let nothing that is printed from now on, or is still buffered, reach a standard output that has failed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _carry_out(argv: Sequence[str] | None) -> int:
     try:
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
@@ -93,32 +147,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
-
-
-def _no_output(why: OSError) -> int:
-    """The exit code of a command whose output cannot be written; a reader that went away needs no message."""
-    if isinstance(why, BrokenPipeError):
-        return 1
-    return _fail(f"standard output cannot be written ({why.strerror})", DiskError.exit_code)
-
-
-def _output_error(*, probe: bool = False) -> OSError | None:
-    """Why what was printed so far cannot be written, if so. It is discarded then, as Python would try again.
-
-    ``probe`` tries a line end, since text that failed once is gone.
-    """
-    try:
-        if sys.stdout is not None:
-            sys.stdout.write("\n" if probe else "")
-            sys.stdout.flush()
-    except OSError as error:
-        _discard_output()
-        return error
-    return None
-
-
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> int:

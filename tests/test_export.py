@@ -224,10 +224,12 @@ def test_a_least_score_leaves_out_what_is_below_it_and_what_was_not_judged(run: 
     found = pq.read_table(output).to_pylist()
     assert {row["judge_score"] for row in found[:4]} == {None}
     assert {(row["judge_score"], row["instance"]) for row in found[4:]} == {(3.5, 1)}
-    few = export(run, "instances", output, ChoiceOptions(min_judge_score=3, max_instructions=25), scores=Scores())
+    few = export(
+        run, "instances", tmp_path / "few", ChoiceOptions(min_judge_score=3, max_instructions=25), scores=Scores()
+    )
     assert few.total == 25
     with pytest.raises(InputError, match="--min-judge-score 9: leaves no instance; lower it"):
-        export(run, "messages", output, ChoiceOptions(min_judge_score=9), scores=Scores())
+        export(run, "messages", tmp_path / "none", ChoiceOptions(min_judge_score=9), scores=Scores())
 
 
 def test_a_least_score_without_judgements_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def call(*arguments: str | Path) -> int:
 
 def export(run: Path, *flags: str) -> list[dict[str, Any]]:
     output = run.with_name(f"{run.name}.jsonl")
-    assert call("export", "--run-dir", run, "--output", output, *flags) == 0
+    assert call("export", "--run-dir", run, "--output", output, "--overwrite", *flags) == 0
     return [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
 

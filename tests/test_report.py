@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_sample(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", numbered(60))
     pages = []
     for seed in (1, 1, 2):
-        report(run, tmp_path / "r.html", ReportOptions(sample=5, seed=seed))
+        report(run, tmp_path / "r.html", ReportOptions(sample=5, seed=seed, overwrite=True))
         page = (tmp_path / "r.html").read_text("utf-8")
         pages.append(page.partition('id="data">')[2].partition("</script>")[0])
     assert pages[0] == pages[1] != pages[2]

@@ -89,7 +89,10 @@ def _compare(
 ) -> int:
     from fastgen.evaluation.comparison import compare, write_comparison
     from fastgen.evaluation.results import read_results
+    from fastgen.outputs import check_output
 
+    if output is not None:
+        check_output("--output", output)
     a, b = map(read_results, folders)
     if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
         return _compare_user_oriented(a, b, output, _grader(judge, speed, server_timeout), reporter)

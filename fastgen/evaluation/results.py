@@ -18,6 +18,7 @@ from fastgen.errors import DiskError, InputError
 from fastgen.evaluation.rows import Row, read_rows, text_of
 from fastgen.evaluation.scoring import Interval, Score, interval, score
 from fastgen.evaluation.tasks import Case
+from fastgen.outputs import json_line
 from fastgen.untrusted import printable
 
 PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
@@ -124,7 +125,7 @@ def write_results(folder: Path, results: Results, more: Mapping[str, Any], notes
     :raises DiskError: the folder cannot be written.
     """
     table = render(results, notes)
-    write_file(folder / PREDICTIONS, b"".join(orjson.dumps(_row(p)) + b"\n" for p in results.predictions))
+    write_file(folder / PREDICTIONS, b"".join(json_line(_row(p)) for p in results.predictions))
     figures = {**results.about, **_figures(results.predictions), **more}
     write_file(folder / SCORES, orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     write_file(folder / TABLE, (table + "\n").encode())

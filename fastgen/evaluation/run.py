@@ -17,13 +17,14 @@ from fastgen.evaluation import scoring
 from fastgen.evaluation.leakage import Leakage, leakage
 from fastgen.evaluation.options import AskOptions, BenchmarkOptions
 from fastgen.evaluation.prompting import PROMPT_FORM, Shortener, build_prompt, clean_up, sampling
-from fastgen.evaluation.results import Prediction, Results, predict, write_results
+from fastgen.evaluation.results import PREDICTIONS, SCORES, TABLE, Prediction, Results, predict, write_results
 from fastgen.evaluation.rows import read_rows, text_of
 from fastgen.evaluation.session import Ask, ask_all, replies_by_number
 from fastgen.evaluation.superni import load_superni
 from fastgen.evaluation.tasks import Case, EvaluationTask, cases, fingerprint
 from fastgen.evaluation.user_oriented import load_user_oriented
 from fastgen.health import Kind, Step, unread_kind
+from fastgen.outputs import check_output
 from fastgen.progress import Reporter
 
 
@@ -68,6 +69,7 @@ def evaluate_model(
     :raises InputError: bad data or options, or a folder with answers of another model or to other questions.
     :raises StoppedError: the server is gone; the same call goes on.
     """
+    _check_output(place.output, benchmark.data, training_data)
     scoring.require_scorer()
     tasks = load_benchmark(benchmark)
     asked = list(cases(tasks))
@@ -101,6 +103,7 @@ def evaluate_predictions(
 
     :raises InputError: unusable data or predictions.
     """
+    _check_output(output, benchmark.data, training_data, predictions)
     scoring.require_scorer()
     tasks = load_benchmark(benchmark)
     overlap = leakage(training_data, tasks) if training_data is not None else None
@@ -111,6 +114,13 @@ def evaluate_predictions(
     scored = [_given(case, given.get(case.instance.id)) for case in asked]
     about = {"model": f"predictions of {predictions}", "benchmark": benchmark.benchmark, "data": fingerprint(tasks)}
     return _write(output, about, scored, overlap)
+
+
+def _check_output(output: Path, *inputs: Path | None) -> None:
+    """:raises InputError: a result would be written over an input, or into the folder of a run."""
+    files = [path for path in inputs if path is not None and path.is_file()]
+    for name in (PREDICTIONS, SCORES, TABLE):
+        check_output("--output", output / name, files)
 
 
 def _settings(benchmark: BenchmarkOptions, tasks: Sequence[EvaluationTask], ask: AskOptions) -> dict[str, Any]:

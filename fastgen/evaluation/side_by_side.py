@@ -17,6 +17,7 @@ import orjson
 
 from fastgen.evaluation.comparison import pair
 from fastgen.evaluation.results import Prediction, Results, write_file
+from fastgen.outputs import json_line
 
 SHEET, TABLE, KEY = "side_by_side.jsonl", "side_by_side.csv", "key.json"
 _COLUMNS = ("number", "instruction", "input", "response_1", "response_2", "rating_1", "rating_2")
@@ -33,7 +34,7 @@ def write_side_by_side(a: Results, b: Results, folder: Path, *, seed: int = 0) -
     draw.shuffle(pairs)
     swapped = [draw.random() < 0.5 for _ in pairs]  # noqa: PLR2004 - a coin
     rows = [_row(number, *one, swap=swap) for number, (one, swap) in enumerate(zip(pairs, swapped, strict=True), 1)]
-    write_file(folder / SHEET, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    write_file(folder / SHEET, b"".join(map(json_line, rows)))
     write_file(folder / TABLE, _csv(rows).encode("utf-8-sig"))  # the mark tells spreadsheets that it is UTF-8
     key = {
         "a": a.model,

@@ -19,9 +19,9 @@ from fastgen.exporting.entries import Entry, InstanceScores, entries
 from fastgen.exporting.figures import Figures
 from fastgen.exporting.hub import Hub, connect
 from fastgen.exporting.options import CardOptions, ChoiceOptions, Format
-from fastgen.exporting.places import folder, one_file
 from fastgen.exporting.rows import Row, rejected_row, rows_of
 from fastgen.exporting.writers import ENDINGS, RowWriter, open_writer
+from fastgen.outputs import check_folder, check_output, folder, one_file
 from fastgen.runs import OpenRun, open_run, unfinished
 from fastgen.settled import rejected_instructions
 from fastgen.storage.log.format import TornTail
@@ -92,14 +92,20 @@ def export(
 ) -> Exported:
     """Write the run to the file ``output`` (``-`` is standard output), or into it as a folder for splits and a card.
 
-    A file is replaced only when the new one is whole. Rows are in the order of settling, so a later export of the same
-    run begins with the same rows; only ``prompt-completion`` is shuffled. ``scores`` are a judge's, if there are any.
+    A file that is there is replaced only where ``choice`` says so, and only when the new one is whole. Rows are in the
+    order of settling, so a later export of the same run begins with the same rows; only ``prompt-completion`` is
+    shuffled. ``scores`` are a judge's, if there are any.
 
     :raises InputError: no run there, a damaged one, no such place, nothing to write, or options that do not fit.
     :raises DiskError: the output cannot be written.
     """
     choice.check_format(form)
     card.check_format(form)
+    to_file = choice.split is None and not card.wanted
+    if to_file:
+        check_output("--output", output, [run_dir], overwrite=choice.overwrite)
+    else:
+        check_folder(output, _names(form, choice, card), [run_dir], overwrite=choice.overwrite)
     run = open_run(run_dir)
     if choice.min_judge_score is not None and scores is None:
         raise InputError(
@@ -107,7 +113,6 @@ def export(
         )
     hub = None if card.push_to_hub is None else connect(card.push_to_hub)
     job = _Job(run, form, choice, scores)
-    to_file = choice.split is None and not card.wanted
     rows = _to_file(job, output) if to_file else _to_folder(job, output, card)
     url = None if hub is None else _upload(hub, job, output, card)
     return Exported(rows, run.folder.ledger().complete, run.folder.header().options.get("num_instructions"), url)
@@ -116,7 +121,10 @@ def export(
 def _to_file(job: _Job, output: Path) -> dict[str, int]:
     if job.form == "parquet" and str(output) == "-":
         raise InputError("--output -: Parquet is not written in one go; name a file")
-    with one_file(output) as (sink, scratch), _writer(job, sink, scratch / "rows") as writer:
+    with (
+        one_file(output, overwrite=job.choice.overwrite) as (sink, scratch),
+        _writer(job, sink, scratch / "rows") as writer,
+    ):
         for _, row in job.split_rows():
             writer.write(row)
         rows = {"train": writer.finish()}
@@ -126,9 +134,8 @@ def _to_file(job: _Job, output: Path) -> dict[str, int]:
 
 
 def _to_folder(job: _Job, output: Path, card: CardOptions) -> dict[str, int]:
-    files = _file_names(job)
-    names = [*files.values(), *([CARD] if card.wanted else [])]
-    with folder(output, names, overwrite=job.choice.overwrite) as scratch:
+    files = _file_names(job.form, job.choice)
+    with folder(output, _names(job.form, job.choice, card), overwrite=job.choice.overwrite) as scratch:
         rows = _write_files(job, files, scratch)
         _check_not_empty(job, rows)
         if card.wanted:
@@ -153,8 +160,13 @@ def _writer(job: _Job, sink: IO[bytes], scratch: Path) -> AbstractContextManager
     return closing(open_writer(job.form, sink, scratch, job.choice.seed))
 
 
-def _file_names(job: _Job) -> dict[str, str]:
-    return {split: split + ENDINGS.get(job.form, ".jsonl") for split in job.choice.splits().names}
+def _file_names(form: Format, choice: ChoiceOptions) -> dict[str, str]:
+    return {split: split + ENDINGS.get(form, ".jsonl") for split in choice.splits().names}
+
+
+def _names(form: Format, choice: ChoiceOptions, card: CardOptions) -> list[str]:
+    """What is written into a folder; the card last."""
+    return [*_file_names(form, choice).values(), *([CARD] if card.wanted else [])]
 
 
 def _check_not_empty(job: _Job, rows: Mapping[str, int]) -> None:
@@ -170,4 +182,4 @@ def _check_not_empty(job: _Job, rows: Mapping[str, int]) -> None:
 
 
 def _upload(hub: Hub, job: _Job, output: Path, card: CardOptions) -> str:
-    return hub.upload(output, [*_file_names(job).values(), CARD], private=card.private)
+    return hub.upload(output, _names(job.form, job.choice, card), private=card.private)

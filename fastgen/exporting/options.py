@@ -41,7 +41,7 @@ class ChoiceOptions:
     seed: int = 0
     """Keys every draw: --max-instructions, --split, and prompt-completion's templates and order."""
     overwrite: Annotated[bool, Parameter(negative=())] = False
-    """Replace files that are in the folder --output already."""
+    """Replace what is there: the file --output, or files of the same names in the folder --output."""
 
     def __post_init__(self) -> None:
         if self.max_instructions is not None and self.max_instructions < 1:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Final, Protocol
 
-import orjson
-
 from fastgen.exporting.options import Format
 from fastgen.exporting.rows import Row
 from fastgen.exporting.shuffle import Shuffle
+from fastgen.outputs import json_line
 
 ENDINGS: Final[dict[Format, str]] = {"alpaca": ".json", "parquet": ".parquet"}
 """File name endings; the other formats are JSON lines, ``.jsonl``."""
@@ -62,7 +61,7 @@ class JsonLines:
 
     def write(self, row: Row) -> None:
         """Append the line."""
-        self._sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self._sink.write(json_line(row))
         self._rows += 1
 
     def finish(self) -> int:
@@ -82,7 +81,7 @@ class JsonArray:
 
     def write(self, row: Row) -> None:
         """Append the object."""
-        self._sink.write((b",\n" if self._rows else b"[\n") + orjson.dumps(row))
+        self._sink.write((b",\n" if self._rows else b"[\n") + json_line(row)[:-1])
         self._rows += 1
 
     def finish(self) -> int:
@@ -104,7 +103,7 @@ class ShuffledJsonLines:
 
     def write(self, row: Row) -> None:
         """Keep the row for the shuffle."""
-        self._shuffle.add(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self._shuffle.add(json_line(row))
 
     def finish(self) -> int:
         """Write all rows."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastgen.decontamination import load_forbidden
+from fastgen.errors import InputError
 from fastgen.options import Options
 from fastgen.records import SeedTask
 from fastgen.seeds import default_seed_path, parse_seed_tasks, read_seed_file

@@ -18,7 +18,9 @@ from fastgen.generation.pipeline import Outcome, Place, generate
 from fastgen.memory import return_large_blocks
 from fastgen.metrics import MetricsHub
 from fastgen.options import Options
+from fastgen.outputs import check_output
 from fastgen.progress import GuardedReporter, LoggedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.stages.prompt_files import FILES
 from fastgen.stopping import Stopper, until_stopped
 from fastgen.storage.store import RunFolder
 
@@ -48,6 +50,7 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
     handlers: list[logging.Handler] = [ReporterHandler(shown)]
     if options.job.log_file is not None:
+        check_output("--log-file", options.job.log_file, _inputs(place, options))
         handlers.append(LogFile(options.job.log_file, options.job.log_level))
     logging.basicConfig(level=logging.DEBUG, handlers=handlers, force=True)
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
@@ -58,6 +61,13 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
         shown.close()
         for handler in handlers:
             handler.close()
+
+
+def _inputs(place: Place, options: Options) -> list[Path]:
+    """What the run reads and writes."""
+    method = options.method
+    prompts = [] if method.prompts is None else [method.prompts / name for name in FILES]
+    return [place.run_dir, *(path for path in (method.seed_tasks, *method.decontaminate) if path is not None), *prompts]
 
 
 def _dry_run(place: Place, options: Options) -> int:

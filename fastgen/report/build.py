@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fastgen import __version__
-from fastgen.exporting.places import one_file
 from fastgen.judging.places import judge_names
 from fastgen.judging.readings import instance_scores
 from fastgen.judging.summary import summarise
 from fastgen.metrics import read_metrics
+from fastgen.outputs import check_output, one_file
 from fastgen.report import diversity, measured, sections
 from fastgen.report.browse import browse_section, nothing_yet
 from fastgen.report.charts import Table, table_of
@@ -67,11 +67,15 @@ class Reported:
 
 
 def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()) -> Reported:  # noqa: B008 - frozen
-    """Write the page for the run to the file ``output`` (``-``: standard output); it is replaced only when it is whole.
+    """Write the page for the run to the file ``output`` (``-``: standard output).
+
+    A file that is there is replaced only with ``--overwrite``, and only when the new one is whole.
 
     :raises InputError: no run there, a damaged one, a model or evaluation data that cannot be read, no such place.
     :raises DiskError: the output cannot be written.
     """
+    evaluation = [path for path in (options.evaluation_data,) if path is not None and path.is_file()]
+    check_output("--output", output, [run_dir, *evaluation], overwrite=options.overwrite)
     run = open_run(run_dir)
     parser = find_parser(options.spacy_model)
     figures = gather(run, options.sizes, options.seed)
@@ -87,7 +91,7 @@ def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()
         _making(run),
     ]
     document = Document(f"Report of {run_dir.resolve().name}", _subtitle(run), _menu_of(parts), joined(parts))
-    with one_file(output) as (sink, _):
+    with one_file(output, overwrite=options.overwrite) as (sink, _):
         sink.write(render(document).encode())
     return Reported(figures.complete, target, None if verbs is None else verbs.parsed)
 

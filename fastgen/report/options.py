@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -31,6 +32,8 @@ class ReportOptions:
     """Installed spaCy model (or its folder) that parses; else en_core_web_sm or what the extra 'report' brings."""
     evaluation_data: Path | None = None
     """SuperNI folder, or file of user-oriented tasks, to state the overlap with."""
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    """Replace the file --output if it is there."""
 
     def __post_init__(self) -> None:
         """:raises InputError: a size is out of range."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastgen import __version__
 from fastgen.errors import InputError
+from fastgen.outputs import check_output
 from fastgen.progress import Reporter
 from fastgen.tables.table import as_disk_error
 from fastgen.tuning.base import BaseModel
@@ -65,6 +66,7 @@ def tune(
     """
     data.check()
     machine.check(training)
+    check_output("--output", output, [path for path in (data.run_dir, data.data, base.folder) if path is not None])
     meaning = _meaning(base, data, training)
     place = TuningFolder(output)
     with place.locked():
