@@ -10,6 +10,7 @@ JSON keys of a line (the store adds ``crc``)::
     req, choice, stage, t          request number, choice index, stage, Unix time (s)
     subject                        machine instruction number that the request works on (downstream stages)
     demos                          pool indexes of the demonstrations (instruction stage)
+    shown                          how many demonstrations the prompt had, where a rebuilt run does not have them all
     text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
     first                          machine instruction number of the first kept one; the others follow it
     kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
@@ -77,7 +78,10 @@ Outcome = InstructionOutcome | ClassificationOutcome | InstanceOutcome | Failure
 
 
 class Commit(NamedTuple):
-    """One judged choice of one completion (or one failed request): one log line."""
+    """One judged choice of one completion (or one failed request): one log line.
+
+    ``shown`` is how many demonstrations the prompt had, where ``demonstrations`` does not list all of them.
+    """
 
     request: int
     choice: int
@@ -87,6 +91,7 @@ class Commit(NamedTuple):
     completion: Completion
     outcome: Outcome
     time_s: float
+    shown: int | None = None
 
 
 def encode(commit: Commit) -> dict[str, Any]:
@@ -101,6 +106,8 @@ def encode(commit: Commit) -> dict[str, Any]:
         line["subject"] = commit.subject
     if commit.demonstrations:
         line["demos"] = commit.demonstrations
+    if commit.shown is not None:
+        line["shown"] = commit.shown
     completion = commit.completion
     line["text"] = completion.text
     line["finish"] = completion.finish_reason
@@ -152,6 +159,7 @@ def decode(line: dict[str, Any]) -> Commit:
         Completion(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
         _decode_outcome(line),
         line["t"],
+        line.get("shown"),
     )
 
 

@@ -79,7 +79,8 @@ class Request:
     ``prompt`` is text for ``/v1/completions``, several texts for it (one per subject, in one body), or messages for
     ``/v1/chat/completions``. ``number`` is unique in a run and keys every random draw of the request. ``subjects`` are
     the machine instruction numbers that a downstream stage works on. ``demonstrations`` are pool indexes, in prompt
-    order. Every prompt is completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in OpenAI's API.
+    order; ``shown`` is how many the prompt has, where ``demonstrations`` no longer lists all of them. Every prompt is
+    completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in OpenAI's API.
     """
 
     number: int
@@ -89,6 +90,12 @@ class Request:
     subjects: tuple[int, ...] = ()
     demonstrations: tuple[int, ...] = ()
     n: int = 1
+    shown: int | None = None
+
+    @property
+    def first_number(self) -> int:
+        """The number in the prompt's list of the first item that the model writes."""
+        return (len(self.demonstrations) if self.shown is None else self.shown) + 1
 
     @property
     def prompts(self) -> int:

@@ -4,11 +4,13 @@ The completions are judged again in the order in which they were committed, by t
 a new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new
 rules find the same text at the same place; instructions that only the new rules keep have nothing yet, and
 ``fastgen generate --run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
+
+The new folder becomes a run in one step, when everything is written. What a killed refilter leaves is no run: other
+commands refuse it, and the same refilter begins it again.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,15 +20,18 @@ from typing import Any
 from fastgen import __version__
 from fastgen.commits import Commit, InstructionOutcome
 from fastgen.decontamination import filter_of_forbidden
-from fastgen.errors import InputError
+from fastgen.errors import InputError, RunFolderError
 from fastgen.health import RunHealth, steps_of_run
 from fastgen.ledger import Ledger
 from fastgen.method.method import Method
 from fastgen.method.novelty import NoveltyFilter
 from fastgen.method.plan import Plan
 from fastgen.options import RefilterOptions
+from fastgen.outputs import check_output
 from fastgen.records import Answer, Failure, Request, Sampling
 from fastgen.runs import OpenRun, open_run
+from fastgen.seeds import read_seed_file
+from fastgen.stages.prompt_files import read_prompt_files
 from fastgen.stages.prompts import load_prompts
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder, Store
@@ -64,29 +69,44 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
     """Write the rebuilt run to the new folder ``output`` and return its counts; ``say`` gets warnings.
 
     :raises InputError: no run at ``run_dir``, a damaged one, ``output`` already holds something, or nothing is left
-        under these rules; then ``output`` is removed again.
-    :raises DiskError: ``output`` cannot be written; remove it and start again.
+        under these rules; then ``output`` is no run.
+    :raises DiskError: ``output`` cannot be written; the same call begins it again.
     """
+    check_output("--output", output, [run_dir])
     run = open_run(run_dir)
-    folder = RunFolder(output)
-    if folder.exists():
-        raise InputError(f"--output {output}: holds a run already; name a new folder")
+    folder = RunFolder(output, unfinished=True)
+    _check_is_free(folder)
     store = Store(folder)
     try:
-        prompts = {path.name: path.read_bytes() for path in run.folder.prompts_path.iterdir()}
-        folder.keep(run.folder.seeds_path.read_bytes(), prompts, run.folder.forbidden())
+        _check_is_free(folder)  # another refilter may have finished before this one had the lock
+        folder.clear_unfinished()
         header = run.folder.header()
         changes = options.values()
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
         store.begin(header.meaning | decided, header.options | changes, __version__)
+        prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
+        folder.keep(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
         list(store.replay())
         _write(store, _judged_again(run, options), _health(run, say))
+        empty = _nothing_left(store.ledger, run.folder.ledger())
+        store.close()
+        if empty is not None:
+            folder.clear_unfinished()
+            raise InputError(f"--output {output}: {empty}; nothing was written")
+        folder.finish()
+        return store.ledger
     finally:
         store.close()
-    if (empty := _nothing_left(store.ledger, run.folder.ledger())) is not None:
-        shutil.rmtree(output, ignore_errors=True)
-        raise InputError(f"--output {output}: {empty}; nothing was written")
-    return store.ledger
+
+
+def _check_is_free(folder: RunFolder) -> None:
+    """:raises InputError: the folder holds a run, or anything but what an unfinished refilter left."""
+    if (folder.path / "run.json").exists():
+        raise InputError(f"--output {folder.path}: holds a run already; name a new folder")
+    try:
+        folder.exists()
+    except RunFolderError as error:
+        raise InputError(str(error).replace("--run-dir", "--output", 1)) from None
 
 
 def _health(run: OpenRun, say: Callable[[str], None]) -> RunHealth:
@@ -148,7 +168,17 @@ def _request(old: Commit, numbers: _Numbers) -> Request | None:
     if old.subject is not None and subject is None:
         return None
     subjects = () if subject is None else (subject,)
-    return Request(old.request, old.stage, "", _UNUSED_SAMPLING, subjects, numbers.pool_indexes(old.demonstrations))
+    demonstrations = numbers.pool_indexes(old.demonstrations)
+    shown = len(old.demonstrations) if old.shown is None else old.shown
+    return Request(
+        old.request,
+        old.stage,
+        "",
+        _UNUSED_SAMPLING,
+        subjects,
+        demonstrations,
+        shown=None if shown == len(demonstrations) else shown,
+    )
 
 
 def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: ANN401 - Callable[[], float]

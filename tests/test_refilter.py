@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,15 +23,18 @@ from fastgen.stopping import Stopper
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder
 from fastgen.testing import FaultServer, Writer
+from tests.command_help import file_size_limit
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with many similar instructions."""
-    folder = tmp_path_factory.mktemp("refilter") / "run"
+    return make(tmp_path_factory.mktemp("refilter") / "run", Writer(1, 0.4).answer)
 
+
+def make(folder: Path, write: Callable[[str, int], str]) -> Path:
     async def main() -> None:
-        async with FaultServer(write=Writer(1, 0.4).answer) as server:
+        async with FaultServer(write=write) as server:
             options = Options(job=JobOptions(num_instructions=40), server=ServerOptions(base_url=(server.base_url,)))
             await generate(Place(folder, folder), options, QuietReporter(), Stopper(QuietReporter()))
 
@@ -115,3 +122,91 @@ def test_a_folder_with_a_run_is_not_overwritten(run: Path, capsys: pytest.Captur
     assert cli.run(["refilter", "--run-dir", str(run), "--output", str(run)]) == 2
     assert "--output" in capsys.readouterr().err
     assert commits(run) == before
+
+
+def items(folder: Path) -> dict[int, int]:
+    """How many items each instruction completion gave, kept or rejected."""
+    log = [(c.request, c.outcome) for c in commits(folder)]
+    return {n: len(o.kept) + len(o.rejected) for n, o in log if isinstance(o, InstructionOutcome)}
+
+
+def test_a_completion_loses_no_item_when_demonstrations_of_its_prompt_do_not_survive(tmp_path: Path) -> None:
+    """A model whose first item has no blank before it, so that only the next number tells that it is an item."""
+    run, strict, again = tmp_path / "run", tmp_path / "strict", tmp_path / "again"
+    make(run, lambda prompt, seed: Writer(1, 0.4).answer(prompt, seed).lstrip(" "))
+    flags = ("--threshold", "0.2", "--index", "exhaustive")
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(strict), *flags]) == 0
+    before = {c.request: len(c.demonstrations) for c in commits(run)}
+    assert any(len(c.demonstrations) < before[c.request] for c in commits(strict)), "some did not survive"
+    assert items(strict) == items(run)
+    assert cli.run(["refilter", "--run-dir", str(strict), "--output", str(again), *flags]) == 0
+    assert commits(again) == commits(strict)
+
+
+NO_SERVER = ("--base-url", "http://127.0.0.1:9/v1", "--server-timeout", "1")
+ENDS_IT = """
+import os, signal, sys
+from fastgen.cli import run
+from fastgen.storage.store import Store
+
+append = Store.append
+
+def die_after(store, commits):
+    append(store, commits)
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+Store.append = die_after
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_refilter_that_was_ended_is_no_run_and_the_same_command_begins_it_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: signal.Signals
+) -> None:
+    output = tmp_path / "new"
+    command = ["refilter", "--run-dir", str(run), "--output", str(output)]
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_IT, str(int(how)), *command], capture_output=True, text=True, check=False
+    )
+    if how == signal.SIGINT:
+        assert ended.returncode == 130
+        assert "the same command begins it again" in ended.stderr
+    else:
+        assert ended.returncode == -how
+    assert any((output / "log").iterdir())
+    for other in (["generate", *NO_SERVER], ["status"], ["export", "--output", "-"]):
+        assert cli.run([*other, "--run-dir", str(output)]) == 2
+        assert "refilter that did not finish" in capsys.readouterr().err
+    assert cli.run(command) == 0
+    assert commits(output) == commits(run)
+    assert {path.name for path in output.iterdir()} >= {"run.json", "log"}
+    assert not list(output.glob("unfinished*"))
+    assert cli.run(command) == 2
+    assert "is in the folder of a run" in capsys.readouterr().err
+
+
+def test_a_refilter_on_a_full_disk_says_what_is_true_and_leaves_no_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new"
+    command = ["refilter", "--run-dir", str(run), "--output", str(output)]
+    with file_size_limit(20_000):
+        assert cli.run(command) == 3
+    assert "the same command" in capsys.readouterr().err
+    assert cli.run(["generate", "--run-dir", str(output), *NO_SERVER]) == 2
+    capsys.readouterr()
+    assert cli.run(command) == 0
+    assert commits(output) == commits(run)
+
+
+def test_a_folder_among_the_prompts_does_no_harm_and_another_folder_is_not_touched(run: Path, tmp_path: Path) -> None:
+    copied, mine = shutil.copytree(run, tmp_path / "copied"), tmp_path / "mine"
+    (copied / "prompts" / "old").mkdir()
+    command = ["refilter", "--run-dir", str(copied), "--output"]
+    assert cli.run([*command, str(tmp_path / "new")]) == 0
+    mine.mkdir()
+    (mine / "file").write_text("mine")
+    assert cli.run([*command, str(mine)]) == 2
+    assert [path.name for path in mine.iterdir()] == ["file"]

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from fastgen.commands.environment import api_key, cache_dir
 from fastgen.display import put, tell
-from fastgen.errors import InputError
+from fastgen.errors import INTERRUPTED, InputError
 from fastgen.options import JOB, STAGES_WITH_SERVERS, Options, RefilterOptions, ServerOptions
 from fastgen.untrusted import as_json
 
@@ -78,7 +78,11 @@ def refilter(
     from fastgen.refilter import refilter as rebuild
     from fastgen.storage.store import RunFolder
 
-    before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, tell)
+    try:
+        before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, tell)
+    except KeyboardInterrupt:
+        tell(f"interrupted; {output} is not a run yet, and the same command begins it again")
+        return INTERRUPTED
     tell(
         f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
         f"(before: {before.complete})"

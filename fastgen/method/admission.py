@@ -84,8 +84,7 @@ class Admission:
         if answer.request.stage is not Stage.INSTRUCTION or isinstance(answer.result, Failure):
             return []
         rules = self._rules
-        first = len(answer.request.demonstrations) + 1
-        items = instruction.parse(answer.result, rules, first_number=first)
+        items = instruction.parse(answer.result, rules, first_number=answer.request.first_number)
         checked = (i if i.rule else replace(i, rule=check_instruction(i.text, rules)) for i in items)
         return [self._check_contamination(item) for item in checked]
 
@@ -146,7 +145,15 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
     request = answer.request
     completion = _NO_COMPLETION if isinstance(answer.result, Failure) else answer.result
     return Commit(
-        request.number, answer.choice, request.stage, answer.subject, request.demonstrations, completion, outcome, now
+        request.number,
+        answer.choice,
+        request.stage,
+        answer.subject,
+        request.demonstrations,
+        completion,
+        outcome,
+        now,
+        request.shown,
     )
 
 

@@ -27,6 +27,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,12 +39,13 @@ import orjson
 from fastgen.commits import Commit, decode
 from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.storage.files import replacing
+from fastgen.storage.files import replacing, sync_directory
 from fastgen.storage.log.format import Position, TornTail, seal, unseal
 from fastgen.storage.log.reader import read_log
 
 log = logging.getLogger(__name__)
 RUN_FORMAT = 1
+_UNFINISHED = "unfinished-run.json"
 _SERVER_LOG = re.compile(r"server(-\d+)?\.log")
 
 
@@ -94,9 +96,13 @@ class Loss(NamedTuple):
 
 
 class RunFolder:
-    """A run folder for reading; needs no lock and works while another process writes."""
+    """A run folder for reading; needs no lock and works while another process writes.
 
-    def __init__(self, path: Path) -> None:
+    With ``unfinished`` it is one that is being rebuilt: its header has another name until `finish`, and nothing else
+    takes the folder for a run.
+    """
+
+    def __init__(self, path: Path, *, unfinished: bool = False) -> None:
         self.path = path
         self.log_path = path / "log"
         self.seeds_path = path / "seed_tasks.jsonl"
@@ -104,7 +110,7 @@ class RunFolder:
         self.server_log_path = path / "server.log"
         self.snapshot_path = path / "snapshot.bin"
         self._forbidden_path = path / "decontaminate.json"
-        self._header_path = path / "run.json"
+        self._header_path = path / (_UNFINISHED if unfinished else "run.json")
         self.ledger_path = path / "ledger.json"
         self._told_loss = False
 
@@ -121,6 +127,11 @@ class RunFolder:
             names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
         except OSError as error:
             raise RunFolderError(f"--run-dir {self.path}: cannot be used ({error.strerror}); name another") from None
+        if _UNFINISHED in names:
+            raise RunFolderError(
+                f"--run-dir {self.path}: holds a refilter that did not finish; run that command again, or remove the "
+                f"folder"
+            )
         if not _before_a_run(names):
             raise RunFolderError(f"--run-dir {self.path}: holds files but no run; name a new or empty folder")
         return False
@@ -166,6 +177,32 @@ class RunFolder:
             "crc": _checksum(header),
         }
         _write_atomically(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
+
+    def clear_unfinished(self) -> None:
+        """Remove what an earlier attempt to rebuild a run left here; the lock stays.
+
+        :raises DiskError: it cannot be removed.
+        """
+        try:
+            self.ledger_path.unlink(missing_ok=True)
+            if self.log_path.is_dir():
+                shutil.rmtree(self.log_path)
+            self._header_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be cleared ({error.strerror}); remove it") from error
+
+    def finish(self) -> None:
+        """Make an unfinished run, which is closed and whole, a run: one atomic rename.
+
+        :raises DiskError: the folder cannot be written.
+        """
+        final = self.path / "run.json"
+        try:
+            self._header_path.replace(final)
+            sync_directory(self.path)
+        except OSError as error:
+            raise DiskError(f"{final}: cannot be written ({error.strerror}); run the same command again") from error
+        self._header_path = final
 
     def commits(self, start: Position | None = None) -> Iterator[tuple[Commit, Position] | TornTail]:
         """All commits in order, each with the log position after it; then the torn tail, if there is one.
