@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from io import StringIO
 from pathlib import Path
 from typing import get_args
@@ -28,6 +29,7 @@ from tests.dedup_help import (
     text_of,
     write_pool,
 )
+from tests.export_help import make_run, numbered
 
 
 @pytest.fixture
@@ -223,3 +225,31 @@ def test_ctrl_c_says_how_to_go_on(
     results = job.results()
     job.run(overwrite=True)
     assert job.results() == results
+
+
+def test_what_alpaca_exports_goes_in(job: Job, tmp_path: Path) -> None:
+    run, exported = make_run(tmp_path / "run", numbered(10)), tmp_path / "data.json"
+    assert cli.run(["export", "--run-dir", str(run), "--format", "alpaca", "--output", str(exported)]) == 0
+    counts = dedup(exported, job.kept, job.rejected, similarity(), QuietReporter())
+    assert counts.rows == 20
+    rows = [orjson.loads(line) for line in job.kept.read_bytes().splitlines()]
+    assert rows == [row for row in orjson.loads(exported.read_bytes()) if row in rows][: len(rows)]
+
+
+@pytest.mark.parametrize("size_kb", range(16, 88, 4))
+def test_a_full_disk_is_one_line_whatever_its_size(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], size_kb: int
+) -> None:
+    write_rows(job.source, 1500)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        outputs = ["--output", str(disk / "kept.jsonl"), "--rejected", str(disk / "rejected.jsonl")]
+        assert cli.run(["dedup", str(job.source), *outputs, "--index", "exhaustive", "--quiet"]) == 3
+        said = capsys.readouterr().err
+        assert (said.count("\n"), "No space left on device" in said) == (1, True), said
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

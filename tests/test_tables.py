@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.dedup.job import Counts, dedup
@@ -231,3 +232,81 @@ def test_a_json_file_that_is_no_task_is_read_as_json_lines(tmp_path: Path) -> No
     path = tmp_path / "rows.json"
     path.write_bytes(GOOD * 2)
     assert [list(texts) for _, texts in read_texts(path, "instruction")] == [["Name a river."] * 2]
+
+
+ARRAY_ROWS: list[dict[str, Any]] = [
+    {"instruction": "Name a river.", "input": 'a ] , } [ { \\ " b', "n": [1, {"x": [[]]}], "é": "汉\u2028"},
+    {"instruction": "Sort these words by their length.", "output": "line\nbreak"},
+    {"instruction": "Name a river."},
+]
+
+
+@pytest.mark.parametrize("form", ["a row a line", "compact", "indented", "with a mark", "compressed"])
+@pytest.mark.parametrize("block", [1 << 20, 7])
+def test_a_json_array_is_read_as_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, block: int
+) -> None:
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
+    content = {
+        "a row a line": b"[\n" + b",\n".join(map(orjson.dumps, ARRAY_ROWS)) + b"\n]\n",
+        "compact": orjson.dumps(ARRAY_ROWS),
+        "indented": json.dumps(ARRAY_ROWS, indent=4).replace("\n", "\r\n").encode(),
+        "with a mark": b"\xef\xbb\xbf \n" + orjson.dumps(ARRAY_ROWS),
+        "compressed": gzip.compress(orjson.dumps(ARRAY_ROWS)),
+    }[form]
+    assert run(tmp_path, content) == Counts(3, 2, 1, 0)
+    assert [orjson.loads(line) for line in kept(tmp_path).split(b"\n")[:-1]] == ARRAY_ROWS[:2]
+    (why,) = map(orjson.loads, rejected(tmp_path).split(b"\n")[:-1])
+    assert (why["line"], why["row"], why["neighbour"]["line"]) == (3, ARRAY_ROWS[2], 1)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.floats(allow_nan=False) | st.text(), lambda some: st.lists(some) | st.dictionaries(st.text(), some)
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ANY_JSON)
+def test_whatever_a_row_of_an_array_holds_it_comes_out_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, value: object
+) -> None:
+    folder = tmp_path_factory.mktemp("array")
+    rows = [{"instruction": "Name a river.", "v": value}, {"instruction": "Sort by length.", "v": value}]
+    assert run(folder, json.dumps(rows, indent=1).encode()).kept == 2
+    assert [json.loads(line) for line in kept(folder).split(b"\n")[:-1]] == rows
+
+
+BAD_ARRAYS = {
+    "a cut-off array": (b'[{"instruction": "x"}, {"instr', "row 2: the file ends within the JSON array"),
+    "a missing comma": (b'[{"instruction": "x"} {"instruction": "y"}]', "row 1: broken JSON"),
+    "a comma at the end": (b'[{"instruction": "x"},]', "row 2: broken JSON"),
+    "a second array": (b'[{"instruction": "x"}]\n[]', "something follows the JSON array"),
+    "a number for a row": (b"[1]", "row 1: found a number"),
+    "a row without the field": (b'[{"instruction": "x"}, {}]', "row 2: instruction: missing"),
+    "a break within a text": (b'[{"instruction": "x\ny"}]', "row 1: broken JSON"),
+    "brackets that do not match": (b'[{"instruction": "x"]', "row 1: the file ends within"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARRAYS)
+def test_a_broken_array_is_told_with_the_row(tmp_path: Path, what: str) -> None:
+    content, named = BAD_ARRAYS[what]
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, content)
+    assert str(caught.value).startswith(f"{tmp_path / 'in.jsonl'}: {named}")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_empty_array_has_no_rows_and_a_row_beyond_all_reason_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, b" [ ]\n") == Counts(0, 0, 0, 0)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 2 << 20)
+    with pytest.raises(InputError, match="row 1: is longer than 2 MiB"):
+        run(tmp_path, b'[{"instruction": "' + b"x" * (5 << 20))
+
+
+def test_an_array_is_a_pool_to_compare_with(tmp_path: Path) -> None:
+    (tmp_path / "pool.json").write_text(json.dumps(ARRAY_ROWS, indent=2))
+    texts = [text for _, batch in read_texts(tmp_path / "pool.json", "instruction") for text in batch]
+    assert texts == [row["instruction"] for row in ARRAY_ROWS]

@@ -1,4 +1,7 @@
-"""JSON lines as a data set: one object a line, plain or compressed with gzip or zstd.
+"""JSON lines, or one JSON array of objects, as a data set; plain or compressed with gzip or zstd.
+
+An array is told by its first character and read as a stream too. Its rows are numbered by their place, and a kept one
+is written as a line: the same JSON without line breaks between its parts.
 
 Guarantees: as `fastgen.tables.table`; a kept line keeps its very bytes, line end included (a last line without one gets
 it). Blank lines are passed over, and so is a byte order mark at the beginning. Compression is told by the first bytes;
@@ -10,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +24,7 @@ import orjson
 import zstandard
 
 from fastgen.errors import InputError
+from fastgen.outputs import escape_line
 from fastgen.tables.table import BATCH_BYTES, BATCH_ROWS, Rejected, Rows, as_disk_error, check_text, kind_of, sync_file
 
 MAX_LINE_BYTES = 64 << 20
@@ -30,14 +36,20 @@ _COMPRESSED_BLOCK_BYTES = 1 << 14  # what it expands to is held at once, and rep
 _BOM = b"\xef\xbb\xbf"
 
 
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)  # a quote alone: a text that is not whole
+_QUOTE, _COMMA, _OPENING, _CLOSING = ord('"'), ord(","), b"[{", b"]}"
+_BREAK = re.compile(rb"[ \t]*[\r\n]+[ \t]*")
+
+
 class JsonlTable:
-    """One file of JSON lines; the rows are the bytes of the lines."""
+    """One file of JSON lines, or of one JSON array; the rows are the bytes of the lines or of the array's objects."""
 
     def __init__(self, path: Path, field: str) -> None:
         self.path = path
         self._field = field
         self._size = path.stat().st_size
         self._read_bytes = 0
+        self._is_array = False
 
     def share_read(self) -> float:
         """How much of the file's bytes, compressed ones as they are, has been read."""
@@ -48,8 +60,8 @@ class JsonlTable:
         lines: list[int] = []
         data: list[bytes] = []
         size = 0
-        for number, line in enumerate(self._lines(), start=1):
-            if not line.strip():
+        for number, line in enumerate(self._raw_rows(), start=1):
+            if not self._is_array and not line.strip():
                 continue
             lines.append(number)
             data.append(line)
@@ -65,22 +77,70 @@ class JsonlTable:
         return JsonlSink(kept, rejected)
 
     def _rows(self, lines: list[int], data: list[bytes]) -> Rows[list[bytes]]:
-        return Rows(lines, [self._text(line, number) for number, line in zip(lines, data, strict=True)], data)
+        texts = [self._text(line, number) for number, line in zip(lines, data, strict=True)]
+        return Rows(lines, texts, [_BREAK.sub(b" ", row.strip()) for row in data] if self._is_array else data)
+
+    def _where(self, number: int) -> str:
+        return f"{self.path}: row {number}" if self._is_array else f"{self.path}:{number}"
 
     def _text(self, line: bytes, number: int) -> str:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
-            row = _parse_slowly(line, f"{self.path}:{number}")
+            row = _parse_slowly(line, self._where(number))
         if not isinstance(row, dict) or self._field not in row:
-            raise _without_field(row, self._field, f"{self.path}:{number}")
-        return check_text(row[self._field], f"{self.path}:{number}: {self._field}")
+            raise _without_field(row, self._field, self._where(number))
+        return check_text(row[self._field], f"{self._where(number)}: {self._field}")
 
-    def _lines(self) -> Iterator[bytes]:
+    def _raw_rows(self) -> Iterator[bytes]:
+        """Every line, or every element of the array."""
+        blocks, head = self._guarded_blocks(), b""
+        for block in blocks:
+            head += block
+            if head.strip():
+                break
+        self._is_array = head.lstrip().startswith(b"[")
+        blocks = chain((head,), blocks)
+        return self._elements(blocks) if self._is_array else self._lines(blocks)
+
+    def _elements(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Every element of the array as it stands in the file. What an element is, its reader finds out."""
+        text, start, at, depth, number = b"", 0, 0, 0, 1
+        for block in blocks:
+            text, start, at = text[start:] + block, 0, at - start
+            for token in _TOKEN.finditer(text, at):
+                first = text[token.start()]
+                if first == _QUOTE and token.end() - token.start() == 1:
+                    break
+                at = token.end()
+                if first in _OPENING:
+                    depth += 1
+                    start = at if depth == 1 else start
+                elif first in _CLOSING:
+                    depth -= 1
+                    if not depth:
+                        if number > 1 or text[start : at - 1].strip():
+                            yield text[start : at - 1]
+                        self._check_end(chain((text[at:],), blocks))
+                        return
+                elif first == _COMMA and depth == 1:
+                    yield text[start : at - 1]
+                    start, number = at, number + 1
+            if len(text) - start > MAX_LINE_BYTES:
+                raise InputError(f"{self._where(number)}: is longer than {MAX_LINE_BYTES >> 20} MiB; remove it")
+        raise InputError(f"{self._where(number)}: the file ends within the JSON array; restore it from a copy")
+
+    def _check_end(self, blocks: Iterator[bytes]) -> None:
+        if any(block.strip() for block in blocks):
+            raise InputError(
+                f"{self.path}: something follows the JSON array; write one array, or one JSON object on each line"
+            )
+
+    def _lines(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """Every line with its end, the last one perhaps without."""
         begun: list[bytes] = []
         size, number = 0, 1
-        for block in self._guarded_blocks():
+        for block in blocks:
             *whole, rest = block.split(b"\n")
             for line in whole:
                 yield b"".join((*begun, line, b"\n"))
@@ -200,8 +260,8 @@ class JsonlSink:
 
 def _why(line: int, row: bytes, reason: Rejected) -> bytes:
     neighbour = {"file": reason.file, "line": reason.line, "text": reason.text}
-    tail = _dumps({"rouge_l": reason.rouge_l, "neighbour": neighbour})
-    return b'{"line":%d,"row":%b,%b' % (line, row.strip(), tail[1:])
+    tail = escape_line(_dumps({"rouge_l": reason.rouge_l, "neighbour": neighbour}))
+    return b'{"line":%d,"row":%b,%b' % (line, escape_line(row.strip()), tail[1:])
 
 
 def _dumps(value: dict[str, object]) -> bytes:

@@ -1,6 +1,7 @@
 """Data sets as streams of row batches: what every format promises, and the choice of one.
 
-The formats are JSON lines, plain or compressed (`fastgen.tables.jsonl`), and Parquet (`fastgen.tables.parquet`).
+The formats are JSON lines or one JSON array, plain or compressed (`fastgen.tables.jsonl`), and Parquet
+(`fastgen.tables.parquet`).
 
 Guarantees: memory is bounded by one batch, whatever the file's size; a row is kept as it stands in the file, to the
 byte for JSON lines; what a file is, is told by its first bytes and not by its name; batches are cut in the same places
@@ -139,7 +140,8 @@ def _task_definitions(path: Path) -> list[str]:
     """The definitions, or none where the file is something else, JSON lines perhaps."""
     if path.suffix != ".json":
         return []
-    _first_bytes(path)
+    if _first_bytes(path)[:1] not in {b"{", b"\xef", b" ", b"\n", b"\r", b"\t"}:  # no object
+        return []
     try:
         task = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_TASK_BYTES else None
     except (ValueError, RecursionError):
