@@ -37,7 +37,7 @@ from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder, Store
 
 _UNLIMITED = 1 << 62
-_UNUSED_SAMPLING = Sampling(0.0, 1.0, 1)
+_UNUSED_SAMPLING = Sampling(0.0, 1.0, _UNLIMITED)  # what the log holds was bounded when it came
 _BLOCK = 256  # commits written at once
 _MAX_FRUITLESS = 1000  # instruction completions in a row: a quarter of it is worth a warning
 

@@ -21,6 +21,7 @@ from fastgen.method.pool import State
 from fastgen.method.run_state import RunState
 from fastgen.records import Answer, Completion, Failure, Neighbour, Span, Stage
 from fastgen.stages import classification, instance, instruction
+from fastgen.stages.answer import bounded
 from fastgen.stages.instruction import ParsedItem
 
 SIMILAR = "similar"  # the rule's name in the ledger
@@ -131,7 +132,8 @@ def _by_choice(answer: Answer) -> list[Answer]:
         return [replace(answer, choice=choice) for choice in range(answer.request.sequences)]
     if result.is_lost:
         return [replace(answer, result=Failure("lost_choice", _how_lost(answer, result)))]
-    return [answer]
+    within = bounded(result, answer.request.sampling.max_tokens)
+    return [answer if within is result else replace(answer, result=within)]
 
 
 def _how_lost(answer: Answer, completion: Completion) -> str:

@@ -8,6 +8,7 @@ lists, instances or rules.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
 """Finish reasons after which the end of the text is missing; no finish reason at all counts as finished."""
+
+CHARACTERS_PER_TOKEN: Final = 100
+"""Most that a completion may average; text has about four, and only tokens of blanks or rules come near a hundred."""
+SHORTEST_BOUND: Final = 10_000
+"""Characters that every completion may have, for servers that count or limit tokens in their own way."""
 
 INVISIBLE: Final = "\u200b\u200e\u200f\u2060\ufeff"
 """Zero-width spaces, direction marks and byte order marks; joiners are left out, since they belong to their letters."""
@@ -76,6 +82,18 @@ def answer_span(text: str) -> Span | None:
     end = ended.start() if ended else len(text)
     fenced = _ALL_FENCED.fullmatch(text, start, end)
     return fenced.span("body") if fenced else (start, end)
+
+
+def bounded(completion: Completion, max_tokens: int) -> Completion:
+    """Return the completion without what is beyond the text that ``max_tokens`` allow.
+
+    It may have `CHARACTERS_PER_TOKEN` times as many characters, and at least `SHORTEST_BOUND`. One that is longer comes
+    from a server that does not keep to the limit, and is cut as such: its finish reason becomes ``length``.
+    """
+    most = max(SHORTEST_BOUND, CHARACTERS_PER_TOKEN * max_tokens)
+    if len(completion.text) <= most:
+        return completion
+    return replace(completion, text=completion.text[:most], finish_reason="length")
 
 
 def is_cut(completion: Completion) -> bool:

@@ -53,20 +53,19 @@ _NO_INPUT: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _RULE: Final = re.compile(r"[ \t]*+(?:-{3,}|\*{3,}|_{3,}|={3,}|#{1,6}|\*\*|__)[ \t\r]*+$")
-_INTRODUCTION: Final = re.compile(rf"[ ][^\n]*{COLON}$")  # an input of more than a field's name, and nothing after it
 _OUTPUT_NAMES: Final = ("class label", "output", "label", "class", "answer", "response", "completion")
 _FENCED: Final = re.compile(r"```[^\n`]*\n(?P<body>(?:(?!```).)*?)\n[ \t]*```", re.DOTALL)
 _EXPLANATION: Final = re.compile(
     rf"\n{OPEN}(?:explanation|reasoning|rationale|justification|解释|解釈|説明){CLOSE}[ \t]*+{COLON}", re.IGNORECASE
 )
 _CLOSING: Final = re.compile(
-    r"""\n[ \t]*\n[ \t*_]*+(?:
+    r"""\n[ \t]*+\n[ \t*_]*+(?:
         let\ me\ know\ if\ you(?:['\u2019]d\ like|\ need|\ want|\ would\ like)\b
-            [^\n]*\b(?:more|another|else|examples?|changes?)
+            (?>[^\n]*?\b(?:more|another|else|examples?|changes?))
         | (?:i\ )?hope\ (?:this|these|that)\b | (?:these|the\ above)\ (?:examples?|instances?)\b
         | note(?:\ that|:)\ (?:these|the\ above|all)\ (?:\w+\ )?(?:examples|instances|inputs|outputs)\b
         | would\ you\ like\ (?:me|more|another)\b | feel\ free\ to\ (?:ask|modify|adjust|use)\b
-    )[^\n]*$""",
+    )[^\n]*+$""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -237,9 +236,15 @@ def _before_fields(text: str, segment: _Segment) -> Span:
     """Return the input that stands before the first label: fields of other names, or text right before an output."""
     first = segment.fields[0]
     span = trim(text, segment.start, first.start)
-    if span == NOWHERE or first.kind is FENCE or is_chatter(text, *span) or _INTRODUCTION.search(text, *span):
+    if span == NOWHERE or first.kind is FENCE or is_chatter(text, *span) or _is_introduction(text, span):
         return NOWHERE
     return span if first.kind is not INPUT or _FIELD.match(text, *span) else NOWHERE
+
+
+def _is_introduction(text: str, span: Span) -> bool:
+    """Whether the last line is more than the name of a field, and ends in a colon."""
+    line = max(text.rfind("\n", *span) + 1, span[0])
+    return text[span[1] - 1] in ":\uff1a" and text.find(" ", line, span[1] - 1) >= 0
 
 
 def _read_labelled(text: str, answer: Span, kind: re.Pattern[str], fields: list[Field]) -> Reading:

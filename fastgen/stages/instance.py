@@ -28,8 +28,9 @@ UNCLOSED_THINKING: Final = "unclosed_thinking"
 CONFLICTING_OUTPUTS: Final = "conflicting_outputs"
 
 _EXAMPLE: Final = re.compile(r"Example\s?\d*\.?")
-_OUTPUT: Final = re.compile(r"Output\s*\d*\s*:")
-_INPUT: Final = re.compile(r"Input\s*\d*\s*:")
+# The released code's `Output\s*\d*\s*:` and `Input\s*\d*\s*:`, written so that a run of blanks takes linear time.
+_OUTPUT: Final = re.compile(r"Output\s*+(?:\d++\s*+)?:")
+_INPUT: Final = re.compile(r"Input\s*+(?:\d++\s*+)?:")
 _CLASS_LABEL: Final = re.compile(r"Class label:")
 
 
