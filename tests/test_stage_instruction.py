@@ -282,3 +282,26 @@ def test_the_classification_header_differs_and_the_chat_prompt_carries_the_same_
     assert (system.role, user.role) == ("system", "user")
     assert f"1. {HAIKU}\n2. {RIVERS}" in user.content
     assert "3" in user.content
+
+
+QUESTIONS = "Question 1: What is a star?\nQuestion 2: What are stars?"
+COMPARED = "Do they mean the same? Question 1: What is a star? Question 2: What are stars?"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (f" Do they mean the same?\n{QUESTIONS}\n10. {HAIKU}\n11. {RIVERS}", [COMPARED, HAIKU, RIVERS]),
+        (
+            f"9. Do they mean the same?\n{QUESTIONS}\nQuestion 3: Is it?\n10. {HAIKU}",
+            [f"{COMPARED} Question 3: Is it?", HAIKU],
+        ),
+        (f" Do they mean the same?\n{QUESTIONS}", [COMPARED]),
+        (QUESTIONS, ["What is a star?", "What are stars?"]),
+        (f"Sure, here you are:\n\n{QUESTIONS}", ["What is a star?", "What are stars?"]),
+        (f"9. {HAIKU}\n10. {RIVERS}\nTask 11: {SYNONYM}", [HAIKU, RIVERS, SYNONYM]),
+        (f"Task 9: {HAIKU}\n1. one line\n2. another\nTask 10: {RIVERS}", [f"{HAIKU} 1. one line 2. another", RIVERS]),
+    ],
+)
+def test_numbered_questions_inside_an_item_are_part_of_it(completion: str, expected: list[str]) -> None:
+    assert texts(completion) == expected

@@ -64,7 +64,7 @@ def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
     :param first_number: the number that the prompt already wrote; text before the first marker is its item, unless it
         speaks to the reader or the list writes that number itself.
     """
-    markers = find_markers(text, answer)
+    markers = find_markers(text, answer, first_number)
     if not markers and (reading := _read_structured(text, answer)):
         return reading
     head = (answer[0], markers[0].start if markers else answer[1])

@@ -62,11 +62,13 @@ class Marker:
     heading: bool
 
 
-def find_markers(text: str, answer: Span) -> list[Marker]:
-    """Return the markers of one kind, the most telling kind there is: numbers, else labels, letters, or bullets."""
+def find_markers(text: str, answer: Span, first_number: int) -> list[Marker]:
+    """Return the markers of one kind, the most telling kind there is: numbers, else labels, letters, or bullets.
+
+    :param first_number: the number that the prompt already wrote.
+    """
     if numbered := _matches(text, answer, _NUMBERED):
-        named = [match for match in numbered if match["noun"]]
-        return _outermost(named if len(named) > len(numbered) / 2 else numbered)
+        return _outermost(_of_the_list(text, answer, numbered, {first_number, first_number + 1}))
     if labelled := _matches(text, answer, _LABELLED_ITEM):
         return [_marker(match) for match in labelled]
     lettered = _matches(text, answer, _LETTERED)
@@ -74,6 +76,40 @@ def find_markers(text: str, answer: Span) -> list[Marker]:
     head = trim(text, answer[0], listed[0].start()) if listed else NOWHERE
     are_items = head == NOWHERE or is_chatter(text, *head)  # else they are part of the first item
     return _outermost(listed) if are_items else []
+
+
+def _of_the_list(text: str, answer: Span, numbered: list[re.Match[str]], wanted: set[int]) -> list[re.Match[str]]:
+    """Return the numbers that count the items of the list, not those inside an item ("Question 1: ... Question 2:").
+
+    Numbers with a name and numbers without are told apart: the kind that counts on from the prompt is the list's, else
+    the commoner one. A number of the other kind belongs to the list where it counts on.
+    """
+    named = [match for match in numbered if match["noun"]]
+    if len(named) in (0, len(numbered)):
+        inside = named and _are_questions_of_an_item(text, answer, named, wanted)
+        return [] if inside else numbered
+    plain = [match for match in numbered if not match["noun"]]
+    counts_named, counts_plain = (any(_number(match) in wanted for match in kind) for kind in (named, plain))
+    is_named = counts_named if counts_named != counts_plain else len(named) > len(plain)
+    found: list[re.Match[str]] = []
+    last = None
+    for match in numbered:
+        number = _number(match)
+        if bool(match["noun"]) == is_named or (last is not None and number == last + 1):
+            found.append(match)
+            last = number
+    return found
+
+
+def _are_questions_of_an_item(text: str, answer: Span, named: list[re.Match[str]], wanted: set[int]) -> bool:
+    """Whether numbered questions follow the text of an item that the prompt began, which is about them."""
+    head = trim(text, answer[0], named[0].start())
+    return (
+        head[0] > answer[0]
+        and not is_chatter(text, *head)
+        and not any(_number(match) in wanted for match in named)
+        and all(match["noun"].lower() in ("question", "q") for match in named)
+    )
 
 
 def _matches(text: str, answer: Span, pattern: re.Pattern[str]) -> list[re.Match[str]]:
@@ -132,7 +168,11 @@ def _inline_marker(match: re.Match[str]) -> Marker:
     return Marker(match.start("before") + 1, match.end(), int(match["number"]), heading=False)
 
 
-def _marker(match: re.Match[str]) -> Marker:
+def _number(match: re.Match[str]) -> int | None:
     digits = match.group("named", "hashed", "bracketed", "plain") if "noun" in match.re.groupindex else ()
     number = next(filter(None, digits), None)
-    return Marker(match.start(), match.end(), int(number) if number else None, heading="# " in match[0])
+    return int(number) if number else None
+
+
+def _marker(match: re.Match[str]) -> Marker:
+    return Marker(match.start(), match.end(), _number(match), heading="# " in match[0])
