@@ -33,29 +33,62 @@ def _label(words: str) -> re.Pattern[str]:
     return re.compile(rf"{_START}{name}[ \t]*+{remark}{CLOSE}[ \t]*+{COLON}{CLOSE}|{bold}", re.IGNORECASE)
 
 
+# One line a language: English, German, French and Italian, Spanish and Portuguese, Russian, Arabic, Chinese, Japanese,
+# others. A model answers in the language of its task, with its own words for the labels that it was shown.
 _KIND_OF_TEXT: Final = "(?:[ ](?:text|sentence|data|list))?"
 _EXAMPLES: Final = (
-    "example|instance|test[ ]case|ejemplo|exempl[eo]|beispiel|пример|مثال|उदाहरण|ตัวอย่าง(?:ที่)?|示例|例|예시"
+    "example|instance|test[ ]case|beispiel|exempl[eo]|esempio|ejemplo|пример|(?:ال)?مثال"
+    "|示例|样例|例子|例题|範例|サンプル|例|उदाहरण|ตัวอย่าง(?:ที่)?|예시|예제"
 )
 _INPUTS: Final = (
-    rf"(?:(?:example|sample|test)[ ])?inputs?{_KIND_OF_TEXT}|entrada|entrée|eingabe|ввод|вход(?:ные[ ]данные)?"
-    "|المدخل(?:ات)?|इनपुट|อินพุต|输入|入力|입력"
+    rf"(?:(?:example|sample|test)[ ])?inputs?{_KIND_OF_TEXT}"
+    "|(?:(?:beispiel|muster|test)-?)?eingabe(?:text|satz|daten|wert)?"
+    "|(?:(?:exemple|données|texte|phrase)[ ]d['\u2019])?entrées?(?:[ ]d['\u2019]exemple)?|ingresso"
+    "|(?:(?:ejemplo|exemplo|datos|dados|texto)[ ]de[ ])?entradas?(?:[ ]de[ ](?:ejemplo|exemplo))?"
+    "|(?:пример[ ])?(?:ввода?|вход(?:ные[ ]данные|ной[ ]текст)?)"
+    "|(?:مثال[ ](?:على[ ])?)?(?:ال)?(?:مدخل(?:ات)?|[إا]دخال)"
+    "|(?:示例|样例|测试|範例)?[输輸]入(?:文本|内容|示例|句子|数据)?"
+    "|(?:サンプル|例|テスト)?(?:の)?(?:入力|インプット)(?:文|例|テキスト|データ)?"
+    "|इनपुट|อินพุต|(?:예시[ ]?)?입력"
 )
 _OUTPUTS: Final = (
-    rf"(?:(?:example|sample|expected|correct|desired|possible)[ ])?outputs?{_KIND_OF_TEXT}|salida|saída|sortie|ausgabe"
-    "|вывод|выход(?:ные[ ]данные)?|المخرج(?:ات)?|आउटपुट|เอาต์พุต|输出|出力|출력"
+    rf"(?:(?:example|sample|expected|correct|desired|possible)[ ])?outputs?{_KIND_OF_TEXT}"
+    "|(?:(?:erwartete|gewünschte|korrekte)[ ])?(?:(?:beispiel|muster)-?)?ausgabe(?:text|satz|daten|wert)?"
+    "|(?:(?:exemple|données|texte)[ ]de[ ])?sorties?(?:[ ](?:attendue|d['\u2019]exemple))?|uscita"
+    "|(?:(?:ejemplo|exemplo|datos|dados|texto)[ ]de[ ])?sa(?:li|lí|í)das?(?:[ ](?:esperada|de[ ](?:ejemplo|exemplo)))?"
+    "|(?:пример[ ])?(?:вывода?|выход(?:ные[ ]данные|ной[ ]текст)?)"
+    "|(?:مثال[ ](?:على[ ])?)?(?:ال)?(?:مخرج(?:ات)?|[إا]خراج|ناتج)"
+    "|(?:示例|样例|预期|期望|範例)?[输輸]出(?:文本|内容|示例|结果|句子|数据)?"
+    "|(?:サンプル|例|期待される)?(?:の)?(?:出力|アウトプット)(?:文|例|テキスト|結果|データ)?"
+    "|आउटपुट|เอาต์พุต|(?:예시[ ]?)?출력"
 )
-_ANSWERS: Final = "answer|response|result|solution|completion|回答|答案"
-_CLASS_LABELS: Final = "(?:class|classification)[ _-]?labels?"
+_ANSWERS: Final = (
+    "answer|response|result|solution|completion|antwort|ergebnis|resultat|lösung|réponse|résultat|risposta|risultato"
+    "|respuesta|resultado|soluci[oó]n|resposta|ответ|результат|решение|(?:ال)?(?:[إا]جابة|جواب|نتيجة|حل)"
+    "|回答|答案|答复|回复|解答|结果|結果|答え|답변|정답|결과|उत्तर|คำตอบ"
+)
+_CLASS_LABELS: Final = (
+    "(?:class|classification)[ _-]?labels?|klassen-?(?:label|bezeichnung|name)"
+    "|(?:étiquette|label)[ ]de[ ](?:la[ ])?classe"
+    "|(?:etiqueta|rótulo)[ ]d[ae][ ](?:la[ ])?clas[es]e?|метка[ ]класса"
+    "|(?:ال)?(?:تسمية|تصنيف|علامة)[ ](?:ال)?(?:فئة|صنف)"
+    "|(?:类别|分类|類別|分類)[标標][签籤]|(?:クラス|分類)ラベル|클래스[ ]?레이블"
+)
 _CLASSES: Final = (
-    "label|class|category|classification|clase|classe|klasse|etiqueta|класс|метка|التصنيف|वर्ग|类别|标签|ラベル|분류"
+    "label|class|category|classification|klasse|kategorie|klassifi(?:kation|zierung)|classe|catégorie|étiquette"
+    "|clase|categor[ií]a|etiqueta|rótulo|clasificaci[oó]n|классификация|класс|категория|метка"
+    "|(?:ال)?(?:تصنيف|فئة|تسمية|صنف)|类别|類別|分类|分類|标签|標籤|カテゴリー?|クラス|ラベル|वर्ग|분류|범주"
 )
-_TASKS: Final = "task|instruction"
+_TASKS: Final = (
+    "task|instruction|aufgabe|anweisung|tâche|consigne|tarea|tarefa|instrucci[oó]n|задание|задача|инструкция"
+    "|(?:ال)?مهمة|任务|任務|指令|タスク|課題|指示"
+)
 _ALL: Final = f"{_EXAMPLES}|{_INPUTS}|{_OUTPUTS}|{_ANSWERS}|{_CLASS_LABELS}|{_CLASSES}|{_TASKS}"
 
 EXAMPLE: Final = re.compile(
     rf"""{_START}(?:{_EXAMPLES})
-    (?:[ \t]*+[\#\u2116]?(?P<number>\d++){CLOSE}[ \t]*+[.:)\uff1a-]?{CLOSE}|{CLOSE}[ \t]*+{COLON}?{CLOSE}[ \t]*+$)""",
+    (?:[ \t]*+[\#\u2116]?(?P<number>\d++|[一二三四五六七八九十]++){CLOSE}
+      [ \t]*+[.:)\uff1a-]?{CLOSE}|{CLOSE}[ \t]*+{COLON}?{CLOSE}[ \t]*+$)""",
     re.IGNORECASE | re.VERBOSE,
 )
 INPUT: Final = _label(_INPUTS)
