@@ -9,7 +9,7 @@ from typing import Any
 
 from fastgen.backends.endpoint import redact_url
 from fastgen.errors import InputError
-from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
+from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, RULES_OF_EARLIER_RUNS, SAMPLING_PRESETS
 from fastgen.options import STAGES_WITH_SERVERS, Options, flag, plain
 from fastgen.secrets import secret_name_in
 from fastgen.server.spec import has_flag, without_secrets
@@ -120,7 +120,7 @@ def meaning(
     return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
 
 
-BEFORE_THEY_WERE_OPTIONS = {"demonstrations": "uniform", "samples_per_prompt": 1}
+BEFORE_THEY_WERE_OPTIONS = {"demonstrations": "uniform", "samples_per_prompt": 1, **RULES_OF_EARLIER_RUNS}
 """What runs meant that were begun before these options existed; of other options missing there, the default."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cyclopts
 
-from fastgen.config import preset_values
+from fastgen.config import BEFORE_THEY_WERE_OPTIONS, preset_values
 from fastgen.errors import InputError
 from fastgen.method.rules import PRESETS, Rules
 from fastgen.options import SimilarityOptions
@@ -63,11 +63,11 @@ def _fill_refilter(app: App, commands: tuple[str, ...], arguments: ArgumentColle
 
 
 def saved_options(run_dir: Path) -> dict[str, Any]:
-    """What the run folder remembers; nothing where no run was begun."""
+    """What the run folder remembers, with what it means by options that did not exist then; nothing without a run."""
     from fastgen.storage.store import RunFolder
 
     folder = RunFolder(run_dir)
-    return folder.header().options if folder.exists() else {}
+    return {**BEFORE_THEY_WERE_OPTIONS, **folder.header().options} if folder.exists() else {}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

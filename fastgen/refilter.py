@@ -83,7 +83,7 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         header = run.folder.header()
         changes = options.values()
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
-        store.begin(header.meaning | decided, header.options | changes, __version__)
+        store.begin(run.meaning | decided, header.options | changes, __version__)
         prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
         folder.keep(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
         list(store.replay())

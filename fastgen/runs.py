@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.errors import RunFolderError
-from fastgen.method.rules import Rules
+from fastgen.method.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.records import SeedTask
 from fastgen.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.storage.store import RunFolder
@@ -33,7 +33,7 @@ def unfinished(complete: int, target: int | None) -> str:
 def open_run(run_dir: Path) -> OpenRun:
     """:raises InputError: there is no run, it is damaged or newer than this version, or its seed file was changed."""
     folder = RunFolder(run_dir)
-    meaning = folder.header().meaning
+    meaning = {**RULES_OF_EARLIER_RUNS, **folder.header().meaning}
     seeds = load_seed_tasks(folder.seeds_path)
     if meaning.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
         raise RunFolderError(

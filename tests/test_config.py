@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ from fastgen.errors import InputError
 from fastgen.generation import session
 from fastgen.index.bands import Bands
 from fastgen.method.novelty import NoveltyFilter
-from fastgen.method.rules import CHAT_SAMPLING_PRESETS, PRESETS, SAMPLING_PRESETS
+from fastgen.method.rules import (
+    BANNED_WORDS,
+    CHAT_SAMPLING_PRESETS,
+    PRESETS,
+    RULES_OF_EARLIER_RUNS,
+    SAMPLING_PRESETS,
+)
 from fastgen.options import MAX_BANDS, MAX_ROWS, Options, ServerOptions, SimilarityOptions
+from fastgen.runs import open_run
+from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.server import Gpu, gpu_server_specs
+from fastgen.storage.store import RunFolder, Store
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Options | None]:
@@ -305,3 +315,36 @@ def test_servers_for_the_paper_preset_add_no_sampling_of_the_models_own(
     assert told.server.server_args == args
     (spec,) = gpu_server_specs("m", [Gpu("0", 80 << 30)], told.server.server_args)
     assert spec.command.count("--generation-config") == args.count("--generation-config")
+
+
+def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What fastgen 31a1c03 wrote by default: other values of two rules, and nothing about those that came later."""
+    older = dataclasses.replace(
+        Options().rules, banned_words=BANNED_WORDS, punctuation_start="unicode", **RULES_OF_EARLIER_RUNS
+    )
+    begun = dataclasses.replace(Options(), rules=older)
+    seeds = load_seed_tasks(default_seed_path())
+    what = meaning(begun, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    store = Store(folder := RunFolder(tmp_path / "run"))
+    prompts = files("fastgen").joinpath("prompts", "base.toml").read_bytes()
+    folder.keep(default_seed_path().read_bytes(), {"base.toml": prompts})
+    store.begin(_without_later_rules(what), _without_later_rules(saved_values(begun)), "0")
+    store.close()
+
+    options = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"))
+    assert options.rules == older
+    check_same_meaning(folder.header().meaning, what, folder.path)
+    assert open_run(folder.path).rules == older
+    stricter = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"), "--reject-contradictions")
+    asked = meaning(stricter, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    with pytest.raises(InputError, match=r"--reject-contradictions False \(not True\); leave that as it was, or name"):
+        check_same_meaning(folder.header().meaning, asked, folder.path)
+    assert cli.run(["refilter", "--run-dir", str(folder.path), "--output", str(tmp_path / "same")]) == 0
+    assert open_run(tmp_path / "same").rules == older
+    new = ["--output", str(tmp_path / "new"), "--preset", "default"]
+    assert cli.run(["refilter", "--run-dir", str(folder.path), *new]) == 0
+    assert open_run(tmp_path / "new").rules == Options().rules
+
+
+def _without_later_rules(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in RULES_OF_EARLIER_RUNS}

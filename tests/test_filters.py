@@ -18,6 +18,7 @@ from fastgen.method.rules import BANNED_WORDS, CHAT_SAMPLING_PRESETS, PRESETS, S
 from fastgen.records import Sampling
 
 DEFAULT, PAPER = PRESETS["default"], PRESETS["paper"]
+WORDS_BANNED = replace(DEFAULT, banned_words=BANNED_WORDS, reject_media_requests=False)
 LONG = " ".join(["word"] * 151)
 
 ALIKE = [
@@ -28,12 +29,6 @@ ALIKE = [
     ("Write a poem now", None),
     (" ".join(["word"] * 150), None),
     (LONG, "too_long"),
-    ("Describe what the image shows.", "banned_word"),
-    ("Describe what the IMAGE shows.", "banned_word"),
-    ("Describe the graph, then explain it.", "banned_word"),
-    ("Read the files and list them.", "banned_word"),
-    ("What is the plot of the novel?", "banned_word"),
-    ("Where would you go to on holiday?", "banned_word"),
     ("Where would you go  to on holiday?", None),
     ("Imagine that a filed complaint was lost.", None),
     ("Photograph a mapped territory in words only.", None),
@@ -41,7 +36,6 @@ ALIKE = [
     ("Write a program that sorts numbers.", "banned_start"),
     ("Write a programme for the village fair.", "banned_start"),
     ("Please write a program that sorts numbers.", None),
-    ('"To be or not to be": who said that?', "punctuation_start"),
     ("-- write a poem about rain.", "punctuation_start"),
     ("$5 is how many euros today?", "punctuation_start"),
     ("3 plus 4 makes what number?", None),
@@ -57,6 +51,23 @@ def test_both_presets_agree_on_plain_english(text: str, rule: str | None, rules:
 @pytest.mark.parametrize(
     ("text", "default", "paper"),
     [
+        ("Describe what the image shows.", "media_request", "banned_word"),
+        ("Describe what the IMAGE shows.", "media_request", "banned_word"),
+        ("Describe the graph, then explain it.", "media_request", "banned_word"),
+        ("Read the files and list them.", "media_request", "banned_word"),
+        ("What is the plot of the novel?", None, "banned_word"),
+        ("Where would you go to on holiday?", None, "banned_word"),
+        ('"To be or not to be": who said that?', None, "punctuation_start"),
+        ("(Optional) Explain what a noun is.", None, "punctuation_start"),
+        ('" is the mark that I want explained', "punctuation_start", "punctuation_start"),
+        ("»Freiheit« ist ein großes Wort. Erkläre es.", None, "non_ascii_start"),
+        ("» Freiheit ist ein großes Wort.", "punctuation_start", "non_ascii_start"),
+        ("„Freiheit“ ist ein großes Wort. Erkläre es.", None, "non_ascii_start"),
+        ("”Frihet” är ett stort ord. Förklara det.", None, "non_ascii_start"),
+        ("～这个句子以波浪线开头。", "punctuation_start", "too_short"),
+        ("→ Explain what a noun is.", "punctuation_start", "non_ascii_start"),
+        ("🎵 Write a song about rain.", "punctuation_start", "non_ascii_start"),
+        ("Spell this word: " + "a" * 3000, "too_long", None),
         ("Écris un poème sur la mer.", None, "non_ascii_start"),
         ("写一首关于春天的诗。", None, "too_short"),
         ("写诗。", "too_short", "too_short"),
@@ -79,7 +90,8 @@ def test_the_presets_differ_on_other_scripts(text: str, default: str | None, pap
 def test_the_first_rule_in_the_method_s_order_names_the_rejection() -> None:
     names = [name for name, _ in INSTRUCTION_RULES]
     assert names == [
-        *("empty", "too_short", "too_long", "banned_word", "banned_start", "punctuation_start", "non_ascii_start")
+        *("empty", "too_short", "too_long", "banned_word", "media_request"),
+        *("banned_start", "punctuation_start", "non_ascii_start"),
     ]
     breaks_all = "! draw"
     assert check_instruction(breaks_all, PAPER) == "too_short"
@@ -123,7 +135,7 @@ def test_scripts_without_spaces_count_characters_per_word(text: str, words: int)
 
 
 def test_a_banned_word_of_a_script_without_spaces_is_found_inside_a_sentence() -> None:
-    rules = replace(DEFAULT, banned_words=("图片", "image"))
+    rules = replace(WORDS_BANNED, banned_words=("图片", "image"))
     assert check_instruction("请描述这张图片里的内容。", rules) == "banned_word"
     assert check_instruction("请描述这张image里的内容。", rules) is None  # "image" is a word only on its own
     assert check_instruction("请描述这张照片里的内容。", rules) is None
@@ -142,7 +154,7 @@ def test_a_banned_word_may_begin_and_end_in_symbols() -> None:
 def test_the_fast_path_finds_what_the_pattern_finds(words: list[str]) -> None:
     text = "Tell me about " + " ".join(words)
     slow = re.search("|".join(rf"\b{word}\b" for word in BANNED_WORDS), text, re.IGNORECASE)
-    assert (check_instruction(text, replace(DEFAULT, min_words=1)) == "banned_word") == bool(slow)
+    assert (check_instruction(text, replace(WORDS_BANNED, min_words=1)) == "banned_word") == bool(slow)
 
 
 def test_only_four_other_characters_match_ascii_letters_in_any_case() -> None:
@@ -172,6 +184,9 @@ def test_an_instruction_costs_a_few_microseconds() -> None:
         ({"max_words": 1.5}, "--max-words"),
         ({"min_words": 9, "max_words": 8}, "--min-words"),
         ({"max_instances": 0}, "--max-instances"),
+        ({"max_characters": -1}, "--max-characters"),
+        ({"reject_media_requests": "yes"}, "--reject-media-requests"),
+        ({"reject_contradictions": 1}, "--reject-contradictions"),
         ({"unfinished": "drop"}, "--unfinished"),
         ({"list_style": "strict"}, "--list-style"),
         ({"answer_style": ""}, "--answer-style"),
@@ -193,7 +208,8 @@ def test_a_bad_rule_is_one_line_that_names_its_flag(change: dict[str, object], f
 
 
 def test_rules_may_be_switched_off() -> None:
-    off = Rules(banned_words=(), banned_starts=(), punctuation_start="off")
+    off = Rules(reject_media_requests=False, banned_starts=(), punctuation_start="off", max_characters=0)
+    assert check_instruction("Spell this word: " + "a" * 3000, off) is None
     assert check_instruction("Write a program that can draw", off) is None
     assert check_instruction("...draw a map of Peru", off) is None
 

@@ -347,3 +347,72 @@ def test_each_kind_of_task_gets_its_own_prompt_that_ends_in_the_task() -> None:
     assert labelled.endswith("\n\nTask: Sort {x}.\n")
     assert "Output:" in generation
     assert "Class label:" in labelled
+
+
+def judged(text: str, instruction: str, *, is_classification: bool = False, rules: Rules = DEFAULT) -> list[str]:
+    """What became of each instance: its output where it was kept, then the rules that rejected others."""
+    parsed = parse(Completion(text, "stop"), is_classification, rules, instruction)
+    return [text[slice(*i.output)] for i in parsed.instances] + [rejected.rule for rejected in parsed.rejected]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "text"),
+    [
+        ("Name three rivers in Peru.", "Output: Name three rivers in Peru."),
+        ("Name three rivers in Peru.", "Output: **name three\nrivers** in Peru!"),
+        ("Name three rivers in Peru.", "Output: Three rivers in Peru."),
+        ("Sort the words.", "Input: pear, apple\nOutput: Sort the words. pear, apple"),
+        ("写一首关于春天的诗。", "Output: 写一首关于春天的诗"),
+    ],
+)
+def test_an_output_that_only_repeats_the_instruction_is_rejected(instruction: str, text: str) -> None:
+    assert judged(text, instruction) == ["output_repeats_instruction"]
+    off = replace(DEFAULT, reject_repeated_instruction=False)
+    for rules in (off, PAPER):
+        assert judged(text, instruction, rules=rules) != ["output_repeats_instruction"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "output"),
+    [
+        ("Is the review positive or negative?", "positive"),
+        (
+            'Finish your text with "Thank you to everyone who helped me out."',
+            "Thank you to everyone who helped me out.",
+        ),
+        ("What is the capital of Peru?", "What is the capital of Peru? It is Lima."),
+        ("Say yes.", "..."),
+    ],
+)
+def test_an_output_that_says_more_or_is_asked_for_is_no_repetition(instruction: str, output: str) -> None:
+    assert judged(f"Output: {output}", instruction) == [output]
+
+
+NO_INPUT = "Example 1\nOutput: {}\nExample 2\nOutput: {}"
+
+
+@pytest.mark.parametrize(
+    ("is_classification", "text", "kept"),
+    [
+        (True, "Class label: Yes\nClass label: No", []),
+        (True, "Class label: Yes\nClass label: No\nClass label: Maybe\nIt may rain.", ["Maybe"]),
+        (True, "Class label: Yes", ["Yes"]),
+        (True, "Class label: Yes\nClass label: yes.", ["Yes", "yes."]),
+        (True, "Class label: Yes\nIt rains.\nClass label: No\nIt is dry.", ["Yes", "No"]),
+        (False, NO_INPUT.format("1/6", "3/6"), []),
+        (False, NO_INPUT.format("Yes.", "No, never."), []),
+        (False, NO_INPUT.format("是", "否"), []),
+        (False, NO_INPUT.format("Tom", "Whiskers"), ["Tom", "Whiskers"]),
+        (False, NO_INPUT.format("The sea is wide and grey in 1900.", "7"), ["The sea is wide and grey in 1900.", "7"]),
+        (False, "Example 1\nInput: a\nOutput: 1\nExample 2\nInput: b\nOutput: 2", ["1", "2"]),
+    ],
+)
+def test_answers_without_an_input_must_not_contradict_each_other(
+    text: str, kept: list[str], *, is_classification: bool
+) -> None:
+    found = judged(text, "Do it.", is_classification=is_classification)
+    assert [output for output in found if output != "contradictory_outputs"] == kept
+    lost = 2 if "contradictory_outputs" in found else 0
+    assert found.count("contradictory_outputs") == lost
+    off = replace(DEFAULT, reject_contradictions=False)
+    assert len(judged(text, "Do it.", is_classification=is_classification, rules=off)) == len(kept) + lost

@@ -118,7 +118,7 @@ class Admission:
         if subject is None:
             raise ValueError("an answer of the instance stage without a subject")
         is_classification = self._state.pool.state(subject) is State.CLASSIFICATION
-        parsed = instance.parse(completion, is_classification, self._rules)
+        parsed = instance.parse(completion, is_classification, self._rules, self._state.pool.text(subject))
         rules = [rejected.rule for rejected in parsed.rejected]
         if parsed.discarded is not None and parsed.discarded not in rules:
             rules.append(parsed.discarded)

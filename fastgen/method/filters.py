@@ -15,6 +15,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Final
 
+from fastgen.method.media_requests import asks_for_media
 from fastgen.method.rules import Rules
 
 Predicate = Callable[[str, Rules], bool]
@@ -38,6 +39,8 @@ _WIDE_PUNCTUATION: Final = re.compile(
 
 _PUNCTUATION: Final = frozenset(string.punctuation)
 _OPENERS: Final = frozenset({"Ps", "Pi"})  # brackets and quotation marks that open
+_CLOSED_BY: Final = {'"': '"', "'": "'", "\u00bb": "\u00ab", "\u203a": "\u2039", "\u201d": "\u201d", "\u2019": "\u2019"}
+"""Quotation marks that open a quotation only where the other one follows: straight, German »…«, Swedish ”…”."""
 _INVERTED: Final = frozenset("¿¡")  # category Po, but where a Spanish sentence starts
 _FOLDS_TO_ASCII: Final = re.compile("[\u0130\u0131\u017f\u212a]")  # match i, s, k in any case, unlike their lower()
 
@@ -68,7 +71,9 @@ def too_short(text: str, rules: Rules) -> bool:
 
 
 def too_long(text: str, rules: Rules) -> bool:
-    """Reject more words than ``max_words``."""
+    """Reject more words than ``max_words`` or more characters than ``max_characters``."""
+    if 0 < rules.max_characters < len(text):
+        return True
     # A word takes at least one character, so most texts need no second count.
     return len(text) > rules.max_words and count_words(text, rules) > rules.max_words
 
@@ -83,6 +88,11 @@ def banned_word(text: str, rules: Rules) -> bool:
     return pattern.search(text) is not None
 
 
+def media_request(text: str, rules: Rules) -> bool:
+    """Reject what asks for a picture, a file, a recording or a visit to a page, where that is asked for."""
+    return rules.reject_media_requests and asks_for_media(text)
+
+
 def banned_start(text: str, rules: Rules) -> bool:
     """Reject a banned beginning, in any case."""
     return text.lower().startswith(_lowered(rules.banned_starts))
@@ -91,18 +101,29 @@ def banned_start(text: str, rules: Rules) -> bool:
 def punctuation_start(text: str, rules: Rules) -> bool:
     """Reject punctuation as the first character.
 
-    ASCII punctuation always counts (unless ``off``). With ``unicode``, so does that of other scripts, except what a
-    sentence may open with: brackets, opening quotation marks, "¿" and "¡".
+    ``ascii``: ASCII punctuation. ``unicode``: also that of other scripts, except what a sentence may open with:
+    brackets, opening quotation marks, "¿" and "¡". ``symbols``: whatever is no letter and no digit, except what a
+    sentence may open with, in ASCII too; a mark that opens and closes alike has to be closed.
     """
     first = text[0]
     if rules.punctuation_start == "off":
         return False
+    if rules.punctuation_start == "symbols":
+        return not (first.isalnum() or _opens(text))
     if first in _PUNCTUATION:
         return True
     if rules.punctuation_start == "ascii" or first.isalnum() or first in _INVERTED:
         return False
     category = unicodedata.category(first)
     return category.startswith("P") and category not in _OPENERS
+
+
+def _opens(text: str) -> bool:
+    """Whether the first character opens a quotation, a bracket, or a Spanish sentence."""
+    first = text[0]
+    if first in _CLOSED_BY:
+        return _CLOSED_BY[first] in text[1:]
+    return first in _INVERTED or unicodedata.category(first) in _OPENERS
 
 
 def non_ascii_start(text: str, rules: Rules) -> bool:
@@ -112,7 +133,10 @@ def non_ascii_start(text: str, rules: Rules) -> bool:
 
 INSTRUCTION_RULES: Final[tuple[tuple[str, Predicate], ...]] = tuple(
     (rule.__name__, rule)
-    for rule in (empty, too_short, too_long, banned_word, banned_start, punctuation_start, non_ascii_start)
+    for rule in (
+        *(empty, too_short, too_long, banned_word, media_request),
+        *(banned_start, punctuation_start, non_ascii_start),
+    )
 )
 """The rules by their names in the ledger, in the order in which they are asked."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from fastgen.errors import InputError
 from fastgen.records import Sampling
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Style = Literal["lenient", "paper"]
 Unfinished = Literal["drop_item", "drop_completion"]
 WordCount = Literal["any_script", "whitespace"]
-PunctuationStart = Literal["unicode", "ascii", "off"]
+PunctuationStart = Literal["symbols", "unicode", "ascii", "off"]
 
 BANNED_WORDS: Final = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"),
@@ -40,15 +40,21 @@ class Rules:
     """Fewest words of an instruction (1 or more)."""
     max_words: int = 150
     """Most words of an instruction."""
+    max_characters: int = 3000
+    """Most characters of an instruction, however few words they make (0: no limit)."""
     word_count: WordCount = "any_script"
     """``whitespace``: what stands between spaces is a word; ``any_script``: see
     :func:`fastgen.method.filters.count_words`."""
-    banned_words: tuple[str, ...] = BANNED_WORDS
-    """An instruction with one of these as a whole word, in any case, is rejected: a text model cannot do it."""
+    banned_words: tuple[str, ...] = ()
+    """An instruction with one of these as a whole word, in any case, is rejected."""
+    reject_media_requests: bool = True
+    """Whether an instruction that asks a text model to make or look at a picture, file, recording or page is
+    rejected."""
     banned_starts: tuple[str, ...] = ("Write a program",)
     """An instruction that starts with one of these, in any case, is rejected."""
-    punctuation_start: PunctuationStart = "unicode"
-    """Which punctuation may not come first. ``unicode``: ASCII's, and other scripts' unless it opens a sentence."""
+    punctuation_start: PunctuationStart = "symbols"
+    """What may not come first. ``ascii``: ASCII punctuation; ``unicode``: also other scripts' unless it opens;
+    ``symbols``: whatever is no letter, no digit and opens no quotation or bracket."""
     reject_non_ascii_start: bool = False
     """Whether the first character has to be ASCII."""
     unfinished: Unfinished = "drop_item"
@@ -63,6 +69,12 @@ class Rules:
     """How instances are read; ``paper`` knows exactly "Example k", "Input:", "Output:" and "Class label:"."""
     max_instances: int = 5
     """Most instances kept for one instruction, the first ones."""
+    reject_unknown_labels: bool = True
+    """Whether an example without a known label is rejected where it begins with another one ("Ulaz: ...")."""
+    reject_repeated_instruction: bool = True
+    """Whether an output that only repeats the instruction is rejected."""
+    reject_contradictions: bool = True
+    """Whether different labels, numbers or yes and no for one task without an input are all rejected."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -75,6 +87,8 @@ class Rules:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{_flag(name)}: {value!r} is not a whole number of 1 or more")
+        if type(self.max_characters) is not int or self.max_characters < 0:
+            raise InputError(f"--max-characters: {self.max_characters!r} is not a whole number of 0 or more")
         if self.min_words > self.max_words:
             raise InputError(
                 f"--min-words: {self.min_words} is above --max-words {self.max_words}; lower the one or raise the other"
@@ -85,7 +99,7 @@ class Rules:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"{_flag(name)}: {value!r} is none of {', '.join(choices)}")
-        for name in ("reject_non_ascii_start", "capitalise"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{_flag(name)}: {getattr(self, name)!r} is neither true nor false")
 
@@ -100,6 +114,12 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_SWITCHES: Final = (
+    *("reject_non_ascii_start", "reject_media_requests", "capitalise"),
+    *("reject_unknown_labels", "reject_repeated_instruction", "reject_contradictions"),
+)
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -111,10 +131,23 @@ def _check_texts(name: str, texts: object) -> None:
         raise InputError(f"{_flag(name)}: an empty text would match everything; leave it out")
 
 
+RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "max_characters": 0,
+        "reject_media_requests": False,
+        "reject_unknown_labels": False,
+        "reject_repeated_instruction": False,
+        "reject_contradictions": False,
+    }
+)
+"""What runs meant that were begun before these rules existed: none of them applied. The original has none of them."""
+
 PRESETS: Final[Mapping[str, Rules]] = MappingProxyType(
     {
         "default": Rules(),
         "paper": Rules(
+            **RULES_OF_EARLIER_RUNS,
+            banned_words=BANNED_WORDS,
             word_count="whitespace",
             punctuation_start="ascii",
             reject_non_ascii_start=True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastgen.stages.answer import CLOSE, COLON, NOWHERE, OPEN, is_chatter, lines, trim
 from fastgen.stages.labels import (
@@ -42,22 +42,47 @@ if TYPE_CHECKING:
 Pair = tuple["Span", "Span"]
 """(input, output)."""
 
+
+class _Piece(NamedTuple):
+    """What was found of one instance; ``end`` is the end of what belongs to it."""
+
+    input: Span
+    output: Span
+    end: int
+    is_labelled: bool = True
+
+
 _FIELD: Final = re.compile(rf"\w[\w \t/'-]{{0,40}}{COLON}")
+_NAMED: Final = re.compile(
+    rf"{OPEN}(?P<name>[^\W\d_][^\n\d:\uff1a.,;!?()\[\]{{}}<>=\"'`*_\\/|]{{0,39}}){CLOSE}[ \t]*+"
+    r"(?::(?=[\s*_]|$)|\uff1a)"
+)
+_MOST_LABELS: Final = 2
+_LABEL_WORDS: Final = 4
+_NAMES_IN_TEXTS: Final = frozenset(  # first words of lines that belong to a text
+    """title subject note notes dear hint tip warning caution remember ps quote fact headline slogan chorus verse
+    titel betreff hinweis anmerkung titre objet remarque título asunto assunto nota заголовок тема примечание
+    العنوان الموضوع ملاحظة 标题 主题 注 注意 提示 備考 件名 タイトル 題名 the a an this here my your""".split()  # noqa: SIM905
+)
 _NO_INPUT: Final = re.compile(
     r"""[\[(<*_]*+(?:
         n\s?/\s?a(?:[ ][(\u2013\u2014-][^\n]{0,80})? | none | not[ ](?:applicable|needed|required) | empty | nil | null
         | (?:there[ ]is[ ])?no[ ]?(?:additional[ ]|further[ ]|specific[ ])?input
           (?:[ ](?:is[ ])?(?:needed|required|necessary|given|provided))?(?:[ ]for[ ]this[ ]task)?
-        | [-\u2013\u2014] | 无 | なし
+        | [-\u2013\u2014] | 无 | 無 | 没有 | [无無][输輸]入 | (?:入力)?(?:なし|無し)
+        | keine?(?:[ ]eingabe)? | aucune?(?:[ ]entrée)? | ninguna? | (?:sin|sem)[ ]entrada | нет(?:[ ]ввода)?
+        | لا[ ]يوجد
     )[\])>*_.。]*+$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _RULE: Final = re.compile(r"[ \t]*+(?:-{3,}|\*{3,}|_{3,}|={3,}|#{1,6}|\*\*|__)[ \t\r]*+$")
 _OUTPUT_NAMES: Final = ("class label", "output", "label", "class", "answer", "response", "completion")
 _FENCED: Final = re.compile(r"```[^\n`]*\n(?P<body>(?:(?!```).)*?)\n[ \t]*```", re.DOTALL)
-_EXPLANATION: Final = re.compile(
-    rf"\n{OPEN}(?:explanation|reasoning|rationale|justification|解释|解釈|説明){CLOSE}[ \t]*+{COLON}", re.IGNORECASE
+_EXPLANATIONS: Final = (
+    "explanation|reasoning|rationale|justification|erklärung|begründung|explication|explicaci[oó]n|explicação"
+    "|объяснение|пояснение|(?:ال)?(?:شرح|تفسير)|解释|解釋|解釈|説明|理由"
 )
+_EXPLANATION: Final = re.compile(rf"\n{OPEN}(?:{_EXPLANATIONS}){CLOSE}[ \t]*+{COLON}", re.IGNORECASE)
 _CLOSING: Final = re.compile(
     r"""\n[ \t]*+\n[ \t*_]*+(?:
         let\ me\ know\ if\ you(?:['\u2019]d\ like|\ need|\ want|\ would\ like)\b
@@ -72,10 +97,14 @@ _CLOSING: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The pairs found; ``open_ended`` when the last one runs up to the end of the text, so that more may be missing."""
+    """The pairs found; ``open_ended`` when the last one runs up to the end of the text, so that more may be missing.
+
+    ``unlabelled`` are those of the pairs whose output is all of an example, for want of a label in it.
+    """
 
     pairs: tuple[Pair, ...]
     open_ended: bool
+    unlabelled: frozenset[Pair] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +168,18 @@ def _read_structured(text: str, answer: Span) -> Reading:
         wanted = next((record[name] for name in _OUTPUT_NAMES if name in record), None)
         if wanted is not None:
             others = [span for name, span in record.items() if name not in _OUTPUT_NAMES and name not in NUMBER_NAMES]
-            pairs.append((record.get("input", others[0] if len(others) == 1 else NOWHERE), wanted, 0))
+            pairs.append(_Piece(record.get("input", others[0] if len(others) == 1 else NOWHERE), wanted, 0))
     return _reading(text, pairs)
 
 
 def _without_explanations(text: str, reading: Reading) -> Reading:
     """Leave out what is said about a label: it belongs neither to the label nor to its input."""
-    pairs = tuple(
-        (_before_explanation(text, given), _before_explanation(text, label)) for given, label in reading.pairs
-    )
-    return Reading(pairs, reading.open_ended)
+
+    def shortened(pair: Pair) -> Pair:
+        return _before_explanation(text, pair[0]), _before_explanation(text, pair[1])
+
+    pairs, unlabelled = map(shortened, reading.pairs), map(shortened, reading.unlabelled)
+    return Reading(tuple(pairs), reading.open_ended, frozenset(unlabelled))
 
 
 def _before_explanation(text: str, span: Span) -> Span:
@@ -179,16 +210,17 @@ def _read_pairs(text: str, answer: Span, rows: Sequence[Span], outputs: Sequence
         if any(field.kind is output for field in fields):
             break
     region, fields = _within_task(text, answer, fields)
-    pairs: list[tuple[Span, Span, int]] = []
+    pieces: list[_Piece] = []
     for segment in _segments(region, fields):
-        pairs += _segment_pairs(text, segment)
-    return _reading(text, pairs)
+        pieces += _read_segment(text, segment)
+    return _reading(text, pieces)
 
 
-def _reading(text: str, pairs: Sequence[tuple[Span, Span, int]]) -> Reading:
-    """Clean the pairs, given as (input, output, end of what belongs to the pair)."""
-    cleaned = tuple((_clean_input(text, given), _clean_output(text, wanted)) for given, wanted, _ in pairs)
-    return Reading(cleaned, open_ended=bool(pairs) and pairs[-1][2] == len(text))
+def _reading(text: str, pieces: Sequence[_Piece]) -> Reading:
+    """Clean what was found."""
+    pairs = tuple((_clean_input(text, piece.input), _clean_output(text, piece.output)) for piece in pieces)
+    unlabelled = (pair for pair, piece in zip(pairs, pieces, strict=True) if not piece.is_labelled)
+    return Reading(pairs, bool(pieces) and pieces[-1].end == len(text), frozenset(unlabelled))
 
 
 def _segments(region: Span, fields: Sequence[Field]) -> list[_Segment]:
@@ -207,12 +239,13 @@ def _segments(region: Span, fields: Sequence[Field]) -> list[_Segment]:
     ]
 
 
-def _segment_pairs(text: str, segment: _Segment) -> list[tuple[Span, Span, int]]:
-    """Return (input, output, end) of every pair in a segment; an input without an output is a pair too."""
+def _read_segment(text: str, segment: _Segment) -> list[_Piece]:
+    """Return every pair in a segment; an input without an output is a pair too."""
     labels = [field for field in segment.fields if field.kind is not FENCE]
     if not labels:
         whole = trim(text, segment.start, segment.end)
-        return [(NOWHERE, whole, segment.end)] if segment.headed and whole != NOWHERE else []
+        is_output = segment.headed and whole != NOWHERE
+        return [_Piece(NOWHERE, whole, segment.end, is_labelled=False)] if is_output else []
     pairs = []
     given: Span | None = _before_fields(text, segment)
     ends = [*(field.start for field in segment.fields[1:]), segment.end]
@@ -221,14 +254,14 @@ def _segment_pairs(text: str, segment: _Segment) -> list[tuple[Span, Span, int]]
             continue
         if field.kind is not INPUT:
             if given is not None:
-                pairs.append((given, (field.end, end), end))
+                pairs.append(_Piece(given, (field.end, end), end))
             given = None  # a second output in a row belongs to no input
         elif given is None or given == NOWHERE:
             given = (field.end, end)
         else:
             given = (given[0], end)  # a further field of the same input
     if given is not None and labels[-1].kind is INPUT:
-        pairs.append((given, NOWHERE, segment.end))
+        pairs.append(_Piece(given, NOWHERE, segment.end))
     return pairs
 
 
@@ -261,8 +294,27 @@ def _read_labelled(text: str, answer: Span, kind: re.Pattern[str], fields: list[
             label_end = inline.start() if inline else line_end
             after = trim(text, label_end, stop)
             prefix = INPUT.match(text, *after)
-            pairs.append(((prefix.end() if prefix else after[0], after[1]), (start, label_end), end))
+            pairs.append(_Piece((prefix.end() if prefix else after[0], after[1]), (start, label_end), end))
     return _reading(text, pairs)
+
+
+def begins_with_label(text: str, span: Span) -> bool:
+    """Whether an example in which no label is known begins with one all the same ("Ulaz: 3 kg").
+
+    A name of up to four words, of which the first is not written small, and a colon. Not a title, a note or the like,
+    nor what has three such lines or one name twice: that is a dialogue, a form, a list or a file.
+    """
+    named = []
+    for line in lines(text, *span):
+        if match := _NAMED.match(text, *line):
+            named.append(match["name"].casefold())
+        if len(named) > _MOST_LABELS:
+            return False
+    first = _NAMED.match(text, *next(lines(text, *span)))
+    if first is None or first["name"][0].islower() or len(set(named)) < len(named):
+        return False
+    words = named[0].split()
+    return len(words) <= _LABEL_WORDS and words[0] not in _NAMES_IN_TEXTS
 
 
 def _clean_input(text: str, span: Span) -> Span:

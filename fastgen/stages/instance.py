@@ -10,14 +10,15 @@ the letter of the released code (``paper``, here) or as models write them (``len
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fastgen.stages.answer import NOWHERE, answer_span, is_cut, strip
-from fastgen.stages.fields import read_classification, read_generation
+from fastgen.stages.fields import begins_with_label, read_classification, read_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from fastgen.method.rules import Rules
     from fastgen.records import Completion, Message, Span
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 NO_INSTANCE: Final = "no_instance"
 UNCLOSED_THINKING: Final = "unclosed_thinking"
 CONFLICTING_OUTPUTS: Final = "conflicting_outputs"
+CONTRADICTORY_OUTPUTS: Final = "contradictory_outputs"
+UNKNOWN_LABEL: Final = "unknown_label"
+_SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
+_REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
+_DIALOGUE: Final = re.compile(  # asked for, it begins with somebody's name and a colon
+    "dialog|diálog|conversa|interview|script|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
+    re.IGNORECASE,
+)
+_YES_OR_NO: Final = frozenset(
+    "yes no true false ja nein oui non sí si sim não да нет 是 否 对 不是 はい いいえ 예 아니요 نعم لا हाँ नहीं".split()  # noqa: SIM905
+)
 
 _EXAMPLE: Final = re.compile(r"Example\s?\d*\.?")
 # The released code's `Output\s*\d*\s*:` and `Input\s*\d*\s*:`, written so that a run of blanks takes linear time.
@@ -36,10 +48,14 @@ _CLASS_LABEL: Final = re.compile(r"Class label:")
 
 @dataclass(frozen=True, slots=True)
 class ParsedInstance:
-    """Where the input and the output of one instance are; ``(0, 0)`` where there is none."""
+    """Where the input and the output of one instance are; ``(0, 0)`` where there is none.
+
+    ``is_labelled`` is false of the text of an example in which no label was found: all of it is taken for the output.
+    """
 
     input: Span
     output: Span
+    is_labelled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +86,14 @@ def build_prompt(instruction: str, is_classification: bool, prompts: PromptSet) 
     return template.fill(instruction=instruction.strip())
 
 
-def parse(completion: Completion, is_classification: bool, rules: Rules) -> ParsedInstances:
+def parse(completion: Completion, is_classification: bool, rules: Rules, instruction: str = "") -> ParsedInstances:
     """Return the valid instances of the completion and the rejected ones.
 
     In order: of a cut completion the last is ``unfinished``; an instance whose ``input_equals_output``, with an
-    ``empty_output``, or of which either part ``ends_with_colon`` is dropped; the same input with two outputs discards
-    all (``conflicting_outputs``); of equals the first is kept (``duplicate``); after ``max_instances`` the rest is
-    ``too_many``.
+    ``empty_output``, of which either part ``ends_with_colon``, that begins with an ``unknown_label`` or whose
+    ``output_repeats_instruction`` is dropped; the same input with two outputs discards all (``conflicting_outputs``);
+    without any input, ``contradictory_outputs`` are dropped; of equals the first is kept (``duplicate``); after
+    ``max_instances`` the rest is ``too_many``. ``instruction`` is the task's; an output must not repeat it.
     """
     text = completion.text
     if rules.instance_style == "paper":
@@ -87,12 +104,19 @@ def parse(completion: Completion, is_classification: bool, rules: Rules) -> Pars
         if answer is None:
             return ParsedInstances((), (), UNCLOSED_THINKING)
         reading = (read_classification if is_classification else read_generation)(text, answer)
-        found = [ParsedInstance(*pair) for pair in reading.pairs]
+        found = [ParsedInstance(*pair, is_labelled=pair not in reading.unlabelled) for pair in reading.pairs]
         last_is_cut = is_cut(completion) and reading.open_ended
     if not found:
         return ParsedInstances((), (), NO_INSTANCE)
     rejected = [_reject("unfinished", found[-1])] if last_is_cut else []
-    return _judge(text, found[:-1] if last_is_cut else found, rejected, rules)
+    valid = []
+    for one in found[:-1] if last_is_cut else found:
+        rule = _invalid(text, one, rules, instruction)
+        if rule is None:
+            valid.append(one)
+        else:
+            rejected.append(_reject(rule, one))
+    return _choose(text, valid, rejected, rules, is_classification=is_classification)
 
 
 def _paper_generation(text: str) -> list[ParsedInstance]:
@@ -134,20 +158,21 @@ def _paper_labelled(text: str, piece: Span) -> ParsedInstance:
     return ParsedInstance(strip(text, line_end, piece[1]), strip(text, piece[0], line_end))
 
 
-def _judge(
-    text: str, found: Sequence[ParsedInstance], rejected: list[RejectedInstance], rules: Rules
+def _choose(
+    text: str,
+    valid: list[ParsedInstance],
+    rejected: list[RejectedInstance],
+    rules: Rules,
+    *,
+    is_classification: bool,
 ) -> ParsedInstances:
-    colons = (":",) if rules.instance_style == "paper" else (":", "\uff1a")
-    valid = []
-    for instance in found:
-        rule = _invalid(*_texts(text, instance), colons)
-        if rule is None:
-            valid.append(instance)
-        else:
-            rejected.append(_reject(rule, instance))
+    """Apply the rules that compare a completion's instances with each other."""
     if _conflicts(text, valid):
         rejected += (_reject(CONFLICTING_OUTPUTS, instance) for instance in valid)
         return ParsedInstances((), tuple(rejected), CONFLICTING_OUTPUTS)
+    if rules.reject_contradictions and _contradict(text, valid, is_classification=is_classification):
+        rejected += (_reject(CONTRADICTORY_OUTPUTS, instance) for instance in valid if instance.input == NOWHERE)
+        valid = [instance for instance in valid if instance.input != NOWHERE]
     kept: dict[tuple[str, str], ParsedInstance] = {}
     for instance in valid:
         texts = _texts(text, instance)
@@ -168,14 +193,60 @@ def _texts(text: str, instance: ParsedInstance) -> tuple[str, str]:
     return text[slice(*instance.input)], text[slice(*instance.output)]
 
 
-def _invalid(given: str, wanted: str, colons: tuple[str, ...]) -> str | None:
+def _invalid(text: str, instance: ParsedInstance, rules: Rules, instruction: str) -> str | None:
+    given, wanted = _texts(text, instance)
+    colons = (":",) if rules.instance_style == "paper" else (":", "\uff1a")
     if given == wanted:
         return "input_equals_output"
     if not wanted:
         return "empty_output"
     if given.endswith(colons) or wanted.endswith(colons):
         return "ends_with_colon"
+    may_be_label = rules.reject_unknown_labels and not instance.is_labelled and not _DIALOGUE.search(instruction)
+    if may_be_label and begins_with_label(text, instance.output):
+        return UNKNOWN_LABEL
+    if rules.reject_repeated_instruction and _repeats(instruction, given, wanted):
+        return "output_repeats_instruction"
     return None
+
+
+def _repeats(instruction: str, given: str, wanted: str) -> bool:
+    """Whether the output is the instruction, alone or with its input, or most of the instruction and nothing else.
+
+    Case, punctuation and whitespace do not count.
+    """
+    if len(wanted) > 2 * (len(instruction) + len(given)):  # far more than a repetition; spares folding a long text
+        return False
+    asked, answered = _folded(instruction), _folded(wanted)
+    if not answered:
+        return False
+    if answered in asked:
+        return len(answered) >= _REPEATED_SHARE * len(asked)
+    return bool(given) and answered == f"{asked} {_folded(given)}"
+
+
+def _folded(text: str) -> str:
+    """Return the letters and digits, case folded, with one space where anything else was."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
+
+
+def _contradict(text: str, instances: Sequence[ParsedInstance], *, is_classification: bool) -> bool:
+    """Whether the outputs without an input differ where only one can be right.
+
+    That is so for class labels, and for short answers of which all hold a number or all are yes or no. Two poems, or
+    two names for a cat, do not contradict each other.
+    """
+    outputs = {_folded(text[slice(*one.output)]) for one in instances if one.input == NOWHERE}
+    return len(outputs) > 1 and (is_classification or _have_one_truth(outputs))
+
+
+def _have_one_truth(outputs: Collection[str]) -> bool:
+    answers = [output.split() for output in outputs]
+    if any(not 1 <= len(words) <= _SHORT_ANSWER for words in answers):
+        return False
+    hold_numbers = all(any(map(str.isdecimal, "".join(words))) for words in answers)
+    return hold_numbers or all(words[0] in _YES_OR_NO for words in answers)
 
 
 def _conflicts(text: str, instances: Sequence[ParsedInstance]) -> bool:
