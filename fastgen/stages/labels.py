@@ -83,7 +83,6 @@ _TASKS: Final = (
     "task|instruction|aufgabe|anweisung|tâche|consigne|tarea|tarefa|instrucci[oó]n|задание|задача|инструкция"
     "|(?:ال)?مهمة|任务|任務|指令|タスク|課題|指示"
 )
-_ALL: Final = f"{_EXAMPLES}|{_INPUTS}|{_OUTPUTS}|{_ANSWERS}|{_CLASS_LABELS}|{_CLASSES}|{_TASKS}"
 
 EXAMPLE: Final = re.compile(
     rf"""{_START}(?:{_EXAMPLES})
@@ -102,7 +101,12 @@ INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 INLINE_OUTPUT: Final = re.compile(rf"(?:(?<=\s)(?:[|→⇒]|[-=]>)[ \t]++)?(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
 _BEGUN: Final = re.compile(r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?)[ \t*]*+$", re.IGNORECASE)
 FENCE: Final = re.compile(r"[ \t]*+```[^`\n]*+$")
-_CANDIDATE: Final = re.compile(rf"^(?!\n)(?:{_START}(?=\w)(?:{_ALL})|[ \t]*+```)", re.IGNORECASE | re.MULTILINE)
+# A line that may begin with a label: a colon or a mark soon after its first word, a heading, or a fence. Trying every
+# word of every label on every line would take most of the time of a long text.
+_CANDIDATE: Final = re.compile(
+    rf"^(?!\n)(?:{_START}(?=\w)(?:[^\n:\uff1a*_]{{0,120}}+[:\uff1a*_]|(?:{_EXAMPLES}))|[ \t]*+```)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _MOST_LINES: Final = 20_000  # of a completion with more labels, the rest belongs to the last
 
 
