@@ -85,6 +85,10 @@ What would you do to improve your self-image?
 Draw up a plan for the week.
 Who drew the line between the two countries?
 Create a Python script that reads a file and prints each line.
+Create a short biographical sketch of Nikola Tesla.
+Sketch the outline of a wedding speech.
+Make a table chart of the prices in plain text.
+You cannot use this website for your work.
 What does the phrase 'the big picture' mean?
 Draw a comparison between cats and dogs.
 How do I open a file in Python?

@@ -409,7 +409,7 @@ def test_fewer_than_eight_seeds_and_no_classification_seed_are_warned_about(tmp_
 @pytest.mark.parametrize(
     ("instruction", "preset", "rule"),
     [
-        ("Describe the given picture in words.", "default", "banned_word"),
+        ("Describe the given picture in words.", "default", "media_request"),
         ("Sum it up.", "default", "too_short"),
         ("Write a program that sorts numbers.", "default", "banned_start"),
         ("写出三个常见水果的名称", "paper", "too_short"),

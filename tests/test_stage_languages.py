@@ -140,4 +140,5 @@ def test_after_a_known_label_any_label_is_text(output: str) -> None:
 def test_a_dialogue_that_was_asked_for_may_be_short() -> None:
     text = "Example 1\nAlice: hi\nBob: hello"
     assert read(text, instruction="Write a dialogue of two friends.") == ([("", "Alice: hi\nBob: hello")], [])
+    assert read(text, instruction="Write a description of the two.") == ([], ["unknown_label"])
     assert read(text, instruction="Say hello.") == ([], ["unknown_label"])

@@ -66,7 +66,8 @@ _EN_HEAD: Final = r"""(?![ -](?:captions?|captioned|descriptions?|titles?|script
 # Between a verb and its object stand articles and adjectives, but no word that begins another phrase or thing.
 _EN_STOP: Final = r"""(?!(?:for|about|of|to|that|which|from|with|on|in|by|as|using|and|or|explaining|describing
     |titled|is
-    |are|script|scripts|caption|captions|description|title|story|poem|list|prompt|character|comedy)\b)"""
+    |are|script|scripts|caption|captions|description|title|story|poem|list|prompt|character|comedy|table
+    |biographical|biography)\b)"""
 _EN_BETWEEN: Final = rf"(?:[ ]{_EN_STOP}[\w'’-]++){{0,4}}?[ ]"
 _EN_TOLD: Final = r"""(?:^|[.!?:;,"“(][ ]?|\b(?:and|then|please|must|should|(?:can|could|will|would)[ ]you
     |(?:asked|need|have|required|want[ ]you|like[ ]you)[ ]to)[ ])"""
@@ -102,13 +103,13 @@ _EN: Final = _language(
     rf"""{_EN_TOLD}(?:draw|sketch|doodle)(?:[ ]me)?[ ](?:an?|the|your|some|it|two|three|four|five|one|this|what|how)\b
     (?![ ](?:\w++[ ]){{0,2}}?(?:conclusions?|inferences?|comparisons?|parallels?|distinctions?|lessons?|attention
     |analog(?:y|ies)|connections?|links?|lines?|inspiration|contrasts?|curtains?|blood|bath|breath|crowd|implications?
-    |correlations?|sword|cards?|number|name|winner|marbles?|balls?|differences?|readers?|most|best)\b)""",
+    |correlations?|sword|cards?|number|name|winner|marbles?|balls?|differences?|readers?|most|best
+    |outlines?|plans?|scenes?|characters?)\b)""",
     rf"""{_EN_TOLD}plot[ ](?:the|this|these|a|an|your)
     (?![ ](?:\w++[ ])?(?:of|twist|line|point|outline|summary|story|against|murder|escape|revenge|coup|course
     |hole)\b)""",
     # pages
-    r"""\b(?:go[ ]to|visit|open|browse|access|click(?:[ ]on)?|navigate[ ]to|check(?:[ ]out)?|follow|read|search
-    |see|use)
+    r"""\b(?:go[ ]to|visit|open|browse|access|click(?:[ ]on)?|navigate[ ]to|check(?:[ ]out)?|follow)
     [ ](?:(?:the|this|that|these|your|our|a|following|any)[ ])*+(?:[\w-]++[ ]){0,1}?
     (?:https?:|www\.|web[ ]?sites?\b|web[ ]?pages?\b|home[ ]?page\b|links?\b|urls?\b)""",
     but=_EN_CODE,

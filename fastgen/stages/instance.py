@@ -32,7 +32,7 @@ UNKNOWN_LABEL: Final = "unknown_label"
 _SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
 _REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
 _DIALOGUE: Final = re.compile(  # asked for, it begins with somebody's name and a colon
-    "dialog|diálog|conversa|interview|script|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
+    r"dialog|diálog|conversa|interview|\bscript|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
     re.IGNORECASE,
 )
 _YES_OR_NO: Final = frozenset(
