@@ -24,7 +24,7 @@ _HEAD_OF_WORD: Final = re.compile(r"(?<!\w)\w{3,6}")
 class _Language:
     """``hints`` spare most texts the pattern: one of them has to be in a text that it matches.
 
-    Where words stand between spaces they are beginnings of words, of six letters at most without an "s" at the end.
+    Where words stand between spaces they are beginnings of words, of six letters at most.
     """
 
     hints: frozenset[str]
@@ -37,15 +37,18 @@ class _Language:
 
 
 def _language(hints: str, *patterns: str, but: re.Pattern[str] | None = None) -> _Language:
-    return _Language(frozenset(hints.split()), re.compile("|".join(patterns), re.IGNORECASE | re.VERBOSE), but)
+    with_plurals = frozenset(hints.split()) | {f"{hint}s" for hint in hints.split()}
+    return _Language(with_plurals, re.compile("|".join(patterns), re.IGNORECASE | re.VERBOSE), but)
 
 
 def asks_for_media(text: str) -> bool:
     """Whether ``text`` asks for a picture, a file, a recording or a visit to a page."""
     lowered = text.lower()
-    heads = {head.rstrip("s") for head in _HEAD_OF_WORD.findall(lowered)}
-    if any(not language.hints.isdisjoint(heads) and language.finds_a_request(text) for language in _BY_WORDS):
-        return True
+    heads = _HEAD_OF_WORD.findall(lowered)
+    if not _ALL_HEADS.isdisjoint(heads):
+        for language in _BY_WORDS:
+            if not language.hints.isdisjoint(heads) and language.finds_a_request(text):
+                return True
     if text.isascii():
         return False
     return any(any(map(lowered.__contains__, one.hints)) and one.finds_a_request(text) for one in _BY_TEXTS)
@@ -243,4 +246,5 @@ _JA: Final = _language(
     r"(?:サイト|ページ|リンク|url)(?:を|に|へ)(?:開い|訪問|訪れ|アクセス|クリック|閲覧|見て|参照)",
 )
 _BY_WORDS: Final = (_EN, _DE, _FR, _ES)
+_ALL_HEADS: Final = frozenset().union(*(language.hints for language in _BY_WORDS))
 _BY_TEXTS: Final = (_RU, _AR, _ZH, _JA)

@@ -31,6 +31,7 @@ CONTRADICTORY_OUTPUTS: Final = "contradictory_outputs"
 UNKNOWN_LABEL: Final = "unknown_label"
 _SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
 _REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
+_TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalnum()}
 _DIALOGUE: Final = re.compile(  # asked for, it begins with somebody's name and a colon
     r"dialog|diálog|conversa|interview|\bscript|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
     re.IGNORECASE,
@@ -227,6 +228,8 @@ def _repeats(instruction: str, given: str, wanted: str) -> bool:
 
 def _folded(text: str) -> str:
     """Return the letters and digits, case folded, with one space where anything else was."""
+    if text.isascii():  # the same, many times as fast
+        return " ".join(text.lower().translate(_TO_SPACES).split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
 

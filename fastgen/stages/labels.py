@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 _START: Final = rf"[ \t]*+(?:\d{{1,2}}[.)][ \t]++)?{OPEN}"  # some models number their fields
 
 
+def _first_letters(words: str) -> str:
+    """Return the letters with which the pattern may begin, or a few more: most lines fail on the first one, at once."""
+    in_sets = "".join(re.findall(r"\[([^\]]*)\]", words))
+    return "".join(sorted({*re.findall(r"(?:^|[|:?])(\w)", words), *filter(str.isalpha, in_sets)}))
+
+
 def _label(words: str) -> re.Pattern[str]:
     """Return a pattern for a field name at the start of a line: ``words``, maybe a number or a remark, a colon.
 
     A bold name alone on its line needs no colon.
     """
-    name = rf"(?:{words})[ \t]*+\d*+"
+    name = rf"(?=[{_first_letters(words)}])(?:{words})[ \t]*+\d*+"
     remark = r"(?:\([^()\n]{0,40}\)[ \t]*+)?"
     bold = rf"[ \t]*+(?:\#++[ \t]++)?\*\*{name}\*\*[ \t\r]*+$"
     return re.compile(rf"{_START}{name}[ \t]*+{remark}{CLOSE}[ \t]*+{COLON}{CLOSE}|{bold}", re.IGNORECASE)
@@ -101,10 +107,11 @@ INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 INLINE_OUTPUT: Final = re.compile(rf"(?:(?<=\s)(?:[|→⇒]|[-=]>)[ \t]++)?(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
 _BEGUN: Final = re.compile(r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?)[ \t*]*+$", re.IGNORECASE)
 FENCE: Final = re.compile(r"[ \t]*+```[^`\n]*+$")
-# A line that may begin with a label: a colon or a mark soon after its first word, a heading, or a fence. Trying every
-# word of every label on every line would take most of the time of a long text.
+# A line that may begin with a label: a word of one, with a colon or mark soon after it, or a heading, or a fence. Where
+# there is no colon, the words need not be tried, which would take most of the time of a long text.
+_ALL: Final = f"{_EXAMPLES}|{_INPUTS}|{_OUTPUTS}|{_ANSWERS}|{_CLASS_LABELS}|{_CLASSES}|{_TASKS}"
 _CANDIDATE: Final = re.compile(
-    rf"^(?!\n)(?:{_START}(?=\w)(?:[^\n:\uff1a*_]{{0,120}}+[:\uff1a*_]|(?:{_EXAMPLES}))|[ \t]*+```)",
+    rf"^(?!\n)(?:{_START}(?=\w)(?:(?=[^\n:\uff1a*_]{{0,120}}+[:\uff1a*_])(?:{_ALL})|(?:{_EXAMPLES}))|[ \t]*+```)",
     re.IGNORECASE | re.MULTILINE,
 )
 _MOST_LINES: Final = 20_000  # of a completion with more labels, the rest belongs to the last
