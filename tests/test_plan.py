@@ -16,6 +16,7 @@ from fastgen.method.plan import FIRST_INSTRUCTIONS, Plan
 from fastgen.method.pool import State
 from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.records import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
+from fastgen.stages.answer import CHARACTERS_PER_TOKEN
 from fastgen.stages.prompts import PromptSet, load_prompts
 from fastgen.testing import Writer
 
@@ -352,3 +353,26 @@ def test_the_same_completions_in_the_same_order_give_the_same_run_at_any_concurr
         replayed.apply(judged)
         again.append(judged)
     assert again == log
+
+
+def test_an_answer_far_longer_than_its_tokens_is_cut_before_it_is_judged_and_logged(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    (request,) = take(plan, 1)
+    text = " Name three rivers in Peru.\n10. " + "Sing of rain and snow. " * 30_000
+    (commit,) = plan.judge([Answer(request, 0, Completion(text, "stop", 10, 20))])
+    assert len(commit.completion.text) == CHARACTERS_PER_TOKEN * request.sampling.max_tokens
+    assert text.startswith(commit.completion.text)
+    assert isinstance(commit.outcome, InstructionOutcome)
+    assert len(commit.outcome.kept) == 1
+    assert [rejected.rule for rejected in commit.outcome.rejected] == ["unfinished"]
+
+
+def test_an_output_is_judged_by_the_instruction_that_it_answers(prompts: PromptSet) -> None:
+    plan = make(prompts)
+    (request,) = take(plan, 1)
+    (commit,) = plan.judge([Answer(request, 0, Completion(" Name three rivers in Peru.", "stop", 10, 20))])
+    plan.apply(commit)
+    ask = Request(7, Stage.INSTANCE, "", request.sampling, (0,))
+    (commit,) = plan.judge([Answer(ask, 0, Completion("Output: Name three rivers in Peru!", "stop", 10, 20))])
+    assert isinstance(commit.outcome, InstanceOutcome)
+    assert commit.outcome == InstanceOutcome((), ("output_repeats_instruction",))
