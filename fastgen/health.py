@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
 from fastgen.records import Stage
+from fastgen.untrusted import quoted
 
 FIRST: Final = 8
 """With so many answers at the start of a session, and nothing read, the warning comes at once."""
@@ -87,11 +88,6 @@ def _kind(brought: bool, rules: Iterable[str], text: str, finish_reason: str | N
     if brought:
         return Kind.READ
     return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else Kind.REJECTED
-
-
-def escaped(text: str) -> str:
-    """The beginning of a text of others, in quotation marks, with everything that is not printable escaped."""
-    return repr(text[:SHOWN]) + ("..." if len(text) > SHOWN else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +245,7 @@ class StepHealth:
         kind = recent.most_common(1)[0][0]
         raw = self._samples[kind]
         tokens = f", {raw.tokens} tokens" if raw.tokens else ""
-        shown = f"{escaped(raw.text)} (finish reason {escaped(raw.finish_reason or 'none')}{tokens})"
+        shown = f"{quoted(raw.text, SHOWN)} (finish reason {quoted(raw.finish_reason or 'none', SHOWN)}{tokens})"
         return f"{self._share(count)}; one of them: {shown}; {self.step.remedy(kind, raw)}"
 
 

@@ -47,6 +47,11 @@ def _escaped(control: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
 
 
+def quoted(text: str, longest: int) -> str:
+    """The first ``longest`` characters in quotation marks, with line ends and control characters as escapes."""
+    return repr(text[:longest]) + ("..." if len(text) > longest else "")
+
+
 def markdown(text: str) -> str:
     """The text as one line of Markdown that shows just this text: no HTML, link, mention, formula or table cell."""
     return _MARKUP.sub(lambda sign: f"\\{sign[0]}", " ".join(printable(text).split()))

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from fastgen.commits import ClassificationOutcome, Commit, decode, encode
-from fastgen.health import FIRST, QUESTION_LIMIT, Kind, Raw, Step, StepHealth, escaped, steps_of_run
+from fastgen.health import FIRST, QUESTION_LIMIT, Kind, Raw, Step, StepHealth, steps_of_run
 from fastgen.ledger import Ledger
 from fastgen.metrics.limiting import limit_of
 from fastgen.metrics.sample import Limit, Sample, ServerSample
@@ -21,6 +21,7 @@ from fastgen.seeds import default_seed_path
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder
 from fastgen.testing import FaultServer, Writer
+from fastgen.untrusted import quoted
 from tests.command_help import Said, fastgen, in_a_thread
 from tests.evaluation_help import call as evaluate
 from tests.evaluation_help import served, superni
@@ -177,12 +178,11 @@ def test_counts_saved_without_the_answers_are_made_again_from_the_log(tmp_path: 
     with in_a_thread(FaultServer()) as server:
         assert generate(run, server, 5).code == 0
     before, folder = status(run), RunFolder(run)
-    position = folder.ledger_snapshot()[1]
-    assert position is not None
-    older = Older()
+    older = Older(seeds=175)
     for commit in commits(run):
         older.apply(commit)
-    folder.save_ledger(older, position, folder.header().run_id, {})
+    saved = folder.saved_counts()
+    folder.save_counts(replace(saved, ledger=older), folder.header().run_id)
     assert status(run)["answers"] == before["answers"]
 
 
@@ -312,7 +312,7 @@ def test_most_answers_being_empty_is_told_and_is_what_limits_the_run() -> None:
 
 
 def test_a_sample_is_short_and_holds_no_control_characters() -> None:
-    shown = escaped("\x1b]0;title\x07\n\u202e" + "字" * 500)
+    shown = quoted("\x1b]0;title\x07\n\u202e" + "字" * 500, 200)
     assert shown.isprintable()
     assert "字" in shown
     assert len(shown) < 260

@@ -120,7 +120,7 @@ def test_json_keeps_what_was_said(told: dict[str, str]) -> None:
 
 
 def test_what_an_audit_finds_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    found = Audit(1, 0, (Disagreement("missed", f"Do this.{EVIL}", 1, 0.9),))
+    found = Audit(1, 1, 0, (Disagreement("missed", f"Do this.{EVIL}", 1, 0.9),))
     put(str(found))
     tell(str(found))
     shown = capsys.readouterr()
