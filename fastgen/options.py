@@ -331,7 +331,7 @@ class MethodOptions:
     """What the run means, apart from rules and sampling."""
 
     preset: Literal["default", "paper"] = "default"
-    """paper: the original's rules and figures to the letter; default: the same method without its defects
+    """paper: the original's rules and figures; default: the same method without its defects
     (docs/rules.md)."""
     seed_tasks: Path | None = None
     """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""

@@ -19,6 +19,7 @@ STEADY = Sample(
     session_s=100.0,
     target=10_000,
     complete=500,
+    kept=620,
     pending=100,
     completions_per_s=80.0,
     generated_tokens_per_s=9000.0,
@@ -64,6 +65,12 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
     ),
     ("the first seconds", {"session_s": 2.0, "in_flight": 40.0}, Limit.RAMP_UP, "40 of 256 in flight after 2 s"),
     (
+        "a pool that is smaller than what may be in flight",
+        {"in_flight": 40.0, "asked_for_nothing": True, "kept": 31, "complete": 2},
+        Limit.RAMP_UP,
+        "the pool has 31 instructions",
+    ),
+    (
         "a slow disk",
         {**BACKLOG, "append_share": 0.8, "sync_share": 0.3},
         Limit.DISK,
@@ -100,7 +107,7 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
     ("slots lost to faults", {"in_flight": 100.0, "waiting_retries": 150}, Limit.SERVER, "150 requests wait"),
     (
         "the end of a run",
-        {"in_flight": 12.0, "asked_for_nothing": True, "complete": 9_980, "pending": 15},
+        {"in_flight": 12.0, "asked_for_nothing": True, "complete": 9_980, "kept": 9_999, "pending": 15},
         Limit.YIELD,
         "20 to go, 15 on the way, 12 of 256 slots",
     ),

@@ -138,7 +138,7 @@ def _making(facts: CardFacts) -> Iterator[str]:
     yield from ("```", generate_command(meaning, facts.run.folder.header().options), "```")
     yield ""
     is_paper = meaning["preset"] == "paper"
-    named = "the original's rules to the letter" if is_paper else "the original's rules without their defects"
+    named = "the original's rules" if is_paper else "the original's rules without their defects"
     yield f"- Preset `{meaning['preset']}`: {named}; flags above say what differs from it."
     yield f"- {len(facts.run.seeds)} seed tasks by people, fingerprint `{str(meaning['seed_tasks'])[:16]}`."
     above = "above" if meaning["reject_at"] == "gt" else "at or above"

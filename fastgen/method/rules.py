@@ -1,6 +1,6 @@
 """What is accepted from the model, as data: the rules of each preset and how each stage samples.
 
-``PRESETS["paper"]`` reproduces the released code of Self-Instruct (Wang et al., ACL 2023) to the letter;
+``PRESETS["paper"]`` parses, filters and scores as the released code of Self-Instruct (Wang et al., ACL 2023);
 ``PRESETS["default"]`` differs only where the original has a defect or cannot cope with what today's models write. Both
 are documented rule by rule in ``docs/rules.md``. The similarity threshold is not here: it belongs to the novelty check.
 Knows nothing of prompts, parsing or files.

@@ -14,6 +14,7 @@ client CPU   the same, without a core of its own; or the loop's thread fills its
              or the loop is late by `LATE_MS` on average
 user limit   a rate limit held requests back for `RATE_LIMITED_SHARE` of the time
 server       of the requests, `REFUSED_SHARE` were refused with 429, or slots are free because so many faults wait
+ramp-up      slots are free because the pool is smaller than the limit in flight
 yield        slots are free because the plan has nothing to ask: the target is nearly reached
 yield        most of a step's last answers bring nothing
 yield        novelty is below `DECAYED` of its best: more speed brings less and less
@@ -130,6 +131,8 @@ def _refused(seen: Sample) -> Verdict | None:
 def _nothing_to_ask(seen: Sample) -> Verdict | None:
     if _in_use(seen) or not seen.asked_for_nothing:
         return None
+    if seen.kept < min(seen.concurrency, seen.target):
+        return Limit.RAMP_UP, f"the pool has {seen.kept} instructions, and no more of them may be asked for at once yet"
     missing = seen.target - seen.complete
     slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
     return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
