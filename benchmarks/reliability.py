@@ -12,6 +12,7 @@ The table is that of ``docs/reliability.md``.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import re
@@ -22,12 +23,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +40,7 @@ from benchmarks.harness import ROOT, finish, print_table, test_server
 from fastgen.commits import Commit
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder
-from fastgen.testing import USUAL_FAULTS, Fault
+from fastgen.testing import USUAL_FAULTS, Fault, FaultServer, Writer
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
 FIRST = 32  # requests that fail without exception before a quarter of all does
@@ -69,23 +71,36 @@ class Ended:
         lines = [line for line in self.said if not _NOISE.search(line)]
         lines = lines if self.code else lines[-1:]
         text = lines[-1] if lines else "nothing but the progress"
-        text = re.sub(r"/\S*/(run\S*|log\S*)", r"…/\1", re.sub(r"(http://)?127\.0\.0\.1:\d+(/v1)?", "HOST", text))
+        text = re.sub(r"/\S*/(run\S*|log\S*|new\b)", r"…/\1", re.sub(r"(http://)?127\.0\.0\.1:\d+(/v1)?", "HOST", text))
         return f"exit {self.code}: {text}".replace("|", r"\|")
 
 
 def start(
-    run: Path, url: str | None, count: int, *flags: str, prepare: Callable[[], None] | None = None
+    run: Path,
+    url: str | None,
+    count: int,
+    *flags: str,
+    prepare: Callable[[], None] | None = None,
+    stderr: int = subprocess.PIPE,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """``fastgen generate`` in a process of its own."""
     place = ["--base-url", url] if url else []
     command = [*FASTGEN, "generate", "--run-dir", str(run), *place, "--num-instructions", str(count), *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=prepare)  # noqa: PLW1509 - sets a limit only
+    environment = {**os.environ, **(env or {})}
+    return subprocess.Popen(command, stderr=stderr, text=True, cwd=ROOT, env=environment, preexec_fn=prepare)  # noqa: PLW1509 - sets a limit only
+
+
+def carry_out(*arguments: str | Path) -> Ended:
+    """Another ``fastgen`` command, to its end."""
+    done = subprocess.run([*FASTGEN, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT)
+    return Ended(done.returncode, tuple(done.stderr.splitlines()))
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
     """Wait for it."""
     _, said = process.communicate(timeout=EACH_WAIT_S)
-    return Ended(process.returncode, tuple(said.splitlines()))
+    return Ended(process.returncode, tuple((said or "").splitlines()))
 
 
 def commits(run: Path) -> list[Commit]:
@@ -373,6 +388,168 @@ def damaged(folder: Path, flips: int = 100) -> tuple[Row, Row]:
         return flipped, Row("a line cut short at the log's end", "once", lost(run, before), torn.seen())
 
 
+def damaged_end(folder: Path, flips: int = 8) -> Row:
+    """Flipped bits in the log's last newline, and zeros in place of its last lines: all of it had been synced."""
+    run = folder / "run"
+    with test_server() as server:
+        end(start(run, server.base_url, 50))
+    log = run / "log" / "000000.jsonl"
+    whole, before = log.read_bytes(), commits(run)
+    spoilt = [whole[:-1] + bytes([10 ^ 1 << bit]) for bit in range(flips)]
+    spoilt += [whole[:-size] + bytes(size) for size in (100, 1000, 10_000)]
+    found, ended = 0, Ended(0, ())
+    for content in spoilt:
+        log.write_bytes(content)
+        ended = carry_out("export", "--run-dir", run, "--output", os.devnull)
+        found += ended.code == 2 and "000000.jsonl:" in ended.said[-1]
+    log.write_bytes(whole)
+    cell = f"{len(spoilt) - found} undetected; {lost(run, before)}"
+    return Row("the log's end changed after it was synced", f"{len(spoilt)} times", cell, ended.seen())
+
+
+def lost_files(folder: Path) -> Row:
+    """The lock or the log of a run that is going on is removed."""
+    ended, cells = Ended(0, ()), set()
+    with test_server("--latency", "0.01") as server:
+        for name in ("lock", "log/000000.jsonl"):
+            run = folder / name.replace("/", "-") / "run"
+            process = start(run, server.base_url, 1_000_000, "--concurrency", "8")
+            wait_for(run, process, 20_000)
+            copy = (run / name).read_bytes()
+            (run / name).unlink()
+            ended = end(process)
+            assert ended.code == 3, ended
+            if name != "lock":
+                (run / name).write_bytes(copy)
+            before = commits(run)
+            end(start(run, server.base_url, RunFolder(run).ledger().complete + 5))
+            cells.add(lost(run, before).split(" of ")[0])
+    return Row("lock or log removed under a run", "once each", f"{'/'.join(cells)} commits", ended.seen())
+
+
+def derived(folder: Path) -> Row:
+    """Every file that is derived from the log, with four kinds of rubbish in it."""
+    run = folder / "run"
+    with test_server() as server:
+        end(start(run, server.base_url, 50))
+        before, times, ended = commits(run), 0, Ended(0, ())
+        for name in ("ledger.json", "snapshot.bin", "metrics.jsonl"):
+            for rubbish in (b"", b"\0" * 4096, b"{}\n", os.urandom(4096)):
+                (run / name).write_bytes(rubbish)
+                ended = end(start(run, server.base_url, RunFolder(run).ledger().complete + 1))
+                assert ended.code == 0, (name, rubbish[:8], ended)
+                times += 1
+    return Row("rubbish in ledger.json, snapshot.bin, metrics.jsonl", f"{times} times", lost(run, before), ended.seen())
+
+
+def displays(folder: Path) -> Row:
+    """Standard error that is full, closed, or a pipe that is full and that nobody reads."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(65536))
+    os.set_blocking(writing, True)
+    full = os.open("/dev/full", os.O_WRONLY)
+    with test_server() as server:
+        for name, stderr, prepare in (
+            ("full", full, None),
+            ("closed", subprocess.DEVNULL, partial(os.close, 2)),
+            ("unread", writing, None),
+        ):
+            process = start(folder / name / "run", server.base_url, 50, stderr=stderr, prepare=prepare)
+            assert process.wait(EACH_WAIT_S) == 0, name
+            assert RunFolder(folder / name / "run").ledger().complete == 50
+    for descriptor in (reading, writing, full):
+        os.close(descriptor)
+    return Row("standard error full, closed, or unread", "once each", "nothing: 50 of 50 instructions", "exit 0")
+
+
+def killed_refilter(folder: Path) -> Row:
+    """A refilter that is killed as soon as its log begins; the folder is refused, the same command makes it."""
+    run, output = folder / "run", folder / "new"
+    with test_server() as server:
+        end(start(run, server.base_url, 1500, "--concurrency", "64", "--quiet"))
+        again = [*FASTGEN, "refilter", "--run-dir", str(run), "--output", str(output)]
+        process = subprocess.Popen(again, stderr=subprocess.DEVNULL, cwd=ROOT)
+        while not (output / "log").exists():
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        refused = end(start(output, server.base_url, 1600))
+        assert refused.code == 2, refused
+        assert carry_out(*again[len(FASTGEN) :]).code == 0
+    before, now = (RunFolder(one).ledger().complete for one in (run, output))
+    return Row("refilter killed", "once", f"{before - now} of {before} instructions", refused.seen())
+
+
+def voids(folder: Path) -> list[Row]:
+    """Each step in turn gives nothing that can be read."""
+    good = Writer(similar_share=0.0).answer
+
+    def stage_of(prompt: str) -> str:
+        said = good(prompt, 0)
+        if said in (" Yes", " No"):
+            return "classification"
+        return "instance" if "Output:" in said or "Class label:" in said else "instruction"
+
+    rows = []
+    for stage in ("instruction", "classification", "instance"):
+        run, asked = folder / stage / "run", [0]
+
+        def write(prompt: str, choice: int, stage: str = stage, asked: list[int] = asked) -> str:
+            is_void = stage_of(prompt) == stage
+            asked[0] += is_void
+            return "" if is_void else good(prompt, choice)
+
+        with in_a_thread(FaultServer(write=write)) as server:
+            ended = end(start(run, server.base_url, 1000, "--concurrency", "16"))
+        assert ended.code == 3, ended
+        ledger = RunFolder(run).ledger()
+        cell = f"{ledger.complete} complete and {ledger.kept} kept stay"
+        rows.append(Row(f"every answer of the {stage} step is empty", f"{asked[0]} answers", cell, ended.seen()))
+    return rows
+
+
+@contextmanager
+def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
+    """The server, in the event loop of a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.listen(), loop).result()
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.refuse(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def kernel_cache(folder: Path) -> Row:
+    """Compiled kernels that are cut short, zeroed or changed on disk."""
+    cache, run = folder / "cache", folder / "run"
+    with test_server() as server:
+        for number, spoil in enumerate((None, lambda data: data[: len(data) // 2], lambda data: bytes(len(data)))):
+            for path in cache.rglob("*.nb?") if spoil else ():
+                path.write_bytes(spoil(path.read_bytes()))
+            ended = end(start(run, server.base_url, 20 + number, env={"NUMBA_CACHE_DIR": str(cache)}))
+            assert ended.code == 0, ended
+    return Row("compiled kernels cut short, zeroed", "once each", "nothing", ended.seen())
+
+
+def little_room(folder: Path) -> Row:
+    """Limits on open files and on address space."""
+    with test_server("--engine", "h100-8b") as server:
+        files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (128, 128))
+        space = partial(resource.setrlimit, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        for name, prepare in (("space", space), ("files", files)):
+            ended = end(start(folder / name / "run", server.base_url, 100, prepare=prepare))
+            assert ended.code == 0, (name, ended)
+    name = "ulimit -v 4 GB, ulimit -n 128 (--concurrency auto)"
+    return Row(name, "once each", "nothing: 100 of 100 instructions", ended.seen())
+
+
 def moved(folder: Path) -> Row:
     """A run folder that was moved, and a copy of it."""
     run, elsewhere = folder / "run", folder / "elsewhere" / "run"
@@ -414,8 +591,16 @@ def table(instructions: int, kill_count: int) -> list[Row]:
             read_only,
             size_limit,
             moved,
+            damaged_end,
+            lost_files,
+            derived,
+            killed_refilter,
+            displays,
+            kernel_cache,
+            little_room,
         )
-        return [*rows, *(own(row) for row in others), *damaged(Path(tempfile.mkdtemp(dir=folder)))]
+        several_rows = [*damaged(Path(tempfile.mkdtemp(dir=folder))), *voids(Path(tempfile.mkdtemp(dir=folder)))]
+        return [*rows, *(own(row) for row in others), *several_rows]
 
 
 def main() -> None:

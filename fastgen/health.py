@@ -211,9 +211,11 @@ class StepHealth:
 
     def verdict(self) -> str | None:
         """One line on a step whose answers brought nothing for so long that it is to stop."""
-        if self._fruitless_row >= self.step.limit:
-            return self._told(self._fruitless_row)
-        return self._told(self._unread_row) if self._unread_row >= self.step.unread_limit else None
+        rows = ((self._fruitless_row, self.step.limit), (self._unread_row, self.step.unread_limit))
+        for row, limit in rows:
+            if row >= limit:
+                return self._told(min(row, len(self._last)))
+        return None
 
     def _troubled(self) -> int:
         """How many of the last answers show that the step brings little; 0 of a healthy one."""
