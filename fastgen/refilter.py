@@ -11,6 +11,7 @@ commands refuse it, and the same refilter begins it again.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -91,7 +92,7 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         empty = _nothing_left(store.ledger, run.folder.ledger())
         store.close()
         if empty is not None:
-            folder.clear_unfinished()
+            shutil.rmtree(output, ignore_errors=True)  # it held nothing but this refilter
             raise InputError(f"--output {output}: {empty}; nothing was written")
         folder.finish()
         return store.ledger
