@@ -71,7 +71,7 @@ def _check_output(flag: str, output: Path, inputs: Iterable[Path], *, overwrite:
         return
     target = Path(os.path.realpath(output))
     for folder in (target, *target.parents):
-        if (folder / "run.json").exists() and (folder / "log").is_dir():
+        if (folder / "run.json").is_file() and (folder / "log").is_dir():
             raise InputError(f"{flag} {output}: is in the folder of a run, {folder}; name a place outside it")
     for given in inputs:
         source = Path(os.path.realpath(given))

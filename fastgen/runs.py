@@ -33,7 +33,9 @@ def unfinished(complete: int, target: int | None) -> str:
 def open_run(run_dir: Path) -> OpenRun:
     """:raises InputError: there is no run, it is damaged or newer than this version, or its seed file was changed."""
     folder = RunFolder(run_dir)
-    meaning = {**RULES_OF_EARLIER_RUNS, **folder.header().meaning}
+    meaning = folder.header().meaning
+    for name, value in RULES_OF_EARLIER_RUNS.items():
+        meaning.setdefault(name, value)
     seeds = load_seed_tasks(folder.seeds_path)
     if meaning.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
         raise RunFolderError(

@@ -108,7 +108,7 @@ def test_every_value_is_one_word_of_one_line_that_a_shell_reads_back(text: str) 
 def test_a_card_of_a_plain_run_has_a_plain_command(tmp_path: Path) -> None:
     paper = make_run(tmp_path / "paper", numbered(3), Options(method=MethodOptions(preset="paper")))
     text = card(paper, tmp_path / "out", "--format", "messages")
-    assert "the original's rules to the letter" in text
+    assert "the original's rules;" in text
     assert "--preset paper" in text
 
 

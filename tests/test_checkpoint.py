@@ -412,7 +412,7 @@ def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_pa
     saved: list[tuple[int, int]] = []
 
     async def main(checkpointer: Checkpointer) -> None:
-        for _ in range(60):
+        for _ in range(120):
             live.step()
             before = snapshot.stat().st_ino if snapshot.exists() else 0
             await checkpointer()
@@ -488,7 +488,7 @@ def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_
     monkeypatch.setattr(Writer, "write", write)
 
     async def main(checkpointer: Checkpointer) -> None:
-        for _ in range(30):
+        for _ in range(60):
             live.step()
             await checkpointer()
             await until_idle(checkpointer)

@@ -316,11 +316,11 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from fastgen.errors import InputError
-from fastgen.stages.prompt_files import check_directory
+from fastgen.stages.prompt_files import read_prompt_files
 from fastgen.stages.prompts import load_prompts
 if os.geteuid() == 0:
     os.seteuid(65534)
-for read in (check_directory, lambda path: load_prompts("completions", path)):
+for read in (read_prompt_files, lambda path: load_prompts("completions", path)):
     try:
         read(Path(sys.argv[1]))
     except InputError as error:
@@ -334,4 +334,4 @@ def test_a_folder_that_may_not_be_looked_into_is_one_line(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", UNREADABLE, folder], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2
-    assert all("prompts/base.toml: cannot be read (Permission denied)" in line for line in lines)
+    assert all(f"--prompts {folder}: cannot be read (Permission denied)" in line for line in lines)
