@@ -73,7 +73,7 @@ def compare(commits: Iterable[Commit], old: Rules, new: Rules) -> tuple[int, Com
                 texts |= {one.number: item_text(raw, one.span, old) for one in kept}
                 before = [(one.span, KEPT) for one in kept] + [(one.span, one.rule) for one in rejected]
                 similar = {one.span for one in rejected if one.rule == "similar"}
-                items = instruction.parse(commit.completion, new, first_number=len(commit.demonstrations) + 1)
+                items = instruction.parse(commit.completion, new, first_number=commit.demonstrations_shown + 1)
                 after = [
                     (i.span, i.rule or check_instruction(i.text, new) or ("similar" if i.span in similar else KEPT))
                     for i in items

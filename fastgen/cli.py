@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from cyclopts import App, Parameter
 from fastgen import __version__, option_sources
 from fastgen.commands import data, embedded, evaluation, generation, judging, tuning
 from fastgen.commands.report import dashboard, report
-from fastgen.display import tell
+from fastgen.display import ToldRecords, tell
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
 from fastgen.untrusted import printable
 
@@ -81,6 +82,7 @@ class _Stdout(io.FileIO):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     _open_standard_streams()
+    logging.basicConfig(level=logging.WARNING, handlers=[ToldRecords()])
     if isinstance(given := sys.stdout, io.TextIOWrapper):
         raw = _Stdout(given.fileno(), "wb", closefd=False)
         sys.stdout = io.TextIOWrapper(

@@ -93,6 +93,11 @@ class Commit(NamedTuple):
     time_s: float
     shown: int | None = None
 
+    @property
+    def demonstrations_shown(self) -> int:
+        """How many demonstrations the prompt had."""
+        return len(self.demonstrations) if self.shown is None else self.shown
+
 
 def encode(commit: Commit) -> dict[str, Any]:
     """The line's JSON object, in key order, without the checksum."""

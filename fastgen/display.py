@@ -179,6 +179,14 @@ def put(text: str) -> None:
         stream.flush()
 
 
+class ToldRecords(logging.Handler):
+    """Shows log records on standard error, as `tell` does: for commands that have no display of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        tell(record.getMessage())
+
+
 class OneLiner(logging.Formatter):
     """Log records without control characters; their further lines are indented, so that none looks like a record."""
 
@@ -198,7 +206,9 @@ class LogFile(logging.Handler):
         try:
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"--log-file {path}: cannot be written ({error.strerror})") from None
+            raise InputError(
+                f"--log-file {path}: cannot be written ({error.strerror}); name another file, or leave it out"
+            ) from None
         self._display = Display(self._file, capacity=32 * CAPACITY)
         self.setFormatter(OneLiner("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 

@@ -9,7 +9,6 @@ again.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Final, NamedTuple
 
 from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
 from fastgen.records import Stage
+from fastgen.stages.answer import CUT_REASONS, answer_span
 from fastgen.untrusted import quoted
 
 FIRST: Final = 8
@@ -31,13 +31,9 @@ SHOWN: Final = 200
 """Characters of a raw answer in a message."""
 THINKING_OFF: Final = """'{"chat_template_kwargs": {"enable_thinking": false}}'"""
 
-_CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
 _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
 """Rules of the parsers that say that there was nothing to judge."""
 _LEAST_LIMIT: Final = 32
-_THINK: Final = r"(?:think|thinking|thought|reasoning)"
-_THINK_OPEN: Final = re.compile(rf"\s*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
-_THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
 
 
 class Kind(StrEnum):
@@ -63,9 +59,9 @@ def unread_kind(text: str, finish_reason: str | None) -> Kind:
     """Why nothing was found in an answer."""
     if not text.strip():
         return Kind.EMPTY
-    if (opened := _THINK_OPEN.match(text)) and not _THINK_CLOSE.search(text, opened.end()):
+    if answer_span(text) is None:
         return Kind.THINKING
-    return Kind.CUT if finish_reason in _CUT_REASONS else Kind.UNREADABLE
+    return Kind.CUT if finish_reason in CUT_REASONS else Kind.UNREADABLE
 
 
 def kind_of(commit: Commit) -> Kind | None:
@@ -126,8 +122,8 @@ class Step:
         if kind is Kind.THINKING or (kind is Kind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")):
             with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
             return (
-                f"a reasoning model uses up its tokens before it answers: turn that off with {with_chat}"
-                f"{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}{self.anew}"
+                f"turn reasoning off with {with_chat}{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}"
+                f"{self.anew}: a reasoning model uses up its tokens before it answers"
             )
         return f"try {self.api_flag} {other} or {self.others}{self.anew}"
 
@@ -248,7 +244,7 @@ class StepHealth:
         raw = self._samples[kind]
         tokens = f", {raw.tokens} tokens" if raw.tokens else ""
         shown = f"{quoted(raw.text, SHOWN)} (finish reason {quoted(raw.finish_reason or 'none', SHOWN)}{tokens})"
-        return f"{self._share(count)}; one of them: {shown}; {self.step.remedy(kind, raw)}"
+        return f"{self._share(count)}. One of them: {shown}. Remedy: {self.step.remedy(kind, raw)}"
 
 
 class RunHealth:
@@ -292,7 +288,9 @@ class RunHealth:
                 continue
             self.ended_by = self.ended_by or verdict
             self._over.update([*self._steps][: place + 1])
-            self._say(f"the {stage} step brings nothing: no more of it is asked for, what is kept is finished")
+            self._say(
+                f"the answers of the {stage} step cannot be used: no more are asked for, what is kept is finished"
+            )
             self._begin_nothing_new(self._over)
 
     def trouble(self) -> str:

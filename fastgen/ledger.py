@@ -61,7 +61,8 @@ class Ledger:
         self.completions[stage] += 1
         self.answers[f"{stage}.{kind_of(commit)}"] += 1
         if commit.stage is Stage.INSTRUCTION:
-            self.seed_only += all(index < self.seeds for index in commit.demonstrations)
+            # A rebuilt run may lack machine demonstrations that the prompt had; `shown` is given there.
+            self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
         match commit.outcome:
             case InstructionOutcome(kept, rejected):
                 self.kept += len(kept)

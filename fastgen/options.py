@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from cyclopts import Group, Parameter
 
 from fastgen.backends.endpoint import check_extra_body, normalise_base_url, redact_url
@@ -23,6 +22,7 @@ from fastgen.method.demonstrations import Policy
 from fastgen.method.rules import PRESETS, SAMPLING_PRESETS, Rules
 from fastgen.records import Sampling
 from fastgen.server.spec import check_server_args, parse_server_args
+from fastgen.storage.files import check_storable
 
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535
@@ -83,15 +83,6 @@ def _within(flag: str, value: float, low: float, high: float) -> None:
 def _check_seconds(flag: str, value: float) -> None:
     if not 0 < value <= MAX_SECONDS:
         raise InputError(f"{flag}: {value} is not a number above 0 and at most {MAX_SECONDS:g}")
-
-
-def _check_storable(part: Any) -> None:  # noqa: ANN401 - any options dataclass
-    """:raises InputError: a number of more than 64 bits, or text that is not Unicode: no run folder can keep it."""
-    for name, value in plain(part).items():
-        try:
-            orjson.dumps(value)
-        except orjson.JSONEncodeError as error:
-            raise InputError(f"{flag(name)}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 @Parameter(name="*", group=JOB)
@@ -437,7 +428,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_storable(getattr(self, field.name))
+            check_storable(plain(getattr(self, field.name)))
 
 
 @Parameter(name="*")

@@ -75,7 +75,7 @@ def _check_output(flag: str, output: Path, inputs: Iterable[Path], *, overwrite:
             raise InputError(f"{flag} {output}: is in the folder of a run, {folder}; name a place outside it")
     for given in inputs:
         source = Path(os.path.realpath(given))
-        if _is_same(target, source):
+        if is_same_file(target, source):
             raise InputError(f"{flag} {output}: is {given}, which this command reads; name another place")
         if source in target.parents or _is_linked_from(source, target):
             raise InputError(f"{flag} {output}: is part of {given}, which this command reads; name a place outside it")
@@ -85,7 +85,8 @@ def _check_output(flag: str, output: Path, inputs: Iterable[Path], *, overwrite:
         raise InputError(f"{flag} {output}: is already there; name another file, or replace it with --overwrite")
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both names lead to one file, links included."""
     try:
         return one == other or one.samefile(other)
     except OSError:  # one of them is not there
@@ -101,7 +102,7 @@ def _is_linked_from(folder: Path, file: Path) -> bool:
     if found.st_nlink < 2 or not file.is_file():  # noqa: PLR2004 - another name beside its own
         return False
     names = (Path(parent) / name for parent, _, files in os.walk(folder) for name in files)
-    return any(_is_same(path, file) for path in names)
+    return any(is_same_file(path, file) for path in names)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ commands refuse it, and the same refilter begins it again.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -90,11 +89,13 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         list(store.replay())
         _write(store, _judged_again(run, options), _health(run, say))
         empty = _nothing_left(store.ledger, run.folder.ledger())
-        store.close()
         if empty is not None:
-            shutil.rmtree(output, ignore_errors=True)  # it held nothing but this refilter
-            raise InputError(f"--output {output}: {empty}; nothing was written")
-        folder.finish()
+            store.close()
+            folder.clear_unfinished()
+            raise InputError(f"--output {output}: nothing was written, because {empty}")
+        store.sync()
+        store.save_ledger()
+        folder.finish()  # under the lock: another refilter to this folder begins by clearing it
         return store.ledger
     finally:
         store.close()
@@ -119,10 +120,10 @@ def _health(run: OpenRun, say: Callable[[str], None]) -> RunHealth:
 def _nothing_left(after: Ledger, before: Ledger) -> str | None:
     """Why the rebuilt run is of no use, if it is not."""
     if after.completions["instruction"] and not after.kept:
-        return f"these rules keep no instruction at all (rejected: {_listed(after.rejected)}); loosen them"
+        return f"these rules keep no instruction (rejected: {_listed(after.rejected)}); loosen those that rejected most"
     if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
         rejected = _listed(after.rejected_instances)
-        return f"these rules find no instance (rejected: {rejected}; complete before: {before.complete}); loosen them"
+        return f"these rules keep no instance (rejected: {rejected}); loosen those that rejected most"
     return None
 
 
@@ -170,7 +171,7 @@ def _request(old: Commit, numbers: _Numbers) -> Request | None:
         return None
     subjects = () if subject is None else (subject,)
     demonstrations = numbers.pool_indexes(old.demonstrations)
-    shown = len(old.demonstrations) if old.shown is None else old.shown
+    shown = old.demonstrations_shown
     return Request(
         old.request,
         old.stage,

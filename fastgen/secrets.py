@@ -23,9 +23,14 @@ _NAMES: Final = frozenset(
 )
 
 
+_ENDINGS: Final = ("apikey", "password", "secret", "secretkey", "accesskey", "accesstoken", "authtoken")
+"""A longer name that ends like this is a secret too: ``--openai-api-key``, ``--s3-secret``."""
+
+
 def names_a_secret(name: str) -> bool:
     """Whether a flag or field of this name holds a secret; of a dotted name the last part counts."""
-    return re.sub(r"[-_]", "", name.rpartition(".")[2]).lower() in _NAMES
+    plain = re.sub(r"[-_]", "", name.rpartition(".")[2]).lower()
+    return plain in _NAMES or plain.endswith(_ENDINGS)
 
 
 def secret_name_in(value: object) -> str | None:

@@ -296,7 +296,7 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
     if len(tasks) < FEWEST:
         yield f"only {len(tasks)} seed tasks, fewer than the {FEWEST} of one prompt; prompts will repeat themselves"
     if not any(task.is_classification for task in tasks):
-        yield "no classification seed; --classification-only has nothing to show the model"
+        yield "no classification seed; 'generate --classification-only' refuses these seeds"
     letters = [letter for task in tasks for letter in task.instruction if letter.isalpha()]
     if 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters):
         yield (

@@ -7,19 +7,20 @@ servers (or a model) of its own gets a router of its own; its key goes to its se
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
 from fastgen.backends.openai import ModelInfo, OpenAIBackend
 from fastgen.backends.prometheus import ServerMetrics
 from fastgen.backends.router import Router
 from fastgen.backends.staged import StagedRouter
-from fastgen.descriptors import most_connections, raise_file_limit
 from fastgen.errors import InputError
 from fastgen.options import STAGES_WITH_SERVERS, Options, SpeedOptions
 from fastgen.records import Stage
@@ -27,6 +28,9 @@ from fastgen.server import Fleet, Layout, choose_servers, start_fleet
 from fastgen.storage.store import RunFolder
 
 START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
+_SHARE_OF_FILES: Final = 0.75
+"""Of the descriptors that are free: the rest is for logs, snapshots, pages, health checks, and idle connections."""
+_MOST_FILES: Final = 1 << 20
 Report = Callable[[str], None]
 
 
@@ -198,3 +202,21 @@ def _model_name(place: _Place, info: ModelInfo) -> str:
         offered = f"it offers {', '.join(info.ids[:8])}" if info.ids else "the server does not list its models"
         raise InputError(f"{flag}: name the model to use; {offered}")
     return info.ids[0]
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one, where the system lets us; return the limit that holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def most_connections(limit: int) -> int:
+    """Connections that fit beside what is open already, at least 1, where ``limit`` files may be open."""
+    folders = (Path("/proc/self/fd"), Path("/dev/fd"))
+    used = next((len(list(folder.iterdir())) for folder in folders if folder.is_dir()), 0)
+    return max(1, int(_SHARE_OF_FILES * (min(limit, _MOST_FILES) - used)))

@@ -217,7 +217,7 @@ BAD_AT_ONCE: dict[str, list[str]] = {
     "--extra-body: not JSON": ["--extra-body", '{"min_p": NaN}'],
     "--server-args: cannot be split": ["--server-args=--chat-template 'x"],
     "--server-args: --max-num-seqs": ["--server-args=--max-num-seqs many"],
-    "--server-args: --port": ["--server-args=--port 65535", "--num-servers", "2"],
+    "--server-args: 2 servers from --port on": ["--server-args=--port 65535", "--num-servers", "2"],
     "--base-url http://a/v1: give either": ["--base-url", "http://me:pw@a", "--api-key-env", "HOME"],
 }
 

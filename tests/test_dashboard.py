@@ -166,17 +166,30 @@ def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> Non
     assert [line for line in said if "favicon" not in line] == []
 
 
-async def _idle(run: Path) -> None:
+async def _too_many(run: Path) -> None:
     listening = listen(0, "--port")
     port = listening.getsockname()[1]
-    url = url_of(listening)
-    async with serve_dashboard(make_dashboard(run), listening, patience_s=0.5):
-        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST_CONNECTIONS + 9)]
-        assert [await reader.read() for reader, _ in streams] == [b""] * len(streams)
+    async with serve_dashboard(make_dashboard(run), listening, patience_s=60):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST_CONNECTIONS + 1)]
+        assert await streams[-1][0].read() == b""
+        assert not streams[0][0].at_eof()
         for _, writer in streams:
             writer.close()
+
+
+async def _idle(run: Path) -> None:
+    listening = listen(0, "--port")
+    port, url = listening.getsockname()[1], url_of(listening)
+    async with serve_dashboard(make_dashboard(run), listening, patience_s=0.05):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        writer.close()
         assert (await _get(url))[0] == 200
 
 
-def test_idle_connections_are_few_and_let_go(run: Path) -> None:
+def test_connections_beyond_the_most_are_closed_at_once(run: Path) -> None:
+    asyncio.run(_too_many(run))
+
+
+def test_an_idle_connection_is_closed(run: Path) -> None:
     asyncio.run(_idle(run))

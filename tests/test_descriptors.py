@@ -18,7 +18,7 @@ def limited(soft: int, hard: int, command: Sequence[str | Path]) -> subprocess.C
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
-    code = "from fastgen.descriptors import *; n = raise_file_limit(); print(n, 600 < most_connections(n) < 800)"
+    code = "from fastgen.serving import *; n = raise_file_limit(); print(n, 600 < most_connections(n) < 800)"
     done = limited(64, 1024, [sys.executable, "-c", code])
     assert done.stdout == "1024 True\n", done.stderr
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from fastgen.commits import ClassificationOutcome, Commit, decode, encode
-from fastgen.health import FIRST, QUESTION_LIMIT, Kind, Raw, Step, StepHealth, steps_of_run
+from fastgen.health import FIRST, QUESTION_LIMIT, Kind, Raw, Step, StepHealth, steps_of_run, unread_kind
 from fastgen.ledger import Ledger
 from fastgen.metrics.limiting import limit_of
 from fastgen.metrics.sample import Limit, Sample, ServerSample
@@ -77,7 +77,7 @@ def test_instance_answers_that_never_parse_stop_the_run_with_a_sample_and_a_reme
     (warning,) = warnings(said)
     for told in (warning, said.last):
         assert "instance: 0 of the last" in told
-        assert r"one of them: 'What a\x1b[31m lovely day.' (finish reason 'stop'" in told
+        assert r"One of them: 'What a\x1b[31m lovely day.' (finish reason 'stop'" in told
         assert "try --api chat or another --model or other --prompts (in a new run)" in told
     assert said.last.startswith("fastgen: instance: 0 of the last 4")
     answers = status(tmp_path / "run")["answers"]
@@ -117,7 +117,7 @@ def test_thinking_that_never_ends_stops_the_run_and_is_named(tmp_path: Path) -> 
         said = generate(tmp_path / "run", server, 10)
     assert said.code == 3, said.err
     assert "instruction: 0 of the last" in said.last
-    assert "turn that off with --api chat and --extra-body" in said.last
+    assert "turn reasoning off with --api chat and --extra-body" in said.last
     assert 40 <= status(tmp_path / "run")["answers"]["instruction.thinking"] < 60
 
 
@@ -235,9 +235,9 @@ def test_rules_that_keep_nothing_leave_no_run_behind(tmp_path: Path) -> None:
     assert said.code == 2, said.err
     (warning,) = warnings(said)
     assert "instruction: 0 of the last" in warning
-    assert "one of them: ' " in warning
-    assert "these rules keep no instruction at all (rejected: too_short" in said.last
-    assert not output.exists()
+    assert "One of them: ' " in warning
+    assert "these rules keep no instruction (rejected: too_short" in said.last
+    assert not RunFolder(output).exists()
 
 
 def test_rules_under_which_no_instance_is_read_leave_no_run_behind(tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ def test_rules_under_which_no_instance_is_read_leave_no_run_behind(tmp_path: Pat
     said = fastgen("refilter", "--run-dir", run, "--output", output, "--instance-style", "paper")
     assert said.code == 2, said.err
     assert any("instance: 0 of the last" in warning for warning in warnings(said))
-    assert "these rules find no instance (rejected: no_instance" in said.last
-    assert not output.exists()
+    assert "these rules keep no instance (rejected: no_instance" in said.last
+    assert not RunFolder(output).exists()
 
 
 # the figures
@@ -326,3 +326,9 @@ def test_a_log_line_without_a_reason_is_read_as_before() -> None:
     assert decode(encode(commit)) == commit
     with_reason = commit._replace(outcome=ClassificationOutcome(False, "no_answer"))
     assert encode(with_reason) == encode(commit) | {"unread": "no_answer"}
+
+
+@pytest.mark.parametrize("text", ["<think>a</think>\n<think>b", "\u200b<think>b", "[THINK] x"])
+def test_thinking_without_an_end_is_named_whatever_ended_the_text(text: str) -> None:
+    for finish_reason in ("stop", "length"):
+        assert unread_kind(text, finish_reason) is Kind.THINKING

@@ -92,7 +92,7 @@ def test_an_input_of_dedup_is_not_written_over_by_what_is_not_whole_yet(tmp_path
     rows = tmp_path / "kept.jsonl.partial"
     content = b"".join(write_rows(rows, 3))
     said = fastgen("dedup", rows, "--output", tmp_path / "kept.jsonl", "--rejected", tmp_path / "r.jsonl")
-    assert (said.code, "kept.jsonl.partial until it is whole" in said.err) == (2, True), said.err
+    assert (said.code, "kept.jsonl.partial first, which is another file" in said.err) == (2, True), said.err
     assert rows.read_bytes() == content
 
 
@@ -177,7 +177,7 @@ def test_a_standard_output_that_is_full_is_one_line(run: Path, arguments: list[s
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command(*arguments, *which), stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr.decode()
-    assert b"No space left on device" in done.stderr
+    assert b"cannot be written (No space left on device); make room" in done.stderr
 
 
 def test_a_reader_that_has_enough_is_no_error_to_tell(run: Path) -> None:

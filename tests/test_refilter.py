@@ -15,9 +15,11 @@ import pytest
 from fastgen import cli
 from fastgen.commits import Commit, InstructionOutcome
 from fastgen.generation.pipeline import Place, generate
+from fastgen.ledger import Ledger
 from fastgen.method.rouge import rouge_l_f1, tokenise
 from fastgen.options import JobOptions, Options, ServerOptions
 from fastgen.progress import QuietReporter
+from fastgen.records import Completion, Stage
 from fastgen.runs import open_run
 from fastgen.stopping import Stopper
 from fastgen.storage.log.format import TornTail
@@ -172,7 +174,7 @@ def test_a_refilter_that_was_ended_is_no_run_and_the_same_command_begins_it_agai
     )
     if how == signal.SIGINT:
         assert ended.returncode == 130
-        assert "the same command begins it again" in ended.stderr
+        assert "run the same command again to start over" in ended.stderr
     else:
         assert ended.returncode == -how
     assert any((output / "log").iterdir())
@@ -210,3 +212,31 @@ def test_a_folder_among_the_prompts_does_no_harm_and_another_folder_is_not_touch
     (mine / "file").write_text("mine")
     assert cli.run([*command, str(mine)]) == 2
     assert [path.name for path in mine.iterdir()] == ["file"]
+
+
+def test_a_refilter_that_died_with_its_header_half_written_can_begin_again(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new"
+    output.mkdir()
+    (output / "lock").write_bytes(b"")
+    (output / ".unfinished-run.json.tmp").write_bytes(b"{")
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(output)]) == 0
+    assert kept_texts(output) == kept_texts(run)
+
+
+def test_rules_that_keep_nothing_remove_nothing_of_the_users(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new"
+    output.mkdir()
+    (output / "unfinished-run.json").write_bytes(b"{}")
+    (output / "notes.txt").write_text("mine", encoding="utf-8")
+    strict = ["--min-words", "149", "--max-words", "150"]
+    assert cli.run(["refilter", "--run-dir", str(run), "--output", str(output), *strict]) == 2
+    assert (output / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert not (output / "run.json").exists()
+
+
+def test_a_prompt_that_lost_a_machine_demonstration_does_not_count_as_seeds_only() -> None:
+    completion, ledger = Completion("x", "stop"), Ledger(seeds=175)
+    for shown, demonstrations in ((None, (0, 1)), (8, (0, 1)), (None, (0, 200))):
+        outcome = InstructionOutcome((), ())
+        ledger.apply(Commit(0, 0, Stage.INSTRUCTION, None, demonstrations, completion, outcome, 1.0, shown))
+    assert ledger.seed_only == 1

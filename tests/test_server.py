@@ -327,6 +327,14 @@ def test_a_server_does_not_outlive_its_launcher_and_its_parent_killed_together(
 FLAGS = [("--max-num-seqs", "32"), ("--enable-prefix-caching", None), ("--block-size", "32")]
 
 
+def test_a_log_that_is_a_link_is_not_written_through(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    (tmp_path / "server.log").symlink_to(tmp_path / "victim")
+    with pytest.raises(DiskError, match="it is a symbolic link, remove it"):
+        run_server(spec(), tmp_path / "server.log", lambda server: server)
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize(
     ("theirs", "merged"),
     [
@@ -381,6 +389,7 @@ def test_the_last_value_of_a_flag_counts_and_must_be_a_number() -> None:
         ("--api-key s3 s4 --seed 1", "--api-key *** *** --seed 1"),
         ("--ssl-keyfile-password=s3", "--ssl-keyfile-password=***"),
         ("--hf_token=s3", "--hf_token=***"),
+        ("--openai-api-key s3 --s3-secret s4", "--openai-api-key *** --s3-secret ***"),
         ("--long-prefill-token-threshold 2048", "--long-prefill-token-threshold 2048"),
         ("--dbo-decode-token-threshold=8 --ssl-keyfile k.pem", "--dbo-decode-token-threshold=8 --ssl-keyfile k.pem"),
         (

@@ -144,7 +144,7 @@ def require_readable(job: Job) -> None:
             return
         _show_all(health, job, [reply])
     if (told := health.warning(at_the_end=True)) is not None:
-        raise StoppedError(f"{told.removeprefix('warning: ')}; the answers are kept in {job.folder}")
+        raise StoppedError(f"{told.removeprefix('warning: ')}. The answers are kept in {job.folder}")
 
 
 def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
@@ -192,7 +192,7 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
             await running
         reporter.show(meter.look(asking.scheduler.statistics()))
     if watch.ended_by is not None and not stopper.stopped:
-        raise StoppedError(f"{watch.ended_by}; the answers so far are kept in {job.folder}")
+        raise StoppedError(f"{watch.ended_by}. The answers so far are kept in {job.folder}")
 
 
 async def _show(meter: AskMeter, asking: Asking, reporter: Reporter) -> None:

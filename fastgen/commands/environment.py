@@ -9,6 +9,7 @@ from pathlib import Path
 from fastgen.errors import InputError
 
 _USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_UNSENDABLE = "the key holds characters that no HTTP header can carry; copy it again, as one line of ASCII"
 
 
 def cache_dir() -> Path:
@@ -39,7 +40,7 @@ def _key_from_environment(name: str, flag: str) -> str:
             f"{flag}{shown}: that environment variable is not set or empty; give the name of one, not the key itself"
         )
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{flag}{shown}: the key holds characters that no HTTP header can carry")
+        raise InputError(f"{flag}{shown}: {_UNSENDABLE}")
     return key
 
 
@@ -53,5 +54,5 @@ def _read_key(path: Path, flag: str) -> str:
     if not key:
         raise InputError(f"{flag} {path}: its first line is empty")
     if not key.isprintable():
-        raise InputError(f"{flag} {path}: the key holds characters that no HTTP header can carry")
+        raise InputError(f"{flag} {path}: {_UNSENDABLE}")
     return key

@@ -81,7 +81,7 @@ def refilter(
     try:
         before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, tell)
     except KeyboardInterrupt:
-        tell(f"interrupted; {output} is not a run yet, and the same command begins it again")
+        tell(f"interrupted; {output} is not a run yet, run the same command again to start over")
         return INTERRUPTED
     tell(
         f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "

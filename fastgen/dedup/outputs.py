@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastgen.errors import InputError
-from fastgen.outputs import check_output
+from fastgen.outputs import check_output, is_same_file
 from fastgen.tables.table import as_disk_error, is_parquet
 
 _COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
@@ -40,7 +40,7 @@ class Outputs:
         taken = {source.resolve(), *(pool.resolve() for pool in against)}
         parquet = is_parquet(source)
         for flag, path in self._finals.items():
-            if path in taken or any(_is_same(path, other) for other in taken):
+            if path in taken or any(is_same_file(path, other) for other in taken):
                 raise InputError(f"{flag} {path}: is already the name of another file here; name a new one")
             check_output(flag, path)
             taken.add(path)
@@ -48,9 +48,9 @@ class Outputs:
                 raise InputError(f"{flag} {path}: is not a regular file; name a new one")
             _check_ending(flag, path, parquet=parquet)
         for flag, partial in zip(self._finals, self.partials, strict=True):
-            if partial in taken or any(_is_same(partial, other) for other in taken):
+            if partial in taken or any(is_same_file(partial, other) for other in taken):
                 raise InputError(
-                    f"{flag}: is written to {partial} until it is whole, which is another file here; name another file"
+                    f"{flag}: fastgen writes {partial} first, which is another file of this command; name another"
                 )
 
     def refuse_existing(self) -> None:
@@ -76,10 +76,6 @@ class Outputs:
         """Remove what was begun."""
         for partial in self.partials:
             partial.unlink(missing_ok=True)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _check_ending(flag: str, path: Path, *, parquet: bool) -> None:

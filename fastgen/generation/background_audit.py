@@ -54,18 +54,18 @@ class BackgroundAudit:
         if self._queue.qsize() >= self._backlog:
             self._ended.set()
             log.warning(
-                "the audit is %d answers behind and ends here; the run continues without it, and 'fastgen audit' "
-                "checks all of it later",
+                "the audit is %d answers behind and ends here; the run continues without it, and 'fastgen audit "
+                "--rate 1' checks all of it later",
                 self._backlog,
             )
             return
         self._queue.put(commit)
 
-    def finish(self) -> Audit:
-        """Wait until everything handed over is checked, or the audit has ended; return what was found."""
+    def finish(self) -> Audit | None:
+        """Wait until everything handed over is checked; return what was found, ``None`` if the audit ended early."""
         self._queue.put(None)
         self._thread.join()
-        return self._auditor.result()
+        return None if self._ended.is_set() else self._auditor.result()
 
     def _run(self) -> None:
         try:
@@ -74,7 +74,12 @@ class BackgroundAudit:
                     self._report(f"audit: {found.kind} (ROUGE-L {found.rouge_l:.3f}): {found.instruction}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to end the run
             self._ended.set()
-            log.warning("the audit ended (%s: %s); the run continues without it", type(error).__name__, error)
+            log.warning(
+                "the audit ended (%s: %s); the run continues without it, and "
+                "'fastgen audit --rate 1' checks all of it later",
+                type(error).__name__,
+                error,
+            )
 
 
 def audit_of(

@@ -116,7 +116,7 @@ async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
     slow = loop.call_later(
         COMPILES_AFTER_S,
         say,
-        "compiling the similarity filter (once on a machine, up to a minute); requests are sent meanwhile",
+        "compiling the similarity filter (once on a machine, up to a minute); the first requests are sent meanwhile",
     )
     try:
         thread.start()

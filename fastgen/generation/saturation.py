@@ -92,12 +92,12 @@ class Saturation:
             self._tell_faults(scheduler)
             if not stopper.stopped:
                 self._health.warn(at_the_end=True)
-            if audit is not None:
-                self._reporter.say(str(await asyncio.to_thread(audit.finish)))
+            if audit is not None and (found := await asyncio.to_thread(audit.finish)) is not None:
+                self._reporter.say(str(found))
         self._reporter.show(meter.look(in_flight=0, waiting_retries=0))
         self.concurrency = scheduler.statistics().concurrency
         if self._health.ended_by is not None and not self._plan.done and not stopper.stopped:
-            raise StoppedError(f"{self._health.ended_by}; everything committed is kept")
+            raise StoppedError(f"{self._health.ended_by}. Everything committed is kept")
 
     def _audit(self) -> AbstractContextManager[BackgroundAudit | None]:
         if not self._speed.audit_rate:

@@ -39,7 +39,7 @@ def run(place: Place, options: Options) -> int:
     ended += f"{place.run_dir} --output FILE"
     if outcome.ended_by is not None:
         lower = "the same command with a lower figure (0: none)"
-        ended = f"ended by {outcome.ended_by}; {lower} goes on to {outcome.target}\n{ended}"
+        ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target}\n{ended}"
     tell(ended)
     return 0
 

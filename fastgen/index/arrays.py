@@ -51,7 +51,9 @@ def with_room(array: NDArray[Any], rows: int, used: int, most: int) -> NDArray[A
     if len(array) >= rows:
         return array
     if rows > most:
-        raise StoppedError(f"the similarity pool is full: {rows} rows needed where {most} is the most there can be")
+        raise StoppedError(
+            f"the similarity pool is full: it needs {rows} rows and has {most} at most; export this run, begin another"
+        )
     for wanted in (min(most, rows + rows // 2), rows):
         try:
             larger: NDArray[Any] = np.frombuffer(_reserve(wanted * array.itemsize), array.dtype, count=wanted)

@@ -7,6 +7,7 @@ folder is only read, apart from its ``judgements/``. Where nothing is left to as
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from fastgen.asking.session import Job, ask, is_answered, require_readable, run_
 from fastgen.backends.endpoint import Endpoint
 from fastgen.backends.openai import OpenAIBackend
 from fastgen.backends.router import Router
-from fastgen.errors import DiskError, InputError
+from fastgen.errors import DiskError, FastgenError, InputError, StoppedError
 from fastgen.exporting.options import ChoiceOptions
 from fastgen.health import Step
 from fastgen.judging.options import JudgeOptions, WhatOptions
@@ -93,7 +94,12 @@ async def _session(asked: Judging, run: OpenRun, model: str | None, reporter: Re
     known = {} if asked.judge.model is None else {"model": asked.judge.model}
     async with serve(options, place, asked.cache_dir, Keys(asked.key), known, reporter.say) as serving:
         job = _job(asked, run, serving.models["model"])
-        await ask(job, serving, options.speed, reporter, stopper)
+        try:
+            await ask(job, serving, options.speed, reporter, stopper)
+        except StoppedError:
+            with suppress(FastgenError):  # nothing was judged, or the disk is full
+                write_summary(asked.run_dir, job.folder.name)
+            raise
     write_summary(asked.run_dir, job.folder.name)
     if not stopper.stopped:
         require_readable(job)

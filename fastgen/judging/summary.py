@@ -22,6 +22,7 @@ from fastgen.judging.agreement import Agreement, Ratings
 from fastgen.judging.places import judge_names, judgements_folder
 from fastgen.judging.readings import Judgements, read_header, read_judgements, side_by_side
 from fastgen.judging.verdicts import QUESTIONS, SCORES
+from fastgen.storage.files import replacing
 from fastgen.storage.runfolder import RunFolder
 
 PAPER: Final[Mapping[str, float]] = {"valid_task": 0.92, "input_fits": 0.79, "output_right": 0.58, "all_right": 0.54}
@@ -128,11 +129,12 @@ def write_summary(run_dir: Path, name: str) -> None:
     (figures,) = summarise(run_dir, name)["judges"]
     path = judgements_folder(run_dir) / name / _FILE
     try:
-        partial = path.with_name(f"{_FILE}.partial")
-        partial.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
-        partial.replace(path)
+        with replacing(path) as sink:
+            sink.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror}); mend that and run it again") from None
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror}); make it writable and run the same command again"
+        ) from None
 
 
 def kept_summaries(run_dir: Path) -> list[dict[str, Any]]:

@@ -132,7 +132,10 @@ def _nothing_to_ask(seen: Sample) -> Verdict | None:
     if _in_use(seen) or not seen.asked_for_nothing:
         return None
     if seen.kept < min(seen.concurrency, seen.target):
-        return Limit.RAMP_UP, f"the pool has {seen.kept} instructions, and no more of them may be asked for at once yet"
+        return (
+            Limit.RAMP_UP,
+            f"the pool has {seen.kept} instructions, which limits how many instruction requests are sent at once",
+        )
     missing = seen.target - seen.complete
     slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
     return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"

@@ -18,6 +18,7 @@ from fastgen.errors import DiskError, ServerError
 from fastgen.server.contained import ContainedProcess, start_contained
 from fastgen.server.log import last_words
 from fastgen.server.spec import ServerSpec, redact
+from fastgen.storage.files import open_own
 
 if TYPE_CHECKING:
     import aiohttp
@@ -183,7 +184,7 @@ def _open_log(path: Path, command: tuple[str, ...]) -> tuple[int, int]:
     heading = f"==== {time.strftime('%Y-%m-%d %H:%M:%S %z')} {redact(command)}\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(log, heading.encode())
     except OSError as error:
         raise DiskError(f"{path}: the server's log cannot be written ({error.strerror})") from None

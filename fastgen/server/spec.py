@@ -93,7 +93,10 @@ def check_server_args(text: str, num_servers: int) -> None:
         flag_value(arguments, *names)
     last_port = (flag_value(arguments, "--port") or 1) + num_servers - 1
     if last_port > _MAX_PORT:
-        raise InputError(f"--server-args: --port leads to port {last_port}, and the last one is {_MAX_PORT}")
+        raise InputError(
+            f"--server-args: {num_servers} servers from --port on would need port {last_port}; choose a --port of at "
+            f"most {_MAX_PORT - num_servers + 1}"
+        )
 
 
 def has_flag(text: str, flag: str) -> bool:

@@ -1,8 +1,8 @@
 """Files that fastgen owns in a folder: opened without following links, checked, and replaced in one step.
 
 A run folder may come from somebody else. A symbolic link under the name of one of our files would send what we write
-to its target, so every file that fastgen writes in such a folder is opened here. Every function raises `OSError`; the
-callers turn it into an error that names the flag and the remedy.
+to its target, so every file that fastgen writes in such a folder is opened here. These functions raise `OSError`, and
+the callers turn it into an error that names the flag and the remedy.
 """
 
 from __future__ import annotations
@@ -11,9 +11,22 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import orjson
+
+from fastgen.errors import InputError
+
+
+def check_storable(options: Mapping[str, Any]) -> None:
+    """:raises InputError: a number of more than 64 bits, or text that is not Unicode: no run folder can keep it."""
+    for name, value in options.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 def open_own(path: Path, flags: int) -> int:

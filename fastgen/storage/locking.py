@@ -48,7 +48,8 @@ class Lock:
         if not self.is_held:
             raise DiskError(
                 f"{self._named}: {self._file} was removed or replaced, so another process may write here too; "
-                f"everything committed is kept: make sure that no other runs, then run the same command again"
+                f"everything committed is kept: make sure that no other process uses this folder, then run the same "
+                f"command again"
             )
 
     def release(self, *, remove: bool = False) -> None:

@@ -39,7 +39,7 @@ import orjson
 from fastgen.commits import Commit, decode
 from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.ledger import Ledger
-from fastgen.storage.files import replacing, sync_directory
+from fastgen.storage.files import check_storable, replacing, sync_directory
 from fastgen.storage.log.format import Position, TornTail, seal, unseal
 from fastgen.storage.log.reader import read_log
 
@@ -167,7 +167,7 @@ class RunFolder:
 
         :raises InputError: an option's value has no place in JSON. :raises DiskError: the folder cannot be written.
         """
-        _check_storable(header.options)
+        check_storable(header.options)
         data = {
             "format": RUN_FORMAT,
             "run": header.run_id,
@@ -369,7 +369,7 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 def _before_a_run(names: list[str]) -> bool:
     """Whether a folder holds nothing, or what a crash leaves there that came before ``run.json``."""
     begun = {"seed_tasks.jsonl", "prompts", "decontaminate.json"}
-    begun |= {f".{name}.tmp" for name in (*begun, "run.json")}
+    begun |= {f".{name}.tmp" for name in (*begun, "run.json", _UNFINISHED)}
     left = {name for name in names if not _SERVER_LOG.fullmatch(name)}
     return left <= {"lock"} | (begun if "lock" in names else set())
 
@@ -378,15 +378,6 @@ def _checksum(header: RunHeader) -> int:
     """Over what the run is and was told, however the file is laid out."""
     content = (header.run_id, header.version, header.meaning, header.options)
     return zlib.crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
-
-
-def _check_storable(options: Mapping[str, Any]) -> None:
-    """:raises InputError: a number of more than 64 bits, or text that is not Unicode."""
-    for name, value in options.items():
-        try:
-            orjson.dumps(value)
-        except orjson.JSONEncodeError as error:
-            raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

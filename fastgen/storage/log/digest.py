@@ -36,7 +36,7 @@ def digest_log(directory: Path, end: Position, known: Sequence[Digest] = ()) -> 
             raise missing_segment(directory, number)
         digest = _digest(paths[number], end.offset if number == end.segment else _ALL)
         if number == end.segment and digest.size < end.offset:
-            raise DamagedLogError(f"{paths[number]}: ends before byte {end.offset}")
+            raise DamagedLogError(f"{paths[number]}: is shorter than when it was last read ({end.offset} bytes then)")
         digests.append(digest)
     return digests
 

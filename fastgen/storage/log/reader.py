@@ -144,7 +144,9 @@ def _pass_over(content: IO[bytes], path: Path, start: Position) -> None:
             kept.clear()
         kept.append(block)
     if seen < start.offset:
-        raise DamagedLogError(f"{path}: ends before byte {start.offset}, up to which it was read before")
+        raise DamagedLogError(
+            f"{path}: is shorter than when it was last read ({start.offset} bytes then); restore it from a copy"
+        )
     if not seen:
         return
     *_, before, line, rest = [b"", b"", *b"".join(kept).split(b"\n")]
@@ -152,7 +154,10 @@ def _pass_over(content: IO[bytes], path: Path, start: Position) -> None:
     previous = None if is_header else _stated_crc(before)
     holds = is_header or (previous is not None and unseal(line, previous) == start.crc)
     if rest or _stated_crc(line) != start.crc or not holds:
-        raise DamagedLogError(f"{path}: the line that ends at byte {start.offset} is not the one that was read before")
+        raise DamagedLogError(
+            f"{path}: the line that ends at byte {start.offset} is not the one that was read before; restore it "
+            f"from a copy"
+        )
 
 
 def _stated_crc(line: bytes) -> int | None:
