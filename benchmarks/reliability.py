@@ -12,7 +12,6 @@ The table is that of ``docs/reliability.md``.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import random
 import re
@@ -23,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections import Counter
@@ -40,7 +38,7 @@ from benchmarks.harness import ROOT, finish, print_table, test_server
 from fastgen.commits import Commit
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder
-from fastgen.testing import USUAL_FAULTS, Fault, FaultServer, Writer
+from fastgen.testing import USUAL_FAULTS, Fault, FaultServer, Writer, in_a_thread
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
 FIRST = 32  # requests that fail without exception before a quarter of all does
@@ -509,21 +507,6 @@ def voids(folder: Path) -> list[Row]:
         cell = f"{ledger.complete} complete and {ledger.kept} kept stay"
         rows.append(Row(f"every answer of the {stage} step is empty", f"{asked[0]} answers", cell, ended.seen()))
     return rows
-
-
-@contextmanager
-def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
-    """The server, in the event loop of a thread of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.listen(), loop).result()
-        yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(server.refuse(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 def kernel_cache(folder: Path) -> Row:

@@ -1,12 +1,10 @@
-"""What tests of commands share: a command in this process, a server in a thread, a full disk, a browser."""
+"""What tests of commands share: a command in this process, a full disk, a browser."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import resource
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 
 from fastgen import cli
-from fastgen.testing import FaultServer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -41,22 +38,6 @@ def fastgen(*arguments: str | Path) -> Said:
     with redirect_stdout(out), redirect_stderr(err):
         code = cli.run([str(argument) for argument in arguments])
     return Said(code, out.getvalue(), err.getvalue())
-
-
-@contextmanager
-def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
-    """The server, listening in a thread of its own, so that a command has this one and its signals."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.listen(), loop).result()
-        yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(server.refuse(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from fastgen.testing import FaultServer
-from tests.command_help import Said, fastgen, in_a_thread
+from fastgen.testing import FaultServer, in_a_thread
+from tests.command_help import Said, fastgen
 
 TASKS: list[dict[str, Any]] = [
     {

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastgen.testing import Event, FaultServer
-from tests.command_help import Said, fastgen, in_a_thread
+from fastgen.testing import Event, FaultServer, in_a_thread
+from tests.command_help import Said, fastgen
 
 Write = Callable[[str, int], str]
 _CODE = re.compile(r'"code": "([a-z]{6})"')

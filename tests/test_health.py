@@ -20,9 +20,9 @@ from fastgen.records import Completion, Stage
 from fastgen.seeds import default_seed_path
 from fastgen.storage.log.format import TornTail
 from fastgen.storage.store import RunFolder
-from fastgen.testing import FaultServer, Writer
+from fastgen.testing import FaultServer, Writer, in_a_thread
 from fastgen.untrusted import quoted
-from tests.command_help import Said, fastgen, in_a_thread
+from tests.command_help import Said, fastgen
 from tests.evaluation_help import call as evaluate
 from tests.evaluation_help import served, superni
 from tests.export_help import make_run, numbered

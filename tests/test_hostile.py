@@ -21,10 +21,10 @@ from fastgen.metrics import MetricsHub, Sample, ServerSample, last_sample
 from fastgen.metrics.exposition import metrics_page
 from fastgen.metrics.readings import Reading
 from fastgen.progress import JsonReporter, LiveReporter, PlainReporter, ProgressMeter
-from fastgen.testing import FaultServer
+from fastgen.testing import FaultServer, in_a_thread
 from fastgen.testing.answers import Writer
 from fastgen.testing.faults import Reply
-from tests.command_help import Said, fastgen, in_a_thread
+from tests.command_help import Said, fastgen
 from tests.dashboard_help import read_all
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066\u2028<img src=x onerror=hack()>"

@@ -17,8 +17,8 @@ from fastgen.runs import open_run
 from fastgen.seeds import default_seed_path
 from fastgen.stages.prompt_files import FILES
 from fastgen.stopping import Stopper
-from fastgen.testing import FaultServer
-from tests.command_help import fastgen, in_a_thread
+from fastgen.testing import FaultServer, in_a_thread
+from tests.command_help import fastgen
 
 
 def test_seed_tasks_may_come_through_a_pipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fastgen.testing.faults import USUAL_FAULTS, Event, Fault, FaultPlan, Reply
 from fastgen.testing.ideal import Lengths, ideal_tokens_per_s
 from fastgen.testing.script import Change, Timed
 from fastgen.testing.sequence import Sequence
-from fastgen.testing.server import FaultServer
+from fastgen.testing.server import FaultServer, in_a_thread
 from fastgen.testing.simulated import SimulatedEngine
 from fastgen.testing.simulation import Simulation
 from fastgen.testing.timing import ENGINES, EngineModel
@@ -47,4 +47,5 @@ __all__ = [
     "Work",
     "Writer",
     "ideal_tokens_per_s",
+    "in_a_thread",
 ]

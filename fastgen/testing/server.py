@@ -10,8 +10,10 @@ fastgen.testing``).
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import orjson
@@ -28,7 +30,7 @@ from fastgen.testing.protocol import Connection, Exchange
 from fastgen.testing.tokens import count_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 BACKLOG = 4096
 KEPT_REQUESTS = 64
@@ -285,3 +287,19 @@ class FaultServer:
         if fault is Fault.SLOW:
             return asyncio.get_running_loop().call_later(self._slow_s, done).cancel
         return self.engine.submit(work, done)
+
+
+@contextmanager
+def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
+    """Have the server listen in a thread of its own, so that a command may have this one and its signals."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.listen(), loop).result()
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.refuse(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
