@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +26,7 @@ import pytest
 
 from fastgen.display import Display, LogFile, fitting
 from fastgen.metrics import read_metrics
+from fastgen.metrics.monitor import BEAT_S
 from fastgen.storage.store import RunFolder
 from tests.export_help import make_run, numbered
 from tests.test_generate import shipped_server
@@ -297,18 +299,18 @@ def test_a_pause_is_no_limit_and_leaves_the_lines_that_stand(tmp_path: Path) -> 
         seen.read_until(lambda sent: b"limited by" in sent)
         seen.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, seen.process.pid, os.WSTOPPED | os.WNOWAIT)
-        paused_s = 4.0
+        paused_s = time.time()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            seen.process.wait(paused_s)
-        before = len(seen.sent)
+            seen.process.wait(2 * BEAT_S)  # so that a look is due when it continues
+        continued_s, before = time.time(), len(seen.sent)
         seen.process.send_signal(signal.SIGCONT)
         seen.read_until(lambda sent: sent[before:].count(b"ETA") >= 8)
         seen.process.send_signal(signal.SIGINT)
         seen.read_all()
     assert seen.sent[before:].count(b"\x1b[J") < seen.sent[before:].count(b"ETA")  # one frame replaced none
     samples = list(read_metrics(run))
-    assert max(sample.loop_lag_max_ms for sample in samples) < 1000 * paused_s
-    assert sum(sample.window_s for sample in samples) < samples[-1].session_s - 0.8 * paused_s
+    assert samples[-1].time_s > continued_s
+    assert not [one for one in samples if one.time_s - one.window_s < paused_s and one.time_s > continued_s]
 
 
 def test_ctrl_c_before_a_server_answers_says_that_it_was_heard(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from fastgen.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 BEAT_S = 1.0
+_SIGNAL_FIRST_S = 0.01  # a loop that wakes from a pause runs its timers before it handles SIGCONT
 SAMPLE_EVERY_S = 5.0
 _POLL_EVERY_S = 1.0
 _SETTLE_S = 3 * PROBE_EVERY_S  # after a pause, until the probe's late look is over
@@ -128,6 +129,7 @@ class Monitor:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(_SIGNAL_FIRST_S)
             await self._safely(self._take)
 
     async def _safely(self, take: Callable[[], Awaitable[None]]) -> None:
