@@ -55,6 +55,9 @@ class Raw(NamedTuple):
     tokens: int
 
 
+_READ: Final = Raw("", None, 0)  # nothing is shown of an answer that was read
+
+
 def unread_kind(text: str, finish_reason: str | None) -> Kind:
     """Why nothing was found in an answer."""
     if not text.strip():
@@ -69,10 +72,12 @@ def kind_of(commit: Commit) -> Kind | None:
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
         case InstructionOutcome(kept, rejections):
-            return _kind(bool(kept), (one.rule for one in rejections), text, finish_reason)
+            return Kind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
         case InstanceOutcome(instances, rules):
-            return _kind(bool(instances), rules, text, finish_reason)
-        case ClassificationOutcome(_, unread):
+            return Kind.READ if instances else _kind(rules, text, finish_reason)
+        case ClassificationOutcome(is_classification, unread):
+            if is_classification:
+                return Kind.READ
             found = unread_kind(text, finish_reason)
             # Under the paper's rules every answer is a yes or a no; an empty one is counted here all the same.
             return found if unread is not None or found in (Kind.EMPTY, Kind.THINKING) else Kind.READ
@@ -80,9 +85,8 @@ def kind_of(commit: Commit) -> Kind | None:
             return None
 
 
-def _kind(brought: bool, rules: Iterable[str], text: str, finish_reason: str | None) -> Kind:
-    if brought:
-        return Kind.READ
+def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> Kind:
+    """Of an answer that brought nothing, by the rules that rejected what is in it."""
     return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else Kind.REJECTED
 
 
@@ -176,10 +180,12 @@ class StepHealth:
         """Take in one answer."""
         self._seen += 1
         self._last.append(kind)
-        self._fruitless_row = 0 if kind is Kind.READ else self._fruitless_row + 1
+        if kind is Kind.READ:
+            self._fruitless_row = self._unread_row = 0
+            return
+        self._fruitless_row += 1
         self._unread_row = self._unread_row + 1 if self._is_void(kind, unread_only=True) else 0
-        if kind is not Kind.READ:
-            self._samples[kind] = raw._replace(text=raw.text[: SHOWN + 1])
+        self._samples[kind] = raw._replace(text=raw.text[: SHOWN + 1])
 
     @staticmethod
     def _is_void(kind: Kind, *, unread_only: bool) -> bool:
@@ -190,7 +196,7 @@ class StepHealth:
 
         ``at_the_end`` of a session any number of answers is enough, if all of them brought nothing.
         """
-        if self._warned:
+        if self._warned or not self._fruitless_row:  # a good answer makes nothing worse
             return None
         count = self._troubled()
         if at_the_end and self._seen == self._fruitless_row:
@@ -270,8 +276,9 @@ class RunHealth:
     def see(self, commit: Commit) -> None:
         """Take in one commit."""
         if (kind := kind_of(commit)) is not None:
-            completion = commit.completion
-            raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
+            completion, raw = commit.completion, _READ
+            if kind is not Kind.READ:
+                raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
             self._steps[commit.stage].see(kind, raw)
 
     def warn(self, *, at_the_end: bool = False) -> None:

@@ -59,7 +59,8 @@ class Ledger:
             self.empty += commit.outcome.settles
             return
         self.completions[stage] += 1
-        self.answers[f"{stage}.{kind_of(commit)}"] += 1
+        if (kind := kind_of(commit)) is not None:
+            self.answers[stage + "." + kind] += 1
         if commit.stage is Stage.INSTRUCTION:
             # A rebuilt run may lack machine demonstrations that the prompt had; `shown` is given there.
             self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)

@@ -9,6 +9,7 @@ the letter of the released code (``paper``, here) or as models write them (``len
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -218,12 +219,20 @@ def _repeats(instruction: str, given: str, wanted: str) -> bool:
     """
     if len(wanted) > 2 * (len(instruction) + len(given)):  # far more than a repetition; spares folding a long text
         return False
-    asked, answered = _folded(instruction), _folded(wanted)
+    asked = _folded_instruction(instruction)
+    if len(wanted) < _REPEATED_SHARE * len(asked) and wanted.isascii():  # too little; ASCII never gets longer
+        return False
+    answered = _folded(wanted)
     if not answered:
         return False
     if answered in asked:
         return len(answered) >= _REPEATED_SHARE * len(asked)
     return bool(given) and answered == f"{asked} {_folded(given)}"
+
+
+@functools.lru_cache(maxsize=1)  # an answer has several instances of one instruction
+def _folded_instruction(instruction: str) -> str:
+    return _folded(instruction)
 
 
 def _folded(text: str) -> str:
@@ -240,7 +249,10 @@ def _contradict(text: str, instances: Sequence[ParsedInstance], *, is_classifica
     That is so for class labels, and for short answers of which all hold a number or all are yes or no. Two poems, or
     two names for a cat, do not contradict each other.
     """
-    outputs = {_folded(text[slice(*one.output)]) for one in instances if one.input == NOWHERE}
+    plain = [text[slice(*one.output)] for one in instances if one.input == NOWHERE]
+    if len(plain) < 2:  # noqa: PLR2004 - one cannot contradict itself
+        return False
+    outputs = {_folded(output) for output in plain}
     return len(outputs) > 1 and (is_classification or _have_one_truth(outputs))
 
 
