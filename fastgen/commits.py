@@ -129,7 +129,8 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
                 "rejected": [_encode_rejection(r) for r in rejected],
             }
         case ClassificationOutcome(is_classification, unread):
-            return {"is_classification": is_classification} | ({} if unread is None else {"unread": unread})
+            line = {"is_classification": is_classification}
+            return line if unread is None else line | {"unread": unread}
         case InstanceOutcome(instances, rules):
             return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
         case Failure(kind, detail, settles):

@@ -31,6 +31,7 @@ CONFLICTING_OUTPUTS: Final = "conflicting_outputs"
 CONTRADICTORY_OUTPUTS: Final = "contradictory_outputs"
 UNKNOWN_LABEL: Final = "unknown_label"
 _SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
+_FIRST_WORD: Final = re.compile(r"[A-Za-z0-9]++")
 _REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
 _TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalnum()}
 _DIALOGUE: Final = re.compile(  # asked for, it begins with somebody's name and a colon
@@ -220,7 +221,10 @@ def _repeats(instruction: str, given: str, wanted: str) -> bool:
     if len(wanted) > 2 * (len(instruction) + len(given)):  # far more than a repetition; spares folding a long text
         return False
     asked = _folded_instruction(instruction)
-    if len(wanted) < _REPEATED_SHARE * len(asked) and wanted.isascii():  # too little; ASCII never gets longer
+    if wanted.isascii() and (  # tells most outputs without folding them
+        len(wanted) < _REPEATED_SHARE * len(asked)
+        or ((word := _FIRST_WORD.search(wanted)) is not None and word[0].lower() not in asked)
+    ):
         return False
     answered = _folded(wanted)
     if not answered:
