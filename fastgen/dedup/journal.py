@@ -23,11 +23,12 @@ from typing import Any, Self
 import orjson
 
 from fastgen.errors import DamagedLogError, DiskError, InputError
+from fastgen.storage.files import replacing
 from fastgen.storage.locking import Lock
 from fastgen.storage.log.format import Position, TornTail
 from fastgen.storage.log.reader import read_log
 from fastgen.storage.log.writer import LogWriter
-from fastgen.tables.table import as_disk_error, sync_file
+from fastgen.tables.table import as_disk_error
 
 _FORMAT = 1
 
@@ -203,9 +204,5 @@ def _acquire_lock(path: Path) -> Lock:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with as_disk_error(path):
-        with temporary.open("wb") as sink:
-            sink.write(content)
-            sync_file(sink)
-        temporary.replace(path)
+    with as_disk_error(path), replacing(path) as sink:
+        sink.write(content)

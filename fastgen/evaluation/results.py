@@ -6,7 +6,6 @@ benchmark are the same up to the model. Knows nothing of servers.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastgen.evaluation.rows import Row, read_rows, text_of
 from fastgen.evaluation.scoring import Interval, Score, interval, score
 from fastgen.evaluation.tasks import Case
 from fastgen.outputs import json_line
+from fastgen.storage.files import replacing
 from fastgen.untrusted import printable
 
 PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
@@ -137,14 +137,11 @@ def write_file(path: Path, content: bytes) -> None:
 
     :raises DiskError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with replacing(path, durable=False) as sink:
+            sink.write(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise DiskError(f"{path}: cannot be written ({error.strerror}); mend that and run it again") from None
 
 

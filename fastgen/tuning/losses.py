@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from fastgen.storage.files import replacing
+
 _SMOOTHING_STEPS = 20
 
 
@@ -38,9 +40,8 @@ class LossLog:
         """Forget what came after the step: a resumed training measures it again."""
         kept = [row for row in self.read() if row["step"] <= step]
         text = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in kept)
-        partial = self.path.with_suffix(".partial")
-        partial.write_bytes(text)
-        partial.replace(self.path)
+        with replacing(self.path, durable=False) as sink:
+            sink.write(text)
 
 
 def smoothed(losses: list[float], window: int = _SMOOTHING_STEPS) -> list[float]:
