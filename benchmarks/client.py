@@ -25,16 +25,16 @@ import orjson
 import uvloop
 
 from benchmarks.harness import ServerProcess, Stopwatch, finish, instruction_prompts, print_table, test_server
-from fastgen.backends.endpoint import Endpoint
-from fastgen.backends.openai import OpenAIBackend
-from fastgen.backends.router import Router
-from fastgen.backends.wire import encode_request
-from fastgen.records import Request, Sampling, Stage
+from fastgen.servers.endpoint import Endpoint
+from fastgen.servers.openai import OpenAIBackend
+from fastgen.servers.protocol import encode_request
+from fastgen.servers.router import Router
+from fastgen.types import Request, Sampling, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from fastgen.backends import Backend
+    from fastgen.engine.backend import Backend
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1024, presence_penalty=2.0, stop=("\n\n", "\n16."))
 

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from benchmarks.harness import ROOT, cpu_seconds, finish, print_table, test_server
 from benchmarks.intervals import ratio_interval
-from fastgen.storage.store import RunFolder
+from fastgen.store.run_folder import RunFolder
 
 MODES: Final = ("off", "on", "viewed")
 PAGE: Final = re.compile(r"dashboard at (\S+)")

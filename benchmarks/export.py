@@ -23,13 +23,12 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.harness import ROOT, finish, print_table
-from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
-from fastgen.config import meaning, saved_values
-from fastgen.exporting.options import FORMATS
-from fastgen.options import JobOptions, Options
-from fastgen.records import Completion, Span, Stage
-from fastgen.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
-from fastgen.storage.store import RunFolder, Store
+from fastgen.export.options import FORMATS
+from fastgen.generate.options import JobOptions, Options, meaning, saved_values
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
+from fastgen.store.run_folder import RunFolder, Store
+from fastgen.types import Completion, Span, Stage
 
 _WORDS = 40_000
 _BLOCK = 512

@@ -35,9 +35,9 @@ from typing import Self
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
-from fastgen.commits import Commit
-from fastgen.storage.log.format import TornTail
-from fastgen.storage.store import RunFolder
+from fastgen.methods.base import Commit
+from fastgen.store.log import TornTail
+from fastgen.store.run_folder import RunFolder
 
 SERVERS = 3
 SLOTS, SECONDS_PER_TOKEN = 32, 0.004
@@ -62,7 +62,7 @@ class Server:
     def start(self) -> None:
         """Return when it listens."""
         engine = ["--slots", str(SLOTS), "--seconds-per-token", str(SECONDS_PER_TOKEN)]
-        command = [sys.executable, "-m", "fastgen.testing", "--port", str(self.port), *engine]
+        command = [sys.executable, "-m", "fastgen.simulator", "--port", str(self.port), *engine]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rsplit(":", 1)[1].removesuffix("/v1\n"))

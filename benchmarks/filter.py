@@ -27,7 +27,7 @@ from benchmarks.filter_report import exponent, memory_slope, plot, print_rows, p
 from benchmarks.filter_rivals import rivals
 from benchmarks.filter_streams import stream
 from benchmarks.harness import finish
-from fastgen.method.novelty import INDEX_KINDS
+from fastgen.similarity.novelty import INDEX_KINDS
 
 
 def arguments() -> argparse.Namespace:

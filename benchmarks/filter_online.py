@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.filter_streams import BATCH, chunks, fresh_candidates
 from benchmarks.harness import memory_bytes
-from fastgen.method.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.similarity.novelty import IndexKind, NoveltyFilter, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -198,7 +198,7 @@ def outside_decision(texts: Sequence[str]) -> float:
 
     Only that could run ahead on a second core: decisions are in order, each against what those before it kept.
     """
-    from fastgen.index.minhash import signatures
+    from fastgen.similarity.lsh import signatures
 
     novelty = NoveltyFilter(index="exact")
     whole = time.thread_time()

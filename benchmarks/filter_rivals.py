@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.filter_online import Row
-from fastgen.method.rouge import tokenise
+from fastgen.similarity.rouge import tokenise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

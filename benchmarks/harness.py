@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from fastgen.testing.answers import Writer
+from fastgen.simulator.answers import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +59,8 @@ class ServerProcess:
 
 @contextmanager
 def test_server(*arguments: str) -> Iterator[ServerProcess]:
-    """``python -m fastgen.testing --port 0 ARGUMENTS``, ended on leaving."""
-    command = [sys.executable, "-m", "fastgen.testing", "--port", "0", *arguments]
+    """``python -m fastgen.simulator --port 0 ARGUMENTS``, ended on leaving."""
+    command = [sys.executable, "-m", "fastgen.simulator", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None

@@ -21,16 +21,15 @@ from unittest.mock import patch
 import uvloop
 
 from benchmarks.harness import finish, memory_bytes, print_table, test_server
-from fastgen.generation import saturation
-from fastgen.generation.committer import Committer
-from fastgen.generation.pipeline import Place, generate
-from fastgen.memory import return_large_blocks
-from fastgen.method.plan import Plan
-from fastgen.options import JobOptions, Options, ServerOptions, SimilarityOptions, SpeedOptions
-from fastgen.progress import QuietReporter
-from fastgen.records import Answer
-from fastgen.stopping import Stopper
-from fastgen.storage.store import Store
+from fastgen.generate import run as saturation
+from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
+from fastgen.generate.run import Committer, Place, generate
+from fastgen.generate.stopping import Stopper, return_large_blocks
+from fastgen.methods.self_instruct.plan import Plan
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.store.run_folder import Store
+from fastgen.telemetry.progress import QuietReporter
+from fastgen.types import Answer
 
 _MB = 1e6
 

@@ -29,25 +29,25 @@ import numpy as np
 import orjson
 
 from benchmarks.harness import finish, print_table
-from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
-from fastgen.backends.openai import OpenAIBackend
-from fastgen.commits import InstructionOutcome, decode, encode
 from fastgen.errors import TransientError
-from fastgen.method.admission import SIMILAR
-from fastgen.method.method import Method
-from fastgen.method.novelty import NoveltyFilter
-from fastgen.method.plan import Plan
-from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.records import Answer, Completion, Request, Sampling, Stage
-from fastgen.seeds import default_seed_path, load_seed_tasks
-from fastgen.stages.instruction import item_text
-from fastgen.stages.prompts import load_prompts
+from fastgen.methods.base import InstructionOutcome
+from fastgen.methods.self_instruct.admission import SIMILAR
+from fastgen.methods.self_instruct.instruction import item_text
+from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.self_instruct.prompts import load_prompts
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
+from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
+from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
+from fastgen.servers.openai import OpenAIBackend
+from fastgen.similarity.novelty import NoveltyFilter
+from fastgen.store.records import decode, encode
+from fastgen.types import Answer, Completion, Request, Sampling, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import BinaryIO
 
-    from fastgen.commits import Commit
+    from fastgen.methods.base import Commit
 
 BASE = "default"
 DRAWS = 2000

@@ -30,12 +30,12 @@ from urllib.parse import urlsplit
 import orjson
 
 from benchmarks.harness import finish, print_table
-from fastgen.method.filters import check_instruction
-from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.records import Completion, Sampling
-from fastgen.seeds import default_seed_path, load_seed_tasks
-from fastgen.stages import classification, instance, instruction
-from fastgen.stages.prompts import load_prompts
+from fastgen.methods.self_instruct import classification, instance, instruction
+from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.prompts import load_prompts
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
+from fastgen.types import Completion, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -29,17 +29,17 @@ import uvloop
 
 from benchmarks.client import LoopResult, bare_loop
 from benchmarks.harness import Stopwatch, finish, print_table, test_server
-from fastgen.backends import openai
-from fastgen.backends.wire import encode_request
-from fastgen.generation.pipeline import Place, generate
-from fastgen.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.progress import QuietReporter
-from fastgen.stopping import Stopper
-from fastgen.storage.store import RunFolder
+from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
+from fastgen.generate.run import Place, generate
+from fastgen.generate.stopping import Stopper
+from fastgen.servers import openai
+from fastgen.servers.protocol import encode_request
+from fastgen.store.run_folder import RunFolder
+from fastgen.telemetry.progress import QuietReporter
 
 if TYPE_CHECKING:
-    from fastgen.backends.endpoint import Endpoint
-    from fastgen.records import Request
+    from fastgen.servers.endpoint import Endpoint
+    from fastgen.types import Request
 
 
 ONE = "generate, one prompt a request"

@@ -40,14 +40,15 @@ from benchmarks.harness import ROOT, finish, print_table
 from benchmarks.intervals import Interval, ratio_interval
 from benchmarks.replay import Concurrency, Recording, record, replay, shortened
 from benchmarks.vllm_bench import BenchFigures, VllmBench, vllm_bench
-from fastgen.backends.endpoint import Endpoint, normalise_base_url
-from fastgen.backends.openai import OpenAIBackend
-from fastgen.commands.environment import cache_dir
-from fastgen.embedded import EMBEDDED_MODEL, embedded_status, ensure_embedded
+from fastgen.cli.commands import cache_dir
 from fastgen.errors import FastgenError
-from fastgen.options import SamplingOptions
-from fastgen.records import Sampling
-from fastgen.server import choose_servers, start_server
+from fastgen.generate.options import SamplingOptions
+from fastgen.servers.choose import choose_servers
+from fastgen.servers.embedded import EMBEDDED_MODEL, embedded_status, ensure_embedded
+from fastgen.servers.endpoint import Endpoint, normalise_base_url
+from fastgen.servers.openai import OpenAIBackend
+from fastgen.servers.process import start_server
+from fastgen.types import Sampling
 
 if TYPE_CHECKING:
     from benchmarks.replay import TokenFigures

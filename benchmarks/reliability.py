@@ -35,10 +35,12 @@ from pathlib import Path
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table, test_server
-from fastgen.commits import Commit
-from fastgen.storage.log.format import TornTail
-from fastgen.storage.store import RunFolder
-from fastgen.testing import USUAL_FAULTS, Fault, FaultServer, Writer, in_a_thread
+from fastgen.methods.base import Commit
+from fastgen.simulator.answers import Writer
+from fastgen.simulator.faults import USUAL_FAULTS, Fault
+from fastgen.simulator.server import FaultServer, in_a_thread
+from fastgen.store.log import TornTail
+from fastgen.store.run_folder import RunFolder
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
 FIRST = 32  # requests that fail without exception before a quarter of all does

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
 
 from benchmarks.vllm_bench import Prompt
-from fastgen.backends.endpoint import Endpoint, TimeoutPolicy
-from fastgen.backends.openai import OpenAIBackend
-from fastgen.backends.router import Router
-from fastgen.concurrency import Governor
-from fastgen.generation.pipeline import Place, generate
-from fastgen.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
-from fastgen.progress import QuietReporter
-from fastgen.records import Answer, Failure, Request, Sampling, Stage
-from fastgen.scheduling.limits import Limits
-from fastgen.scheduling.scheduler import Scheduler
-from fastgen.serving import START_CONCURRENCY
-from fastgen.stopping import Stopper
+from fastgen.engine.concurrency import Governor
+from fastgen.engine.requests import Limits
+from fastgen.engine.scheduler import Scheduler
+from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
+from fastgen.generate.run import Place, generate
+from fastgen.generate.serving import START_CONCURRENCY
+from fastgen.generate.stopping import Stopper
+from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
+from fastgen.servers.openai import OpenAIBackend
+from fastgen.servers.router import Router
+from fastgen.telemetry.progress import QuietReporter
+from fastgen.types import Answer, Failure, Request, Sampling, Stage
 
 if TYPE_CHECKING:
-    from fastgen.records import Completion
+    from fastgen.types import Completion
 
 Concurrency = int | Literal["auto"]
 MAX_CONCURRENCY = 4096

@@ -33,19 +33,17 @@ from typing import TYPE_CHECKING
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
-from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
-from fastgen.config import meaning, saved_values
-from fastgen.generation.checkpoint import Room, Writer, look_at, take_up
-from fastgen.method.method import Method
-from fastgen.method.novelty import IndexKind, NoveltyFilter, warm_up
-from fastgen.method.plan import Plan
-from fastgen.method.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.options import Options
-from fastgen.records import Completion, Stage
-from fastgen.seeds import default_seed_path, load_seed_tasks
-from fastgen.stages.prompts import load_prompts
-from fastgen.storage.log.segments import open_segment, segment_files
-from fastgen.storage.store import RunFolder, Store
+from fastgen.generate.checkpoint import Room, Writer, look_at, take_up
+from fastgen.generate.options import Options, meaning, saved_values
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.self_instruct.prompts import load_prompts
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
+from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
+from fastgen.similarity.novelty import IndexKind, NoveltyFilter, warm_up
+from fastgen.store.log import open_segment, segment_files
+from fastgen.store.run_folder import RunFolder, Store
+from fastgen.types import Completion, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

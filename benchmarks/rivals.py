@@ -37,8 +37,8 @@ def run_ours(base_url: str, instructions: int, concurrency: int, batch: int | No
     """One `generate`, from the first import on; prints one line of JSON."""
     began_s = time.perf_counter()
     from benchmarks.pipeline import DEFAULT_BATCH, run_generate
-    from fastgen.backends.openai import OpenAIBackend
-    from fastgen.records import Completion, Request
+    from fastgen.servers.openai import OpenAIBackend
+    from fastgen.types import Completion, Request
 
     first_s: list[float] = []
     complete = OpenAIBackend.complete

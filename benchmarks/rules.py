@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import finish
-from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.method.filters import check_instruction
-from fastgen.method.rules import PRESETS, Rules
-from fastgen.runs import open_run
-from fastgen.stages import instance, instruction
-from fastgen.stages.instruction import item_text
-from fastgen.storage.log.format import TornTail
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.self_instruct import instance, instruction
+from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.instruction import item_text
+from fastgen.methods.self_instruct.rules import PRESETS, Rules
+from fastgen.store.log import TornTail
+from fastgen.store.reader import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

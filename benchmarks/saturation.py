@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,watched,eight,original]``
 
-Each scenario starts simulated vLLM servers (``python -m fastgen.testing --engine ...``: continuous batching at the
-speed of an 8B model on an H100, see `fastgen.testing.timing`) and the real command line, in processes of their own, on
+Each scenario starts simulated vLLM servers (``python -m fastgen.simulator --engine ...``: continuous batching at the
+speed of an 8B model on an H100, see `fastgen.simulator.batching`) and the real command line, in processes of their
+own, on
 one machine. After ``--seconds`` from the first request the run is interrupted as with Ctrl-C; what counts lies between
 ``--warm`` seconds and that moment.
 
@@ -48,8 +49,8 @@ from benchmarks.simulated import (
     sleep_until,
     wait_for_first_request,
 )
-from fastgen.storage.store import RunFolder
-from fastgen.testing import ENGINES
+from fastgen.simulator.batching import ENGINES
+from fastgen.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

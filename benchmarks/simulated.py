@@ -63,11 +63,11 @@ class Server:
 
 @contextmanager
 def simulated_servers(settings: Settings, instances: int, change: str | None = None) -> Iterator[list[Server]]:
-    """``python -m fastgen.testing`` with an engine, ended on leaving."""
+    """``python -m fastgen.simulator`` with an engine, ended on leaving."""
     flags = ["--engine", settings.engine, "--speed", str(settings.speed), "--instances", str(instances)]
     flags += ["--processes"] if settings.processes else []
     flags += ["--at", f"{settings.event_s}:{change}"] if change else []
-    command = [sys.executable, "-m", "fastgen.testing", "--port", "0", *flags, *settings.flags]
+    command = [sys.executable, "-m", "fastgen.simulator", "--port", "0", *flags, *settings.flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None

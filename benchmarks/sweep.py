@@ -42,8 +42,8 @@ from benchmarks.simulated import Settings, simulated_servers
 from benchmarks.sweep_plot import plot
 from benchmarks.sweep_run import RunFigures, figures, watch, window
 from fastgen.errors import FastgenError
-from fastgen.options import JobOptions, Options, SamplingOptions, ServerOptions
-from fastgen.testing import ENGINES
+from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions
+from fastgen.simulator.batching import ENGINES
 
 UNENDING = 10_000_000
 NEAR = 0.03

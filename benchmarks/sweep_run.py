@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from benchmarks.replay import Concurrency
-from fastgen.backends.endpoint import Endpoint
-from fastgen.backends.openai import OpenAIBackend
-from fastgen.commits import InstructionOutcome
-from fastgen.generation.pipeline import Place, generate
-from fastgen.progress import QuietReporter
-from fastgen.stopping import Stopper
-from fastgen.storage.log.format import TornTail
-from fastgen.storage.runfolder import RunFolder
+from fastgen.generate.run import Place, generate
+from fastgen.generate.stopping import Stopper
+from fastgen.methods.base import InstructionOutcome
+from fastgen.servers.endpoint import Endpoint
+from fastgen.servers.openai import OpenAIBackend
+from fastgen.store.log import TornTail
+from fastgen.store.run_folder import RunFolder
+from fastgen.telemetry.progress import QuietReporter
 
 if TYPE_CHECKING:
-    from fastgen.backends.prometheus import ServerMetrics
-    from fastgen.options import Options
-    from fastgen.records import Completion, Request
+    from fastgen.engine.backend import ServerMetrics
+    from fastgen.generate.options import Options
+    from fastgen.types import Completion, Request
 
 LOOK_EVERY_S = 0.5
 IDLE_TIMEOUT_S = 30.0

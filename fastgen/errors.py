@@ -96,3 +96,24 @@ class RequestRejected(RequestError):
 
 class PromptTooLong(RequestRejected):
     """The prompt does not fit the model's context; the plan asks again with fewer demonstrations."""
+
+
+MAX_SECONDS = 1e9  # 30 years; timers take no more
+
+
+def at_least(flag: str, value: int, least: int) -> None:
+    """:raises InputError: the value of ``flag`` is below ``least``."""
+    if value < least:
+        raise InputError(f"{flag}: {value} is below {least}")
+
+
+def within(flag: str, value: float, low: float, high: float) -> None:
+    """:raises InputError: the value of ``flag`` is not within ``low`` and ``high``, both included."""
+    if not low <= value <= high:
+        raise InputError(f"{flag}: {value} is not within {low} to {high}")
+
+
+def check_seconds(flag: str, value: float) -> None:
+    """:raises InputError: the value of ``flag`` is no positive number of seconds."""
+    if not 0 < value <= MAX_SECONDS:
+        raise InputError(f"{flag}: {value} is not a number above 0 and at most {MAX_SECONDS:g}")

@@ -10,8 +10,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from fastgen.backends.prometheus import ServerMetrics
-from fastgen.concurrency import ConcurrencyController, Observation
+from fastgen.engine.backend import ServerMetrics
+from fastgen.engine.concurrency import ConcurrencyController, Observation
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastgen import cli
+from fastgen.cli import app as cli
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 

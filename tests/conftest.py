@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from platformdirs import user_cache_path
 
-from fastgen.server import choose_servers, start_server
+from fastgen.servers.choose import choose_servers
+from fastgen.servers.process import start_server
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastgen.dashboard.follow import Follower
-from fastgen.metrics import Sample
+from fastgen.report.live_view import Follower
+from fastgen.telemetry.figures import Sample
 from tests.export_help import Task, make_run, numbered
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"

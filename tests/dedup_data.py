@@ -7,9 +7,9 @@ from pathlib import Path
 
 import orjson
 
-from fastgen.method.novelty import IndexKind
-from fastgen.method.rouge import RejectAt, Tokenizer
-from fastgen.options import SimilarityOptions
+from fastgen.similarity.novelty import IndexKind
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.similarity.rouge import RejectAt, Tokenizer
 
 _WORDS = [f"{a}{b}{c}" for a in "bdfklmnprst" for b in "aeiou" for c in "lmnrst"]
 

@@ -14,11 +14,10 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.dedup.job import Counts, dedup
-from fastgen.dedup.journal import Journal
+from fastgen.dedup.job import Counts, Journal, dedup
 from fastgen.errors import InputError
-from fastgen.options import SimilarityOptions
-from fastgen.progress import QuietReporter
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.telemetry.progress import QuietReporter
 from tests.dedup_data import make_rows, similarity
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from fastgen.testing import FaultServer, in_a_thread
+from fastgen.simulator.server import FaultServer, in_a_thread
 from tests.command_help import Said, fastgen
 
 TASKS: list[dict[str, Any]] = [

@@ -11,13 +11,12 @@ from typing import Any
 
 import orjson
 
-from fastgen import cli
-from fastgen.commits import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
-from fastgen.config import meaning, saved_values
-from fastgen.options import JobOptions, Options
-from fastgen.records import Completion, Span, Stage
-from fastgen.seeds import load_seed_tasks, seed_fingerprint
-from fastgen.storage.store import RunFolder, Store
+from fastgen.cli import app as cli
+from fastgen.generate.options import JobOptions, Options, meaning, saved_values
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
+from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
+from fastgen.store.run_folder import RunFolder, Store
+from fastgen.types import Completion, Span, Stage
 
 SEEDS = tuple(
     {

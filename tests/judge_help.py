@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastgen.testing import Event, FaultServer, in_a_thread
+from fastgen.simulator.faults import Event
+from fastgen.simulator.server import FaultServer, in_a_thread
 from tests.command_help import Said, fastgen
 
 Write = Callable[[str, int], str]

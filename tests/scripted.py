@@ -7,10 +7,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fastgen.backends import BackendStatistics
-from fastgen.records import Answer, Completion, Request, Sampling, Stage
-from fastgen.scheduling.limits import Limits
-from fastgen.scheduling.scheduler import Scheduler
+from fastgen.engine.backend import BackendStatistics
+from fastgen.engine.requests import Limits
+from fastgen.engine.scheduler import Scheduler
+from fastgen.types import Answer, Completion, Request, Sampling, Stage
 
 Behaviour = Callable[[Request, int], Awaitable[tuple[Completion, ...]]]
 OK = (Completion("ok", "stop"),)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.embedded import ensure_embedded
+from fastgen.servers.embedded import ensure_embedded
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED_HAS = ("torch", "transformers")
@@ -47,8 +47,8 @@ def _run(*command: str | Path) -> str:
 @pytest.mark.parametrize(
     ("extra", "made_by", "files"),
     [
-        ("tune", "trl", ["tests/test_tune_training.py", "tests/test_export.py"]),
-        ("report", "spacy", ["tests/test_report_parts.py"]),
+        ("tune", "trl", ["tests/tune/test_training.py", "tests/export/test_export.py"]),
+        ("report", "spacy", ["tests/report/test_parts.py"]),
     ],
 )
 def test_what_needs_an_extra_passes_with_the_real_libraries(

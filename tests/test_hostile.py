@@ -12,18 +12,18 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fastgen.audit import Audit, Disagreement
-from fastgen.dashboard.follow import Follower
-from fastgen.dashboard.view import frame, pieces
-from fastgen.display import Display, put, tell
-from fastgen.ledger import Ledger
-from fastgen.metrics import MetricsHub, Sample, ServerSample, last_sample
-from fastgen.metrics.exposition import metrics_page
-from fastgen.metrics.readings import Reading
-from fastgen.progress import JsonReporter, LiveReporter, PlainReporter, ProgressMeter
-from fastgen.testing import FaultServer, in_a_thread
-from fastgen.testing.answers import Writer
-from fastgen.testing.faults import Reply
+from fastgen.generate.audit import Audit, Disagreement
+from fastgen.report.live_view import Follower, frame, pieces
+from fastgen.simulator.answers import Writer
+from fastgen.simulator.faults import Reply
+from fastgen.simulator.server import FaultServer, in_a_thread
+from fastgen.store.ledger import Ledger
+from fastgen.telemetry.display import Display, put, tell
+from fastgen.telemetry.figures import Sample, ServerSample
+from fastgen.telemetry.monitor import MetricsHub, Reading
+from fastgen.telemetry.progress import JsonReporter, LiveReporter, PlainReporter, ProgressMeter
+from fastgen.telemetry.prometheus import metrics_page
+from fastgen.telemetry.series import last_sample
 from tests.command_help import Said, fastgen
 from tests.dashboard_help import read_all
 

@@ -9,7 +9,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.untrusted import as_json, markdown, markdown_code, printable
+from fastgen.text import as_json, markdown, markdown_code, printable
 
 ANY_TEXT = st.text(st.characters(categories=["C", "L", "P", "S", "Z"], include_characters="\ud800"))
 

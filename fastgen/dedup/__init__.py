@@ -1,1 +1,7 @@
-"""The similarity filter as a tool for any data set: files, and Python."""
+"""The `dedup` command and `Deduplicator`, the Python API of the same filter.
+
+It removes near-duplicates from files of any size.
+"""
+
+PUBLIC = ("deduplicator", "job")
+"""Modules that other rooms may import."""

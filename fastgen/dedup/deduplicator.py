@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fastgen.errors import InputError
-from fastgen.method.novelty import LSH_RECALL, IndexKind, NoveltyFilter, Verdict
-from fastgen.method.rouge import RejectAt, Tokenizer
-from fastgen.tables.table import check_text
+from fastgen.similarity.novelty import LSH_RECALL, IndexKind, NoveltyFilter, Verdict
+from fastgen.similarity.rouge import RejectAt, Tokenizer
+from fastgen.store.tables import check_text
 
 _BATCH_TEXTS = 256
 

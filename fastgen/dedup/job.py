@@ -1,37 +1,344 @@
-"""``fastgen dedup``: a data set without the rows that are too similar to an earlier row or to another data set.
+"""The two files that ``fastgen dedup`` writes: names that make sense, never replaced unasked, named when whole.
 
-The decisions go, batch by batch, into a journal beside the output, and they alone are the state: a run that was killed
-reads its input again, takes the journal's word as far as it goes, and decides on. The outputs are written from the
-beginning each time and get their names only when both are whole.
-
-Guarantees: the decisions are those of `NoveltyFilter`, one text at a time; every row comes out exactly once, whole, in
-order; a run that was killed any number of times writes the same bytes as one that was not; memory is bounded by the
-index, one batch of rows and 16 bytes for each text compared with. Knows nothing of file formats
-(`fastgen.tables.table`).
+Knows nothing of what is in them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
+import time
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastgen.dedup.journal import Journal
-from fastgen.dedup.outputs import Outputs
-from fastgen.dedup.progress import DedupMeter
-from fastgen.errors import DiskError, InputError
-from fastgen.method.novelty import NoveltyFilter, warm_up
-from fastgen.options import SimilarityOptions
-from fastgen.progress import Reporter
-from fastgen.tables.table import Rejected, Rows, Sink, Table, as_disk_error, open_table, read_texts
+import orjson
+
+from fastgen.errors import DamagedLogError, DiskError, InputError
+from fastgen.similarity.novelty import NoveltyFilter, warm_up
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.store.files import Lock, replacing
+from fastgen.store.log import LogWriter, Position, TornTail, read_log
+from fastgen.store.output import check_output, is_same_file
+from fastgen.store.tables import Rejected, Rows, Sink, Table, as_disk_error, is_parquet, open_table, read_texts
+from fastgen.telemetry.progress import Reporter
+
+_COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
+_JSON = frozenset({".jsonl", ".json", ".ndjson"})
+
+
+class Outputs:
+    """The two files: ``NAME.partial`` while they are written; ``journal_path`` is ``KEPT.dedup``.
+
+    With ``overwrite`` finished files of these names are replaced, at the very end.
+    """
+
+    def __init__(self, kept: Path, rejected: Path, *, overwrite: bool) -> None:
+        self._finals = {"--output": kept.resolve(), "--rejected": rejected.resolve()}
+        self._overwrite = overwrite
+        self.journal_path = self._finals["--output"].with_name(f"{self._finals['--output'].name}.dedup")
+        self.partials = tuple(path.with_name(f"{path.name}.partial") for path in self._finals.values())
+
+    def check_names(self, source: Path, against: Sequence[Path]) -> None:
+        """Refuse names that cannot be meant.
+
+        :raises InputError: one file in two roles, not a regular file, or a name of another format than is written.
+        """
+        for pool in against:
+            if pool.resolve() == source.resolve():
+                raise InputError(f"--against {pool}: is the input itself, so no row would be kept; name another file")
+        taken = {source.resolve(), *(pool.resolve() for pool in against)}
+        parquet = is_parquet(source)
+        for flag, path in self._finals.items():
+            if path in taken or any(is_same_file(path, other) for other in taken):
+                raise InputError(f"{flag} {path}: is already the name of another file here; name a new one")
+            check_output(flag, path)
+            taken.add(path)
+            if path.exists() and not path.is_file():
+                raise InputError(f"{flag} {path}: is not a regular file; name a new one")
+            _check_ending(flag, path, parquet=parquet)
+        for flag, partial in zip(self._finals, self.partials, strict=True):
+            if partial in taken or any(is_same_file(partial, other) for other in taken):
+                raise InputError(
+                    f"{flag}: fastgen writes {partial} first, which is another file of this command; name another"
+                )
+
+    def refuse_existing(self) -> None:
+        """Never replace what nobody said could be replaced.
+
+        :raises InputError: an output is there and ``overwrite`` was not given.
+        """
+        for flag, path in self._finals.items():
+            if path.exists() and not self._overwrite:
+                raise InputError(f"{flag} {path}: is already there; name another file, or replace it with --overwrite")
+
+    def whole(self) -> bool:
+        """Whether each file is there, under one name or the other."""
+        return all(p.exists() or f.exists() for p, f in zip(self.partials, self._finals.values(), strict=True))
+
+    def publish(self) -> None:
+        """Give the finished files their names."""
+        for partial, final in zip(self.partials, self._finals.values(), strict=True):
+            with as_disk_error(final), contextlib.suppress(FileNotFoundError):  # has its name already
+                partial.replace(final)
+
+    def discard(self) -> None:
+        """Remove what was begun."""
+        for partial in self.partials:
+            partial.unlink(missing_ok=True)
+
+
+def _check_ending(flag: str, path: Path, *, parquet: bool) -> None:
+    if path.suffix in _COMPRESSED:
+        raise InputError(f"{flag} {path}: would not be compressed; leave out {path.suffix} and compress it afterwards")
+    if path.suffix == ".parquet" and not parquet:
+        raise InputError(f"{flag} {path}: the input is JSON lines, and so is what is written; name it .jsonl")
+    if path.suffix in _JSON and parquet:
+        raise InputError(f"{flag} {path}: the input is Parquet, and so is what is written; name it .parquet")
+
+
+_TICK_S = 1.0
+_WINDOW_TICKS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class DedupProgress:
+    """One look: rows decided, rows there will be by the share of the input read, rate over the last minute."""
+
+    complete: int
+    target: int
+    kept: int
+    rejected: int
+    rows_per_s: float
+
+    @property
+    def eta(self) -> str:
+        """Time to the end, as hours:minutes:seconds, or a dash."""
+        if self.rows_per_s <= 0:
+            return "-"
+        return str(timedelta(seconds=round((self.target - self.complete) / self.rows_per_s)))
+
+    def details(self) -> str:
+        """Everything but the count and the ETA, for people."""
+        return f"{self.rows_per_s:,.0f} rows/s · kept {self.kept:,} · rejected {self.rejected:,}"
+
+    def line(self) -> str:
+        """All of it in one line."""
+        return f"{self.complete:,} of about {self.target:,} rows · {self.details()} · ETA {self.eta}"
+
+
+class DedupMeter:
+    """Shows figures about once a second; ``share_read`` tells how much of the input has been read, 0..1."""
+
+    def __init__(self, reporter: Reporter, share_read: Callable[[], float]) -> None:
+        self._reporter = reporter
+        self._share_read = share_read
+        self._past = deque([(time.monotonic(), 0)], maxlen=_WINDOW_TICKS)
+
+    def tick(self, rows: int, *, kept: int) -> bool:
+        """Show the figures if it is time; whether it was."""
+        now_s = time.monotonic()
+        if now_s - self._past[-1][0] < _TICK_S:
+            return False
+        then_s, then_rows = self._past[0]
+        self._past.append((now_s, rows))
+        share = self._share_read()
+        progress = DedupProgress(
+            complete=rows,
+            target=max(rows, round(rows / share)) if share else rows,
+            kept=kept,
+            rejected=rows - kept,
+            rows_per_s=(rows - then_rows) / (now_s - then_s),
+        )
+        self._reporter.show(progress)
+        return True
+
+
+_FORMAT = 1
+
+
+class Journal:
+    """The folder, locked from construction to `close`; a context manager that closes.
+
+    Use: construct, run `replay` to its end, then `append`.
+
+    :param path: the folder. :param job: what is asked, as JSON values by flag name. :param start_anew: forget what
+        there is of another job instead of refusing.
+    :raises InputError: in use, meant for another job, or the folder cannot be made.
+    :raises DiskError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, job: dict[str, Any], *, start_anew: bool = False) -> None:
+        self.path = path
+        self._log_path = path / "log"
+        self._job_path = path / "job.json"
+        self._done_path = path / "done.json"
+        self._writer: LogWriter | None = None
+        self._job = orjson.dumps({"format": _FORMAT, **job}, option=orjson.OPT_INDENT_2)
+        self._run_id = hashlib.sha256(self._job).hexdigest()
+        self._lock = _acquire_lock(path)
+        try:
+            self.begun = self._is_of_this_job(job, start_anew=start_anew)
+            if not self.begun:
+                self.begin_anew()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _is_of_this_job(self, job: dict[str, Any], *, start_anew: bool) -> bool:
+        """Whether this job was begun here; an unreadable beginning counts as none."""
+        try:
+            before = orjson.loads(self._job_path.read_bytes())
+            if before.pop("format") > _FORMAT:
+                raise InputError(
+                    f"{self.path}: written by a newer fastgen; upgrade fastgen, or begin anew: --overwrite"
+                )
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
+        if before == job:
+            return True
+        if not start_anew:
+            flag = next(flag for flag in {**job, **before} if before.get(flag) != job.get(flag))
+            was, now = _shown(before.get(flag)), _shown(job.get(flag))
+            raise InputError(
+                f"{self.path}: holds an unfinished dedup with {flag} {was}, not {now}; repeat its command to finish "
+                f"it, or begin anew with --overwrite"
+            )
+        return False
+
+    def counts(self) -> dict[str, int] | None:
+        """What `mark_done` was given, if it came to that."""
+        try:
+            counts: dict[str, int] = orjson.loads(self._done_path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return counts
+
+    def begin_anew(self) -> None:
+        """Forget every decision.
+
+        :raises DiskError: the folder cannot be written.
+        """
+        self._forget()
+        _write_atomically(self._job_path, self._job)
+
+    def replay(self) -> Iterator[dict[str, Any]]:
+        """Everything appended so far; afterwards the journal is ready to append.
+
+        :raises DamagedLogError: the log is damaged other than at its torn end.
+        """
+        end: Position | None = None
+        try:
+            for item in read_log(self._log_path, run_id=self._run_id):
+                if not isinstance(item, TornTail):
+                    body, end = item
+                    yield body
+        except DamagedLogError as error:
+            raise DamagedLogError(f"{self.path}: damaged; remove this folder to begin anew ({error})") from None
+        self._writer = LogWriter(self._log_path, run_id=self._run_id, end=end)
+
+    def append(self, body: dict[str, Any]) -> None:
+        """Add one entry.
+
+        :raises DiskError: it was not kept.
+        """
+        writer = self._open_writer()
+        if writer.segment_full:
+            writer.roll()
+        writer.append([body])
+
+    def sync(self) -> None:
+        """Make what was appended, if anything was, outlive a power cut and not only this process.
+
+        :raises DiskError: the disk refused.
+        """
+        if self._writer is not None:
+            self._writer.sync()
+
+    def mark_done(self, counts: dict[str, int]) -> None:
+        """Note that the outputs are whole."""
+        _write_atomically(self._done_path, orjson.dumps(counts))
+
+    def unmark_done(self) -> None:
+        """Take `mark_done` back, before the outputs are touched again."""
+        with as_disk_error(self._done_path):
+            self._done_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder, unless something else was put into it; the journal is closed then."""
+        self._forget()
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def _forget(self) -> None:
+        """Remove all but the lock; the log first, so that what is left is never taken for less than it was."""
+        self._close_writer()
+        with as_disk_error(self.path):
+            for segment in self._log_path.glob("[0-9]*.jsonl*"):
+                segment.unlink()
+            with contextlib.suppress(OSError):
+                self._log_path.rmdir()
+            self._job_path.unlink(missing_ok=True)
+            self._done_path.unlink(missing_ok=True)
+
+    def _open_writer(self) -> LogWriter:
+        if self._writer is None:
+            raise RuntimeError("replay() must run to its end before the journal can write")
+        return self._writer
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        try:
+            self._close_writer()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _shown(value: object) -> str:
+    return "none" if value in (None, []) else str(value)
+
+
+def _acquire_lock(path: Path) -> Lock:
+    try:
+        path.mkdir(exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"{path}: the folder for unfinished work cannot be made ({error.strerror}); mend the permissions of the "
+            f"folder above, make it, or name another --output"
+        ) from None
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be made ({error.strerror}); make room, then run the same command again"
+        ) from error
+    return Lock(path / "lock", named=str(path), instead="name another --output")
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    with as_disk_error(path), replacing(path) as sink:
+        sink.write(content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""A run as one page to look at: figures gathered in one reading of the log, drawn as SVG, put into one HTML file.
+"""Shows a run: the `report` command (HTML), the `status` command and the live page.
 
-The way of the data: `gather` (one pass, bounded samples) gives `RunFigures`; `verbs` and `diversity` measure samples of
-it; `sections` turn figures into HTML with `charts`, `sunburst` and `markup`; `page` makes a document of them. Reads
-only; needs no network, neither for making the page nor for looking at it.
+It reads a run folder and changes nothing.
 """
+
+PUBLIC = ("build", "live", "options", "status")
+"""Modules that other rooms may import."""

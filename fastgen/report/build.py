@@ -11,25 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from fastgen import __version__
-from fastgen.judging.places import judge_names
-from fastgen.judging.readings import instance_scores
-from fastgen.judging.summary import summarise
-from fastgen.metrics import read_metrics
-from fastgen.outputs import check_output, one_file
-from fastgen.report import diversity, measured, sections
-from fastgen.report.browse import browse_section, nothing_yet
-from fastgen.report.charts import Table, table_of
-from fastgen.report.comparing import diversity_section, paper_section
-from fastgen.report.diversity import Diversity
+from fastgen.judge.readings import instance_scores, judge_names
+from fastgen.judge.summary import summarise
+from fastgen.report import diversity, sections
+from fastgen.report import sections as measured
+from fastgen.report.charts import Html, Table, element, joined, table_of
+from fastgen.report.comparisons import (
+    diversity_section,
+    judged_section,
+    leakage_section,
+    measure_leakage,
+    paper_section,
+)
+from fastgen.report.diversity import HOW_TO_GET, Diversity, VerbFigures, count_verbs, find_parser
 from fastgen.report.figures import RunFigures, gather
-from fastgen.report.judged import judged_section
-from fastgen.report.leaks import leakage_section, measure_leakage
-from fastgen.report.markup import Html, element, joined
 from fastgen.report.options import ReportOptions
-from fastgen.report.over_time import time_charts
 from fastgen.report.page import Document, render
-from fastgen.report.verbs import HOW_TO_GET, VerbFigures, count_verbs, find_parser
-from fastgen.runs import OpenRun, open_run, unfinished
+from fastgen.report.sections import browse_section, nothing_yet, time_charts
+from fastgen.store.output import check_output, one_file
+from fastgen.store.reader import OpenRun, open_run, unfinished
+from fastgen.telemetry.series import read_metrics
 
 _MENU = (
     ("overview", "Overview"),
@@ -62,7 +63,7 @@ class Reported:
 
     @property
     def unfinished(self) -> str:
-        """See `fastgen.runs.unfinished`."""
+        """See `fastgen.store.reader.unfinished`."""
         return unfinished(self.complete, self.target)
 
 

@@ -1,19 +1,89 @@
-"""Charts as inline SVG: histograms, lines over time, bars, a strip of states. Each comes with its figures as a table.
+"""HTML that cannot be broken out of: text becomes HTML only by being escaped.
 
-No colours here but class names, so that the page's style sheet decides for light and dark; no ``style`` attributes,
-which the page's content security policy forbids. Coordinates are in units of a view box that is `WIDTH` wide; text
-sizes are the style sheet's, which makes them larger on a narrow screen.
+`element` escapes every child and attribute value that is not `Html` already, and `Html` is only made here. So whatever
+a model wrote stays text, wherever it is put.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import count
-from math import floor, log10
-from typing import Final
+from math import cos, floor, log10, pi, sin
+from typing import Any, Final
 
-from fastgen.report.markup import Html, element, joined
+from fastgen.report.diversity import VerbFigures
+from fastgen.text import printable
+
+_VOID = frozenset({"meta", "br", "hr", "input", "col", "path", "rect", "line", "circle", "polyline"})
+
+
+class Html(str):
+    """Markup that is known to be well-formed; other ``str`` are text."""
+
+    __slots__ = ()
+
+
+def element(tag: str, *children: Any, **attributes: str | float | bool | None) -> Html:  # noqa: ANN401 - nested children
+    """An element; ``None`` children and attributes are left out, ``True`` is an attribute without a value.
+
+    Attribute names lose a trailing underscore, and other underscores become hyphens (``class_``, ``aria_label``).
+    """
+    shown = "".join(_attribute(name, value) for name, value in attributes.items())
+    if tag in _VOID and not children:
+        return Html(f"<{tag}{shown}/>")
+    return Html(f"<{tag}{shown}>{''.join(_texts(children))}</{tag}>")
+
+
+def joined(*children: Any) -> Html:  # noqa: ANN401 - nested children
+    """Several things one after the other."""
+    return Html("".join(_texts(children)))
+
+
+def trusted(markup: str) -> Html:
+    """Markup of our own asset files, as it is. Never for anything that a run holds."""
+    return Html(markup)
+
+
+def data_block(name: str, value: Any) -> Html:  # noqa: ANN401 - any JSON value
+    """A JSON value for scripts to read, as a block that browsers do not run.
+
+    Every ``<``, ``>`` and ``&`` is written as an escape, so no text in it can end the block or begin a comment.
+    """
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Html(f'<script type="application/json" id="{escape(name)}">{text}</script>')
+
+
+def _attribute(name: str, value: str | float | bool | None) -> str:
+    name = name.removesuffix("_").replace("_", "-")
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return f" {name}"
+    return f' {name}="{_clean(value if isinstance(value, str) else f"{value:g}")}"'
+
+
+def _texts(children: Any) -> Iterable[str]:  # noqa: ANN401 - nested children
+    for child in children:
+        if child is None:
+            continue
+        if isinstance(child, Html):
+            yield child
+        elif isinstance(child, str):
+            yield _clean(child)
+        elif isinstance(child, int | float):
+            yield f"{child:g}"
+        else:
+            yield from _texts(child)
+
+
+def _clean(text: str) -> str:
+    return escape(printable(text, lines=True), quote=True)
+
 
 WIDTH: Final = 480
 HEIGHT: Final = 240
@@ -272,3 +342,104 @@ def _line(one: Line, far: float, top: float) -> Html:
 
 def _text(text: str, x: float, y: float, anchor: str, class_: str | None = None) -> Html:
     return element("text", text, x=round(x, 2), y=round(y, 2), text_anchor=anchor, class_=class_)
+
+
+SIZE: Final = 640
+_HOLE, _MIDDLE, _RIM = 78.0, 190.0, 314.0
+_LETTER: Final = 6.6  # mean width of a letter at the labels' size
+_LINE: Final = 11.5  # least room that a radial label needs along the arc
+_COLOURS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    start: float  # turns, 0..1, clockwise from the top
+    end: float
+    inner: float
+    outer: float
+
+    @property
+    def middle(self) -> float:
+        """Where a label goes, in turns."""
+        return (self.start + self.end) / 2
+
+
+def sunburst(figures: VerbFigures) -> Html:
+    """The drawing; empty where nothing parsed."""
+    shown = [(verb, sum(count for _, count in verb.nouns)) for verb in figures.verbs]
+    whole = sum(count for _, count in shown)
+    if not whole:
+        return Html("")
+    parts: list[Html] = []
+    start = 0.0
+    for number, (verb, of_verb) in enumerate(shown):
+        end = start + of_verb / whole
+        told = f"{verb.lemma}: {verb.count:,} of {figures.parsed:,} instructions ({verb.count / figures.parsed:.1%})"
+        parts.append(_piece(_Slice(start, end, _HOLE, _MIDDLE), f"hue-{number % _COLOURS}", verb.lemma, told, "verb"))
+        at = start
+        for noun, times in verb.nouns:
+            to = at + times / whole
+            told = f"{verb.lemma} {noun}: {times:,} ({times / figures.parsed:.1%})"
+            parts.append(
+                _piece(_Slice(at, to, _MIDDLE + 1.5, _RIM), f"hue-{number % _COLOURS} pale", noun, told, "noun")
+            )
+            at = to
+        start = end
+    label = f"Sunburst of the {len(shown)} most frequent root verbs and their direct objects; the list has its figures"
+    return element(
+        "svg", *parts, _centre(figures), viewBox=f"0 0 {SIZE} {SIZE}", role="img", aria_label=label, class_="sunburst"
+    )
+
+
+def _centre(figures: VerbFigures) -> Html:
+    middle = SIZE / 2
+    return joined(
+        element("text", f"{figures.share_shown:.0%}", x=middle, y=middle + 2, text_anchor="middle", class_="centre"),
+        element("text", "of all parsed", x=middle, y=middle + 24, text_anchor="middle", class_="centre-note"),
+    )
+
+
+def _piece(piece: _Slice, colour: str, text: str, told: str, kind: str) -> Html:
+    return element(
+        "g", element("path", d=_outline(piece), class_=f"slice {colour}", data_tip=told), _label(piece, text, kind)
+    )
+
+
+def _outline(piece: _Slice) -> str:
+    """A ring's segment; a whole ring is drawn as two arcs a side, since an arc cannot end where it begins."""
+    end = min(piece.end, piece.start + 0.99999)
+    large = int(end - piece.start > 0.5)  # noqa: PLR2004 - half a turn
+    a, b = _at(piece.start, piece.outer), _at(end, piece.outer)
+    c, d = _at(end, piece.inner), _at(piece.start, piece.inner)
+    return f"M{a}A{piece.outer:g} {piece.outer:g} 0 {large} 1 {b}L{c}A{piece.inner:g} {piece.inner:g} 0 {large} 0 {d}Z"
+
+
+def _at(turns: float, radius: float) -> str:
+    angle = 2 * pi * turns
+    return f"{SIZE / 2 + radius * sin(angle):.2f} {SIZE / 2 - radius * cos(angle):.2f}"
+
+
+def _label(piece: _Slice, text: str, kind: str) -> Html | None:
+    """Along the radius, never upside down; cut where it is longer than the ring is wide, left out where too narrow."""
+    radius = (piece.inner + piece.outer) / 2
+    if 2 * pi * radius * (piece.end - piece.start) < _LINE:
+        return None
+    room = int((piece.outer - piece.inner - 8) / _LETTER)
+    shown = text if len(text) <= room else text[: room - 1] + "…"
+    degrees = 360 * piece.middle
+    turn = degrees - 90 if degrees <= 180 else degrees + 90  # noqa: PLR2004 - the left half is turned round
+    place = _at(piece.middle, radius)
+    return element(
+        "text",
+        shown,
+        text_anchor="middle",
+        dominant_baseline="central",
+        class_=kind,
+        transform=f"translate({place}) rotate({turn:.2f})",
+    )
+
+
+def pairs(figures: VerbFigures) -> Iterator[tuple[str, int, str]]:
+    """(verb, count, its nouns with their counts) for the list beside the picture."""
+    for verb in figures.verbs:
+        yield verb.lemma, verb.count, ", ".join(f"{noun} {count:,}" for noun, count in verb.nouns)

@@ -1,24 +1,196 @@
-"""One reading of a run's log: every figure that the page shows, and bounded samples of what was kept and rejected.
-
-Guarantees: memory does not grow with the run (counts, capped distributions, reservoirs of a stated size, only the
-instructions on their way); the same log and seed give the same figures. Works on a run that goes on: it shows what was
-there when it was read. Knows nothing of HTML.
-"""
+"""Bounded summaries of a stream: a uniform sample and a distribution of counts. Memory stays bounded."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from math import floor, log, log1p
+from typing import Final, Generic, TypeVar
 
-from fastgen.commits import Commit, InstanceOutcome, InstructionOutcome
-from fastgen.ledger import Ledger
-from fastgen.records import SeedTask
-from fastgen.report.sampling import Reservoir, SampleSizes, Spread
-from fastgen.report.timeline import Timeline
-from fastgen.runs import OpenRun
-from fastgen.settled import RejectedInstruction, Settled, rejected_instructions, settled_instructions
-from fastgen.storage.log.format import TornTail
+from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.report.options import SampleSizes
+from fastgen.store.ledger import Ledger
+from fastgen.store.log import TornTail
+from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, rejected_instructions, settled_instructions
+from fastgen.types import SeedTask
+
+T = TypeVar("T")
+
+
+class Reservoir(Generic[T]):
+    """A uniform sample of at most ``size`` (at least 0) of what was added, the same for the same seed and order.
+
+    Source: algorithm L of Li, "Reservoir-sampling algorithms of time complexity O(n(1 + log(N/n)))", 1994: it draws a
+    number only for what it takes in, so a long stream costs a comparison for each thing that it passes over.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._random = random.Random(seed)
+        self._items: list[tuple[int, T]] = []
+        self.seen = 0
+        self._weight = 1.0
+        self._next = size
+
+    def add(self, item: T) -> None:
+        """Take one more thing into account."""
+        if len(self._items) < self._size:
+            self._items.append((self.seen, item))
+            if len(self._items) == self._size:
+                self._skip()
+        elif self._size and self.seen == self._next:
+            self._items[self._random.randrange(self._size)] = (self.seen, item)
+            self._skip()
+        self.seen += 1
+
+    def __iter__(self) -> Iterator[T]:
+        """The sample in the order of the stream."""
+        return (item for _, item in sorted(self._items, key=lambda pair: pair[0]))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _skip(self) -> None:
+        """Draw which of the coming things is the next to be taken in; called while ``seen`` is the present one."""
+        self._weight *= (1.0 - self._random.random()) ** (1.0 / self._size)
+        passed = log(1.0 - self._random.random()) / log1p(-self._weight) if self._weight < 1.0 else 0.0
+        self._next = self.seen + floor(passed) + 1
+
+
+class Spread:
+    """How whole numbers (0 or more) are distributed: exact counts up to ``cap``, one count for all above."""
+
+    def __init__(self, cap: int = 2_000) -> None:
+        self._cap = cap
+        self.counts: Counter[int] = Counter()
+        self.total = 0
+        self._sum = 0
+        self.highest = 0
+
+    def add(self, value: int) -> None:
+        """Count one value."""
+        self.counts[min(value, self._cap)] += 1
+        self.total += 1
+        self._sum += value
+        self.highest = max(self.highest, value)
+
+    @property
+    def mean(self) -> float:
+        """Exact, also of values above the cap; 0 where there are none."""
+        return self._sum / self.total if self.total else 0.0
+
+    def quantile(self, share: float) -> int:
+        """The smallest value that ``share`` (0..1) of all are not above (at most the cap); 0: there is none."""
+        reached = 0
+        for value in sorted(self.counts):
+            reached += self.counts[value]
+            if reached >= share * self.total:
+                return value
+        return 0
+
+    def bins(self, width: int, bins: int) -> list[int]:
+        """Counts of ``bins`` ranges of ``width`` values each from 0; the last has everything above too."""
+        found = [0] * bins
+        for value, count in self.counts.items():
+            found[min(value // width, bins - 1)] += count
+        return found
+
+
+MOST_BINS = 240
+LONGEST_GAP_S = 60.0
+
+
+@dataclass(slots=True)
+class Bin:
+    """What was committed in a stretch of time."""
+
+    kept: int = 0
+    rejected: int = 0
+    complete: int = 0
+    completions: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+
+    def take(self, other: Bin) -> None:
+        """Add the counts of another bin."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
+    @property
+    def acceptance(self) -> float | None:
+        """Kept share of the instructions written; ``None``: none was."""
+        written = self.kept + self.rejected
+        return self.kept / written if written else None
+
+    @property
+    def kept_per_1000_tokens(self) -> float | None:
+        """Yield; ``None``: nothing was generated."""
+        return 1000 * self.kept / self.generated_tokens if self.generated_tokens else None
+
+
+class Timeline:
+    """Bins of ``width_s`` seconds each from the run's start; at most `MOST_BINS`, at first of one second."""
+
+    def __init__(self) -> None:
+        self.width_s = 1.0
+        self.bins: list[Bin] = []
+        self.working_s = 0.0
+        self._last_s: float | None = None
+
+    def at(self, time_s: float) -> Bin:
+        """The bin of a commit at this Unix time; times that go back (another machine's clock) count as no time."""
+        if self._last_s is not None:
+            gap = time_s - self._last_s
+            self.working_s += gap if 0 < gap <= LONGEST_GAP_S else 0.0
+        self._last_s = time_s
+        place = int(self.working_s / self.width_s)
+        while place >= MOST_BINS:
+            self._widen()
+            place = int(self.working_s / self.width_s)
+        while len(self.bins) <= place:
+            self.bins.append(Bin())
+        return self.bins[place]
+
+    def joined(self, most: int) -> Timeline:
+        """The same in at most ``most`` bins."""
+        other = Timeline()
+        other.width_s, other.working_s = self.width_s, self.working_s
+        other.bins = list(self.bins)
+        while len(other.bins) > most:
+            other._widen()
+        return other
+
+    def trailing(self, place: int, written: int, least_bins: int) -> tuple[Bin, float]:
+        """The sum of the bins that end with this one, and their seconds, for a line that is not mostly noise.
+
+        At least ``least_bins`` of them, and as many more as it takes to have ``written`` instructions.
+        """
+        whole, seconds = Bin(), 0.0
+        for back in range(place, -1, -1):
+            whole.take(self.bins[back])
+            seconds += self.seconds_of(back)
+            if place - back + 1 >= least_bins and whole.kept + whole.rejected >= written:
+                break
+        return whole, seconds
+
+    def seconds_of(self, place: int) -> float:
+        """How much working time the bin covers: the last one may not be over."""
+        return max(min(self.width_s, self.working_s - place * self.width_s), 0.0) or self.width_s
+
+    def _widen(self) -> None:
+        pairs = [self.bins[i : i + 2] for i in range(0, len(self.bins), 2)]
+        self.bins = [_joined(pair) for pair in pairs]
+        self.width_s *= 2
+
+
+def _joined(bins: list[Bin]) -> Bin:
+    whole = Bin()
+    for one in bins:
+        whole.take(one)
+    return whole
+
 
 ROUGE_BINS: Final = 20
 EXAMPLES_PER_RULE: Final = 5

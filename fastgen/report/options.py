@@ -1,4 +1,4 @@
-"""The flags of ``fastgen report``: their names, defaults and help exist only here."""
+"""Bounded summaries of a stream: a uniform sample and a distribution of counts. Memory stays bounded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fastgen.errors import InputError
-from fastgen.report.sampling import SampleSizes
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSizes:
+    """How much is sampled: complete instructions and rejected ones to browse, instructions to measure."""
+
+    kept: int = 2_000
+    rejected: int = 500
+    measured: int = 5_000
+
 
 _MOST_SAMPLED = 20_000
 _MOST_PARSED = 200_000

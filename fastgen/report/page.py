@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from fastgen.report.markup import Html, element, joined, trusted
+from fastgen.report.charts import Html, element, joined, trusted
 
 _NO_THEME: Final = "auto"
 

@@ -1,0 +1,226 @@
+"""The command line: it reads argv and ends the process; the commands themselves are in :mod:`fastgen.cli.commands`.
+
+Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every error is one line.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from fastgen import __version__
+from fastgen.cli import commands
+from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
+from fastgen.generate.options import BEFORE_THEY_WERE_OPTIONS, preset_values
+from fastgen.methods.self_instruct.rules import PRESETS, Rules
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.telemetry.display import ToldRecords, tell
+from fastgen.text import printable
+
+if TYPE_CHECKING:
+    from cyclopts.argument import ArgumentCollection
+
+
+_STANDARD_ERROR = 2  # its descriptor
+_HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
+classification tasks from others, writes instances, and everything low-quality or too similar is filtered out.
+
+Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
+"""
+
+app = App(
+    name="fastgen",
+    help=_HELP,
+    version=__version__,
+    version_flags=["--version"],
+    help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
+)
+seeds_app = App(name="seeds", help="Look after seed tasks.")
+embedded_app = App(name="embedded", help="The small CPU server that fastgen brings along: where it is, remove it.")
+app.command(seeds_app)
+app.command(embedded_app)
+app.command(commands.generate)
+app.command(commands.status)
+app.command(commands.refilter)
+app.command(commands.audit)
+app.command(commands.export)
+app.command(commands.dedup)
+app.command(commands.judge)
+app.command(commands.evaluate)
+app.command(commands.report)
+app.command(commands.dashboard)
+app.command(commands.tune)
+seeds_app.command(commands.check)
+embedded_app.command(commands.embedded_status, name="status")
+embedded_app.command(commands.embedded_remove, name="remove")
+
+
+class _StdoutError(OSError):
+    """Standard output cannot be written; no other file is meant."""
+
+
+class _Stdout(io.FileIO):
+    """Standard output, whose failures can be told from those of other files."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer, which the type checkers of 3.11 cannot name
+        """Write some of the bytes.
+
+        :raises BrokenPipeError: the reader went away. :raises _StdoutError: anything else.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _StdoutError(error.errno, error.strerror) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    _open_standard_streams()
+    logging.basicConfig(level=logging.WARNING, handlers=[ToldRecords()])
+    if isinstance(given := sys.stdout, io.TextIOWrapper):
+        raw = _Stdout(given.fileno(), "wb", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=given.encoding,
+            errors=given.errors,
+            line_buffering=given.line_buffering,
+            write_through=given.write_through,
+        )
+    sys.exit(run(argv))
+
+
+def _open_standard_streams() -> None:
+    """Give descriptors 0 to 2 a place where they are closed, or the run's own files would get these numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command line; what it printed has left the process by then."""
+    problem: OSError | None = None
+    try:
+        code = _carry_out(argv)
+    except (_StdoutError, BrokenPipeError) as error:
+        code, problem = 0, error
+    problem = _flush() or problem
+    if problem is None or code:
+        return code
+    if isinstance(problem, BrokenPipeError):  # a reader that went away needs no message
+        return 1
+    reason = problem.strerror
+    return _fail(
+        f"standard output cannot be written ({reason}); make room, or send it to another place", DiskError.exit_code
+    )
+
+
+def _flush() -> OSError | None:
+    """Write out what is still buffered for standard output; where that fails, drop it and say why."""
+    if sys.stdout is None or sys.stdout.closed:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        return error
+    return None
+
+
+def _drop_output() -> None:
+    """Let nothing that is printed from now on, or is still buffered, reach a standard output that has failed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _carry_out(argv: Sequence[str] | None) -> int:
+    try:
+        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split())} ('fastgen --help' lists what there is)", InputError.exit_code)
+    except FastgenError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, exit_code: int) -> int:
+    tell(f"fastgen: {printable(message)}")
+    return exit_code
+
+
+def _given(arguments: ArgumentCollection, name: str) -> str | None:
+    """The value that a flag has so far, as text."""
+    for argument in arguments:
+        if name in argument.names and argument.tokens:
+            return argument.tokens[0].value
+    return None
+
+
+def _fill_from(values: dict[str, Any], source: str, allow_unknown: bool = False) -> Callable[..., None]:
+    return cyclopts.config.Dict(values, source=source, use_commands_as_keys=False, allow_unknown=allow_unknown)
+
+
+def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """After the flags: ``--config``, then the run folder, then the preset; each fills only what is still open."""
+    if commands == ("refilter",):
+        _fill_refilter(app, commands, arguments)
+    if commands != ("generate",):
+        return
+    if (config := _given(arguments, "--config")) is not None:
+        _fill_from(_read_toml(Path(config)), config)(app, commands, arguments)
+    if (run_dir := _given(arguments, "--run-dir")) is not None:
+        _fill_from(saved_options(Path(run_dir)), f"{run_dir}/run.json")(app, commands, arguments)
+    preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
+    if preset in PRESETS:
+        _fill_from(preset_values(preset, api), f"--preset {preset}")(app, commands, arguments)
+
+
+def _fill_refilter(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """After the flags: a preset that was asked for, then the run's own rules."""
+    values: dict[str, Any] = {}
+    if (run_dir := _given(arguments, "--run-dir")) is not None:
+        values |= saved_options(Path(run_dir))
+    preset = _given(arguments, "--preset")
+    if preset is not None and preset in PRESETS:
+        values |= preset_values(preset, "completions")
+    names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
+    _fill_from({name: values[name] for name in names if name in values}, "the run's options")(app, commands, arguments)
+
+
+def saved_options(run_dir: Path) -> dict[str, Any]:
+    """What the run folder remembers, with what it means by options that did not exist then; nothing without a run."""
+    from fastgen.store.run_folder import RunFolder
+
+    folder = RunFolder(run_dir)
+    return {**BEFORE_THEY_WERE_OPTIONS, **folder.header().options} if folder.exists() else {}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--config {path}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {path}: {error}") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+app.config = (fill,)

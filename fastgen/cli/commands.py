@@ -1,0 +1,616 @@
+"""What commands take from the environment: the cache folder and keys. Nothing else in the package reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from fastgen.errors import INTERRUPTED, InputError
+from fastgen.evaluate.options import AskOptions, BenchmarkOptions, JudgeModelOptions
+from fastgen.export.options import CardOptions, ChoiceOptions, Format
+from fastgen.generate.options import (
+    JOB,
+    MAX_PORT,
+    STAGES_WITH_SERVERS,
+    AskSpeed,
+    Options,
+    RefilterOptions,
+    ServerOptions,
+)
+from fastgen.judge.options import JudgeOptions, WhatOptions
+from fastgen.report.options import ReportOptions
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.telemetry.display import put, tell
+from fastgen.text import as_json
+from fastgen.text import as_json as json_text
+from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from fastgen.evaluate.results import Results
+    from fastgen.evaluate.user_comparison import Judge
+    from fastgen.generate.serving import Keys
+    from fastgen.telemetry.progress import Reporter
+    from fastgen.tune.folder import BaseModel
+
+
+_USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_UNSENDABLE = "the key holds characters that no HTTP header can carry; copy it again, as one line of ASCII"
+
+
+def cache_dir() -> Path:
+    """Where servers and models that fastgen sets up are kept: FASTGEN_CACHE_DIR or the user's cache folder."""
+    if given := os.environ.get("FASTGEN_CACHE_DIR"):
+        return Path(given).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fastgen")
+
+
+def api_key(name: str | None, path: Path | None, flag: str = "--api-key") -> str | None:
+    """The key that ``FLAG-env NAME`` or ``FLAG-file PATH`` leads to; ``None`` if neither is given.
+
+    :raises InputError: both are given, or there is no key there.
+    """
+    if name is not None and path is not None:
+        raise InputError(f"{flag}-file: {flag}-env names a key already; give one of the two")
+    if name is not None:
+        return _key_from_environment(name, f"{flag}-env")
+    return None if path is None else _read_key(path, f"{flag}-file")
+
+
+def _key_from_environment(name: str, flag: str) -> str:
+    shown = f" {name}" if _USUAL_NAME.fullmatch(name) else ""  # anything else may be the key itself
+    if not (key := os.environ.get(name, "").strip()):
+        raise InputError(
+            f"{flag}{shown}: that environment variable is not set or empty; give the name of one, not the key itself"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{flag}{shown}: {_UNSENDABLE}")
+    return key
+
+
+def _read_key(path: Path, flag: str) -> str:
+    try:
+        key = path.read_text(encoding="ascii").partition("\n")[0].strip()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{flag} {path}: its first line is no key (only ASCII letters, digits and signs)") from None
+    if not key:
+        raise InputError(f"{flag} {path}: its first line is empty")
+    if not key.isprintable():
+        raise InputError(f"{flag} {path}: {_UNSENDABLE}")
+    return key
+
+
+InJob = Parameter(group=JOB)
+
+
+def generate(
+    *,
+    run_dir: Annotated[Path, InJob],
+    config: Annotated[Path | None, InJob] = None,  # noqa: ARG001 - read by fastgen.cli.app
+    options: Options = Options(),  # noqa: B008 - frozen
+) -> int:
+    """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; made if it is not there. On resume it supplies every option that is not given.
+    config
+        TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
+        0.9).
+    """
+    from fastgen.generate import session
+    from fastgen.generate.run import Place, require_target
+
+    require_target(options)
+    return session.run(Place(run_dir, cache_dir(), _keys(options.server)), options)
+
+
+def status(*, run_dir: Path, json: bool = False) -> int:
+    """Show a run's counts, yield and rejection ledger; works while the run goes on.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    json
+        Print one JSON object instead.
+    """
+    from fastgen.report.status import render
+    from fastgen.report.status import status as read
+
+    figures = read(run_dir)
+    put(as_json(figures, indent=2) if json else render(figures))
+    return 0
+
+
+def refilter(
+    *,
+    run_dir: Path,
+    output: Path,
+    options: RefilterOptions = RefilterOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Rebuild a run under other rules from its kept completions, without any server, into a new run folder.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it stays as it is.
+    output
+        New folder for the rebuilt run; 'fastgen generate --run-dir' on it goes on from there.
+    """
+    from fastgen.generate.refilter import refilter as rebuild
+    from fastgen.store.run_folder import RunFolder
+
+    try:
+        before, after = RunFolder(run_dir).ledger(), rebuild(run_dir, output, options, tell)
+    except KeyboardInterrupt:
+        tell(f"interrupted; {output} is not a run yet, run the same command again to start over")
+        return INTERRUPTED
+    tell(
+        f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
+        f"(before: {before.complete})"
+    )
+    return 0
+
+
+def _keys(server: ServerOptions) -> Keys:
+    from fastgen.generate.serving import Keys
+
+    own = {stage: server.of_stage(stage) for stage in STAGES_WITH_SERVERS}
+    by_stage = {s: api_key(one.api_key_env, one.api_key_file, f"--{s}-api-key") for s, one in own.items()}
+    return Keys(api_key(server.api_key_env, server.api_key_file), by_stage)
+
+
+def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
+    """Check a run's similarity decisions against the full scan: what its index missed, with a confidence bound.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    rate
+        Share of the decisions to check (above 0, at most 1). Without it: all of them where that takes about half a
+        minute (some 100,000 instructions), else as many as that allows, and at least 3,000.
+    seed
+        Draws the decisions.
+    """
+    from fastgen.generate.audit import audit as check_decisions
+
+    if rate is not None and not 0 < rate <= 1:
+        raise InputError(f"--rate: {rate} is not above 0 and at most 1")
+    put(str(check_decisions(run_dir, rate=rate, seed=seed)))
+    return 0
+
+
+def export(
+    *,
+    run_dir: Path,
+    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    format: Format = "raw",  # noqa: A002 - the flag's name
+    choice: ChoiceOptions = ChoiceOptions(),  # noqa: B008 - frozen
+    card: CardOptions = CardOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Write a run's instructions for people, trainers and the hub; works while the run goes on.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    output
+        File to write (- is standard output), or the folder, with --split, --card or --push-to-hub.
+    format
+        raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
+        a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
+        JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
+    """
+    from fastgen.export.export import export as write
+    from fastgen.judge.readings import instance_scores
+
+    scores = None if format == "rejected" else instance_scores(run_dir)
+    done = write(run_dir, format, output, choice, card, scores=scores)
+    notes = [] if done.total else ["warning: the run has none yet"]
+    notes += [done.unfinished] if done.unfinished else []
+    shown = f" ({'; '.join(notes)})" if notes else ""
+    tell(f"{_rows(done.rows)} written to {output}{shown}")
+    if done.url is not None:
+        tell(f"uploaded to {done.url}")
+    return 0
+
+
+def _rows(rows: Mapping[str, int]) -> str:
+    by_split = f" ({', '.join(f'{split} {count}' for split, count in rows.items())})" if len(rows) > 1 else ""
+    return f"{sum(rows.values())} rows{by_split}"
+
+
+def dedup(
+    source: Path,
+    /,
+    *,
+    output: Path,
+    rejected: Path,
+    field: str = "instruction",
+    against: tuple[Path, ...] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+    similarity: SimilarityOptions = SimilarityOptions(),
+) -> int:
+    """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order; goes on when it was killed.
+
+    Parameters
+    ----------
+    source
+        Data set to filter: JSON lines (also .gz, .zst) or Parquet.
+    output
+        File for the rows that are kept, just as they are.
+    rejected
+        File for the others, each with its neighbour and ROUGE-L.
+    field
+        Top-level key (column) whose text is compared.
+    against
+        Data sets that rows are compared with but that are not written; may be given several times.
+    overwrite
+        Replace outputs that are there.
+    quiet
+        Say nothing but errors and the last line.
+    """
+    from fastgen.dedup.job import dedup as run_dedup
+    from fastgen.telemetry.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        counts = run_dedup(
+            source, output, rejected, similarity, reporter, field=field, against=against, overwrite=overwrite
+        )
+    finally:
+        reporter.close()
+    tell(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected")
+    return 0
+
+
+def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> int:
+    """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
+
+    Parameters
+    ----------
+    file
+        Seed tasks as JSON lines.
+    preset
+        Rules of the run that the seeds are for: they count the words and say what the filters would reject.
+    """
+    from fastgen.methods.self_instruct.seeds import check_seed_tasks
+
+    put(str(check_seed_tasks(file, preset)))
+    return 0
+
+
+def report(
+    *,
+    run_dir: Path,
+    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Write a run as one HTML page to look at: charts, samples to search in, figures beside the original study's.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it may still go on.
+    output
+        HTML file to write (- is standard output); it needs no network to be looked at.
+    """
+    from fastgen.report.build import report as write
+
+    done = write(run_dir, output, options)
+    notes = [done.unfinished] if done.unfinished else []
+    if done.parsed is None:
+        notes.append("verbs not counted: pip install 'fastgen[report]'")
+    shown = f" ({'; '.join(notes)})" if notes else ""
+    tell(f"{output}: report of {done.complete} instructions{shown}")
+    return 0
+
+
+def dashboard(*, run_dir: Path, port: int = 8642) -> int:
+    """Show a run as a live page on this machine until Ctrl-C: one that goes on, also without --dashboard, or ended.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it is only read.
+    port
+        Port of the page (0: any free port).
+    """
+    from fastgen.report.live import serve_alone
+
+    if not 0 <= port <= MAX_PORT:
+        raise InputError(f"--port: {port} is not within 0 to {MAX_PORT}")
+    serve_alone(run_dir, port, tell)
+    return INTERRUPTED
+
+
+def judge(
+    *,
+    run_dir: Path,
+    what: WhatOptions = WhatOptions(),  # noqa: B008 - frozen
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 - frozen
+    speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
+    summary: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Let a model rate every instance of a run: a valid task? input fits? output right? and a score of 1 to 5.
+
+    The same command goes on with what was stopped, and with what the run has more since then.
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run; it may still go on.
+    summary
+        Ask nothing; only print the figures of what was judged so far (of --name, or of all judges).
+    json
+        Print the figures as one JSON object.
+    quiet
+        Say nothing but errors and the figures.
+    """
+    name = what.name
+    if not summary:
+        name = _judge(run_dir, what, judge, speed, quiet=quiet)
+        if name is None:
+            again = f"fastgen judge --run-dir {run_dir}"
+            tell(f"interrupted; every answer so far is kept, go on with: {again} ...")
+            return INTERRUPTED
+    _print_summary(run_dir, name, as_json=json)
+    return 0
+
+
+def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
+    from fastgen.judge.summary import render, summarise
+
+    figures = summarise(run_dir, name)
+    put(json_text(figures, indent=2) if as_json else render(figures))
+
+
+def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
+    """The name of the judgements; ``None`` when the user stopped it."""
+    from fastgen.judge.session import Judging
+    from fastgen.judge.session import judge as run_judge
+    from fastgen.telemetry.progress import choose_reporter
+
+    asked = Judging(run_dir, cache_dir(), api_key(judge.api_key_env, judge.api_key_file), what, judge, speed)
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        return run_judge(asked, reporter)
+    finally:
+        reporter.close()
+
+
+def evaluate(
+    *,
+    output: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
+    benchmark: BenchmarkOptions = BenchmarkOptions(),  # noqa: B008 - frozen
+    ask: AskOptions = AskOptions(),  # noqa: B008 - frozen
+    speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
+    judge: JudgeModelOptions = JudgeModelOptions(),  # noqa: B008 - frozen
+    predictions: Path | None = None,
+    compare: tuple[Path, Path] | None = None,
+    training_data: Path | None = None,
+    quiet: bool = False,
+) -> int:
+    """Evaluate a model on held-out tasks, zero-shot; the same command goes on with what was stopped.
+
+    Parameters
+    ----------
+    output
+        Folder for the results: predictions.jsonl, scores.json, scores.md, and the log of answers.
+    predictions
+        Score these answers instead of asking a model: JSON lines with id and prediction.
+    compare
+        Compare two folders of results, instance by instance: --compare A B.
+    training_data
+        Run folder or exported file: state its overlap with the benchmark (leakage) too.
+    quiet
+        Say nothing but errors and the result.
+    """
+    from fastgen.telemetry.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        if compare is not None:
+            return _compare(compare, output, judge, speed, ask.server_timeout, reporter)
+        return _evaluate(output, benchmark, ask, speed, predictions, training_data, reporter)
+    finally:
+        reporter.close()
+
+
+def _evaluate(
+    output: Path | None,
+    benchmark: BenchmarkOptions,
+    ask: AskOptions,
+    speed: AskSpeed,
+    predictions: Path | None,
+    training_data: Path | None,
+    reporter: Reporter,
+) -> int:
+    from fastgen.evaluate.run import Place, evaluate_model, evaluate_predictions
+
+    if output is None:
+        raise InputError("--output: name a folder for the results")
+    if predictions is not None:
+        put(str(evaluate_predictions(benchmark, predictions, output, training_data)))
+        return 0
+    place = Place(output, cache_dir(), api_key(ask.api_key_env, ask.api_key_file))
+    table = evaluate_model(benchmark, ask, speed, place, training_data, reporter)
+    reporter.close()
+    return _say(table)
+
+
+def _compare(
+    folders: tuple[Path, Path],
+    output: Path | None,
+    judge: JudgeModelOptions,
+    speed: AskSpeed,
+    server_timeout: float,
+    reporter: Reporter,
+) -> int:
+    from fastgen.evaluate.results import compare, read_results, write_comparison
+    from fastgen.store.output import check_output
+
+    if output is not None:
+        check_output("--output", output)
+    a, b = map(read_results, folders)
+    if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
+        return _compare_user_oriented(a, b, output, _grader(judge, speed, server_timeout), reporter)
+    if judge.judge_base_url:
+        raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
+    found = compare(a, b)
+    if output is not None:
+        write_comparison(output, found)
+    put(str(found))
+    return 0
+
+
+def _grader(judge: JudgeModelOptions, speed: AskSpeed, server_timeout: float) -> Judge | None:
+    from fastgen.evaluate.user_comparison import Judge
+
+    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
+    return Judge(judge, speed, server_timeout, key, cache_dir()) if judge.judge_base_url else None
+
+
+def _compare_user_oriented(
+    a: Results, b: Results, output: Path | None, grader: Judge | None, reporter: Reporter
+) -> int:
+    from fastgen.evaluate.user_comparison import compare_user_oriented
+
+    if output is None:
+        raise InputError("--output: name a folder for the answers side by side")
+    said = compare_user_oriented(a, b, output, grader, reporter)
+    reporter.close()
+    return _say(said)
+
+
+def _say(said: str | None) -> int:
+    if said is None:
+        tell("interrupted; every answer so far is kept, and the same command goes on")
+        return INTERRUPTED
+    put(said)
+    return 0
+
+
+def tune(
+    *,
+    base_model: str,
+    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    data: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
+    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    quiet: bool = False,
+) -> int:
+    """Tune a model on a run's instances (loss on the outputs only); the same command goes on with a stopped tuning.
+
+    Parameters
+    ----------
+    base_model
+        Model to start from: a folder, a name on the Hugging Face hub, or smollm2-135m-instruct, which comes with the
+        embedded CPU server.
+    output
+        Folder for the tuned model, which vLLM serves; holds the checkpoints until it is finished.
+    quiet
+        Say nothing but errors and the last line.
+    """
+    from fastgen.telemetry.progress import choose_reporter
+    from fastgen.tune.tune import check_libraries
+    from fastgen.tune.tune import tune as run_tuning
+
+    check_libraries()
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        with warnings.catch_warnings(), _stop_signals() as stop:
+            warnings.simplefilter("ignore")  # of the libraries, about each other
+            base = _base(base_model, reporter.say)
+            done = run_tuning(*(base, output, data, training, machine), reporter=reporter, stopping=lambda: stop[0])
+    finally:
+        reporter.close()
+    state = "is there already" if done.was_there else f"written, {done.figures['steps']} steps"
+    held_out = ""
+    if "eval_loss_after" in done.figures:
+        held_out = (
+            f"; loss on held-out instructions {done.figures['eval_loss_before']:.3f} -> "
+            f"{done.figures['eval_loss_after']:.3f}"
+        )
+    tell(f"{output}: model {state}{held_out}; serve it with: vllm serve {output}")
+    return 0
+
+
+def _base(name: str, report: Callable[[str], None]) -> BaseModel:
+    """The base model as a folder; nothing of the libraries' is imported before their environment is set."""
+    from fastgen.servers.embedded import EMBEDDED_MODEL, ensure_embedded
+    from fastgen.tune.folder import BaseModel, hub_base, local_base
+
+    _set_environment(os.environ)
+    found = local_base(name)
+    if found is None and name == EMBEDDED_MODEL:
+        found = BaseModel(asyncio.run(ensure_embedded(cache_dir(), report=report)).model_dir, name)
+    if found is None:
+        return hub_base(name)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all is on this disk: nothing may be asked for behind the user's back
+    return found
+
+
+def _set_environment(environment: MutableMapping[str, str]) -> None:
+    """No telemetry; threads that do not spin for each other; and one GPU.
+
+    With several GPUs in sight the trainer would split batches among threads; and where other work wants the cores,
+    spinning threads stall each other for seconds a step.
+    """
+    environment.setdefault("GOMP_SPINCOUNT", "0")
+    environment["HF_HUB_DISABLE_TELEMETRY"] = environment["DO_NOT_TRACK"] = "1"
+    environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[bool]]:
+    """``[True]`` once somebody asked for a stop (Ctrl-C, SIGTERM); a second Ctrl-C does not wait for the step."""
+    stop = [False]
+
+    def ask(*_: object) -> None:
+        stop[0] = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def embedded_status() -> int:
+    """Show whether the embedded server is set up, where, its versions and its size."""
+    from fastgen.servers.embedded import embedded_status as read
+
+    found = read(cache_dir())
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    state = f"set up ({versions})" if found.ready else "not set up; 'fastgen generate' without --base-url does that"
+    put(f"{found.path}: {state}, {found.size_bytes / 1e9:.2f} GB")
+    return 0
+
+
+def embedded_remove() -> int:
+    """Remove the embedded server's environment and model from the cache folder."""
+    from fastgen.servers.embedded import remove_embedded
+
+    put(f"{remove_embedded(cache_dir()) / 1e9:.2f} GB freed")
+    return 0

@@ -1,0 +1,169 @@
+"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+
+A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
+over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
+`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
+with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
+again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, NamedTuple
+
+from fastgen.text import Kind, quoted
+
+FIRST: Final = 8
+"""With so many answers at the start of a session, and nothing read, the warning comes at once."""
+WINDOW: Final = 64
+"""The latest answers; when half of them bring nothing, there is a warning."""
+QUESTION_LIMIT: Final = 128
+"""Answers in a row to a judge's or benchmark's questions that may be unreadable."""
+SHOWN: Final = 200
+"""Characters of a raw answer in a message."""
+THINKING_OFF: Final = """'{"chat_template_kwargs": {"enable_thinking": false}}'"""
+
+
+class Raw(NamedTuple):
+    """An answer as it came; ``tokens`` is 0 where the server states none."""
+
+    text: str
+    finish_reason: str | None
+    tokens: int
+
+
+_READ: Final = Raw("", None, 0)  # nothing is shown of an answer that was read
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step's name and limits, and what its remedies name.
+
+    ``limit`` answers in a row may bring nothing, ``unread_limit`` of them may be unreadable. Where
+    ``rejects_are_normal``, rejected answers count for ``limit`` alone: they become more as a run grows.
+    """
+
+    name: str
+    limit: int = QUESTION_LIMIT
+    unread_limit: int = QUESTION_LIMIT
+    rejects_are_normal: bool = False
+    api: str = "completions"
+    api_flag: str = "--api"
+    tokens_flag: str = "--max-tokens"
+    body_flag: str = "--extra-body"
+    others: str = "another --model"
+    seeds: str = "another --model"
+    """What helps against answers that are read and rejected."""
+    anew: str = ""
+    """Where changed options go, such as " (in a new run)"."""
+    one_remedy: str = ""
+    """What helps against everything, instead of all that."""
+
+    def remedy(self, kind: Kind, raw: Raw) -> str:
+        """What helps against answers of this kind."""
+        if self.one_remedy:
+            return self.one_remedy
+        if kind is Kind.REJECTED:
+            return f"try {self.seeds}{self.anew}"
+        if kind is Kind.CUT:
+            return f"raise {self.tokens_flag}{self.anew}"
+        other = "completions" if self.api == "chat" else "chat"
+        if kind is Kind.THINKING or (kind is Kind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")):
+            with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
+            return (
+                f"turn reasoning off with {with_chat}{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}"
+                f"{self.anew}: a reasoning model uses up its tokens before it answers"
+            )
+        return f"try {self.api_flag} {other} or {self.others}{self.anew}"
+
+
+class StepHealth:
+    """The last answers of one step; give it every answer, in order, through `see`."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self._last: deque[Kind] = deque(maxlen=max(step.limit, step.unread_limit, WINDOW))
+        self._samples: dict[Kind, Raw] = {}
+        self._seen = 0
+        self._fruitless_row = 0
+        self._unread_row = 0
+        self._warned = False
+
+    def see(self, kind: Kind, raw: Raw) -> None:
+        """Take in one answer."""
+        self._seen += 1
+        self._last.append(kind)
+        if kind is Kind.READ:
+            self._fruitless_row = self._unread_row = 0
+            return
+        self._fruitless_row += 1
+        self._unread_row = self._unread_row + 1 if self._is_void(kind, unread_only=True) else 0
+        self._samples[kind] = raw._replace(text=raw.text[: SHOWN + 1])
+
+    @staticmethod
+    def _is_void(kind: Kind, *, unread_only: bool) -> bool:
+        return kind is not Kind.READ and not (unread_only and kind is Kind.REJECTED)
+
+    def warning(self, *, at_the_end: bool = False) -> str | None:
+        """Once: one line on a step most of whose last answers bring nothing.
+
+        ``at_the_end`` of a session any number of answers is enough, if all of them brought nothing.
+        """
+        if self._warned or not self._fruitless_row:  # a good answer makes nothing worse
+            return None
+        count = self._troubled()
+        if at_the_end and self._seen == self._fruitless_row:
+            count = min(self._seen, len(self._last))
+        if not count:
+            return None
+        self._warned = True
+        return f"warning: {self._told(count)}"
+
+    def trouble(self) -> str:
+        """One clause on a step most of whose last answers bring nothing; empty of a healthy one."""
+        count = self._troubled()
+        return self._share(count) if count else ""
+
+    def verdict(self) -> str | None:
+        """One line on a step whose answers brought nothing for so long that it is to stop."""
+        rows = ((self._fruitless_row, self.step.limit), (self._unread_row, self.step.unread_limit))
+        for row, limit in rows:
+            if row >= limit:
+                return self._told(min(row, len(self._last)))
+        return None
+
+    def _troubled(self) -> int:
+        """How many of the last answers show that the step brings little; 0 of a healthy one."""
+        only = self.step.rejects_are_normal
+        row = self._unread_row if only else self._fruitless_row
+        if self._seen == row >= FIRST:
+            return min(row, len(self._last))
+        if self._fruitless_row >= max(FIRST, self.step.limit // 4):
+            return min(self._fruitless_row, len(self._last))
+        recent = self._recent(WINDOW)
+        void = sum(count for kind, count in recent.items() if self._is_void(kind, unread_only=only))
+        return WINDOW if recent.total() == WINDOW and 2 * void >= WINDOW else 0
+
+    def _recent(self, count: int) -> Counter[Kind]:
+        return Counter(islice(reversed(self._last), count))
+
+    def _share(self, count: int) -> str:
+        """How many of the last ``count`` answers were of use, and what the others were."""
+        recent = self._recent(count)
+        read = recent.pop(Kind.READ, 0)
+        kind = recent.most_common(1)[0][0]
+        brought = "brought something that is kept" if kind is Kind.REJECTED else "could be read"
+        others = ", ".join(f"{number} {kind}" for kind, number in recent.most_common())
+        return f"{self.step.name}: {read} of the last {count} answers {brought} ({others})"
+
+    def _told(self, count: int) -> str:
+        recent = self._recent(count)
+        del recent[Kind.READ]
+        kind = recent.most_common(1)[0][0]
+        raw = self._samples[kind]
+        tokens = f", {raw.tokens} tokens" if raw.tokens else ""
+        shown = f"{quoted(raw.text, SHOWN)} (finish reason {quoted(raw.finish_reason or 'none', SHOWN)}{tokens})"
+        return f"{self._share(count)}. One of them: {shown}. Remedy: {self.step.remedy(kind, raw)}"

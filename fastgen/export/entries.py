@@ -1,0 +1,134 @@
+"""Which instructions an export writes: seed tasks, settled instructions, and of them a seeded, nested sample.
+
+Guarantees: seed tasks come first, then machine instructions in the order of settling; memory is bounded by the sample's
+size (16 bytes for each instruction asked for), not by the run. A sample reads the log twice, up to the same place.
+Knows nothing of rows and files.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from fastgen.export.options import ChoiceOptions, draw
+from fastgen.store.log import TornTail
+from fastgen.store.reader import OpenRun, Settled, pool_id, settled_instructions
+from fastgen.types import Instance, SeedTask
+
+_MACHINE = 1 << 63
+
+
+class InstanceScores(Protocol):
+    """What a judge gave the instances of a run; must not change while it is read."""
+
+    def score(self, number: int, index: int) -> float | None:
+        """The score of instance ``index`` (from 0) of machine instruction ``number``; ``None`` where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredInstance:
+    """An instance with its place among the instruction's instances (from 0) and its score, if it was judged."""
+
+    index: int
+    instance: Instance
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One instruction to write; ``settled`` is what a run knows of it, ``None`` for a seed task."""
+
+    id: str
+    instruction: str
+    is_classification: bool
+    instances: tuple[ScoredInstance, ...]
+    settled: Settled | None
+
+
+def entries(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None) -> Iterator[Entry]:
+    """Every instruction that the options ask for, with the instances that they ask for.
+
+    :raises DamagedLogError: the run's log is damaged.
+    """
+
+    def read() -> Iterator[Entry]:
+        return _eligible(run, options, scores)
+
+    if options.max_instructions is None:
+        return read()
+    return _sample(read, options.max_instructions, options.seed)
+
+
+def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None) -> Iterator[Entry]:
+    if options.include_seeds:
+        yield from map(_seed_entry, run.seeds)
+    commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+    for settled in settled_instructions(commits, run.rules):
+        entry = _machine_entry(settled, run, scores, options.min_judge_score)
+        if entry.instances or options.include_empty:
+            yield entry
+
+
+def _seed_entry(seed: SeedTask) -> Entry:
+    instances = tuple(ScoredInstance(i, instance, None) for i, instance in enumerate(seed.instances))
+    return Entry(seed.id, seed.instruction, seed.is_classification, instances, None)
+
+
+def _machine_entry(settled: Settled, run: OpenRun, scores: InstanceScores | None, least: float | None) -> Entry:
+    scored = (
+        ScoredInstance(i, instance, None if scores is None else scores.score(settled.number, i))
+        for i, instance in enumerate(settled.instances)
+    )
+    instances = tuple(s for s in scored if least is None or (s.score is not None and s.score >= least))
+    name = pool_id(len(run.seeds) + settled.number, run.seeds)
+    return Entry(name, settled.instruction, settled.is_classification, instances, settled)
+
+
+def _sample(read: Callable[[], Iterator[Entry]], size: int, seed: int) -> Iterator[Entry]:
+    """The entries of the ``size`` lowest ranks, in their order.
+
+    A rank depends on the entry alone, so the lowest few are among the lowest many. The second reading ends where the
+    first one did, since the run may have grown.
+    """
+    lowest, seen = _Lowest(size), 0
+    for entry in read():
+        lowest.add(_rank(entry, seed))
+        seen += 1
+    if not seen:
+        return iter(())
+    last = lowest.last()
+    return islice((entry for entry in islice(read(), seen) if _rank(entry, seed) <= last), size)
+
+
+def _rank(entry: Entry, seed: int) -> int:
+    """64 bits; every seed task is before every machine instruction."""
+    return draw(seed, "sample", entry.id) >> 1 | (0 if entry.settled is None else _MACHINE)
+
+
+class _Lowest:
+    """The ``size`` lowest of the numbers added (64 bits each), in at most twice their room."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._ranks = array("Q")
+
+    def add(self, rank: int) -> None:
+        """Count one number, 0 to 2**64 - 1."""
+        self._ranks.append(rank)
+        if len(self._ranks) >= 2 * self._size + 1024:
+            self._shrink()
+
+    def last(self) -> int:
+        """The highest of them."""
+        self._shrink()
+        return max(self._ranks)
+
+    def _shrink(self) -> None:
+        if len(self._ranks) > self._size:
+            import numpy as np
+
+            ranks = np.frombuffer(self._ranks, dtype=np.uint64)
+            self._ranks = array("Q", np.partition(ranks, self._size - 1)[: self._size].tobytes())

@@ -1,0 +1,7 @@
+"""The commands on one run: `generate` with its dry run, `refilter` and `audit`.
+
+Other commands ask batches of questions through `batch`. `run.py` shows the whole loop.
+"""
+
+PUBLIC = ("audit", "batch", "options", "refilter", "run", "serving", "session", "stopping")
+"""Modules that other rooms may import."""

@@ -1,0 +1,455 @@
+"""Asks many independent questions through the scheduler and logs every answer: what `judge` and `evaluate` share.
+
+An `AnswerLog` is a folder of its own with a checksummed log (:mod:`fastgen.store.log`) whose first line says what is
+asked and of whom. Guarantees: an answer that was logged once is never asked again, over any number of interruptions; a
+folder with answers to other questions is refused; one process writes at a time; memory holds the numbers of the
+answered questions and what is in flight, never texts. Knows nothing of what the questions are about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from fastgen.engine.backend import Backend
+from fastgen.engine.health import Raw, Step, StepHealth
+from fastgen.engine.rate_limits import RateLimits
+from fastgen.engine.requests import Limits
+from fastgen.engine.scheduler import Scheduler, SchedulerStatistics
+from fastgen.errors import DiskError, InputError, StoppedError
+from fastgen.generate.options import SpeedOptions
+from fastgen.generate.run import beside, governor_of, limits_of, rates_of
+from fastgen.generate.serving import Serving
+from fastgen.generate.stopping import Stopper, until_stopped
+from fastgen.store.files import Lock
+from fastgen.store.log import LogWriter, Position, TornTail, read_log
+from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
+from fastgen.text import Kind, unread_kind
+from fastgen.types import Answer, Failure, Message, Request, Sampling, Stage, token_count
+
+_LOG_NAME = "answers"
+Prompt = str | tuple[Message, ...]
+Shorten = Callable[[int], Prompt | None]
+Again = Callable[["Question", "Reply"], "Question | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing to ask. ``number`` is its place in the whole set (0 or more), the same in every session."""
+
+    number: int
+    prompt: Prompt
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one question: a text, or the reason why there is none (``failure``, one line)."""
+
+    number: int
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failure: str | None = None
+    shortened: bool = False
+    """Whether the prompt was too long for the model, and a shorter form of it was asked."""
+
+
+class AnswerLog:
+    """The answers to one set of questions; open it once, append from one thread, close it.
+
+    ``meaning`` says what is asked and of whom, as JSON values; ``answered`` are the numbers that have a good answer.
+
+    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    :raises DamagedLogError: the log is damaged. :raises DiskError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, meaning: dict[str, Any]) -> None:
+        self.answered: set[int] = set()
+        self._lock = _take_lock(folder)
+        try:
+            end = self._take_up(folder, meaning)
+            self._writer = LogWriter(folder / _LOG_NAME, run_id=_LOG_NAME, end=end)
+            if end is None:
+                self._begin(meaning)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begin(self, meaning: dict[str, Any]) -> None:
+        try:
+            self._writer.append([{"meaning": meaning}])
+        except DiskError:
+            with contextlib.suppress(DiskError):
+                self._writer.close()
+            raise
+
+    def _take_up(self, folder: Path, meaning: dict[str, Any]) -> Position | None:
+        end: Position | None = None
+        for body, position in _lines(folder):
+            if end is None:
+                _check_same(folder, body.get("meaning", {}), meaning)
+            elif "failure" not in body:
+                self.answered.add(body["number"])
+            end = position
+        return end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, replies: Iterable[Reply]) -> None:
+        """Write the replies down and make them durable.
+
+        :raises DiskError: nothing of them was kept.
+        """
+        kept = list(replies)
+        self._writer.append([_encode(reply) for reply in kept])
+        self._writer.sync()
+        self.answered.update(reply.number for reply in kept if reply.failure is None)
+        if self._writer.segment_full:
+            self._writer.roll()
+
+    def close(self) -> None:
+        """Sync, close and let others write."""
+        try:
+            self._writer.close()
+        finally:
+            self._lock.release()
+
+
+def read_replies(folder: Path) -> Iterator[Reply]:
+    """Every logged reply, in the order of arrival; a question that failed first has a later one that replaces it.
+
+    :raises InputError: there are no answers in the folder. :raises DamagedLogError: the log is damaged.
+    """
+    lines = _lines(folder)
+    if next(lines, None) is None:
+        raise InputError(f"{folder}: there are no answers here")
+    for body, _ in lines:
+        yield _decode(body)
+
+
+def read_meaning(folder: Path) -> dict[str, Any] | None:
+    """What was asked and of whom; ``None`` where nothing was asked yet."""
+    first = next(_lines(folder), None)
+    return None if first is None else dict(first[0].get("meaning", {}))
+
+
+def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], Position]]:
+    for item in read_log(folder / _LOG_NAME, run_id=_LOG_NAME):
+        if not isinstance(item, TornTail):
+            yield item
+
+
+def _encode(reply: Reply) -> dict[str, Any]:
+    if reply.failure is not None:
+        return {"number": reply.number, "failure": reply.failure}
+    tokens = (reply.prompt_tokens, reply.completion_tokens)
+    body = {"number": reply.number, "text": reply.text, "reason": reply.finish_reason, "tokens": tokens}
+    return body | ({"shortened": True} if reply.shortened else {})
+
+
+def _decode(body: dict[str, Any]) -> Reply:
+    if "failure" in body:
+        return Reply(body["number"], "", failure=body["failure"])
+    prompt_tokens, completion_tokens = body["tokens"]
+    return Reply(
+        *(body["number"], body["text"], body["reason"], token_count(prompt_tokens), token_count(completion_tokens)),
+        shortened=body.get("shortened", False),
+    )
+
+
+def _take_lock(folder: Path) -> Lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{folder}: cannot be written ({error.strerror}); mend that and run it again") from None
+    return Lock(folder / "lock", named=str(folder), instead="use another name or folder")
+
+
+def _check_same(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = sorted(key for key in saved.keys() | asked.keys() if saved.get(key) != asked.get(key))
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{folder}: holds answers to other questions ({name} was {saved.get(name)!r}, now {asked.get(name)!r}); "
+            f"name another folder, or remove this one"
+        )
+
+
+class _Unanswered:
+    """The scheduler's `Source`: the questions that have no answer yet, in their order, taken one at a time."""
+
+    def __init__(self, questions: Iterable[Question], answered: set[int], shorten: Shorten) -> None:
+        self._left = (question for question in questions if question.number not in answered)
+        self._shorten = shorten
+        self.shortened: set[int] = set()
+        self.again: deque[Question] = deque()  # asked first
+
+    def next(self) -> Request | None:
+        """See `fastgen.engine.requests.Source`."""
+        question = self.again.popleft() if self.again else next(self._left, None)
+        if question is None:
+            return None
+        return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
+
+    def give_back(self, request: Request) -> None:
+        """Nothing: it is asked in the next session."""
+
+    def shrink(self, request: Request) -> Request | None:
+        """The same question in fewer words, if there is such a form."""
+        shorter = self._shorten(request.number)
+        if shorter is None:
+            return None
+        self.shortened.add(request.number)
+        return replace(request, prompt=shorter)
+
+
+class Asking:
+    """One session: all unanswered questions, as fast as the servers take them.
+
+    ``stop`` drains what is in flight; a later session goes on. ``observe`` sees every batch of replies once logged.
+    ``shorten`` gives the next shorter prompt of a question (by number) whose prompt was too long, or ``None``.
+    ``again`` looks at every logged reply and may give one more question, of another number, that is asked next.
+    ``rates`` are what the servers allow.
+    """
+
+    def __init__(
+        self,
+        questions: Iterable[Question],
+        log: AnswerLog,
+        backend: Backend,
+        limits: Limits,
+        observe: Callable[[Sequence[Reply]], None] = lambda _: None,
+        shorten: Shorten = lambda _: None,
+        *,
+        again: Again = lambda *_: None,
+        rates: RateLimits | None = None,
+    ) -> None:
+        self._log = log
+        self._again = again
+        self._observe = observe
+        self._source = _Unanswered(questions, log.answered, shorten)
+        self.scheduler = Scheduler(self._source, backend, self._commit, limits, jitter=random.Random(), rates=rates)
+
+    def stop(self) -> None:
+        """Ask nothing more; `run` returns when what is in flight is logged. ``observe`` may call it."""
+        self.scheduler.stop()
+
+    async def run(self) -> None:
+        """Ask until every question is answered or has failed, or `stop` was called.
+
+        :raises StoppedError: no server answers, or the disk is full; what was logged stays.
+        """
+        await self.scheduler.run()
+
+    async def _commit(self, answers: Sequence[Answer]) -> bool:
+        replies = [_reply(answer, shortened=answer.request.number in self._source.shortened) for answer in answers]
+        self._log.append(replies)
+        self._observe(replies)
+        for answer, reply in zip(answers, replies, strict=True):
+            if (more := self._again(_question(answer.request), reply)) is not None:
+                self._source.again.append(more)
+        return False
+
+
+def _question(request: Request) -> Question:
+    """The question that a request was made of, in its shortest form so far."""
+    prompt: Any = request.prompt  # of the kinds that a question has
+    return Question(request.number, prompt, request.sampling)
+
+
+def _reply(answer: Answer, *, shortened: bool) -> Reply:
+    number, result = answer.request.number, answer.result
+    if isinstance(result, Failure):
+        return Reply(number, "", failure=f"{result.kind}: {' '.join(result.detail.split())}")
+    tokens = result.prompt_tokens, result.completion_tokens
+    return Reply(number, result.text, result.finish_reason, *tokens, shortened=shortened)
+
+
+T = TypeVar("T")
+_SHOW_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to ask and where the answers go.
+
+    ``meaning`` says what is asked and of whom; ``questions`` gives those that still matter, told the numbers that have
+    an answer; ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks answers that
+    count for nothing; it is asked about every answer. ``step`` names the questions and what helps where answers are
+    unreadable. ``shorten`` and ``again`` are as in `fastgen.generate.batch.Asking`.
+    """
+
+    folder: Path
+    meaning: Mapping[str, Any]
+    questions: Callable[[set[int]], Iterable[Question]]
+    expected: int
+    step: Step
+    is_unreadable: Callable[[Reply], bool] = lambda _: False
+    shorten: Shorten = lambda _: None
+    again: Again = lambda *_: None
+
+
+@dataclass(frozen=True, slots=True)
+class AskProgress:
+    """One look at a session: answers so far and about how many there will be; the rest is of this session alone."""
+
+    complete: int
+    target: int
+    in_flight: int
+    waiting_retries: int
+    unreadable: int
+    failed: int
+    per_s: float
+    tokens_per_s: float
+
+    @property
+    def eta(self) -> str:
+        """Time to the last answer, or a dash."""
+        return duration(max(0, self.target - self.complete) / self.per_s) if self.per_s > 0 else "-"
+
+    def details(self) -> str:
+        """Rates since the session began, and what went wrong."""
+        wrong = (("unreadable", self.unreadable), ("failed", self.failed), ("retrying", self.waiting_retries))
+        counts = "".join(f" · {name} {count}" for name, count in wrong if count)
+        return (
+            f"{60 * self.per_s:,.1f} answers/min · {self.tokens_per_s:,.0f} tokens/s · in flight {self.in_flight}"
+            f"{counts}"
+        )
+
+    def line(self) -> str:
+        """All of it in one line."""
+        return f"{self.complete}/{self.target} answered · {self.details()} · ETA {self.eta}"
+
+
+class AskMeter:
+    """Counts what comes: ``answered`` were there before, ``expected`` is about what all of them will be."""
+
+    def __init__(self, answered: int, expected: int, is_unreadable: Callable[[Reply], bool]) -> None:
+        self._began_s = time.monotonic()
+        self._before, self._expected, self._is_unreadable = answered, expected, is_unreadable
+        self._answered = self._unreadable = self._failed = self._tokens = 0
+
+    def count(self, replies: Sequence[Reply]) -> None:
+        """Some more replies."""
+        answers = [reply for reply in replies if reply.failure is None]
+        self._failed += len(replies) - len(answers)
+        self._answered += len(answers)
+        self._unreadable += sum(map(self._is_unreadable, answers))
+        self._tokens += sum(reply.completion_tokens for reply in answers)
+
+    def look(self, now: SchedulerStatistics) -> AskProgress:
+        """The figures now."""
+        elapsed_s = max(time.monotonic() - self._began_s, 1e-9)
+        complete = self._before + self._answered
+        return AskProgress(
+            *(complete, max(self._expected, complete), now.in_flight, now.waiting_retries),
+            *(self._unreadable, self._failed, self._answered / elapsed_s, self._tokens / elapsed_s),
+        )
+
+
+class _Watch:
+    """Shows every logged answer to the meter and to the step's health; ``stop`` ends a session that is void."""
+
+    def __init__(self, meter: AskMeter, job: Job, reporter: Reporter, stop: Callable[[], None]) -> None:
+        self._meter, self._job, self._reporter, self._stop = meter, job, reporter, stop
+        self._health = StepHealth(job.step)
+        self.ended_by: str | None = None
+
+    def __call__(self, replies: Sequence[Reply]) -> None:
+        """Take in some more replies."""
+        self._meter.count(replies)
+        _show_all(self._health, self._job, replies)
+        if (warning := self._health.warning()) is not None:
+            self._reporter.say(warning)
+        if self.ended_by is None and (verdict := self._health.verdict()) is not None:
+            self.ended_by = verdict
+            self._stop()
+
+
+def _show_all(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
+    for reply in replies:
+        if reply.failure is None:
+            kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else Kind.READ
+            health.see(kind, Raw(reply.text, reply.finish_reason, reply.completion_tokens))
+
+
+def require_readable(job: Job) -> None:
+    """Check that there is a readable answer, in any session.
+
+    :raises StoppedError: there are answers, and none of them can be read; says what helps.
+    """
+    health = StepHealth(job.step)
+    for reply in read_replies(job.folder):
+        if reply.failure is None and not job.is_unreadable(reply):
+            return
+        _show_all(health, job, [reply])
+    if (told := health.warning(at_the_end=True)) is not None:
+        raise StoppedError(f"{told.removeprefix('warning: ')}. The answers are kept in {job.folder}")
+
+
+def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
+    """`fastgen.generate.stopping.until_stopped` in a new event loop; warnings go to the reporter."""
+    import uvloop
+
+    logging.basicConfig(level=logging.WARNING, handlers=[ReporterHandler(reporter)], force=True)
+    return uvloop.run(until_stopped(work, reporter))
+
+
+def is_answered(job: Job) -> bool:
+    """Whether nothing of the job is left to ask, told without any server; false where nothing was asked before.
+
+    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    """
+    if read_meaning(job.folder) is None:
+        return False
+    with AnswerLog(job.folder, dict(job.meaning)) as log:
+        return not any(question.number not in log.answered for question in job.questions(log.answered))
+
+
+async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporter, stopper: Stopper) -> None:
+    """Ask what has no answer yet until all is asked or the user stops it.
+
+    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    :raises StoppedError: no server answers, the disk is full, or nothing that comes can be read; the same call asks the
+        rest.
+    """
+    with AnswerLog(job.folder, dict(job.meaning)) as log:
+        if log.answered:
+            reporter.say(f"{job.folder}: going on with {len(log.answered)} answers")
+        meter = AskMeter(len(log.answered), job.expected, job.is_unreadable)
+        watch = _Watch(meter, job, reporter, stop=lambda: asking.stop())  # noqa: PLW0108 - made in the next line
+        asking = Asking(
+            *(job.questions(log.answered), log, serving.backend, limits_of(speed, serving)),
+            observe=watch,
+            shorten=job.shorten,
+            again=job.again,
+            rates=rates_of(speed),
+        )
+        stopper.scheduler = asking.scheduler
+        governor = governor_of(speed, serving, asking.scheduler)
+        steering = [] if governor is None else [governor.run()]
+        async with beside(asking.run(), serving.watch(), _show(meter, asking, reporter), *steering) as running:
+            await running
+        reporter.show(meter.look(asking.scheduler.statistics()))
+    if watch.ended_by is not None and not stopper.stopped:
+        raise StoppedError(f"{watch.ended_by}. The answers so far are kept in {job.folder}")
+
+
+async def _show(meter: AskMeter, asking: Asking, reporter: Reporter) -> None:
+    while True:
+        await asyncio.sleep(_SHOW_EVERY_S)
+        reporter.show(meter.look(asking.scheduler.statistics()))

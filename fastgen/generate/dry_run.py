@@ -1,0 +1,106 @@
+"""What a run will cost, from a small one: tokens, hours, disk and money for N instructions. Pure arithmetic.
+
+The small run is a real one in a folder that is thrown away: the same prompts, model, rules and concurrency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastgen.errors import InputError
+from fastgen.store.ledger import Ledger
+
+PROBE_INSTRUCTIONS = 16
+"""Complete instructions that a dry run makes before it says anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Money per million tokens, read and generated, in whatever currency the user thinks in."""
+
+    per_million_in: float
+    per_million_out: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What ``target`` complete instructions are expected to take."""
+
+    target: int
+    probed: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    hours: float
+    disk_bytes: int
+    money: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the servers did in a probe: the mean seconds of a request, by stage, and the most requests in flight."""
+
+    request_s: Mapping[str, float] = field(default_factory=dict)
+    in_flight: float = 0.0
+
+
+def estimate(
+    ledger: Ledger, log_bytes: int, elapsed_s: float, target: int, prices: Prices | None, load: Load | None = None
+) -> Estimate:
+    """Scale a probe's figures to ``target``. ``elapsed_s`` is from its first request to its last commit.
+
+    The time is that of a run which always has as much in flight as the probe had at most; without ``load`` it is by
+    the probe's whole time, its start and its end included.
+
+    :raises InputError: the probe completed nothing.
+    """
+    if ledger.complete == 0:
+        raise InputError(
+            f"--dry-run: the probe ended with {ledger.kept} instructions kept and none complete, so there is nothing "
+            "to scale up; leave out what ends it early (--stop-when-yield-below), or try other seeds or another model"
+        )
+    factor = target / ledger.complete
+    tokens_in, tokens_out = ledger.prompt_tokens.total() * factor, ledger.generated_tokens * factor
+    money = None
+    if prices is not None:
+        money = (tokens_in * prices.per_million_in + tokens_out * prices.per_million_out) / 1e6
+    return Estimate(
+        target=target,
+        probed=ledger.complete,
+        requests=round(ledger.completions.total() * factor),
+        tokens_in=round(tokens_in),
+        tokens_out=round(tokens_out),
+        hours=target * _seconds_each(ledger, elapsed_s, load or Load()) / 3600,
+        disk_bytes=round(log_bytes * factor),
+        money=money,
+    )
+
+
+def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
+    """Seconds for each complete instruction once the servers are busy.
+
+    By Little's law: the seconds that its requests occupy a place at a server, by the places that are occupied.
+    """
+    occupied_s = {stage: count * load.request_s.get(stage, 0.0) for stage, count in ledger.completions.items()}
+    if not any(occupied_s.values()):
+        return elapsed_s / ledger.complete
+    settled = ledger.complete + ledger.empty
+    made = {"instruction": ledger.kept, "classification": ledger.completions["classification"], "instance": settled}
+    each_s = sum(seconds / max(1, made[stage]) for stage, seconds in occupied_s.items()) * settled / ledger.complete
+    return each_s / max(load.in_flight, sum(occupied_s.values()) / max(elapsed_s, 1e-9))
+
+
+def render(expected: Estimate, *, in_flight: int, hit_rate: float | None) -> str:
+    """The estimate for people, with what is uncertain about it."""
+    money = "" if expected.money is None else f"\n  money        {expected.money:,.2f}, every token at full price"
+    cached = "" if hit_rate is None else f", {hit_rate:.0%} of them from the server's prefix cache"
+    return f"""\
+{expected.target:,} instructions, from a probe of {expected.probed}:
+  requests     {expected.requests:,}
+  tokens       {expected.tokens_out:,} generated, {expected.tokens_in:,} read{cached}
+  time         about {expected.hours:,.2f} hours at the probe's steady rate
+  disk         {expected.disk_bytes / 1e6:,.1f} MB of log, about a quarter of that once compressed{money}
+uncertain: the rate is that of the most requests that the probe had in flight, and a long run may have up to \
+{in_flight}; the share of new instructions falls as the pool grows, so a long run needs more tokens for each; \
+{expected.probed} instructions are a small sample (expect 20 to 50 % either way)"""

@@ -1,0 +1,105 @@
+"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+
+A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
+over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
+`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
+with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from fastgen.engine.health import _READ, Raw, Step, StepHealth
+from fastgen.methods.base import Commit
+from fastgen.store.ledger import kind_of
+from fastgen.text import Kind
+from fastgen.types import Stage
+
+_LEAST_LIMIT: Final = 32
+
+
+def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
+    """The steps of a run in their order; ``max_fruitless`` is ``--max-fruitless``.
+
+    That many instruction completions in a row may bring nothing new. Unreadable answers of any step, and instances that
+    are rejected, have a quarter of it.
+    """
+    quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
+    flags = {
+        Stage.INSTRUCTION: "--instruction.max-tokens",
+        Stage.CLASSIFICATION: "--classification.max-tokens",
+        Stage.INSTANCE: "--instance-input-first.max-tokens and --instance-output-first.max-tokens",
+    }
+    return {
+        stage: Step(
+            name=stage.value,
+            limit=max_fruitless if stage is Stage.INSTRUCTION else quarter,
+            unread_limit=quarter,
+            rejects_are_normal=stage is Stage.INSTRUCTION,
+            api=api,
+            tokens_flag=tokens_flag,
+            others="another --model or other --prompts",
+            seeds=(
+                "more seed tasks (--seed-tasks) or another --model; 'fastgen status' lists the rules that rejected them"
+                if stage is Stage.INSTRUCTION
+                else "another --model or other --prompts"
+            ),
+            anew=" (in a new run)",
+        )
+        for stage, tokens_flag in flags.items()
+    }
+
+
+class RunHealth:
+    """The health of all steps of a run in one session; ends the run when one of them brings nothing.
+
+    Show it every commit through `see`, and call it after every batch. ``begin_nothing_new`` is told once for each step
+    that is void which stages are over: that one and those before it. What is on its way behind it is still finished.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[Stage, Step],
+        begin_nothing_new: Callable[[Collection[Stage]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._steps = {stage: StepHealth(step) for stage, step in steps.items()}
+        self._begin_nothing_new = begin_nothing_new
+        self._say = say
+        self._over: set[Stage] = set()
+        self.ended_by: str | None = None
+        """What ended the run, once something did: step, share, one answer and the remedy in one line."""
+
+    def see(self, commit: Commit) -> None:
+        """Take in one commit."""
+        if (kind := kind_of(commit)) is not None:
+            completion, raw = commit.completion, _READ
+            if kind is not Kind.READ:
+                raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
+            self._steps[commit.stage].see(kind, raw)
+
+    def warn(self, *, at_the_end: bool = False) -> None:
+        """Say what `StepHealth.warning` has to say of each step."""
+        for health in self._steps.values():
+            if (warning := health.warning(at_the_end=at_the_end)) is not None:
+                self._say(warning)
+
+    def __call__(self) -> None:
+        """Warn, and end what brings nothing."""
+        self.warn()
+        for place, (stage, health) in enumerate(self._steps.items()):
+            if stage in self._over or (verdict := health.verdict()) is None:
+                continue
+            self.ended_by = self.ended_by or verdict
+            self._over.update([*self._steps][: place + 1])
+            self._say(
+                f"the answers of the {stage} step cannot be used: no more are asked for, what is kept is finished"
+            )
+            self._begin_nothing_new(self._over)
+
+    def trouble(self) -> str:
+        """What is wrong with the first step that is not healthy; empty while nothing is."""
+        return next(filter(None, (health.trouble() for health in self._steps.values())), "")

@@ -1,0 +1,561 @@
+"""Every option of ``fastgen generate``: name, default and help exist here once, for flags, TOML and run folders.
+
+Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these
+defaults. `MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is
+how it is carried out and may change on every resume. Knows nothing of argv, files or servers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from fastgen.errors import InputError, at_least, check_seconds, within
+from fastgen.methods.self_instruct.demonstrations import Policy
+from fastgen.methods.self_instruct.rules import (
+    CHAT_SAMPLING_PRESETS,
+    PRESETS,
+    RULES_OF_EARLIER_RUNS,
+    SAMPLING_PRESETS,
+    Rules,
+)
+from fastgen.servers.endpoint import check_extra_body, normalise_base_url, redact_url, secret_name_in
+from fastgen.servers.spec import check_server_args, has_flag, parse_server_args, without_secrets
+from fastgen.similarity.options import METHOD_GROUP, SimilarityOptions
+from fastgen.store.files import check_storable
+from fastgen.types import Sampling, flag, plain
+
+MAX_STOPS = 4  # of the OpenAI API
+MAX_PORT = 65535
+JOB = Group("The job", sort_key=0)
+_SERVER = Group("The server", sort_key=1)
+_SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
+_RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
+_SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
+
+
+def _check_sampling(flag: str, sampling: Sampling) -> None:
+    """Ranges of the OpenAI API: a server would refuse every single request for them."""
+    at_least(f"{flag}max-tokens", sampling.max_tokens, 1)
+    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
+        raise InputError(f"{flag}stop: at most {MAX_STOPS} texts, none of them empty")
+    within = {"temperature": (0.0, 2.0), "presence-penalty": (-2.0, 2.0), "frequency-penalty": (-2.0, 2.0)}
+    for name, (low, high) in within.items():
+        value = getattr(sampling, name.replace("-", "_"))
+        if not low <= value <= high:
+            raise InputError(f"{flag}{name}: {value} is not within {low:g} to {high:g}")
+    if not 0 < sampling.top_p <= 1:
+        raise InputError(f"{flag}top-p: {sampling.top_p} is not above 0 and at most 1")
+
+
+@Parameter(name="*", group=JOB)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What to make and how to show it."""
+
+    num_instructions: int = 100
+    """Instructions to make: counted are those that pass every filter and have at least one valid instance."""
+    quiet: bool = False
+    """Say nothing but errors and the last line."""
+    log_json: bool = False
+    """Write progress and events as JSON lines on standard error."""
+    log_file: Path | None = None
+    """Append events, and progress now and then, to this file too."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is worth a line in --log-file."""
+    dry_run: bool = False
+    """Make a few instructions in a folder that is thrown away, and say what all of them would take."""
+    metrics_port: int | None = None
+    """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); docs/metrics.md."""
+    metrics_host: str = "127.0.0.1"
+    """Address that --metrics-port listens on; the page has no password, so let only those reach it who may."""
+    dashboard: bool = False
+    """Show the run as a page while it goes, on this machine only; its process starts when somebody looks, and
+    takes only CPU time that nobody wants; docs/report.md. 'fastgen dashboard' shows any run."""
+    dashboard_port: int = 8642
+    """Port of --dashboard (0: any free port)."""
+    price_in: float | None = None
+    """Price of a million tokens read, for --dry-run."""
+    price_out: float | None = None
+    """Price of a million tokens generated, for --dry-run."""
+
+    def __post_init__(self) -> None:
+        at_least("--num-instructions", self.num_instructions, 0)
+        if self.metrics_port is not None:
+            within("--metrics-port", self.metrics_port, 0, MAX_PORT)
+        within("--dashboard-port", self.dashboard_port, 0, MAX_PORT)
+        if (self.price_in is None) != (self.price_out is None):
+            raise InputError("--price-in: goes together with --price-out; give both or neither")
+        for name in ("price_in", "price_out"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{flag(name)}: {value} is not a number of at least 0")
+
+
+STAGES_WITH_SERVERS = ("instance", "classification")
+"""Stages that may have servers of their own, by the names that their options begin with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageServer:
+    """A stage's own servers, as told; nothing told: they are the same as everybody's."""
+
+    base_url: tuple[str, ...]
+    model: str | None
+    api_key_env: str | None
+    api_key_file: Path | None
+
+
+@Parameter(name="*", group=_SERVER)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Who writes. Without ``--base-url`` fastgen starts a vLLM server itself."""
+
+    base_url: tuple[str, ...] = ()
+    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it: vLLM on
+    the GPU if there is one, else a small model on the CPU, set up on first use."""
+    model: str | None = None
+    """The model's name at the server, or what to serve; default: the server's only model, Qwen/Qwen3-4B-Base on a
+    GPU."""
+    api: Literal["completions", "chat"] = "completions"
+    """completions for base models (the method's own way), chat for instruct models and hosts without completions."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key."""
+    api_key_file: Path | None = None
+    """File that holds the server's key, on its first line."""
+    extra_body: str = "{}"
+    """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
+    server_args: str = ""
+    """More arguments for the 'vllm serve' that fastgen starts, in one string."""
+    server_timeout: float = 900.0
+    """Seconds to wait until a server answers at the start."""
+    num_servers: int = 1
+    """Servers that fastgen starts, each on GPUs of its own (CPU: on its share of the cores); one that dies is started
+    again while the others go on."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one copy of the model in each server that fastgen starts."""
+    data_parallel_size: int = 1
+    """Copies of the model behind one address in each server that fastgen starts."""
+    api_server_count: int | None = None
+    """Processes that speak HTTP in each server that fastgen starts, for thousands of short requests a second; default:
+    one for each copy of the model."""
+    instance_base_url: tuple[str, ...] = ()
+    """Servers that write the instances, if others than those of the rest: a stronger model, for example. May be given
+    several times; asked through the same --api."""
+    instance_model: str | None = None
+    """The model that writes the instances, at --instance-base-url or else at --base-url; default: the only one there;
+    fixed for a run's life."""
+    instance_api_key_env: str | None = None
+    """Name of the environment variable with the key of --instance-base-url, which never gets the other servers' key."""
+    instance_api_key_file: Path | None = None
+    """File that holds that key, on its first line."""
+    classification_base_url: tuple[str, ...] = ()
+    """Servers that tell classification tasks from others, if others than those of the rest."""
+    classification_model: str | None = None
+    """The model that tells classification tasks from others; fixed for a run's life."""
+    classification_api_key_env: str | None = None
+    """Name of the environment variable with the key of --classification-base-url."""
+    classification_api_key_file: Path | None = None
+    """File that holds that key, on its first line."""
+
+    def __post_init__(self) -> None:
+        check_seconds("--server-timeout", self.server_timeout)
+        for name in ("num_servers", "tensor_parallel_size", "data_parallel_size", "api_server_count"):
+            if (value := getattr(self, name)) is not None:
+                at_least(flag(name), value, 1)
+        check_extra_body(self.extra_fields())
+        if self.base_url:
+            parse_server_args(self.server_args)  # unused, but kept in the run folder
+        else:
+            check_server_args(self.server_args, self.num_servers)
+        _check_urls("--", self.base_url, has_key=self.api_key_env is not None or self.api_key_file is not None)
+        for stage in STAGES_WITH_SERVERS:
+            self._check_stage(stage)
+
+    def _check_stage(self, stage: str) -> None:
+        own = self.of_stage(stage)
+        has_key = own.api_key_env is not None or own.api_key_file is not None
+        _check_urls(f"--{stage}-", own.base_url, has_key=has_key)
+        if own.base_url:
+            return
+        if own.model is not None and not self.base_url:
+            raise InputError(
+                f"--{stage}-model {own.model}: name its server with --{stage}-base-url (or --base-url, if all models "
+                "are there); a server that fastgen starts has one model"
+            )
+        if has_key:
+            raise InputError(f"--{stage}-api-key-env, --{stage}-api-key-file: belong to --{stage}-base-url; give that")
+
+    def of_stage(self, stage: str) -> StageServer:
+        """What is told of the servers of one of `STAGES_WITH_SERVERS`."""
+        names = [one.name for one in dataclasses.fields(StageServer)]
+        return StageServer(**{name: getattr(self, f"{stage}_{name}") for name in names})
+
+    def extra_fields(self) -> dict[str, Any]:
+        """``--extra-body`` as an object.
+
+        :raises InputError: it is not a JSON object.
+        """
+        try:
+            body = json.loads(self.extra_body, parse_constant=_no_number)
+        except ValueError as error:
+            raise InputError(
+                f"--extra-body: not JSON ({error}); give an object such as '{{\"min_p\": 0.05}}'"
+            ) from None
+        if not isinstance(body, dict):
+            raise InputError(f"--extra-body: a JSON object is needed, not {self.extra_body}")
+        return body
+
+
+def _check_urls(prefix: str, urls: tuple[str, ...], *, has_key: bool) -> None:
+    for url in urls:
+        normalised = normalise_base_url(url, f"{prefix}base-url")
+        if has_key and (shown := redact_url(normalised)) != normalised:
+            raise InputError(
+                f"{prefix}base-url {shown}: give either user:password in the URL or {prefix}api-key-env, not both"
+            )
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number that a request can carry")
+
+
+@Parameter(name="*", group=_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedOptions:
+    """How fast and how stubbornly; none of it changes what a run means."""
+
+    concurrency: int | Literal["auto"] = "auto"
+    """Completions in flight on all servers together. auto follows what each server can hold (docs/concurrency.md); 1
+    asks one request at a time and waits for its commit."""
+    max_concurrency: int = 4096
+    """Most completions in flight on one server under --concurrency auto."""
+    requests_per_minute: int | None = None
+    """Most requests begun in any minute, evenly spread, for services that count them; another attempt counts too."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, prompts and answers: charged by estimate when a request begins, corrected by its answer."""
+    max_attempts: int = 8
+    """Attempts of one request before it is recorded as failed and replaced by another."""
+    outage_timeout: float = 600.0
+    """Seconds without any answer from any server before the run stops (resumable, exit code 3)."""
+    drain_timeout: float = 60.0
+    """Seconds that requests in flight get to finish after the first Ctrl-C."""
+    request_timeout: float | None = None
+    """Seconds one request may take; default: derived from its max_tokens."""
+    classification_batch: int = 8
+    """Most classification prompts in one request (--api completions, short answers): saves client CPU. A request never
+    waits for more of them; 1 asks each by itself."""
+    max_fruitless: int = 1000
+    """Instruction completions in a row that may bring nothing new before the run finishes what is kept and stops
+    (resumable, exit code 3). Answers of any step that cannot be read may be a quarter of that in a row."""
+    stop_when_yield_below: float = 0.0
+    """Kept instructions per 1,000 generated tokens, over the yield window, below which the run finishes what is on its
+    way and ends (exit code 0; 0: never). The same command with a lower figure goes on."""
+    yield_window: int = 500
+    """Instruction completions over which yield and novelty are measured (docs/metrics.md)."""
+    audit_rate: float = 0.0
+    """Share of the similarity decisions to make again by the full scan, in the background (0: none; 0.001 is
+    plenty)."""
+    sync_interval: float = 1.0
+    """Seconds between forced writes to disk: what a power cut can cost; a killed process loses nothing committed."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.concurrency, int):
+            at_least("--concurrency", self.concurrency, 1)
+        at_least("--max-concurrency", self.max_concurrency, 1)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if (allowed := getattr(self, name)) is not None:
+                at_least(flag(name), allowed, 1)
+        at_least("--max-attempts", self.max_attempts, 1)
+        within("--audit-rate", self.audit_rate, 0, 1)
+        at_least("--classification-batch", self.classification_batch, 1)
+        at_least("--max-fruitless", self.max_fruitless, 1)
+        at_least("--yield-window", self.yield_window, 1)
+        if not 0 <= self.stop_when_yield_below < math.inf:
+            raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
+        for name in ("outage_timeout", "drain_timeout", "sync_interval"):
+            check_seconds(flag(name), getattr(self, name))
+        if self.request_timeout is not None:
+            check_seconds("--request-timeout", self.request_timeout)
+
+
+@Parameter(name="*", group=METHOD_GROUP)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """What the run means, apart from rules and sampling."""
+
+    preset: Literal["default", "paper"] = "default"
+    """paper: the original's rules and figures; default: the same method without its defects
+    (docs/rules.md)."""
+    seed_tasks: Path | None = None
+    """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""
+    prompts: Path | None = None
+    """Folder with prompt templates and demonstrations that replace the shipped ones of the same names."""
+    decontaminate: tuple[Path, ...] = ()
+    """Files with tasks that no kept instruction may resemble: JSON lines or Parquet with a field 'instruction', or
+    tasks of Super-NaturalInstructions (.json). May be given several times."""
+    num_prompt_instructions: int = 8
+    """Demonstrations in an instruction prompt."""
+    num_machine_instructions: int = 2
+    """How many of them are machine-generated, once there are any."""
+    demonstrations: Policy = "uniform"
+    """How they are drawn: uniform, the least used of a few, or a few that have little in common (docs/yield.md)."""
+    samples_per_prompt: int = 1
+    """Completions of each instruction prompt; fewer where the target needs fewer."""
+    classification_only: bool = False
+    """Ask for classification tasks only, with classification seeds as demonstrations."""
+    seed: int = 0
+    """Keys every random draw together with the request's number."""
+
+    def __post_init__(self) -> None:
+        at_least("--num-prompt-instructions", self.num_prompt_instructions, 1)
+        at_least("--num-machine-instructions", self.num_machine_instructions, 0)
+        if self.num_machine_instructions >= self.num_prompt_instructions:
+            raise InputError("--num-machine-instructions: must be below --num-prompt-instructions, seeds fill the rest")
+        at_least("--samples-per-prompt", self.samples_per_prompt, 1)
+
+
+_DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
+
+
+@Parameter(name="*", group=_SAMPLING, show_default=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How each stage samples."""
+
+    instruction: Sampling = _DEFAULT_SAMPLING["instruction"]
+    """Writing new instructions."""
+    classification: Sampling = _DEFAULT_SAMPLING["classification"]
+    """Telling classification tasks from others."""
+    instance_input_first: Sampling = _DEFAULT_SAMPLING["instance_input_first"]
+    """Writing instances, input before output."""
+    instance_output_first: Sampling = _DEFAULT_SAMPLING["instance_output_first"]
+    """Writing instances of classification tasks, label before input."""
+
+    def __post_init__(self) -> None:
+        for stage, sampling in self.by_stage().items():
+            _check_sampling(f"{flag(stage)}.", sampling)
+
+    def by_stage(self) -> dict[str, Sampling]:
+        """The four, by the names that the plan uses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Everything that ``fastgen generate`` can be told, except where the run folder is."""
+
+    job: JobOptions = JobOptions()
+    server: ServerOptions = ServerOptions()
+    speed: SpeedOptions = SpeedOptions()
+    method: MethodOptions = MethodOptions()
+    similarity: SimilarityOptions = SimilarityOptions()
+    rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
+    sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_storable(plain(getattr(self, field.name)))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefilterOptions:
+    """What ``fastgen refilter`` can change; the rest stays as the run has it."""
+
+    preset: Annotated[Literal["default", "paper"] | None, Parameter(group=METHOD_GROUP)] = None
+    """Take rules, tokenizer and index from this preset; without it they are the run's own."""
+    similarity: SimilarityOptions = SimilarityOptions()
+    rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
+
+    def values(self) -> dict[str, Any]:
+        """By option name, as JSON values."""
+        preset = {} if self.preset is None else {"preset": self.preset}
+        return plain(self.similarity) | plain(self.rules) | preset
+
+
+def preset_values(preset: str, api: str) -> dict[str, Any]:
+    """What ``--preset`` stands for under ``--api``, by option name."""
+    stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
+    values = plain(PRESETS[preset]) | {name: plain(sampling) for name, sampling in stages.items()}
+    if preset == "paper":
+        values |= {"tokenizer": "rouge", "index": "exact"}
+    return values
+
+
+NOT_SAVED = frozenset(
+    {
+        "seed_tasks",
+        "prompts",
+        "decontaminate",
+        "quiet",
+        "log_json",
+        "log_file",
+        "log_level",
+        "dry_run",
+        "metrics_port",
+        "metrics_host",
+        "dashboard",
+        "dashboard_port",
+        "price_in",
+        "price_out",
+    }
+)
+"""Options that a run folder does not remember: it has the seeds and prompts themselves, and display is for once."""
+
+
+def saved_values(options: Options) -> dict[str, Any]:
+    """All options by name, as JSON values, for the run folder. Holds no secret: keys are only named."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        values |= plain(getattr(options, field.name))
+    for name in ("base_url", *(f"{stage}_base_url" for stage in STAGES_WITH_SERVERS)):
+        values[name] = [redact_url(url) for url in getattr(options.server, name)]
+    values["server_args"] = without_secrets(options.server.server_args)
+    return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
+
+
+_GENERATION_CONFIG = "--generation-config"
+
+
+def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Options:
+    """The options, with ``--generation-config vllm`` for the servers that fastgen starts under ``--preset paper``.
+
+    Without it vLLM adds what the model's own generation_config.json says (top_k, repetition_penalty) to every request.
+    The flag in ``--server-args`` wins. ``saved`` are the options of a run that has begun: it stays as it is.
+    """
+    server = options.server
+    if options.method.preset != "paper" or server.base_url or has_flag(server.server_args, _GENERATION_CONFIG):
+        return options
+    if saved is not None and not has_flag(str(saved.get("server_args", "")), _GENERATION_CONFIG):
+        return options
+    arguments = f"{_GENERATION_CONFIG} vllm {server.server_args}".strip()
+    return dataclasses.replace(options, server=dataclasses.replace(server, server_args=arguments))
+
+
+def refuse_credentials(options: Options) -> None:
+    """:raises InputError: ``--extra-body`` holds a credential, which the run folder would keep."""
+    if (name := secret_name_in(options.server.extra_fields())) is not None:
+        raise InputError(
+            f"--extra-body: '{name}' looks like a credential, and the run folder keeps --extra-body; put the key into "
+            "an environment variable and name that with --api-key-env"
+        )
+
+
+def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of a run's models before any server is asked: as told, else as a run was made with.
+
+    By option name: ``model``, ``instance_model``, ``classification_model``; ``saved`` is the run's meaning.
+    """
+    names = ("model", *(f"{stage}_model" for stage in STAGES_WITH_SERVERS))
+    known = {name: getattr(options.server, name) or saved.get(name) for name in names}
+    return {name: model for name, model in known.items() if model is not None}
+
+
+def stage_models(models: Mapping[str, str]) -> dict[str, str]:
+    """Those of `model_names` that are a stage's own and another than the main one: part of what a run means."""
+    return {name: model for name, model in models.items() if name != "model" and model != models.get("model")}
+
+
+def meaning(
+    options: Options,
+    *,
+    model: str,
+    seeds: str,
+    prompts: str,
+    forbidden: str = "",
+    own_models: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What resume must not change, flat: option name to JSON value; of files, the fingerprints given.
+
+    ``own_models`` are the `stage_models`; a run in which one model does everything has no keys for them.
+    """
+    values = plain(options.method) | plain(options.similarity) | plain(options.rules)
+    del values["record_top_k"]  # what is recorded, not what is decided
+    values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
+    for stage, sampling in options.sampling.by_stage().items():
+        values |= {f"{stage}.{name}": value for name, value in plain(sampling).items()}
+    values |= own_models or {}
+    return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
+
+
+BEFORE_THEY_WERE_OPTIONS = {"demonstrations": "uniform", "samples_per_prompt": 1, **RULES_OF_EARLIER_RUNS}
+"""What runs meant that were begun before these options existed; of other options missing there, the default."""
+
+
+def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
+    """:raises InputError: resuming would change what the run means; names the first differences."""
+    saved = {**_defaults(), **BEFORE_THEY_WERE_OPTIONS, **saved}
+    changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
+    if not changed:
+        return
+    shown = "; ".join(_difference(name, saved.get(name), asked.get(name)) for name in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""  # noqa: PLR2004 - as shown above
+    raise InputError(f"--run-dir {place}: was made with {shown}{more}; leave that as it was, or name a new run folder")
+
+
+def _defaults() -> dict[str, Any]:
+    """What an option means that a run does not know, since it came with a later version; files' contents have none."""
+    known = meaning(Options(), model="", seeds="", prompts="")
+    return {name: value for name, value in known.items() if name not in {"model", "seed_tasks", "prompts"}}
+
+
+def _difference(name: str, saved: object, asked: object) -> str:
+    if name in {"seed_tasks", "prompts", "decontaminate"}:
+        return f"other contents of {flag(name)}"
+    return f"{flag(name)} {saved} (not {asked})"
+
+
+_ASK_SPEED = Group("Speed and faults", sort_key=3)
+_WHOM = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
+
+
+@Parameter(name="*", group=_ASK_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskSpeed:
+    """How fast and how stubbornly; none of it changes what an answer means."""
+
+    concurrency: int | Literal["auto"] = "auto"
+    """Answers in flight on all servers together; auto follows what each server can hold (docs/concurrency.md)."""
+    max_concurrency: int = 4096
+    """Most answers in flight on one server under --concurrency auto."""
+    requests_per_minute: int | None = None
+    """Most requests begun in any minute, evenly spread, for services that count them."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, prompts and answers."""
+    max_attempts: int = 8
+    """Attempts of one request before it is recorded as failed; the next call asks again."""
+    outage_timeout: float = 600.0
+    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
+    drain_timeout: float = 60.0
+    """Seconds that requests in flight get to finish after the first Ctrl-C."""
+    request_timeout: float | None = None
+    """Seconds one request may take; default: derived from --max-tokens."""
+
+    def __post_init__(self) -> None:
+        self.speed()
+
+    def speed(self) -> SpeedOptions:
+        """The same in the words of ``generate``. :raises InputError: a figure that makes no sense."""
+        return SpeedOptions(**plain(self))
+
+
+def options_of(whom: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - what names an endpoint
+    """The options of `fastgen.generate.serving.serve` from ``whom``, a dataclass with the fields of ``_WHOM``.
+
+    ``extra_body`` is a JSON object for every request.
+
+    :raises InputError: a value is out of range.
+    """
+    server = ServerOptions(**{name: getattr(whom, name) for name in _WHOM}, extra_body=extra_body)
+    options = Options(server=server, speed=speed)
+    refuse_credentials(options)
+    return options

@@ -1,0 +1,190 @@
+"""Rebuilds a run from its kept raw completions under other rules, without any server.
+
+The completions are judged again in the order in which they were committed, by the very code that judges live ones, into
+a new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new
+rules find the same text at the same place; instructions that only the new rules keep have nothing yet, and
+``fastgen generate --run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
+
+The new folder becomes a run in one step, when everything is written. What a killed refilter leaves is no run: other
+commands refuse it, and the same refilter begins it again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastgen import __version__
+from fastgen.errors import InputError, RunFolderError
+from fastgen.generate.health import RunHealth, steps_of_run
+from fastgen.generate.inputs import filter_of_forbidden
+from fastgen.generate.options import RefilterOptions
+from fastgen.methods.base import Commit, InstructionOutcome
+from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.self_instruct.prompts import load_prompts, read_prompt_files
+from fastgen.methods.self_instruct.rules import Method
+from fastgen.methods.self_instruct.seeds import read_seed_file
+from fastgen.similarity.novelty import NoveltyFilter
+from fastgen.store.ledger import Ledger
+from fastgen.store.log import TornTail
+from fastgen.store.output import check_output
+from fastgen.store.reader import OpenRun, open_run
+from fastgen.store.run_folder import RunFolder, Store
+from fastgen.types import Answer, Failure, Request, Sampling
+
+_UNLIMITED = 1 << 62
+_UNUSED_SAMPLING = Sampling(0.0, 1.0, _UNLIMITED)  # what the log holds was bounded when it came
+_BLOCK = 256  # commits written at once
+_MAX_FRUITLESS = 1000  # instruction completions in a row: a quarter of it is worth a warning
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """From the old run's machine instruction numbers to the new run's."""
+
+    seeds: int
+    new_by_old: dict[int, int]
+
+    def pool_indexes(self, old: tuple[int, ...]) -> tuple[int, ...]:
+        """Demonstrations that the new run has too."""
+        mapped = (i if i < self.seeds else self._machine(i - self.seeds) for i in old)
+        return tuple(index for index in mapped if index is not None)
+
+    def _machine(self, number: int) -> int | None:
+        new = self.new_by_old.get(number)
+        return None if new is None else self.seeds + new
+
+    def learn(self, old: Commit, new: Commit) -> None:
+        """Match what both keep of one completion, by its place in the text."""
+        if isinstance(old.outcome, InstructionOutcome) and isinstance(new.outcome, InstructionOutcome):
+            places = {kept.span: kept.number for kept in new.outcome.kept}
+            self.new_by_old |= {k.number: places[k.span] for k in old.outcome.kept if k.span in places}
+
+
+def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callable[[str], None]) -> Ledger:
+    """Write the rebuilt run to the new folder ``output`` and return its counts; ``say`` gets warnings.
+
+    :raises InputError: no run at ``run_dir``, a damaged one, ``output`` already holds something, or nothing is left
+        under these rules; then ``output`` is no run.
+    :raises DiskError: ``output`` cannot be written; the same call begins it again.
+    """
+    check_output("--output", output, [run_dir])
+    run = open_run(run_dir)
+    folder = RunFolder(output, unfinished=True)
+    _check_is_free(folder)
+    store = Store(folder)
+    try:
+        _check_is_free(folder)  # another refilter may have finished before this one had the lock
+        folder.clear_unfinished()
+        header = run.folder.header()
+        changes = options.values()
+        decided = {name: value for name, value in changes.items() if name != "record_top_k"}
+        store.begin(run.meaning | decided, header.options | changes, __version__)
+        prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
+        folder.keep(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
+        list(store.replay())
+        _write(store, _judged_again(run, options), _health(run, say))
+        empty = _nothing_left(store.ledger, run.folder.ledger())
+        if empty is not None:
+            store.close()
+            folder.clear_unfinished()
+            raise InputError(f"--output {output}: nothing was written, because {empty}")
+        store.sync()
+        store.save_ledger()
+        folder.finish()  # under the lock: another refilter to this folder begins by clearing it
+        return store.ledger
+    finally:
+        store.close()
+
+
+def _check_is_free(folder: RunFolder) -> None:
+    """:raises InputError: the folder holds a run, or anything but what an unfinished refilter left."""
+    if (folder.path / "run.json").exists():
+        raise InputError(f"--output {folder.path}: holds a run already; name a new folder")
+    try:
+        folder.exists()
+    except RunFolderError as error:
+        raise InputError(str(error).replace("--run-dir", "--output", 1)) from None
+
+
+def _health(run: OpenRun, say: Callable[[str], None]) -> RunHealth:
+    steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.meaning["api"])
+    steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
+    return RunHealth(steps, lambda _: None, say)
+
+
+def _nothing_left(after: Ledger, before: Ledger) -> str | None:
+    """Why the rebuilt run is of no use, if it is not."""
+    if after.completions["instruction"] and not after.kept:
+        return f"these rules keep no instruction (rejected: {_listed(after.rejected)}); loosen those that rejected most"
+    if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
+        rejected = _listed(after.rejected_instances)
+        return f"these rules keep no instance (rejected: {rejected}); loosen those that rejected most"
+    return None
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{rule} {count}" for rule, count in counts.most_common(4)) or "none"
+
+
+def _write(store: Store, commits: Iterator[Commit], health: RunHealth) -> None:
+    block: list[Commit] = []
+    for commit in commits:
+        block.append(commit)
+        store.ledger.apply(commit)
+        health.see(commit)
+        if len(block) == _BLOCK:
+            store.append(block)
+            block.clear()
+            health.warn()
+    store.append(block)
+    health.warn(at_the_end=True)
+
+
+def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
+    now_s = 0.0
+    plan = _plan(run, options, lambda: now_s)
+    numbers = _Numbers(len(run.seeds), {})
+    for item in run.folder.commits():
+        if isinstance(item, TornTail):
+            return
+        old = item[0]
+        now_s = old.time_s
+        if (request := _request(old, numbers)) is None:
+            continue
+        result = old.outcome if isinstance(old.outcome, Failure) else old.completion
+        (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a request of its own
+        new = judged._replace(choice=old.choice)
+        plan.apply(new)
+        numbers.learn(old, new)
+        yield new
+
+
+def _request(old: Commit, numbers: _Numbers) -> Request | None:
+    """The request as the new run would have sent it; ``None`` for work on an instruction that it does not keep."""
+    subject = None if old.subject is None else numbers.new_by_old.get(old.subject)
+    if old.subject is not None and subject is None:
+        return None
+    subjects = () if subject is None else (subject,)
+    demonstrations = numbers.pool_indexes(old.demonstrations)
+    shown = old.demonstrations_shown
+    return Request(
+        old.request,
+        old.stage,
+        "",
+        _UNUSED_SAMPLING,
+        subjects,
+        demonstrations,
+        shown=None if shown == len(demonstrations) else shown,
+    )
+
+
+def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: ANN401 - Callable[[], float]
+    novelty = NoveltyFilter(**{f.name: getattr(options.similarity, f.name) for f in fields(options.similarity)})
+    prompts = load_prompts(run.meaning["api"], run.folder.prompts_path)
+    method = Method(rules=options.rules, sampling={})
+    forbidden = filter_of_forbidden(run.folder.forbidden(), options.similarity)
+    return Plan(method, run.seeds, prompts, novelty, target=_UNLIMITED, clock=clock, forbidden=forbidden)

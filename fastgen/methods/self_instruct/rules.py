@@ -1,0 +1,214 @@
+"""What is accepted from the model, as data: the rules of each preset and how each stage samples.
+
+``PRESETS["paper"]`` parses, filters and scores as the released code of Self-Instruct (Wang et al., ACL 2023);
+``PRESETS["default"]`` differs only where the original has a defect or cannot cope with what today's models write. Both
+are documented rule by rule in ``docs/rules.md``. The similarity threshold is not here: it belongs to the novelty check.
+Knows nothing of prompts, parsing or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
+
+from fastgen.errors import InputError
+from fastgen.methods.self_instruct.demonstrations import Policy
+from fastgen.types import Sampling
+
+Style = Literal["lenient", "paper"]
+Unfinished = Literal["drop_item", "drop_completion"]
+WordCount = Literal["any_script", "whitespace"]
+PunctuationStart = Literal["symbols", "unicode", "ascii", "off"]
+
+BANNED_WORDS: Final = (
+    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps"),
+    *("draw", "plot", "go to"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Everything that decides whether a parsed text is accepted; the defaults are the ``default`` preset.
+
+    :raises InputError: a value out of range, naming the flag of that field and the remedy.
+    """
+
+    min_words: int = 4
+    """Fewest words of an instruction (1 or more)."""
+    max_words: int = 150
+    """Most words of an instruction."""
+    max_characters: int = 3000
+    """Most characters of an instruction, however few words they make (0: no limit)."""
+    word_count: WordCount = "any_script"
+    """``whitespace``: what stands between spaces is a word; ``any_script``: see
+    :func:`fastgen.methods.self_instruct.filters.count_words`."""
+    banned_words: tuple[str, ...] = ()
+    """An instruction with one of these as a whole word, in any case, is rejected."""
+    reject_media_requests: bool = True
+    """Whether an instruction that asks a text model to make or look at a picture, file, recording or page is
+    rejected."""
+    banned_starts: tuple[str, ...] = ("Write a program",)
+    """An instruction that starts with one of these, in any case, is rejected."""
+    punctuation_start: PunctuationStart = "symbols"
+    """What may not come first. ``ascii``: ASCII punctuation; ``unicode``: also other scripts' unless it opens;
+    ``symbols``: whatever is no letter, no digit and opens no quotation or bracket."""
+    reject_non_ascii_start: bool = False
+    """Whether the first character has to be ASCII."""
+    unfinished: Unfinished = "drop_item"
+    """What a completion cut by ``max_tokens`` loses at the instruction stage: its last item, or everything."""
+    list_style: Style = "lenient"
+    """How numbered lists are read; ``paper`` knows only a line break, a number and ``". "``."""
+    capitalise: bool = False
+    """Whether an instruction is put through ``str.capitalize()``, which lower-cases all but its first letter."""
+    answer_style: Style = "lenient"
+    """How the classification answer is read; ``paper`` takes nothing but "yes"."""
+    instance_style: Style = "lenient"
+    """How instances are read; ``paper`` knows exactly "Example k", "Input:", "Output:" and "Class label:"."""
+    max_instances: int = 5
+    """Most instances kept for one instruction, the first ones."""
+    reject_unknown_labels: bool = True
+    """Whether an example without a known label is rejected where it begins with another one ("Ulaz: ...")."""
+    reject_repeated_instruction: bool = True
+    """Whether an output that only repeats the instruction is rejected."""
+    reject_contradictions: bool = True
+    """Whether different labels, numbers or yes and no for one task without an input are all rejected."""
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_choices()
+        for name in ("banned_words", "banned_starts"):
+            _check_texts(name, getattr(self, name))
+
+    def _check_numbers(self) -> None:
+        for name in ("min_words", "max_words", "max_instances"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"{_flag(name)}: {value!r} is not a whole number of 1 or more")
+        if type(self.max_characters) is not int or self.max_characters < 0:
+            raise InputError(f"--max-characters: {self.max_characters!r} is not a whole number of 0 or more")
+        if self.min_words > self.max_words:
+            raise InputError(
+                f"--min-words: {self.min_words} is above --max-words {self.max_words}; lower the one or raise the other"
+            )
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"{_flag(name)}: {value!r} is none of {', '.join(choices)}")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{_flag(name)}: {getattr(self, name)!r} is neither true nor false")
+
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "word_count": get_args(WordCount),
+    "punctuation_start": get_args(PunctuationStart),
+    "unfinished": get_args(Unfinished),
+    "list_style": get_args(Style),
+    "answer_style": get_args(Style),
+    "instance_style": get_args(Style),
+}
+
+
+_SWITCHES: Final = (
+    *("reject_non_ascii_start", "reject_media_requests", "capitalise"),
+    *("reject_unknown_labels", "reject_repeated_instruction", "reject_contradictions"),
+)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_texts(name: str, texts: object) -> None:
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{_flag(name)}: {texts!r} is not a list of texts")
+    if not all(text.strip() for text in texts):
+        raise InputError(f"{_flag(name)}: an empty text would match everything; leave it out")
+
+
+RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "max_characters": 0,
+        "reject_media_requests": False,
+        "reject_unknown_labels": False,
+        "reject_repeated_instruction": False,
+        "reject_contradictions": False,
+    }
+)
+"""What runs meant that were begun before these rules existed: none of them applied. The original has none of them."""
+
+PRESETS: Final[Mapping[str, Rules]] = MappingProxyType(
+    {
+        "default": Rules(),
+        "paper": Rules(
+            **RULES_OF_EARLIER_RUNS,
+            banned_words=BANNED_WORDS,
+            word_count="whitespace",
+            punctuation_start="ascii",
+            reject_non_ascii_start=True,
+            unfinished="drop_completion",
+            list_style="paper",
+            capitalise=True,
+            answer_style="paper",
+            instance_style="paper",
+        ),
+    }
+)
+
+# Greedy decoding ignores top_p, and vLLM refuses the original's 0 (it wants more than 0), hence 1 at temperature 0.
+_PAPER_SAMPLING: Final[Mapping[str, Sampling]] = {
+    "instruction": Sampling(0.7, 0.5, 1024, presence_penalty=2.0, stop=("\n\n", "\n16", "16.", "16 .")),
+    "classification": Sampling(0.0, 1.0, 3, stop=("\n", "Task")),
+    "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("Example 6", "Task:")),
+    "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("Example 6", "Task:")),
+}
+# The original's figures turned out best on a small base model too (docs/rules.md). Stop strings hold on to the start of
+# a line, so that "2016." or "my Task:" inside a text does not end it; half the tokens do for 7 new instructions.
+_DEFAULT_SAMPLING: Final[Mapping[str, Sampling]] = {
+    "instruction": Sampling(0.7, 0.5, 512, presence_penalty=2.0, frequency_penalty=0.2, stop=("\n\n", "\n16.")),
+    "classification": Sampling(0.0, 1.0, 3, stop=("\n", "Task")),
+    "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),
+    "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),
+}
+# An instruct model ends its answer by itself: no stop strings (they would also end a chatty first line or thinking),
+# room for longer answers, and no penalty on an output that has to repeat its input. Greedy lists would hardly vary.
+_CHAT_SAMPLING: Final[Mapping[str, Sampling]] = {
+    "instruction": Sampling(1.0, 0.95, 1024),
+    "classification": Sampling(0.0, 1.0, 16),
+    "instance_output_first": Sampling(0.0, 1.0, 768),
+    "instance_input_first": Sampling(0.0, 1.0, 1024),
+}
+SAMPLING_PRESETS: Final[Mapping[str, Mapping[str, Sampling]]] = MappingProxyType(
+    {"default": MappingProxyType(_DEFAULT_SAMPLING), "paper": MappingProxyType(_PAPER_SAMPLING)}
+)
+"""By preset, then by stage (instances: by kind of task), for ``/v1/completions``."""
+CHAT_SAMPLING_PRESETS: Final[Mapping[str, Mapping[str, Sampling]]] = MappingProxyType(
+    {"default": MappingProxyType(_CHAT_SAMPLING), "paper": MappingProxyType(_PAPER_SAMPLING)}
+)
+"""The same for ``/v1/chat/completions``; ``paper`` knows no chat, so its figures are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``sampling`` is by stage (`SamplingOptions.by_stage`); empty where nothing is asked, as in a refilter."""
+
+    rules: Rules
+    sampling: Mapping[str, Sampling]
+    seed: int = 0
+    """Keys every request's random draws, together with its number."""
+    num_prompt_instructions: int = 8
+    """Demonstrations of an instruction prompt."""
+    num_machine_instructions: int = 2
+    """Of these, so many are machine-generated, as soon as there are any."""
+    demonstrations: Policy = "uniform"
+    samples_per_prompt: int = 1
+    classification_only: bool = False
+
+    @property
+    def classification_tokens(self) -> int:
+        """Most tokens of a classification answer (0 in a method that does not sample)."""
+        return self.sampling["classification"].max_tokens if "classification" in self.sampling else 0

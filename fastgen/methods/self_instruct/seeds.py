@@ -1,0 +1,321 @@
+"""Seed tasks: the hand-written start of a pool, read from JSON lines and checked to the last field.
+
+Guarantees: a task that is returned is complete (at least one instance, no blank instruction or output, no NUL, no lone
+surrogate, an id of its own), and every defect is an `InputError` of one line that names file, line and field and says
+what to do. The schema is that of Self-Instruct (Wang et al., ACL 2023), so the authors' own file loads too. Knows
+nothing of prompts, models or run folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations, count
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+from fastgen.errors import InputError
+from fastgen.methods.self_instruct.filters import check_instruction, count_words
+from fastgen.methods.self_instruct.rules import PRESETS
+from fastgen.similarity.rouge import f1_of_lcs, rouge_l_f1, tokenise
+from fastgen.types import Instance, SeedTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+NEAR: Final = 0.5
+"""Two seeds at or above this ROUGE-L F1 teach the model little more than one of them."""
+FEWEST: Final = 8
+"""Demonstrations in one prompt of the method."""
+
+_MOST_PAIRS: Final = 20
+_FILE_NAME: Final = "seed_tasks.jsonl"
+_MACHINE_ID: Final = re.compile(r"machine_\d+")
+_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
+_KINDS: Final = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+_MISSING: Final = object()
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedPair:
+    """Two seeds by id, in file order, and the ROUGE-L F1 of their instructions (0..1, no stemming)."""
+
+    first: str
+    second: str
+    rouge_l: float
+
+    def __str__(self) -> str:
+        return f"{_printable(self.first)} and {_printable(self.second)} (ROUGE-L {self.rouge_l:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class SeedReport:
+    """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for a person.
+
+    Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with
+    a blank input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are
+    one line each; a file with warnings still works.
+    """
+
+    path: Path
+    tasks: int
+    classification: int
+    instances: int
+    empty_input_share: float
+    words_min: int
+    words_median: float
+    words_max: int
+    closest: SeedPair | None
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{_printable(str(self.path))}: {self.tasks} seed tasks, {self.instances} instances",
+            f"  classification     {self.classification} of {self.tasks}",
+            f"  empty input        {self.empty_input_share:.1%} of the instances",
+            f"  instruction words  {self.words_min} to {self.words_max}, median {self.words_median:g}",
+            f"  closest pair       {self.closest or 'none'}",
+        ]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+def default_seed_path() -> Path:
+    """Where the shipped seed tasks are: beside this module in an installed wheel, else ``seeds/`` of the checkout.
+
+    :raises InputError: neither exists, which means a damaged installation.
+    """
+    module = Path(__file__).resolve()
+    for path in (module.with_name(_FILE_NAME), module.parents[3] / "seeds" / _FILE_NAME):
+        if path.is_file():
+            return path
+    raise InputError(f"{_FILE_NAME}: not part of this installation; reinstall fastgen or name a file with --seed-tasks")
+
+
+def load_seed_tasks(path: Path) -> tuple[SeedTask, ...]:
+    """The tasks of a JSON-lines file; see `parse_seed_tasks`.
+
+    :raises InputError: the file cannot be read, or as `parse_seed_tasks`.
+    """
+    return parse_seed_tasks(path, read_seed_file(path))
+
+
+def parse_seed_tasks(path: Path, content: bytes) -> tuple[SeedTask, ...]:
+    """Every task of JSON lines, in order; blank lines and a byte order mark are skipped. ``path`` is for messages.
+
+    Each line is an object with ``id``, ``instruction``, ``instances`` (one or more ``{"input", "output"}``) and
+    ``is_classification``; ``name`` may be left out (then it is the id), other keys are ignored.
+
+    :raises InputError: the content is not UTF-8 or holds no task; a line is not a JSON object; a field is missing,
+        blank or of another type; an id is used twice or has the form of a machine instruction's.
+    """
+    return tuple(task for _, task in _numbered_tasks(path, content))
+
+
+def read_seed_file(path: Path) -> bytes:
+    """The bytes of a seed file, which may be a pipe: it is opened and read once.
+
+    :raises InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{_printable(str(path))}: cannot be read ({reason}); name a file of JSON lines") from None
+
+
+def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
+    """SHA-256 (64 hex digits) of everything the tasks say, in order; the same however the file was formatted."""
+    content = [
+        [task.id, task.name, task.instruction, [[i.input, i.output] for i in task.instances], task.is_classification]
+        for task in tasks
+    ]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
+    """Load a seed file and judge it as a start for a run with ``preset`` (a key of `PRESETS`).
+
+    The report has figures, and a warning for what will hurt a run.
+
+    :raises InputError: as `load_seed_tasks`.
+    """
+    numbered = _numbered_tasks(path, read_seed_file(path))
+    tasks = [task for _, task in numbered]
+    blank = [not instance.input.strip() for task in tasks for instance in task.instances]
+    words = [count_words(task.instruction, PRESETS[preset]) for task in tasks]
+    closest, near = _closest_and_near(tasks)
+    return SeedReport(
+        path=path,
+        tasks=len(tasks),
+        classification=sum(task.is_classification for task in tasks),
+        instances=len(blank),
+        empty_input_share=sum(blank) / len(blank),
+        words_min=min(words),
+        words_median=median(words),
+        words_max=max(words),
+        closest=closest,
+        warnings=(*_set_warnings(tasks), *_filter_warnings(path, numbered, preset), *_near_warnings(near)),
+    )
+
+
+def _numbered_tasks(path: Path, content: bytes) -> list[tuple[int, SeedTask]]:
+    """(line number from 1, task) of every line that is not blank."""
+    numbered: list[tuple[int, SeedTask]] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(content.removeprefix(_BOM).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{_printable(str(path))}:{number}"
+        task = _task(_object(line, where), where)
+        if task.id in line_of:
+            raise InputError(
+                f"{where}: id: {json.dumps(task.id)} is also on line {line_of[task.id]}; choose another id"
+            )
+        line_of[task.id] = number
+        numbered.append((number, task))
+    if not numbered:
+        raise InputError(f"{_printable(str(path))}: holds no seed task; write one JSON object on each line")
+    return numbered
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    if b"\0" in line:
+        raise InputError(f"{where}: holds a NUL byte, so this is not a text file; save it as UTF-8 JSON lines")
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        problem = f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+        raise InputError(f"{where}: {problem}; write one whole JSON object on each line") from None
+    except KeyError as error:
+        raise InputError(f"{where}: {_printable(error.args[0])}: appears twice in one object; keep one") from None
+    except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
+        raise InputError(f"{where}: JSON beyond what can be read; simplify or remove this line") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found {_KINDS.get(type(value), 'a number')}; write one JSON object on each line")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields, or KeyError for a key that would silently replace another."""
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise KeyError(key)
+        fields[key] = value
+    return fields
+
+
+def _task(fields: dict[str, Any], where: str) -> SeedTask:
+    identifier = _text(fields, "id", where)
+    if _MACHINE_ID.fullmatch(identifier):
+        raise InputError(f"{where}: id: {json.dumps(identifier)} is a machine instruction's name; choose another id")
+    is_classification = fields.get("is_classification", _MISSING)
+    if not isinstance(is_classification, bool):
+        raise _unfit(where, "is_classification", is_classification, "true or false")
+    return SeedTask(
+        id=identifier,
+        name=_text(fields, "name", where) if "name" in fields else identifier,
+        instruction=_text(fields, "instruction", where),
+        instances=tuple(_instances(fields, where)),
+        is_classification=is_classification,
+    )
+
+
+def _instances(fields: dict[str, Any], where: str) -> Iterator[Instance]:
+    instances = fields.get("instances", _MISSING)
+    if not isinstance(instances, list):
+        raise _unfit(where, "instances", instances, 'a list of {"input", "output"} objects')
+    if not instances:
+        raise InputError(f'{where}: instances: empty; give at least one {{"input", "output"}} object')
+    for index, instance in enumerate(instances):
+        field = f"instances[{index}]"
+        if not isinstance(instance, dict):
+            raise _unfit(where, field, instance, 'an object {"input", "output"}')
+        text = _text(instance, "input", where, f"{field}.", may_be_blank=True)
+        yield Instance(text, _text(instance, "output", where, f"{field}."))
+
+
+def _text(fields: dict[str, Any], key: str, where: str, prefix: str = "", *, may_be_blank: bool = False) -> str:
+    value = fields.get(key, _MISSING)
+    if not isinstance(value, str):
+        raise _unfit(where, prefix + key, value, 'text, "" for none' if may_be_blank else "text")
+    if not may_be_blank and not value.strip():
+        raise InputError(f"{where}: {prefix}{key}: blank; write some text")
+    if bad := _UNUSABLE.search(value):
+        what = "a NUL character" if bad.group() == "\0" else "a lone surrogate, half of a character"
+        raise InputError(f"{where}: {prefix}{key}: holds \\u{ord(bad.group()):04x}, {what}; remove or replace it")
+    return value
+
+
+def _unfit(where: str, field: str, value: object, wanted: str) -> InputError:
+    if value is _MISSING:
+        return InputError(f"{where}: {field}: missing; add it ({wanted})")
+    return InputError(f"{where}: {field}: found {_KINDS.get(type(value), 'a number')}; make it {wanted}")
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _closest_and_near(tasks: Sequence[SeedTask]) -> tuple[SeedPair | None, list[SeedPair]]:
+    """The most similar pair, and all pairs at or above `NEAR`, most similar first.
+
+    An LCS is never longer than the multiset overlap of the tokens, which is one AND of two bit sets; only pairs that
+    this bound leaves in the race are scored.
+    """
+    tokens = [tokenise(task.instruction) for task in tasks]
+    closest: SeedPair | None = None
+    near: list[SeedPair] = []
+    for (a, a_tokens, a_bits), (b, b_tokens, b_bits) in combinations(zip(tasks, tokens, _bits(tokens), strict=True), 2):
+        bound = f1_of_lcs((a_bits & b_bits).bit_count(), len(a_tokens), len(b_tokens))
+        if closest and bound < NEAR and bound <= closest.rouge_l:
+            continue
+        pair = SeedPair(a.id, b.id, rouge_l_f1(a_tokens, b_tokens))
+        if closest is None or pair.rouge_l > closest.rouge_l:
+            closest = pair
+        if pair.rouge_l >= NEAR:
+            near.append(pair)
+    return closest, sorted(near, key=lambda pair: -pair.rouge_l)
+
+
+def _bits(texts: Sequence[list[str]]) -> list[int]:
+    """One bit for each token together with how often it came before in the same text."""
+    numbers = defaultdict[tuple[str, int], int](count().__next__)
+    return [sum(1 << numbers[token, text[:i].count(token)] for i, token in enumerate(text)) for text in texts]
+
+
+def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
+    if len(tasks) < FEWEST:
+        yield f"only {len(tasks)} seed tasks, fewer than the {FEWEST} of one prompt; prompts will repeat themselves"
+    if not any(task.is_classification for task in tasks):
+        yield "no classification seed; 'generate --classification-only' refuses these seeds"
+    letters = [letter for task in tasks for letter in task.instruction if letter.isalpha()]
+    if 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters):
+        yield (
+            "most letters are not Latin, but the shipped demonstrations of instances are English, and outputs may "
+            "become so too; give prompts in the language of the seeds with --prompts"
+        )
+
+
+def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]], preset: str) -> Iterator[str]:
+    """What the instruction filters would reject; seeds themselves are never filtered, but the model imitates them."""
+    for line, task in numbered:
+        if rule := check_instruction(" ".join(task.instruction.split()), PRESETS[preset]):
+            where = f"{_printable(str(path))}:{line}: instruction"
+            yield f"{where}: --preset {preset} rejects machine instructions like this one ({rule}); reword it"
+
+
+def _near_warnings(near: Sequence[SeedPair]) -> Iterator[str]:
+    for pair in near[:_MOST_PAIRS]:
+        yield f"{pair}: nearly the same instruction (should be below {NEAR}); reword or drop one"
+    if len(near) > _MOST_PAIRS:
+        yield f"{len(near) - _MOST_PAIRS} more pairs are nearly the same"

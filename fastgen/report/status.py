@@ -1,0 +1,126 @@
+"""What ``fastgen status`` says of a run: counts, yield, acceptance, the rejection ledger, and what limits it.
+
+A plain reader: it reads the ledger snapshot, only the end of the log, and ``metrics.jsonl`` (some 25 MB after a week),
+so it answers at once, also during the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastgen.judge.summary import kept_summaries, one_line
+from fastgen.store.ledger import Ledger
+from fastgen.store.run_folder import RunFolder
+from fastgen.telemetry.figures import Sample
+from fastgen.telemetry.progress import duration
+from fastgen.telemetry.series import last_sample, limit_shares
+
+
+def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str, Any]:
+    """The figures as plain JSON values; counts are since the start of the run.
+
+    ``limit`` is what was measured last, ``None`` where nothing was: ``name``, ``reason``, ``age_s``, and as ``shares``
+    what part of the measured time each limit was the binding one.
+
+    :raises InputError: no run there, or a damaged one.
+    """
+    folder = RunFolder(run_dir)
+    header = folder.header()
+    ledger = folder.ledger()
+    return {
+        "run_dir": str(run_dir),
+        "model": header.meaning["model"],
+        "preset": header.meaning["preset"],
+        "target": header.options["num_instructions"],
+        "yield_per_1000_tokens": round(ledger.yield_per_1000_tokens, 3),
+        "acceptance": round(ledger.acceptance, 4),
+        "pending": ledger.pending,
+        "seed_only_share": round(ledger.seed_only_share, 4),
+        **ledger.as_dict(),
+        "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
+        **_measured(run_dir, clock()),
+        "judgements": kept_summaries(run_dir),
+    }
+
+
+def _measured(run_dir: Path, now_s: float) -> dict[str, Any]:
+    """What the run's last sample says of its yield and its limit."""
+    last = last_sample(run_dir)
+    return {
+        "kept_per_1000_tokens": None if last is None else round(last.kept_per_1000_tokens, 3),
+        "complete_per_min": None if last is None else round(last.recent.complete_per_min, 2),
+        "generated_tokens_per_s": None if last is None else round(last.recent.generated_tokens_per_s, 1),
+        "kept_per_server_s": None if last is None else round(_kept_per_server_s(last), 4),
+        "limit": None if last is None else _limit(last, limit_shares(run_dir), now_s),
+    }
+
+
+def _kept_per_server_s(last: Sample) -> float:
+    """The rate of the live line; that of the last window where an older fastgen wrote the sample."""
+    return last.recent.kept_per_server_s if last.recent.over_s else last.kept_per_server_s
+
+
+def _limit(last: Sample, shares: dict[str, float], now_s: float) -> dict[str, Any]:
+    age_s = round(max(0.0, now_s - last.time_s), 1)
+    return {"name": last.limit.value, "reason": last.limit_reason, "age_s": age_s, "shares": shares}
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The same for people, as lines of text."""
+    counts = Ledger.from_dict(figures)
+    return f"""\
+{figures["run_dir"]}: {counts.complete} of {figures["target"]} instructions complete
+  made with          {figures["model"]}, preset {figures["preset"]}
+  kept               {counts.kept}: {counts.complete} complete, {counts.empty} empty, {counts.pending} on the way
+  classification     {counts.classification_tasks} of them are classification tasks
+  instances          {counts.instances}, {counts.empty_inputs} with an empty input
+  acceptance         {counts.acceptance:.1%} of the instructions written
+  yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens{_window(figures)}
+  tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
+  completions        {_listed(counts.completions)}{_health(counts)}
+  seed prompts       {counts.seed_only_share:.1%} of the instruction prompts showed seed tasks only
+  rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
+                     {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
+  requests given up  {counts.failures.total()}: {_listed(counts.failures)}
+  limited by         {_limited(figures["limit"])}{_judged(figures["judgements"])}"""
+
+
+def _judged(judgements: list[dict[str, Any]]) -> str:
+    """A line for each judge, as its last session left it."""
+    return "".join(f"\n  judged             {one_line(judge)}" for judge in judgements)
+
+
+def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "none"
+
+
+def _health(counts: Ledger) -> str:
+    """A line for each step: what could be made of its answers."""
+    by_step: dict[str, Counter[str]] = {}
+    for name, count in counts.answers.items():
+        step, _, kind = name.partition(".")
+        by_step.setdefault(step, Counter())[kind] = count
+    return "".join(f"\n    {step:<16} {_listed(kinds)}" for step, kinds in by_step.items())
+
+
+def _window(figures: dict[str, Any]) -> str:
+    if (kept := figures["kept_per_1000_tokens"]) is None:
+        return ""
+    return f"; last measured: {kept:.2f} kept per 1,000, {figures['kept_per_server_s']:.3g} kept per server-second"
+
+
+def _limited(limit: dict[str, Any] | None) -> str:
+    if limit is None:
+        return "not measured yet"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in limit["shares"].items())
+    over = f"; of all the time: {shares}" if shares else ""
+    return f"{limit['name']}, {duration(limit['age_s'])} ago ({limit['reason']}){over}"
+
+
+def _hit_rate(figures: dict[str, Any]) -> str:
+    rate = figures["prefix_cache_hit_rate"]
+    return "" if rate is None else f", {rate:.0%} of them from the server's prefix cache"

@@ -1,1 +1,0 @@
-"""Keeping servers busy: what is in flight, how patiently it is asked again. Nothing of Self-Instruct."""

@@ -1,0 +1,257 @@
+"""One OpenAI-compatible server over HTTP: vLLM, SGLang, llama.cpp's, hosted ones.
+
+Guarantees: one `complete` is at most one POST, never repeated here; connections are kept alive and as many as there are
+calls; cancelling a call closes its connection, which makes vLLM free the sequence; a response is read up to a bound;
+whatever goes wrong is one of fastgen's errors, without a foreign exception chained to it (those carry request headers,
+hence keys). Knows nothing of retries, other servers or what the text means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from fastgen.engine.backend import BackendStatistics, EndpointCounters, EndpointStatistics, ServerMetrics, parse_metrics
+from fastgen.errors import BackendUnavailable, FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
+from fastgen.servers.protocol import (
+    CLIENT_ERRORS,
+    HttpAnswer,
+    decode_completions,
+    encode_request,
+    from_client_error,
+    from_refusal,
+    is_unknown_model,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastgen.servers.endpoint import Endpoint
+    from fastgen.types import Completion, Request
+
+
+KEEPALIVE_S = 4.0  # below uvicorn's (vLLM's) 5 s: a connection that idled longer may be closing under our next POST
+SMALL_CALL_TIMEOUT_S = 5.0  # for what a server answers from memory: health, models, metrics
+MAX_PAGE_BYTES = 8 << 20  # a metrics page of many engines, a hosted service's list of models
+REPORT_EVERY_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between probes at the start
+_FAULTS = tuple(CLIENT_ERRORS)
+_REFUSALS = ("http_429", "http_503", "timeout")  # "not so much at once"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a server offers: model names (none if it does not say) and the context of the endpoint's model in tokens."""
+
+    ids: tuple[str, ...] = ()
+    max_model_len: int | None = None
+
+
+class OpenAIBackend:
+    """A `Backend` for one endpoint. Use it in one event loop; close it there (or use it as a context manager)."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.counters = EndpointCounters()
+        self._url = URL(endpoint.completions_url)
+        self._session: aiohttp.ClientSession | None = None
+        self._timeouts: dict[int, aiohttp.ClientTimeout] = {}
+        self._small_call = aiohttp.ClientTimeout(total=SMALL_CALL_TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def complete(self, request: Request) -> tuple[Completion, ...]:
+        """See `Backend.complete`."""
+        counters = self.counters
+        counters.in_flight += 1
+        counters.sequences += request.sequences
+        try:
+            completions = await self._complete(request)
+        except FastgenError as error:
+            counters.failed += 1
+            if isinstance(error, TransientError) and error.kind in _REFUSALS:
+                counters.refused += request.sequences
+            raise
+        finally:
+            counters.in_flight -= 1
+            counters.sequences -= request.sequences
+        counters.completed += 1
+        counters.completions += len(completions)
+        for completion in completions:
+            counters.generated_tokens += completion.completion_tokens
+        return completions
+
+    async def _complete(self, request: Request) -> tuple[Completion, ...]:
+        body = encode_request(self.endpoint, request)
+        limit = self.endpoint.max_body_bytes * request.sequences
+        answer = await self._send("POST", self._url, body, self._allowed(request.sampling.max_tokens), limit)
+        if answer.status != HTTPStatus.OK:
+            offered = await self._offered() if is_unknown_model(answer, self.endpoint) else ()
+            raise _about(request, from_refusal(answer, self.endpoint, offered=offered))
+        if len(answer.body) > limit:
+            raise TransientError(f"{self.endpoint.display_url}: an answer of more than {limit} bytes", kind="too_large")
+        return decode_completions(answer.body, self.endpoint, request)
+
+    async def _send(
+        self, method: str, url: URL, body: bytes | None, allowed: aiohttp.ClientTimeout, limit: int
+    ) -> HttpAnswer:
+        """Send one request; return what came back, of which at most a little more than ``limit`` bytes are read."""
+        session = self._session or self._open()
+        try:
+            async with session.request(method, url, data=body, timeout=allowed, allow_redirects=False) as response:
+                received = await response.content.readany()
+                while len(received) <= limit and (more := await response.content.readany()):
+                    received += more
+        except _FAULTS as error:
+            failure = from_client_error(error, self.endpoint)
+        else:
+            self.counters.last_answer_s = time.monotonic()
+            return HttpAnswer(response.status, response.headers, received)
+        raise failure  # outside the handler: chained to it, the foreign error would carry the request's headers along
+
+    async def probe(self) -> ModelInfo:
+        """Return what ``GET /models`` says; an empty answer where the server has no such list.
+
+        :raises InputError: the key is refused, or the URL redirects.
+        :raises TransientError: the server does not answer, or not yet.
+        """
+        answer = await self._get(self.endpoint.display_url + "/models")
+        if answer.status == HTTPStatus.OK:
+            return _read_models(answer.body, self.endpoint.model)
+        error = from_refusal(answer, self.endpoint)
+        no_list = answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+        if isinstance(error, TransientError) or (isinstance(error, InputError) and not no_list):
+            raise error
+        return ModelInfo()
+
+    async def _offered(self) -> tuple[str, ...]:
+        """Return the server's models for a message about something else: what fails here is not worth saying."""
+        try:
+            return (await self.probe()).ids
+        except FastgenError:
+            return ()
+
+    async def metrics(self) -> ServerMetrics | None:
+        """Return the server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
+        try:
+            answer = await self._get(self.endpoint.root_url + "/metrics")
+        except FastgenError:
+            return None
+        return parse_metrics(answer.body) if answer.status == HTTPStatus.OK else None
+
+    async def is_answering(self) -> bool:
+        """Tell whether the server answers HTTP and does not call itself broken or still loading (``/health``, 5xx)."""
+        try:
+            answer = await self._get(self.endpoint.root_url + "/health")
+        except FastgenError:
+            return False
+        return answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+    async def wait_until_answering(self, timeout_s: float, report: Callable[[str], None]) -> ModelInfo:
+        """Probe until the server answers; ``report`` gets a line at the first failure and then every ten seconds.
+
+        :raises BackendUnavailable: it did not within ``timeout_s`` (0: a single try).
+        :raises InputError: it answered, and something must be mended first.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        pause_s, report_at_s = _FIRST_PAUSE_S, 0.0
+        while True:
+            try:
+                return await self.probe()
+            except TransientError as error:
+                failure = str(error)
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                remedy = "start the server, or wait longer with --server-timeout"
+                raise BackendUnavailable(f"no answer within {timeout_s:.0f} s ({failure}); {remedy}")
+            if now_s >= report_at_s:
+                report_at_s = now_s + REPORT_EVERY_S
+                report(f"waiting up to {deadline_s - now_s:.0f} s for the server ({failure})")
+            await asyncio.sleep(min(pause_s, deadline_s - now_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def statistics(self) -> BackendStatistics:
+        """See `Backend.statistics`; a lone endpoint is always called healthy, since nothing watches it."""
+        return BackendStatistics((self.snapshot(healthy=True),))
+
+    def snapshot(self, *, healthy: bool) -> EndpointStatistics:
+        """Return the counters now, with the word of whoever watches the endpoint."""
+        seen = self.counters
+        return EndpointStatistics(
+            url=self.endpoint.display_url,
+            in_flight=seen.in_flight,
+            completed=seen.completed,
+            failed=seen.failed,
+            healthy=healthy,
+            last_answer_s=seen.last_answer_s,
+            sequences=seen.sequences,
+            completions=seen.completions,
+            refused=seen.refused,
+            generated_tokens=seen.generated_tokens,
+        )
+
+    async def close(self) -> None:
+        """See `Backend.close`."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _get(self, url: str) -> HttpAnswer:
+        return await self._send("GET", URL(url), None, self._small_call, MAX_PAGE_BYTES)
+
+    def _allowed(self, max_tokens: int) -> aiohttp.ClientTimeout:
+        """Return the time allowed for so many tokens (see `TimeoutPolicy`); made once for each number."""
+        allowed = self._timeouts.get(max_tokens)
+        if allowed is None:
+            policy = self.endpoint.timeout
+            allowed = aiohttp.ClientTimeout(total=policy.request_s(max_tokens), sock_connect=policy.connect_s)
+            self._timeouts[max_tokens] = allowed
+        return allowed
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Make the one session, at the first call because it belongs to the running loop."""
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # inflating costs more than a few KB on the wire
+            "User-Agent": "fastgen",
+        }
+        if authorization := self.endpoint.authorization():
+            headers["Authorization"] = authorization
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+        )
+        return self._session
+
+
+def _about(request: Request, error: FastgenError) -> FastgenError:
+    """A refusal of several prompts may be about any one of them: asked by themselves, the others may be answered."""
+    if request.prompts > 1 and isinstance(error, RequestRejected):
+        return PromptTooLong(f"{request.prompts} prompts in one request: {error}")
+    return error
+
+
+def _read_models(body: bytes, model: str) -> ModelInfo:
+    """Return names and context length from a list of models; tolerant, because servers' lists differ."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ModelInfo()
+    entries = answer.get("data") if isinstance(answer, dict) else answer
+    cards = [card for card in entries if isinstance(card, dict)] if isinstance(entries, list) else []
+    named = {card["id"]: card.get("max_model_len") for card in cards if isinstance(card.get("id"), str)}
+    length = next(iter(named.values())) if len(named) == 1 else named.get(model)
+    return ModelInfo(tuple(named), length if type(length) is int else None)

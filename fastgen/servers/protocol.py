@@ -1,0 +1,395 @@
+"""Requests as JSON bytes and JSON bytes as completions: OpenAI's completions and chat formats. No I/O, no asyncio.
+
+Reading is strict: an answer either is what was asked for, choice by choice, or raises; nothing is guessed. Of several
+choices, those that came are taken and the others are marked as lost (`Completion.is_lost`). Only the usage figures are
+read leniently, because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored:
+the answer is ``content``.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import aiohttp
+import orjson
+from aiohttp.http_exceptions import HttpProcessingError
+
+from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
+from fastgen.servers.endpoint import Endpoint, redact_url
+from fastgen.types import LOST_REASONS, Completion, Message, Request, token_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+MAX_STOP_STRINGS = 4  # OpenAI's limit; more is a 400 there
+
+
+def encode_request(endpoint: Endpoint, request: Request) -> bytes:
+    """Return the body of one request.
+
+    ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties only if not 0. A ``top_p`` of 0 keeps the
+    likeliest token only, which vLLM refuses to hear; it is said as a temperature of 0 instead.
+
+    :raises RequestRejected: the prompt is no valid Unicode, or of the other API's kind.
+    :raises PromptTooLong: one of several prompts is no valid Unicode.
+    """
+    sampling = request.sampling
+    greedy = sampling.top_p <= 0
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        _prompt_field(endpoint, request.prompt): request.prompt,
+        "max_tokens": sampling.max_tokens,
+        "temperature": 0.0 if greedy else sampling.temperature,
+        "top_p": 1.0 if greedy else sampling.top_p,
+    }
+    if sampling.presence_penalty:
+        body["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty:
+        body["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.stop:
+        body["stop"] = sampling.stop[:MAX_STOP_STRINGS]
+    if request.n > 1:
+        body["n"] = request.n
+    if endpoint.extra_body:
+        body = {key: value for key, value in (body | dict(endpoint.extra_body)).items() if value is not None}
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        refusal = PromptTooLong if request.prompts > 1 else RequestRejected  # the other prompts may be fine
+        raise refusal(f"request {request.number} cannot be written as JSON: {error}") from None
+
+
+def _prompt_field(endpoint: Endpoint, prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
+    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
+    if is_text == (endpoint.api == "chat"):
+        raise RequestRejected(f"the prompt is not of the kind that --api {endpoint.api} takes")
+    return "messages" if endpoint.api == "chat" else "prompt"
+
+
+def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tuple[Completion, ...]:
+    """Return the ``request.sequences`` choices of a 200's body, in the order of their indexes.
+
+    The usage's completion tokens are shared evenly over the choices that came (it is one sum); the prompts' count goes
+    to the first of these. Choices are lost only beside good ones.
+
+    :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server broke every sequence off).
+    :raises PromptTooLong: a single choice for several prompts: the server cannot cope with that, and whether the choice
+        is about the first of them or all of them joined is anyone's guess.
+    """
+    try:
+        return _decode(body, request, chat=endpoint.api == "chat")
+    except _BrokenError as broken:
+        message, kind = f"{endpoint.display_url}: {endpoint.redact(str(broken))[:240]}", broken.kind
+    if kind == "missing_choices":
+        raise PromptTooLong(message)
+    raise TransientError(message, kind=kind)
+
+
+class _BrokenError(Exception):
+    """An answer that is not what was asked for."""
+
+    def __init__(self, message: str, kind: str = "bad_body") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _decode(body: bytes, request: Request, *, chat: bool) -> tuple[Completion, ...]:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _BrokenError(f"the answer is not JSON ({error})") from None
+    choices = answer.get("choices") if type(answer) is dict else None
+    if type(choices) is not list:
+        raise _BrokenError(f"no list of choices in {' '.join(body[:4000].decode(errors='replace').split())}")
+    _check_count(len(choices), request)
+    by_index = _by_index(choices, request.sequences)
+    read = {index: _read_choice(choice, chat=chat) for index, choice in by_index.items()}
+    return _completions(read, request.sequences, *_usage(answer.get("usage")))
+
+
+def _completions(
+    read: Mapping[int, tuple[str, str | None]], count: int, prompt_tokens: int, completion_tokens: int
+) -> tuple[Completion, ...]:
+    """Share the tokens out over what is good; say of the rest how it was lost."""
+    good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
+    if not good:
+        raise _BrokenError(f"the server broke every sequence off (finish_reason {read[min(read)][1]})", "aborted")
+    share, rest = divmod(completion_tokens, len(good))
+    done: list[Completion] = []
+    for index in range(count):
+        text, reason = read.get(index, ("", "missing"))
+        if reason in LOST_REASONS:
+            done.append(Completion("", reason))
+        else:
+            done.append(Completion(text, reason, prompt_tokens, share + (rest > 0)))
+            prompt_tokens, rest = 0, max(0, rest - 1)
+    return tuple(done)
+
+
+def _check_count(count: int, request: Request) -> None:
+    if 0 < count < request.sequences:
+        if request.prompts > 1 and count == 1:
+            raise _BrokenError(f"one choice for {request.prompts} prompts in one request", "missing_choices")
+    elif count != request.sequences:
+        raise _BrokenError(f"{count} choices instead of {request.sequences}")
+
+
+def _by_index(choices: list[Any], count: int) -> dict[int, dict[str, Any]]:
+    """Choices by index; a lone choice may leave its index out."""
+    for choice in choices:
+        if type(choice) is not dict:
+            raise _BrokenError(f"a choice is a {type(choice).__name__}")
+    indexes = [choice.get("index", 0 if len(choices) == 1 else None) for choice in choices]
+    known = [index for index in indexes if type(index) is int and 0 <= index < count]
+    if len(known) < len(choices) or len(set(known)) < len(known):
+        raise _BrokenError(f"choice indexes {indexes!s:.100}")
+    return dict(zip(known, choices, strict=True))
+
+
+def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
+    reason = choice.get("finish_reason")
+    if reason is not None and type(reason) is not str:
+        raise _BrokenError(f"finish_reason is a {type(reason).__name__}")
+    if reason in LOST_REASONS:  # the text is a torso, or none
+        return "", reason
+    text = _chat_text(choice, reason) if chat else choice.get("text")
+    if type(text) is not str:
+        raise _BrokenError(f"the text is a {type(text).__name__}")
+    return text, reason
+
+
+def _chat_text(choice: dict[str, Any], reason: str | None) -> object:
+    """Return the content; empty where it is null beside a finish reason.
+
+    That is legal: all tokens went into reasoning, or the model refused. An unusable answer, not a broken one.
+    """
+    message = choice.get("message")
+    if type(message) is not dict:
+        return None
+    text = message.get("content")
+    return "" if text is None and reason is not None else text
+
+
+def _usage(usage: object) -> tuple[int, int]:
+    """Prompt and completion tokens; 0 for what is missing or is no credible count."""
+    if not isinstance(usage, dict):
+        return 0, 0
+    return token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
+
+
+Meaning = Literal["connection", "timeout", "incomplete_body", "bad_body", "bad_url", "certificate"]
+
+CLIENT_ERRORS: Final[Mapping[type[BaseException], Meaning]] = {
+    aiohttp.ClientError: "connection",
+    aiohttp.ClientConnectionError: "connection",
+    aiohttp.ClientConnectionResetError: "connection",
+    aiohttp.ClientOSError: "connection",
+    aiohttp.ClientConnectorError: "connection",
+    aiohttp.ClientConnectorDNSError: "connection",
+    aiohttp.ClientProxyConnectionError: "connection",
+    aiohttp.client_exceptions.UnixClientConnectorError: "connection",
+    aiohttp.ClientSSLError: "connection",
+    aiohttp.ClientConnectorSSLError: "connection",
+    aiohttp.ClientConnectorCertificateError: "certificate",
+    aiohttp.ServerConnectionError: "connection",
+    aiohttp.ServerDisconnectedError: "connection",
+    aiohttp.ServerTimeoutError: "timeout",
+    aiohttp.ConnectionTimeoutError: "timeout",
+    aiohttp.SocketTimeoutError: "timeout",
+    aiohttp.ServerFingerprintMismatch: "certificate",
+    aiohttp.ClientPayloadError: "incomplete_body",
+    aiohttp.ClientResponseError: "bad_body",
+    aiohttp.ContentTypeError: "bad_body",
+    aiohttp.WSServerHandshakeError: "bad_body",
+    aiohttp.ClientHttpProxyError: "connection",
+    aiohttp.TooManyRedirects: "bad_url",
+    aiohttp.InvalidURL: "bad_url",
+    aiohttp.InvalidUrlClientError: "bad_url",
+    aiohttp.RedirectClientError: "bad_url",
+    aiohttp.NonHttpUrlClientError: "bad_url",
+    aiohttp.InvalidUrlRedirectClientError: "bad_url",
+    aiohttp.NonHttpUrlRedirectClientError: "bad_url",
+    HttpProcessingError: "bad_body",  # aiohttp's parser, where it escapes unwrapped
+    UnicodeError: "bad_url",  # a host name that cannot be encoded for the resolver
+    TimeoutError: "timeout",
+    OSError: "connection",
+}
+"""What each error means; an error that is not listed means what its nearest listed ancestor does."""
+
+_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+_TRANSIENT_STATUSES = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
+_LISTED_MODELS = 8  # as many names as fit one line
+_TOO_LONG = re.compile(
+    r"maximum context length|context_length_exceeded|\binput_tokens\b"  # vLLM and OpenAI, OpenAI's code, vLLM's field
+    r"|model's context length|maximum allowed length"  # SGLang
+    r"|exceed_context_size|available context size"  # llama.cpp's type and message
+    r"|maximum model length|max_new_tokens. must be|prompt is too long",  # vLLM's engine, TGI, several others
+    re.IGNORECASE,
+)
+_NO_SUCH_MODEL = re.compile(
+    r"model_not_found|model\W.{0,200}(?:not exist|not found)|(?:invalid|unknown|no such) model", re.IGNORECASE
+)
+_NO_SUCH_MODEL_400 = re.compile(r"model_not_found|invalid model name", re.IGNORECASE)  # LiteLLM and some hosted ones
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """What came back for one HTTP request, of any status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def detail(self, redact: Callable[[str], str] = str) -> str:
+        """Return what the server says, redacted, as one line of at most 240 characters."""
+        try:
+            text = _message(orjson.loads(self.body))
+        except orjson.JSONDecodeError:
+            text = re.sub(r"<[^>]*>", " ", self.body[:4000].decode(errors="replace"))
+        return redact(" ".join(text.split()))[:240] or "no explanation"
+
+    def text(self) -> str:
+        """Return the body as text, for looking for wordings."""
+        return self.body[:20_000].decode(errors="replace")
+
+
+def _message(answer: object) -> str:
+    """Return the message in an error body of OpenAI, vLLM (old and new), llama.cpp or FastAPI."""
+    while isinstance(answer, dict):
+        answer = next((answer[key] for key in ("error", "message", "detail") if answer.get(key)), str(answer))
+    return str(answer)
+
+
+def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
+    """Return what an error of aiohttp, a timeout or an error of the operating system means.
+
+    Only a body that broke off or could not be read has reached a server; the rest are what an outage looks like.
+    """
+    meaning = next(CLIENT_ERRORS[base] for base in type(error).__mro__ if base in CLIENT_ERRORS)
+    where, what = endpoint.display_url, _describe(error, endpoint.redact)
+    if isinstance(error, OSError) and error.errno in _OUT_OF_FILES:
+        return InputError(f"{where}: too many open files; raise the limit (ulimit -n) or lower --concurrency")
+    if meaning == "certificate":
+        return InputError(f"--base-url {where}: the server's certificate is not trusted ({what})")
+    if meaning == "bad_url":
+        return InputError(f"--base-url {where} cannot be used ({what})")
+    if "WRONG_VERSION_NUMBER" in what:
+        return InputError(f"--base-url {where}: the server does not speak TLS; begin the URL with http://")
+    reached = meaning in ("incomplete_body", "bad_body")
+    return TransientError(f"{where}: {what}", kind=meaning, reached_server=reached)
+
+
+def _describe(error: BaseException, redact: Callable[[str], str]) -> str:
+    """Return one line, redacted; never an error's own text where that holds request headers or a whole URL."""
+    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
+        return redact(" ".join(f"not an HTTP answer: {error.message}".split()))[:240]
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer broke off in the middle"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "not a URL"
+    text = redact(" ".join(str(error).split()))[:240]
+    return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+def is_unknown_model(answer: HttpAnswer, endpoint: Endpoint) -> bool:
+    """Tell whether the server says that it has no such model (as opposed to: no such route)."""
+    text = answer.text()
+    if answer.status == HTTPStatus.NOT_FOUND:
+        named = bool(endpoint.model) and (endpoint.model in text or orjson.dumps(endpoint.model).decode()[1:-1] in text)
+        return "/chat/completions" not in text and (named or _NO_SUCH_MODEL.search(text) is not None)
+    return answer.status == HTTPStatus.BAD_REQUEST and _NO_SUCH_MODEL_400.search(text) is not None
+
+
+def from_refusal(
+    answer: HttpAnswer, endpoint: Endpoint, *, offered: Sequence[str] = (), now_s: float | None = None
+) -> FastgenError:
+    """Return what an HTTP answer other than 2xx means.
+
+    ``offered`` are the server's models, for the message; ``now_s`` is the Unix time that a Retry-After date is compared
+    with (default: the clock's).
+    """
+    said = f"{answer.status}: {answer.detail(endpoint.redact)}"
+    problem = _for_a_person(answer, endpoint, offered, said)
+    if problem is not None:
+        return InputError(problem)
+    where = f"{endpoint.display_url} ({said})"
+    if answer.status >= HTTPStatus.BAD_REQUEST and _TOO_LONG.search(answer.text()):
+        return PromptTooLong(where)
+    if answer.status in _TRANSIENT_STATUSES or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        wait_s = parse_retry_after(answer.headers, time.time() if now_s is None else now_s)
+        return TransientError(where, kind=f"http_{answer.status}", retry_after_s=wait_s)
+    return RequestRejected(where)
+
+
+def _for_a_person(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
+    """Return the line for whoever must mend something; ``None`` where nobody must."""
+    status, problem = answer.status, None
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        problem = _key_message(endpoint, said)
+    elif status == HTTPStatus.PAYMENT_REQUIRED or "insufficient_quota" in answer.text():
+        problem = f"{endpoint.display_url}: no credit left ({said}); add some, then run the same command again"
+    elif is_unknown_model(answer, endpoint):
+        problem = _model_message(endpoint, offered, said)
+    elif status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) or status < HTTPStatus.BAD_REQUEST:
+        problem = _route_message(endpoint, answer, said)
+    elif status == HTTPStatus.BAD_REQUEST and endpoint.api == "chat" and "chat template" in answer.text():
+        problem = f"--api chat: {endpoint.model} has no chat template ({said}); use --api completions"
+    return problem
+
+
+def _key_message(endpoint: Endpoint, said: str) -> str:
+    if endpoint.authorization() is None:
+        remedy = "put a key into an environment variable and name that with --api-key-env"
+        return f"{endpoint.display_url} asks for a key ({said}): {remedy}"
+    return f"{endpoint.display_url} refuses the key ({said}): name the variable of a valid one with --api-key-env"
+
+
+def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str:
+    if not offered:
+        return f"--model {endpoint.model}: {endpoint.display_url} has no such model ({said})"
+    more = f" and {len(offered) - _LISTED_MODELS} more" if len(offered) > _LISTED_MODELS else ""
+    listed = endpoint.redact(", ".join(offered[:_LISTED_MODELS])) + more
+    return f"--model {endpoint.model}: {endpoint.display_url} has no such model; it offers {listed}"
+
+
+def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
+    if target := answer.headers.get("Location"):
+        shown = endpoint.redact(redact_url(target))
+        return f"--base-url {endpoint.display_url} redirects to {shown}: give the final URL"
+    other = "completions" if endpoint.api == "chat" else "chat"
+    return f"{endpoint.completions_url} does not exist ({said}): use --api {other}, or check --base-url"
+
+
+def parse_retry_after(headers: Mapping[str, str], now_s: float) -> float | None:
+    """Return the seconds to wait by ``Retry-After`` (seconds or a date, RFC 9110 10.2.3) or ``retry-after-ms``."""
+    stated = headers.get("Retry-After", "")
+    seconds = _seconds(headers.get("retry-after-ms", ""), 1e-3)
+    if seconds is None:
+        seconds = _seconds(stated, 1.0)
+    if seconds is not None or not stated:
+        return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(stated).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds(text: str, unit_s: float) -> float | None:
+    try:
+        seconds = float(text) * unit_s
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -1,0 +1,7 @@
+"""Finds texts that are too similar to a pool of texts: tokenisers, ROUGE-L, candidate indexes and the novelty filter.
+
+It computes only: no files, no asyncio.
+"""
+
+PUBLIC = ("bands", "layout", "novelty", "options", "rouge", "saved")
+"""Modules that other rooms may import."""

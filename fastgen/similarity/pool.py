@@ -1,0 +1,264 @@
+"""The pool of tokenised texts that every index shares: vocabulary, entries, seeds, scratch.
+
+Guarantees: room for a batch is made before its kernel runs; texts come in as bytes that :func:`tokenise_bytes` can cut.
+Knows nothing of how candidates are found.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastgen.errors import InputError
+from fastgen.similarity.checks import make_found, record
+from fastgen.similarity.jit import kernel
+from fastgen.similarity.layout import Batch, Entries, Pool, Query, Rule, Seeds, Text, reserve_array, with_room
+from fastgen.similarity.lcs import (
+    SLOPE_BITS,
+    WORD,
+    append_entry,
+    close_query,
+    flag_similar,
+    gist_of,
+    lcs_with,
+    length_of,
+    make_rule,
+    offset_of,
+    open_query,
+    score_of,
+)
+from fastgen.similarity.vocabulary import Vocabulary, elements_of, tokenise_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from fastgen.similarity.layout import Found
+
+
+def make_batch(texts: Sequence[bytes]) -> Batch:
+    """Join texts into one array."""
+    start = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=start[1:])
+    return Batch(np.frombuffer(bytearray(b"".join((*texts, b" "))), np.uint8), start)
+
+
+@kernel
+def read_text(pool: Pool, batch: Batch, row: int) -> Text:
+    """Tokenise a text of the batch into ``pool.query``."""
+    query = pool.query
+    count = tokenise_bytes(pool.symbols, batch.data, batch.start[row], batch.start[row + 1], query.tokens)
+    elements_of(pool.symbols, query.tokens, count, query.elements)
+    return Text(row, count, gist_of(query.elements, count))
+
+
+@kernel
+def reread_entry(pool: Pool, entry: int) -> Text:
+    """Put a stored text back into ``pool.query``."""
+    query, offset, count = pool.query, offset_of(pool.entries, entry), length_of(pool.entries, entry)
+    for i in range(count):
+        query.tokens[i] = pool.entries.tokens[offset + i]
+    elements_of(pool.symbols, query.tokens, count, query.elements)
+    return Text(entry, count, pool.entries.gist[entry])
+
+
+@kernel
+def store_text(pool: Pool, text: Text) -> int:
+    """Append the text in ``pool.query`` to the pool; returns its pool index."""
+    return append_entry(pool.entries, pool.query.tokens, text.length, text.gist)
+
+
+@kernel
+def _append_all(pool: Pool, batch: Batch) -> None:
+    for row in range(batch.start.size - 1):
+        store_text(pool, read_text(pool, batch, row))
+
+
+@kernel
+def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32], fill: bool) -> None:
+    """Count (``fill`` false) or write the seeds of every element; two passes make the inverted lists."""
+    for seed in range(pool.entries.size[0]):
+        text = reread_entry(pool, seed)
+        for i in range(text.length):
+            element = pool.query.elements[i]
+            if fill:
+                member[first[element]] = seed
+            first[element] += 1
+
+
+@kernel
+def _is_as_stored(pool: Pool) -> bool:
+    """Whether every text's elements are known symbols and make its gist; nothing else may be in ``symbols.slot``."""
+    known = pool.symbols.size[0]
+    for entry in range(pool.entries.size[0]):
+        text = reread_entry(pool, entry)
+        if pool.symbols.size[0] != known or gist_of(pool.query.elements, text.length) != text.gist:
+            return False
+    return True
+
+
+MOST_ENTRIES = 1 << 30
+MOST_TOKENS = (1 << 24) - 1  # of one text: what `Entries.place` has bits for
+_MOST_TOKENS = 1 << 34  # of all texts; address space only
+
+
+class TextPool:
+    """Owner of the arrays."""
+
+    def __init__(self, threshold: float, reject_at: str) -> None:
+        self._vocabulary = Vocabulary()
+        self._entries = Entries(
+            tokens=reserve_array(np.int32, _MOST_TOKENS),
+            gist=reserve_array(np.uint64, MOST_ENTRIES),
+            place=reserve_array(np.uint64, MOST_ENTRIES),
+            size=np.zeros(2, np.int64),
+        )
+        self._rule = make_rule(threshold, reject_at)
+        self._seeds = Seeds(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int32))
+        self._query = _make_query(WORD)
+
+    def __len__(self) -> int:
+        """Entries in the pool."""
+        return int(self._entries.size[0])
+
+    def view(self) -> Pool:
+        """Give the arrays to a kernel; :meth:`reserve` and :meth:`index_seeds` may replace some."""
+        return Pool(self._vocabulary.symbols, self._entries, self._query, self._rule, self._seeds)
+
+    def reserve(self, batch: Batch) -> None:
+        """Make room for every text of ``batch``."""
+        size = int(batch.start[-1])
+        texts = batch.start.size - 1
+        tokens = size // 2 + texts
+        self._vocabulary.reserve(tokens, size)
+        self._make_room(len(self) + texts, int(self._entries.size[1]) + tokens)
+        longest = int(np.diff(batch.start).max(initial=0)) // 2 + 1
+        if longest > MOST_TOKENS:
+            raise InputError(f"a text of {longest * 2} bytes is too long to be compared; cut it to 32 MB at most")
+        if longest > self._query.tokens.size:
+            self._query = _make_query(longest * 2)
+
+    def _make_room(self, entries: int, tokens: int) -> None:
+        old = self._entries
+        if len(old.tokens) < tokens or len(old.gist) < entries or len(old.place) < entries:
+            self._entries = old._replace(
+                tokens=with_room(old.tokens, tokens, int(old.size[1]), _MOST_TOKENS),
+                gist=with_room(old.gist, entries, len(self), MOST_ENTRIES),
+                place=with_room(old.place, entries, len(self), MOST_ENTRIES),
+            )
+
+    def check_loaded(self) -> None:
+        """Make the pool usable after a load.
+
+        :raises ValueError: its arrays contradict each other.
+        """
+        entries, tokens = (int(number) for number in self._entries.size)
+        place = self._entries.place[:entries]
+        lengths = (place & np.uint64(MOST_TOKENS)).astype(np.int64)
+        begins = (place >> np.uint64(24)).astype(np.int64)
+        used = self._entries.tokens[:tokens]
+        bad = (begins != np.cumsum(lengths) - lengths).any() or int(lengths.sum()) != tokens
+        if bad or used.min(initial=0) < 0 or used.max(initial=-1) >= len(self._vocabulary):
+            raise ValueError("the pool's texts contradict each other")
+        longest = int(lengths.max(initial=0))
+        self._vocabulary.check_loaded(longest)
+        self._query = _make_query(max(WORD, longest))
+        if not _is_as_stored(self.view()):
+            raise ValueError("the pool's texts and vocabulary contradict each other")
+        first, member, overlap = self._seeds
+        bad = first.size == 0 or first[0] != 0 or first[-1] != member.size or (np.diff(first) < 0).any()
+        if bad or overlap.size > entries or member.min(initial=0) < 0 or member.max(initial=-1) >= overlap.size:
+            raise ValueError("the seeds' arrays contradict each other")
+
+    def append(self, batch: Batch) -> None:
+        """Store the texts of ``batch``; nothing else."""
+        self.reserve(batch)
+        _append_all(self.view(), batch)
+
+    def index_seeds(self) -> None:
+        """Make the whole pool, as it is now, the seeds."""
+        symbols = len(self._vocabulary)
+        counts = np.zeros(symbols + 1, np.int64)
+        pool = self.view()
+        _seed_lists(pool, counts, np.empty(0, np.int32), False)
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        member = np.empty(int(counts.sum()), np.int32)
+        _seed_lists(pool, first.copy(), member, True)
+        self._seeds = Seeds(first, member, np.zeros(len(self), np.int32))
+
+    def truncate(self, entries: int) -> None:
+        """Take back the youngest entries; their symbols stay, which changes no decision."""
+        size = self._entries.size
+        if entries < size[0]:
+            size[1] = int(self._entries.place[entries]) >> 24
+            size[0] = entries
+
+    def symbols(self) -> int:
+        """Count the symbols of the vocabulary."""
+        return len(self._vocabulary)
+
+    def symbol_room(self) -> int:
+        """Most symbols that the vocabulary may have until the next :meth:`reserve`."""
+        return self._vocabulary.symbols.table.size // 2
+
+    def longest_text(self) -> int:
+        """Most tokens that a text in the pool or in a batch that there is room for may have."""
+        return self._query.tokens.size
+
+    def memory_bytes(self) -> int:
+        """Bytes in use."""
+        entries, tokens = int(self._entries.size[0]), int(self._entries.size[1])
+        stored = entries * 2 * self._entries.gist.itemsize + tokens * self._entries.tokens.itemsize
+        held = (*self._query, *self._seeds, self._rule.need)
+        return self._vocabulary.memory_bytes() + stored + sum(array.nbytes for array in held)
+
+
+def _make_query(tokens: int) -> Query:
+    return Query(
+        tokens=np.empty(tokens, np.int32),
+        elements=np.empty(tokens, np.int32),
+        masks=np.empty(tokens, np.uint64),
+        first=np.empty(tokens + 1, np.int64),
+        places=np.empty(tokens, np.int64),
+        left=np.empty(tokens, np.int32),
+        row=np.zeros(tokens // WORD + 1, np.uint64),
+        hits=np.zeros(tokens // WORD + 1, np.uint64),
+    )
+
+
+_CHUNK = 2048  # entries that are scanned under one bound
+
+
+@kernel
+def _scan_chunk(pool: Pool, found: Found, row: int, entry: int, begin: int, flags: NDArray[np.uint8]) -> None:
+    end, last = min(begin + flags.size, entry), found.entry.shape[1] - 1
+    length = length_of(pool.entries, entry)
+    slope = int(found.score[row, last] / 2 * (1 << SLOPE_BITS))
+    rule = Rule(pool.rule.need, slope, found.score[row, last], True)
+    flag_similar(pool.entries.gist[begin:end], pool.entries.gist[entry], rule, flags)
+    for i in range(end - begin):
+        if flags[i]:
+            score = score_of(lcs_with(pool, length, begin + i), length, length_of(pool.entries, begin + i))
+            if score > found.score[row, last]:
+                record(found, row, begin + i, score)
+
+
+@kernel
+def _scan(pool: Pool, found: Found, entries: NDArray[np.int64], flags: NDArray[np.uint8]) -> None:
+    for row in range(entries.size):
+        length = reread_entry(pool, entries[row]).length
+        if length == 0:
+            continue
+        open_query(pool, length)
+        for begin in range(0, entries[row], flags.size):
+            _scan_chunk(pool, found, row, entries[row], begin, flags)
+        close_query(pool, length)
+
+
+def nearest_older(pool: TextPool, entries: Sequence[int], top: int) -> Found:
+    """Find the ``top`` nearest older entries of each of ``entries`` (only ``entry`` and ``score`` are filled)."""
+    found = make_found(len(entries), top)
+    _scan(pool.view(), found, np.array(entries, np.int64), np.empty(_CHUNK, np.uint8))
+    return found

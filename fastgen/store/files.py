@@ -1,0 +1,167 @@
+"""Files that fastgen owns in a folder: opened without following links, checked, and replaced in one step.
+
+A run folder may come from somebody else. A symbolic link under the name of one of our files would send what we write
+to its target, so every file that fastgen writes in such a folder is opened here. These functions raise `OSError`, and
+the callers turn it into an error that names the flag and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from fastgen.errors import DiskError, FolderInUse, InputError, RunFolderError
+
+
+def check_storable(options: Mapping[str, Any]) -> None:
+    """:raises InputError: a number of more than 64 bits, or text that is not Unicode: no run folder can keep it."""
+    for name, value in options.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a regular file for writing, as `os.open` does; returns the descriptor.
+
+    :raises OSError: the disk refused, or the name belongs to a symbolic link, a folder, a pipe or a device.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link, remove it", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file, remove it", str(path))
+    return descriptor
+
+
+def is_still_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that its name leads to: it was neither removed nor replaced."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def temporary_for(path: Path) -> Path:
+    """Where a file is while `replacing` writes it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file beside ``path``; it replaces the old one when the block ends, and an exception leaves the old one.
+
+    What a killed process left under the temporary name is removed first. ``durable`` syncs the content before the
+    replacement and the folder after it.
+    """
+    temporary = temporary_for(path)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with os.fdopen(descriptor, "wb") as sink:
+            yield sink
+            sink.flush()
+            if durable:
+                os.fsync(sink.fileno())
+        temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_HOLDER_BYTES = 200
+
+
+class Lock:
+    """Held from construction to `release`; never waits.
+
+    :param file: the lock's file, made if it is not there; its folder must be.
+    :param named: how messages begin, such as ``--run-dir runs/a``. :param instead: what else the user can do than to
+        wait, such as ``name another folder``.
+    :raises FolderInUse: another process (or another `Lock` of this one) holds it; the message says which process.
+    :raises RunFolderError: the file system cannot lock. :raises DiskError: the file cannot be made.
+    """
+
+    def __init__(self, file: Path, *, named: str, instead: str) -> None:
+        self._file = file
+        self._named = named
+        while (descriptor := _take(file, named, instead)) is None:
+            pass
+        self._descriptor: int | None = descriptor
+        with contextlib.suppress(OSError):  # a full disk: whoever comes second is told less
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the lock's file is still there and ours: another process can lock a file that takes its place."""
+        return self._descriptor is not None and is_still_at(self._descriptor, self._file)
+
+    def check(self) -> None:
+        """:raises DiskError: the lock's file was removed or replaced."""
+        if not self.is_held:
+            raise DiskError(
+                f"{self._named}: {self._file} was removed or replaced, so another process may write here too; "
+                f"everything committed is kept: make sure that no other process uses this folder, then run the same "
+                f"command again"
+            )
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let others have it, and remove the file if told so. Safe to call twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        if remove:
+            with contextlib.suppress(OSError):  # a file that stays does no harm
+                self._file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(file: Path, named: str, instead: str) -> int | None:
+    """The locked file; ``None`` where it was removed by its last holder before the lock was ours."""
+    try:
+        descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise DiskError(f"{named}: cannot be written ({error.strerror}); mend that or {instead}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_still_at(descriptor, file):
+            return descriptor
+    except BlockingIOError:
+        holder = os.read(descriptor, _HOLDER_BYTES).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise FolderInUse(f"{named}: in use by {holder}; wait for it, stop it, or {instead}") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise RunFolderError(
+            f"{named}: its file system cannot lock files ({error.strerror}); name a folder on another"
+        ) from None
+    os.close(descriptor)
+    return None

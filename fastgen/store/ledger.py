@@ -1,0 +1,172 @@
+"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+
+A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
+over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
+`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
+with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
+again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
+
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.text import Kind, unread_kind
+from fastgen.types import MOST_TOKENS, Failure, Stage
+
+_NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
+"""Rules of the parsers that say that there was nothing to judge."""
+
+
+def kind_of(commit: Commit) -> Kind | None:
+    """What came of the answer that a commit holds; ``None`` for a request that failed."""
+    text, finish_reason = commit.completion.text, commit.completion.finish_reason
+    match commit.outcome:
+        case InstructionOutcome(kept, rejections):
+            return Kind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
+        case InstanceOutcome(instances, rules):
+            return Kind.READ if instances else _kind(rules, text, finish_reason)
+        case ClassificationOutcome(is_classification, unread):
+            if is_classification:
+                return Kind.READ
+            found = unread_kind(text, finish_reason)
+            # Under the paper's rules every answer is a yes or a no; an empty one is counted here all the same.
+            return found if unread is not None or found in (Kind.EMPTY, Kind.THINKING) else Kind.READ
+        case _:
+            return None
+
+
+def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> Kind:
+    """Of an answer that brought nothing, by the rules that rejected what is in it."""
+    return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else Kind.REJECTED
+
+
+def _counter() -> Counter[str]:
+    return Counter()
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts since the start of the run; tokens are the server's figures.
+
+    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts; ``empty``
+    ones are settled without any; the rest of ``kept`` is on its way.
+    """
+
+    kept: int = 0
+    complete: int = 0
+    empty: int = 0
+    classification_tasks: int = 0
+    instances: int = 0
+    empty_inputs: int = 0
+    started_s: float = 0.0
+    last_s: float = 0.0
+    completions: Counter[str] = field(default_factory=_counter)  # by stage
+    prompt_tokens: Counter[str] = field(default_factory=_counter)
+    completion_tokens: Counter[str] = field(default_factory=_counter)
+    rejected: Counter[str] = field(default_factory=_counter)  # instructions, by rule
+    rejected_instances: Counter[str] = field(default_factory=_counter)
+    failures: Counter[str] = field(default_factory=_counter)  # requests given up, by kind
+    answers: Counter[str] = field(default_factory=_counter)  # by stage and what could be made of them: "instance.empty"
+    seeds: int = 0  # seed tasks of the run: the pool indexes below this are theirs
+    seed_only: int = 0  # instruction completions whose prompt showed seed tasks only
+
+    def apply(self, commit: Commit) -> None:
+        """Count one commit."""
+        stage = commit.stage.value
+        self.started_s = self.started_s or commit.time_s
+        self.last_s = commit.time_s
+        self.prompt_tokens[stage] += commit.completion.prompt_tokens
+        self.completion_tokens[stage] += commit.completion.completion_tokens
+        if isinstance(commit.outcome, Failure):
+            self.failures[commit.outcome.kind] += 1
+            self.empty += commit.outcome.settles
+            return
+        self.completions[stage] += 1
+        if (kind := kind_of(commit)) is not None:
+            self.answers[stage + "." + kind] += 1
+        if commit.stage is Stage.INSTRUCTION:
+            # A rebuilt run may lack machine demonstrations that the prompt had; `shown` is given there.
+            self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
+        match commit.outcome:
+            case InstructionOutcome(kept, rejected):
+                self.kept += len(kept)
+                self.rejected.update(rejection.rule for rejection in rejected)
+            case ClassificationOutcome(is_classification):
+                self.classification_tasks += is_classification
+            case InstanceOutcome(instances, rules):
+                self._count_instances(len(instances), sum(i == (0, 0) for i, _ in instances))
+                self.rejected_instances.update(rules)
+
+    def _count_instances(self, count: int, empty_inputs: int) -> None:
+        self.complete += count > 0
+        self.empty += count == 0
+        self.instances += count
+        self.empty_inputs += empty_inputs
+
+    @property
+    def commits(self) -> int:
+        """How many were counted."""
+        return self.completions.total() + self.failures.total()
+
+    @property
+    def pending(self) -> int:
+        """Kept instructions whose instances are still to come."""
+        return self.kept - self.complete - self.empty
+
+    @property
+    def generated_tokens(self) -> int:
+        """Completion tokens of all stages."""
+        return self.completion_tokens.total()
+
+    @property
+    def seed_only_share(self) -> float:
+        """Share of the instruction completions whose prompt showed no machine-generated instruction, 0..1."""
+        asked = self.completions[Stage.INSTRUCTION.value]
+        return self.seed_only / asked if asked else 0.0
+
+    @property
+    def yield_per_1000_tokens(self) -> float:
+        """Complete instructions per 1,000 generated tokens."""
+        return 1000 * self.complete / self.generated_tokens if self.generated_tokens else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Kept share of all instructions that the model wrote."""
+        written = self.kept + self.rejected.total()
+        return self.kept / written if written else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the inverse."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Fields that a newer version added are ignored.
+
+        :raises KeyError, TypeError, ValueError: not what `as_dict` gave: a field is missing, is of another type, or
+            cannot be right.
+        """
+        ledger = cls()
+        for f in fields(cls):
+            value = values[f.name]
+            if isinstance(getattr(ledger, f.name), Counter):
+                if type(value) is not dict or not all(type(one) is int and one >= 0 for one in value.values()):
+                    raise TypeError(f"{f.name}: no counts")
+                value = Counter(value)
+            elif f.type == "float":
+                if type(value) not in {int, float} or not math.isfinite(value):
+                    raise TypeError(f"{f.name}: no number")
+            elif type(value) is not int or value < 0:
+                raise TypeError(f"{f.name}: no count")
+            setattr(ledger, f.name, value)
+        tokens = ledger.prompt_tokens.total() + ledger.completion_tokens.total()
+        if tokens > 2 * MOST_TOKENS * ledger.commits:
+            raise ValueError(f"{tokens} tokens in {ledger.commits} commits")
+        return ledger

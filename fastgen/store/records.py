@@ -1,0 +1,136 @@
+"""What the log says: one ``Commit`` per judged choice of one completion, and its JSON form.
+
+A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
+rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw
+text. What a replay makes most of are named tuples, which cost a third of a frozen dataclass. Knows nothing of files,
+checksums or asyncio.
+
+JSON keys of a line (the store adds ``crc``)::
+
+    req, choice, stage, t          request number, choice index, stage, Unix time (s)
+    subject                        machine instruction number that the request works on (downstream stages)
+    demos                          pool indexes of the demonstrations (instruction stage)
+    shown                          how many demonstrations the prompt had, where a rebuilt run does not have them all
+    text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
+    first                          machine instruction number of the first kept one; the others follow it
+    kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
+    rejected                       instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
+                                   instance stage: [rule, ...]
+    is_classification              the classification stage's answer
+    unread                         why that answer was neither a yes nor a no (then it counts as a no); mostly absent
+    instances                      [[input start, input end, output start, output end], ...]
+    failed, detail, settles        instead of an outcome: the request failed for good
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgen.methods.base import (
+    ClassificationOutcome,
+    Commit,
+    InstanceOutcome,
+    InstructionOutcome,
+    Kept,
+    Outcome,
+    Rejection,
+)
+from fastgen.types import Completion, Failure, Stage, token_count
+
+_STAGES = {stage.value: stage for stage in Stage}  # several times faster than calling the enumeration
+SCORE_DIGITS = 3  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
+
+
+def encode(commit: Commit) -> dict[str, Any]:
+    """The line's JSON object, in key order, without the checksum."""
+    line: dict[str, Any] = {
+        "req": commit.request,
+        "choice": commit.choice,
+        "stage": commit.stage.value,
+        "t": round(commit.time_s, 2),
+    }
+    if commit.subject is not None:
+        line["subject"] = commit.subject
+    if commit.demonstrations:
+        line["demos"] = commit.demonstrations
+    if commit.shown is not None:
+        line["shown"] = commit.shown
+    completion = commit.completion
+    line["text"] = completion.text
+    line["finish"] = completion.finish_reason
+    line["tokens"] = (completion.prompt_tokens, completion.completion_tokens)
+    return line | _encode_outcome(commit.outcome)
+
+
+def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case InstructionOutcome(kept, rejected):
+            return {
+                "first": kept[0].number if kept else None,
+                "kept": [_encode_kept(k) for k in kept],
+                "rejected": [_encode_rejection(r) for r in rejected],
+            }
+        case ClassificationOutcome(is_classification, unread):
+            line = {"is_classification": is_classification}
+            return line if unread is None else line | {"unread": unread}
+        case InstanceOutcome(instances, rules):
+            return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
+        case Failure(kind, detail, settles):
+            return {"failed": kind, "detail": detail, "settles": settles}
+
+
+def _encode_kept(kept: Kept) -> tuple[Any, ...]:
+    checked = (value for index, score in kept.nearest_checked for value in (index, round(score, SCORE_DIGITS)))
+    seed, score = kept.nearest_seed or (None, None)
+    return (*kept.span, seed, None if score is None else round(score, SCORE_DIGITS), *checked)
+
+
+def _encode_rejection(rejection: Rejection) -> tuple[Any, ...]:
+    if rejection.neighbour is None:
+        return (*rejection.span, rejection.rule)
+    index, score = rejection.neighbour
+    return (*rejection.span, rejection.rule, round(score, SCORE_DIGITS), index)
+
+
+def decode(line: dict[str, Any]) -> Commit:
+    """The inverse of `encode` (scores as rounded there, token counts that cannot be right as 0).
+
+    :raises KeyError, TypeError, ValueError: the object is not one that `encode` wrote; the store names the line.
+    """
+    prompt_tokens, completion_tokens = line["tokens"]
+    return Commit(
+        line["req"],
+        line["choice"],
+        _STAGES[line["stage"]],
+        line.get("subject"),
+        tuple(line.get("demos", ())),
+        Completion(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
+        _decode_outcome(line),
+        line["t"],
+        line.get("shown"),
+    )
+
+
+def _decode_outcome(line: dict[str, Any]) -> Outcome:
+    if "failed" in line:
+        return Failure(line["failed"], line["detail"], line["settles"])
+    if "kept" in line:
+        kept = tuple(_decode_kept(line["first"] + i, k) for i, k in enumerate(line["kept"]))
+        return InstructionOutcome(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
+    if "instances" in line:
+        instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
+        return InstanceOutcome(instances, tuple(line["rejected"]))
+    return ClassificationOutcome(line["is_classification"], line.get("unread"))
+
+
+def _decode_kept(number: int, values: list[Any]) -> Kept:
+    start, end, seed, score, *checked = values
+    nearest_seed = None if seed is None else (seed, score)
+    return Kept((start, end), number, nearest_seed, tuple(zip(checked[::2], checked[1::2], strict=True)))
+
+
+def _decode_rejection(
+    start: int, end: int, rule: str, score: float | None = None, index: int | None = None
+) -> Rejection:
+    neighbour = None if index is None or score is None else (index, score)
+    return Rejection((start, end), rule, neighbour)

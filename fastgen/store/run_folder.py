@@ -1,0 +1,566 @@
+"""The run folder: everything a run is, in one place that can be copied, moved and read while it is written.
+
+::
+
+    run.json             format, run id, the run's meaning (what resume must not change) and its options; no secrets
+    seed_tasks.jsonl     the seeds as they were, so that the folder stands alone
+    prompts/             the prompts and demonstrations as they were
+    decontaminate.json   the texts that no kept instruction may resemble, if there are any
+    log/                 the truth (see `fastgen.store.log`)
+    ledger.json          the counts, with the log position that they reach and the one up to which the log was synced
+    snapshot.bin         the state of a large run at a log position (see `fastgen.generate.checkpoint`)
+    metrics.jsonl        figures over time (see `fastgen.telemetry.series`)
+    lock                 held by the process that writes
+    server.log           output of a server that fastgen started (of several: server-1.log, server-2.log ...)
+
+``ledger.json``, ``snapshot.bin`` and ``metrics.jsonl`` are derived from the log or only for plots: each may be deleted
+at any time, and one that cannot be read, has another form or cannot be written stops nothing.
+
+`RunFolder` reads, `fastgen.store.run_folder.Store` is the one writer of the log. Both speak of commits, not of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import re
+import shutil
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
+from fastgen.methods.base import Commit
+from fastgen.store.files import Lock, check_storable, replacing, sync_directory
+from fastgen.store.ledger import Ledger
+from fastgen.store.log import LogWriter, Position, TornTail, compress_segment, read_log, seal, segment_files, unseal
+from fastgen.store.records import decode, encode
+
+log = logging.getLogger(__name__)
+RUN_FORMAT = 1
+_UNFINISHED = "unfinished-run.json"
+_SERVER_LOG = re.compile(r"server(-\d+)?\.log")
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeader:
+    """The content of ``run.json``."""
+
+    run_id: str
+    version: str
+    meaning: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def meaning_fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of what the run means."""
+        return hashlib.sha256(orjson.dumps(self.meaning, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class _Section(dict[str, Any]):
+    """A part of ``run.json`` in which a value that every run has may be missing, in a file that somebody edited."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        raise RunFolderError(f"{self._path}: lacks {name!r}; restore it from a copy")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCounts:
+    """The content of ``ledger.json``: what the log said up to ``position``.
+
+    ``synced`` is the place up to which the log was on the disk by then, ``None`` where the file does not say.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    position: Position | None = None
+    synced: Position | None = None
+    server: Mapping[str, float] = field(default_factory=dict)
+
+
+class Loss(NamedTuple):
+    """What a log lacks at its end of what was counted once: commits, and bytes of the segment counted last."""
+
+    commits: int
+    size: int
+
+
+class RunFolder:
+    """A run folder for reading; needs no lock and works while another process writes.
+
+    With ``unfinished`` it is one that is being rebuilt: its header has another name until `finish`, and nothing else
+    takes the folder for a run.
+    """
+
+    def __init__(self, path: Path, *, unfinished: bool = False) -> None:
+        self.path = path
+        self.log_path = path / "log"
+        self.seeds_path = path / "seed_tasks.jsonl"
+        self.prompts_path = path / "prompts"
+        self.server_log_path = path / "server.log"
+        self.snapshot_path = path / "snapshot.bin"
+        self._forbidden_path = path / "decontaminate.json"
+        self._header_path = path / (_UNFINISHED if unfinished else "run.json")
+        self.ledger_path = path / "ledger.json"
+        self._told_loss = False
+
+    def exists(self) -> bool:
+        """Whether a run was begun here.
+
+        :raises RunFolderError: the path is a file, or a folder of something else.
+        """
+        try:
+            if self._header_path.exists():
+                return True
+            if self.path.exists() and not self.path.is_dir():
+                raise RunFolderError(f"--run-dir {self.path}: is a file; name a folder")
+            names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        except OSError as error:
+            raise RunFolderError(f"--run-dir {self.path}: cannot be used ({error.strerror}); name another") from None
+        if _UNFINISHED in names:
+            raise RunFolderError(
+                f"--run-dir {self.path}: holds a refilter that did not finish; run that command again, or remove the "
+                f"folder"
+            )
+        if not _before_a_run(names):
+            raise RunFolderError(f"--run-dir {self.path}: holds files but no run; name a new or empty folder")
+        return False
+
+    def header(self) -> RunHeader:
+        """What the run is.
+
+        :raises RunFolderError: no run here, unreadable, or written by a newer version.
+        """
+        if not self.exists():
+            raise RunFolderError(f"--run-dir {self.path}: there is no run here; 'fastgen generate' starts one")
+        try:
+            data = orjson.loads(self._header_path.read_bytes())
+            run_format = data["format"]
+            if run_format > RUN_FORMAT:
+                raise RunFolderError(
+                    f"{self._header_path}: written by fastgen {data['fastgen']} (run format {run_format}, this version "
+                    f"reads {RUN_FORMAT}); upgrade fastgen"
+                )
+            sections = (_Section(data[name], self._header_path) for name in ("meaning", "options"))
+            header = RunHeader(data["run"], data["fastgen"], *sections)
+            whole = data["crc"] == _checksum(header) and type(header.run_id) is type(header.version) is str
+        except OSError as error:
+            raise RunFolderError(f"{self._header_path}: cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError):  # also a list where an object should be
+            whole = False
+        if not whole:
+            raise RunFolderError(f"{self._header_path}: damaged; restore it from a copy")
+        return header
+
+    def write_header(self, header: RunHeader) -> None:
+        """Create or replace ``run.json``, atomically.
+
+        :raises InputError: an option's value has no place in JSON. :raises DiskError: the folder cannot be written.
+        """
+        check_storable(header.options)
+        data = {
+            "format": RUN_FORMAT,
+            "run": header.run_id,
+            "fastgen": header.version,
+            "meaning": header.meaning,
+            "options": header.options,
+            "crc": _checksum(header),
+        }
+        _write_atomically(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
+
+    def clear_unfinished(self) -> None:
+        """Remove what an earlier attempt to rebuild a run left here; the lock stays.
+
+        :raises DiskError: it cannot be removed.
+        """
+        try:
+            self.ledger_path.unlink(missing_ok=True)
+            if self.log_path.is_dir():
+                shutil.rmtree(self.log_path)
+            self._header_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be cleared ({error.strerror}); remove it") from error
+
+    def finish(self) -> None:
+        """Make an unfinished run, which is closed and whole, a run: one atomic rename.
+
+        :raises DiskError: the folder cannot be written.
+        """
+        final = self.path / "run.json"
+        try:
+            self._header_path.replace(final)
+            sync_directory(self.path)
+        except OSError as error:
+            raise DiskError(f"{final}: cannot be written ({error.strerror}); run the same command again") from error
+        self._header_path = final
+
+    def commits(self, start: Position | None = None) -> Iterator[tuple[Commit, Position] | TornTail]:
+        """All commits in order, each with the log position after it; then the torn tail, if there is one.
+
+        :raises DamagedLogError: the log is damaged, with file and line.
+        """
+        saved = self.saved_counts()  # read first: the log of a run in progress may only be further
+        at_least = saved.position.segment + 1 if saved.position and saved.position.offset else 0
+        run_id = self.header().run_id
+        for item in read_log(self.log_path, run_id=run_id, start=start, at_least=at_least, durable=saved.synced):
+            if isinstance(item, TornTail):
+                yield item
+                continue
+            body, position = item
+            try:
+                yield decode(body), position
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamagedLogError(
+                    f"{self.log_path}: segment {position.segment:06d}, line ending at byte {position.offset}: "
+                    f"not a commit that this version of fastgen can read ({error!r}); upgrade fastgen"
+                ) from None
+
+    def keep(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
+        """Keep the seed file, prompt files (name to content) and forbidden texts that a new run is made with.
+
+        :raises DiskError: the folder cannot be written.
+        """
+        try:
+            self.prompts_path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self.prompts_path}: cannot be made ({error.strerror})") from error
+        if self.prompts_path.is_symlink():
+            raise DiskError(f"{self.prompts_path}: cannot be written (it is a symbolic link, remove it)")
+        _write_atomically(self.seeds_path, seeds)
+        for name, content in prompts.items():
+            _write_atomically(self.prompts_path / name, content)
+        if forbidden:
+            _write_atomically(self._forbidden_path, json.dumps(list(forbidden)).encode())
+        else:  # what a crash left of a beginning with other flags
+            with contextlib.suppress(OSError):
+                self._forbidden_path.unlink()
+
+    def forbidden(self) -> tuple[str, ...]:
+        """The texts that no kept instruction may resemble.
+
+        :raises RunFolderError: the file is damaged.
+        """
+        if not self._forbidden_path.exists():
+            return ()
+        try:
+            return tuple(json.loads(self._forbidden_path.read_bytes()))
+        except (OSError, ValueError):
+            raise RunFolderError(f"{self._forbidden_path}: damaged; restore it from a copy") from None
+
+    def ledger(self) -> Ledger:
+        """The counts as of now, from those saved and what the log has beyond them.
+
+        :raises DamagedLogError: the log is damaged, with file and line.
+        """
+        saved = self.saved_counts()
+        if saved.position is not None:
+            with contextlib.suppress(DamagedLogError):  # of another log, or real damage: that is met again
+                return self._counted(saved.ledger, saved.position)
+        ledger = self._counted(self.new_ledger(), None)
+        lost = saved.ledger.commits - ledger.commits
+        if lost > 0 and not self._told_loss:
+            self._told_loss = True
+            log.warning("%s", self.loss_line(lost))
+        return ledger
+
+    def new_ledger(self) -> Ledger:
+        """Counts of nothing, for this run's seed tasks."""
+        try:
+            lines = self.seeds_path.read_bytes().splitlines()
+        except OSError:
+            lines = []  # what needs the seeds says so
+        return Ledger(seeds=sum(1 for line in lines if line.strip()))
+
+    def _counted(self, ledger: Ledger, position: Position | None) -> Ledger:
+        for item in self.commits(position):
+            if not isinstance(item, TornTail):
+                ledger.apply(item[0])
+        return ledger
+
+    def loss(self, ledger: Ledger, end: Position) -> Loss:
+        """What the saved counts have beyond those of a log that ends at ``end``: all of it was in the log once."""
+        saved = self.saved_counts()
+        position = saved.position or end
+        beyond = max(0, saved.ledger.commits - ledger.commits)
+        if position.segment == end.segment:
+            return Loss(beyond, max(0, position.offset - end.offset))
+        return Loss(beyond, position.offset if position.segment > end.segment else 0)
+
+    def loss_line(self, commits: int) -> str:
+        """One line for people about so many lost commits."""
+        return (
+            f"{self.log_path}: the end of the log is gone, as after a power cut or in an incomplete copy: {commits} "
+            f"commits that ledger.json counted are missing; if there is a whole copy, restore the log from it, else "
+            f"'fastgen generate' asks for them again"
+        )
+
+    def ledger_snapshot(self) -> tuple[Ledger, Position | None]:
+        """The last saved counts and their log position; empty ones where there are no usable ones."""
+        saved = self.saved_counts()
+        return saved.ledger, saved.position
+
+    def server_figures(self) -> dict[str, Any]:
+        """What the servers said of themselves when the counts were saved."""
+        return dict(self.saved_counts().server)
+
+    def saved_counts(self) -> SavedCounts:
+        """The content of ``ledger.json``; empty where it is not whole, of another run or of another form.
+
+        The log has all that is in it, so a file that cannot be used is never an error.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            line = self.ledger_path.read_bytes().removesuffix(b"\n")
+            data = orjson.loads(line)
+            if unseal(line, 0) is not None and data["run"] == self.header().run_id:
+                synced, nothing = data.get("synced"), Ledger().as_dict()
+                # Counts that lack a field are of an older version: they still tell how long the log was.
+                is_complete = data["counts"].keys() >= nothing.keys()
+                return SavedCounts(
+                    Ledger.from_dict(nothing | data["counts"]),
+                    _position(data["position"]) if is_complete else None,
+                    None if synced is None else _position(synced),
+                    _figures(data["server"]),
+                )
+        return SavedCounts()
+
+    def save_counts(self, counts: SavedCounts, run_id: str, *, durable: bool = False) -> None:
+        """Replace ``ledger.json``, atomically; not synced by default, since the log can always rebuild it.
+
+        :raises OSError: it cannot be written.
+        """
+        data = {
+            "run": run_id,
+            "position": None if counts.position is None else tuple(counts.position),
+            "synced": None if counts.synced is None else tuple(counts.synced),
+            "counts": counts.ledger.as_dict(),
+            "server": _figures(counts.server),
+        }
+        with replacing(self.ledger_path, durable=durable) as sink:
+            sink.write(seal(data, 0)[0])
+
+
+def _position(values: Any) -> Position:  # noqa: ANN401 - any JSON value
+    """:raises ValueError, TypeError: it is no position."""
+    segment, offset, crc = values
+    if any(type(one) is not int or one < 0 for one in values):
+        raise TypeError("a position")
+    return Position(segment, offset, crc)
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the values that are numbers which JSON can hold; they come from servers."""
+    return {
+        name: value
+        for name, value in values.items()
+        if type(value) in {int, float} and math.isfinite(value) and abs(value) < 1 << 53
+    }
+
+
+def _before_a_run(names: list[str]) -> bool:
+    """Whether a folder holds nothing, or what a crash leaves there that came before ``run.json``."""
+    begun = {"seed_tasks.jsonl", "prompts", "decontaminate.json"}
+    begun |= {f".{name}.tmp" for name in (*begun, "run.json", _UNFINISHED)}
+    left = {name for name in names if not _SERVER_LOG.fullmatch(name)}
+    return left <= {"lock"} | (begun if "lock" in names else set())
+
+
+def _checksum(header: RunHeader) -> int:
+    """Over what the run is and was told, however the file is laid out."""
+    content = (header.run_id, header.version, header.meaning, header.options)
+    return zlib.crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    try:
+        with replacing(path) as sink:
+            sink.write(content)
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then "
+            f"run the same command again"
+        ) from error
+
+
+__all__ = ["RUN_FORMAT", "Progress", "RunFolder", "RunHeader", "Store"]
+_BEGINNING = Position(0, 0, 0)
+
+
+class Progress(NamedTuple):
+    """How far a run's log was followed, and what it counted up to there."""
+
+    position: Position
+    ledger: Ledger
+
+
+class Store:
+    """The one writer of a run folder, holding its lock from construction to `close`.
+
+    Use: construct, `replay` to its end once, then `append` as often as needed and apply to `ledger` what was appended.
+    `append`, `sync` and `compress_closed` may run in worker threads, one call of each at a time.
+
+    :raises RunFolderError: another process writes here.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._lock = _acquire_lock(folder.path)
+        self._run_id = ""
+        self._end: Position | None = None
+        self._writer: LogWriter | None = None
+        self._commits = 0
+        self._closed = False
+        self._closing = threading.Lock()  # the run lock is let go only when no thread of ours touches the log any more
+        self.torn: TornTail | None = None
+        self.lost_bytes = 0  # that the log had when the counts were last saved and, after a power cut, has no more
+        self.lost_commits = 0  # in them
+        self.ledger = Ledger()
+        self._told_unsaved = False
+        self.server_figures: dict[str, Any] = folder.server_figures()
+
+    def begin(self, meaning: dict[str, Any], options: dict[str, Any], version: str) -> None:
+        """Start a new run here."""
+        self.folder.write_header(RunHeader(uuid.uuid4().hex, version, meaning, options))
+
+    def replay(self, known: Progress | None = None) -> Iterator[Commit]:
+        """Every commit of the log in order, those up to ``known`` left out; then the store is ready to append.
+
+        :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
+        """
+        self._run_id = self.folder.header().run_id
+        if known is None:
+            self.ledger = self.folder.new_ledger()
+        else:
+            self._end, self.ledger = known
+            self._commits = self.ledger.commits
+        for item in self.folder.commits(self._end):
+            if isinstance(item, TornTail):
+                self.torn = item
+                continue
+            commit, self._end = item
+            self._commits += 1
+            self.ledger.apply(commit)
+            yield commit
+        self.lost_commits, self.lost_bytes = self.folder.loss(self.ledger, self.position)
+        with self._closing:
+            if not self._closed:
+                self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
+                if self.lost_bytes or self.lost_commits:
+                    self._forget_lost_counts()
+
+    @property
+    def position(self) -> Position:
+        """The log's end."""
+        return self._end or _BEGINNING
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the ledger has everything that was appended."""
+        return self.ledger.commits == self._commits
+
+    def append(self, commits: Sequence[Commit]) -> None:
+        """Write the commits as one block.
+
+        :raises DiskError: none of them was kept.
+        """
+        writer = self._open_writer()
+        if writer.segment_full:
+            writer.roll()
+        writer.append(map(encode, commits))
+        self._end = writer.position
+        self._commits += len(commits)
+
+    def sync(self) -> None:
+        """Make everything appended durable.
+
+        :raises DiskError: the disk refused, or the lock or the segment was removed or replaced.
+        """
+        writer = self._open_writer()
+        self._lock.check()
+        writer.sync()
+
+    def save_ledger(self) -> None:
+        """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended.
+
+        Counts that cannot be saved are one warning: the log has them.
+        """
+        self._open_writer()
+        if not self.is_counted:
+            return
+        try:
+            self._save_counts(durable=False)
+        except OSError as error:
+            if not self._told_unsaved:
+                path = self.folder.ledger_path
+                log.warning("%s: cannot be saved (%s); the run continues, the log has its counts", path, error.strerror)
+            self._told_unsaved = True
+
+    def _forget_lost_counts(self) -> None:
+        """Replace counts that the log falls short of, before other lines take the place of those that were counted.
+
+        :raises DiskError: they cannot be replaced, so the next reader would take the new lines for damage.
+        """
+        try:
+            self._save_counts(durable=True)
+        except OSError as error:
+            path = self.folder.ledger_path
+            raise DiskError(
+                f"{path}: counts more than the log has and cannot be replaced ({error.strerror}); remove it, then run "
+                f"the same command again"
+            ) from error
+
+    def _save_counts(self, *, durable: bool) -> None:
+        synced = self._open_writer().durable
+        counts = SavedCounts(self.ledger, self.position, synced, self.server_figures)
+        self.folder.save_counts(counts, self._run_id, durable=durable)
+
+    def compress_closed(self) -> None:
+        """Compress closed segments that are still plain."""
+        with self._closing:
+            current = -1 if self._closed else self._open_writer().position.segment
+            for number, path in segment_files(self.folder.log_path):
+                if number < current and path.suffix == ".jsonl":
+                    compress_segment(path)
+
+    def close(self) -> None:
+        """Sync, close and let go of the lock. Safe to call twice."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+                    if self._lock.is_held:  # else the folder may be another process's by now
+                        self.save_ledger()
+            finally:
+                self._writer = None
+                self._lock.release()
+
+    def _open_writer(self) -> LogWriter:
+        if self._writer is None:
+            raise RuntimeError("replay() must run to its end before the store can write")
+        return self._writer
+
+
+def _acquire_lock(path: Path) -> Lock:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"--run-dir {path}: is, or lies under, a file; name a folder") from None
+    except OSError as error:
+        raise DiskError(
+            f"--run-dir {path}: cannot be written ({error.strerror}); mend that or name another folder"
+        ) from error
+    return Lock(path / "lock", named=f"--run-dir {path}", instead="name another folder")

@@ -1,1 +1,0 @@
-"""Data sets as rows: JSON lines and Parquet, plain or compressed."""

@@ -1,0 +1,490 @@
+"""The rates of a run that people see, and the time that is left. Each is defined here and nowhere else.
+
+A rate is of what was committed. It is over the last `WINDOW_S`, or over as much longer as it takes to have `ENOUGH`
+events, and it begins with the first event of its kind in this session at the earliest: the time until the first answers
+come says nothing about how fast they come then. Where all came at once, it is over the last `WINDOW_S` of the session.
+Time in which the process was stopped (Ctrl-Z) does not count.
+
+The time that is left is what is missing by the rate of complete instructions. Its range holds for 95 of 100 runs in
+which instructions come independently of each other or in bursts like those of the window.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from itertools import pairwise
+from math import isfinite
+from statistics import fmean, pvariance
+from typing import Any, Final, NamedTuple, Self
+
+WINDOW_S: Final = 60.0
+ENOUGH: Final = 30
+_MOST_LOOKS: Final = 600
+_PIECES: Final = 8  # of the window, to see whether instructions come in bursts
+_TWO_SIDED: Final = 1.96  # standard deviations for 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The rates at one moment, and the time that is left.
+
+    ``eta_s`` is ``None`` while nothing can be said, ``eta_high_s`` also where there is no upper bound yet.
+    """
+
+    over_s: float = 0.0
+    """Length of the window of complete instructions; 0: nothing was measured."""
+    complete_per_min: float = 0.0
+    generated_tokens_per_s: float = 0.0
+    kept_per_server_s: float = 0.0
+    """Kept instructions by the seconds of the servers in use, together."""
+    eta_s: float | None = None
+    eta_low_s: float | None = None
+    eta_high_s: float | None = None
+
+
+class Look(NamedTuple):
+    """Counts that only grow, at one moment of a steady clock; ``server_s`` are seconds of servers in use, together."""
+
+    at_s: float
+    server_s: float
+    complete: int
+    kept: int
+    tokens: int
+
+
+class RateMeter:
+    """Gives the rates; to be shown the counts about once a second."""
+
+    def __init__(self, begin: Look) -> None:
+        self._looks = [begin]  # the first stays; of the others those that a window reaches
+
+    def restart(self, begin: Look) -> None:
+        """Forget what was before: the process was stopped in between."""
+        self._looks = [begin]
+
+    def see(self, now: Look, missing: int) -> Rates:
+        """The rates now; ``missing`` instructions are still to be completed."""
+        looks = self._looks
+        looks.append(now)
+        places = [
+            self._window([look.complete for look in looks]),
+            self._window([look.kept for look in looks]),
+            self._window([look.tokens for look in looks]),
+        ]
+        complete, kept, tokens = (looks[place] for place in places)
+        eta_s, low_s, high_s = self._eta(complete, missing)
+        if min(places) > 1:
+            del looks[1 : min(places)]
+        elif len(looks) > _MOST_LOOKS:
+            del looks[1 : self._place(now.at_s - WINDOW_S) : 2]
+        return Rates(
+            over_s=now.at_s - complete.at_s,
+            complete_per_min=60 * _per_s(now.complete - complete.complete, now.at_s - complete.at_s),
+            generated_tokens_per_s=_per_s(now.tokens - tokens.tokens, now.at_s - tokens.at_s),
+            kept_per_server_s=_per_s(now.kept - kept.kept, now.server_s - kept.server_s),
+            eta_s=eta_s,
+            eta_low_s=low_s,
+            eta_high_s=high_s,
+        )
+
+    def _window(self, counts: Sequence[int]) -> int:
+        """The look at which the window of a count begins, 0 for the session's begin."""
+        long_ago = max(0, self._place(self._looks[-1].at_s - WINDOW_S))
+        first = bisect_right(counts, counts[0])
+        if first == len(counts) or counts[first] == counts[-1]:  # none yet, or all of them at once
+            return long_ago
+        return max(first, min(long_ago, bisect_right(counts, counts[-1] - ENOUGH) - 1))
+
+    def _place(self, at_s: float) -> int:
+        """The last look up to that time, -1 if there is none."""
+        return bisect_right(self._looks, at_s, key=lambda look: look.at_s) - 1
+
+    def _eta(self, since: Look, missing: int) -> tuple[float | None, float | None, float | None]:
+        """Seconds until nothing is missing, and their range."""
+        now = self._looks[-1]
+        count, seconds = now.complete - since.complete, now.at_s - since.at_s
+        if missing <= 0:
+            return 0.0, 0.0, 0.0
+        if count <= 0 or since.complete == self._looks[0].complete:  # nothing since the first one
+            return None, None, None
+        either_way = _TWO_SIDED * (self._burstiness(since) / count) ** 0.5
+        eta_s = missing * seconds / count
+        return eta_s, eta_s / (1 + either_way), eta_s / (1 - either_way) if either_way < 1 else None
+
+    def _burstiness(self, since: Look) -> float:
+        """Variance by mean of the counts in equal parts of the window; 1, as of independent events, is the least."""
+        now = self._looks[-1]
+        ends = [since.at_s + (now.at_s - since.at_s) * part / _PIECES for part in range(1, _PIECES + 1)]
+        counts = [since.complete, *(self._looks[self._place(end)].complete for end in ends)]
+        parts = [later - earlier for earlier, later in pairwise(counts)]
+        return max(1.0, pvariance(parts) / fmean(parts)) if any(parts) else 1.0
+
+
+def _per_s(count: float, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+_HIGHEST: Final = 1e15
+"""No figure of a run is above it, and doubles and 64-bit integers hold it."""
+_LAST_TIME_S: Final = 253_402_300_799.0  # the end of the year 9999
+
+
+class Limit(StrEnum):
+    """What limits a run."""
+
+    SERVER = "server"
+    CLIENT_CPU = "client CPU"
+    FILTER = "filter"
+    DISK = "disk"
+    YIELD = "yield"
+    USER = "user limit"
+    RAMP_UP = "ramp-up"
+    DRAIN = "drain"
+    NO_SERVER = "no server"
+
+
+@dataclass(frozen=True, slots=True)
+class StageSample:
+    """Requests of one stage that were answered in the window; times from sending to the last byte, one attempt."""
+
+    requests: int = 0
+    mean_s: float = 0.0
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSample:
+    """One server at the end of the window; ``url`` without credentials; ``None``: it does not say.
+
+    ``in_flight`` counts completions; ``completed`` and ``failed`` requests of this session; ``limit`` is how many
+    completions it is meant to have in flight, and ``reason`` why, where it is steered; where it is not, ``waiting`` is
+    the least of the last five looks, one a second, since what has just arrived waits for the server's next step.
+    """
+
+    url: str
+    healthy: bool = True
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache_usage: float | None = None
+    preemptions: int | None = None
+    limit: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at a run over the ``window_s`` seconds that end at ``time_s`` (Unix time)."""
+
+    time_s: float = 0.0
+    window_s: float = 0.0
+    session_s: float = 0.0
+    """Since this session's servers answered; it falls where a run was resumed."""
+
+    target: int = 0
+    complete: int = 0
+    kept: int = 0
+    pending: int = 0
+    completions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Instructions by the rule that rejected them."""
+
+    completions_per_s: float = 0.0
+    generated_tokens_per_s: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    kept_per_s: float = 0.0
+    complete_per_s: float = 0.0
+    acceptance: float | None = None
+    """Kept share of the instructions written in the window; ``None``: none was."""
+    kept_per_server_s: float = 0.0
+    """Kept in the window by the seconds that servers in use spent on it, together."""
+
+    kept_per_1000_tokens: float = 0.0
+    """Over the yield window (``--yield-window`` instruction completions), all stages' generated tokens."""
+    complete_per_1000_tokens: float = 0.0
+    novelty: float = 0.0
+    """Kept instructions per 1,000 tokens of the instruction stage alone, over the yield window."""
+    best_novelty: float = 0.0
+    yield_window_full: bool = False
+    trouble: str = ""
+    """The step most of whose last answers bring nothing, with figures; empty while there is none."""
+
+    in_flight: float = 0.0
+    concurrency: float = 0.0
+    concurrency_set_by: str = ""
+    """The flag that set it; empty where it is steered."""
+    rate_limit: str = ""
+    rate_limited_share: float = 0.0
+    waiting_retries: int = 0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """Of this session, by kind."""
+    faults_in_window: int = 0
+    refusals_in_window: int = 0
+    """Those of them that asked for patience (429)."""
+    asked_for_nothing: bool = False
+    """The plan had nothing to ask when it was last asked."""
+    stopping: bool = False
+
+    queued_answers: float = 0.0
+    queued_answers_max: int = 0
+    loop_lag_mean_ms: float = 0.0
+    loop_lag_max_ms: float = 0.0
+    cores: int = 1
+    process_cores: float = 0.0
+    """CPU seconds of the whole process a second."""
+    loop_cpu_share: float = 0.0
+    judge_cpu_share: float = 0.0
+    rss_mb: float = 0.0
+
+    commits_share: float = 0.0
+    """The committer had a batch in hand; made of judge, append, apply, and waiting for a thread."""
+    judge_share: float = 0.0
+    append_share: float = 0.0
+    apply_share: float = 0.0
+    sync_share: float = 0.0
+    batch_answers: float = 0.0
+
+    recent: Rates = field(default_factory=Rates)
+    """The rates that people see, over the last minute or so."""
+
+    stages: Mapping[str, StageSample] = field(default_factory=dict)
+    servers: tuple[ServerSample, ...] = ()
+
+    limit: Limit = Limit.RAMP_UP
+    limit_reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, floats to six digits; `from_dict` is the inverse."""
+        values: dict[str, Any] = _bounded(asdict(self))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """:raises KeyError, TypeError, ValueError, AttributeError: not what `as_dict` gave, or no figures of a run."""
+        known: dict[str, Any] = _known(cls, values)
+        if "limit" in known:
+            known["limit"] = Limit(known["limit"])
+        known["recent"] = Rates(**_known(Rates, values.get("recent") or {}))
+        if not 0 <= known.get("time_s", 0.0) <= _LAST_TIME_S:
+            raise ValueError("time_s is no time")
+        known["stages"] = {n: StageSample(**_known(StageSample, s)) for n, s in values.get("stages", {}).items()}
+        known["servers"] = tuple(ServerSample(**_known(ServerSample, one)) for one in values.get("servers", ()))
+        return cls(**known)
+
+
+_Kind = type[Sample | StageSample | ServerSample | Rates]
+
+
+def _known(cls: _Kind, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``cls`` that ``values`` has. :raises TypeError, ValueError: one is no such figure."""
+    known = {one.name: (one.type, values[one.name]) for one in fields(cls) if one.name in values}
+    return {name: _checked(str(kind), value) for name, (kind, value) in known.items()}
+
+
+def _checked(kind: str, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if kind.startswith("Mapping[str, int]"):
+        return {name: _checked("int", one) for name, one in value.items()}
+    types = _TYPES.get(kind)
+    if types is not None and (type(value) not in types):
+        raise TypeError(f"{value!r:.40} is not of {kind}")
+    if isinstance(value, int | float) and not abs(value) <= _HIGHEST:
+        raise ValueError(f"{value!r:.40} is no figure of a run")
+    return value
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _bounded(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, float):
+        return round(max(-_HIGHEST, min(value, _HIGHEST)), 6) if isfinite(value) else 0.0
+    if isinstance(value, int):
+        return max(-int(_HIGHEST), min(value, int(_HIGHEST)))
+    if isinstance(value, dict):
+        return {name: _bounded(one) for name, one in value.items()}
+    return [_bounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+RAMP_UP_S = 5.0
+BUSY_SHARE = 0.5
+DISK_SHARE = 0.5
+BACKLOG = 32.0  # answers in the queue, on average
+COMMITTING_SHARE = 0.85  # of the time, before a queue counts as backed up
+OWN_CORE = 0.6  # CPU time by wall time while judging: below, the thread waits for the interpreter lock or for a core
+LOOP_FULL = 0.9
+CORES_FULL = 0.95
+LATE_MS = 25.0
+RATE_LIMITED_SHARE = 0.25
+REFUSED_SHARE = 0.05
+IN_USE = 0.9  # of the limit in flight
+DECAYED = 0.5
+FULL_CACHE = 0.9
+_MAXIMUM = "--max-concurrency"  # as the steering's reason names it
+
+Verdict = tuple[Limit, str]
+
+
+def limit_of(seen: Sample) -> Verdict:
+    """What limits the run that ``seen`` is a look at, and why, in one line."""
+    for rule in _RULES:
+        if (verdict := rule(seen)) is not None:
+            return verdict
+    return Limit.SERVER, _server_figures(seen)
+
+
+def _drain(seen: Sample) -> Verdict | None:
+    if seen.stopping:
+        return Limit.DRAIN, f"stopping: {seen.in_flight:.0f} still in flight, {seen.queued_answers:.0f} to commit"
+    return None
+
+
+def _no_server(seen: Sample) -> Verdict | None:
+    if seen.servers and not any(server.healthy for server in seen.servers):
+        return Limit.NO_SERVER, f"none of {len(seen.servers)} answers; {seen.waiting_retries} requests wait"
+    if not seen.completions_per_s and seen.faults_in_window and seen.waiting_retries > seen.in_flight:
+        kinds = ", ".join(sorted(seen.faults))
+        return Limit.NO_SERVER, f"no good answer, {seen.faults_in_window} faults ({kinds}) in {seen.window_s:.0f} s"
+    return None
+
+
+def _beginning(seen: Sample) -> Verdict | None:
+    if not any(server.completed for server in seen.servers):
+        return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
+    if seen.session_s < RAMP_UP_S:
+        return Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
+    return None
+
+
+def _disk(seen: Sample) -> Verdict | None:
+    writing = seen.append_share + seen.sync_share
+    if seen.commits_share < BUSY_SHARE or seen.append_share < DISK_SHARE * seen.commits_share:
+        return None
+    return Limit.DISK, f"writing commits takes {seen.append_share:.0%} of the time, with syncing {writing:.0%}"
+
+
+def _backlog(seen: Sample) -> Verdict | None:
+    if seen.queued_answers < BACKLOG or seen.commits_share < COMMITTING_SHARE:
+        return None
+    waiting = f"{seen.queued_answers:.0f} answers wait for the committer"
+    own_core = seen.judge_cpu_share >= OWN_CORE * seen.judge_share
+    if own_core and seen.judge_share >= BUSY_SHARE:
+        return Limit.FILTER, f"{waiting}, judging takes {seen.judge_share:.0%} of the time"
+    return Limit.CLIENT_CPU, f"{waiting}, which gets {seen.judge_cpu_share:.2f} of a core; {_cpu(seen)}"
+
+
+def _cpu_full(seen: Sample) -> Verdict | None:
+    if seen.loop_cpu_share >= LOOP_FULL or seen.process_cores >= CORES_FULL * seen.cores:
+        return Limit.CLIENT_CPU, _cpu(seen)
+    if seen.loop_lag_mean_ms >= LATE_MS:
+        return Limit.CLIENT_CPU, f"the event loop is late by {seen.loop_lag_mean_ms:.0f} ms on average; {_cpu(seen)}"
+    return None
+
+
+def _cpu(seen: Sample) -> str:
+    return f"the event loop fills {seen.loop_cpu_share:.0%} of a core, fastgen {seen.process_cores:.1f} of {seen.cores}"
+
+
+def _rate_limit(seen: Sample) -> Verdict | None:
+    if seen.rate_limited_share < RATE_LIMITED_SHARE:
+        return None
+    flag = seen.rate_limit or "a rate limit"
+    return Limit.USER, f"{flag} holds requests back for {seen.rate_limited_share:.0%} of the time"
+
+
+def _refused(seen: Sample) -> Verdict | None:
+    asked = seen.completions_per_s * seen.window_s + seen.faults_in_window
+    if seen.refusals_in_window > REFUSED_SHARE * asked:
+        return Limit.SERVER, f"{seen.refusals_in_window} requests refused (429) in {seen.window_s:.0f} s"
+    if not _in_use(seen) and seen.waiting_retries > (1 - IN_USE) * seen.concurrency:
+        return Limit.SERVER, f"{seen.waiting_retries} requests wait for another attempt after faults"
+    return None
+
+
+def _nothing_to_ask(seen: Sample) -> Verdict | None:
+    if _in_use(seen) or not seen.asked_for_nothing:
+        return None
+    if seen.kept < min(seen.concurrency, seen.target):
+        return (
+            Limit.RAMP_UP,
+            f"the pool has {seen.kept} instructions, which limits how many instruction requests are sent at once",
+        )
+    missing = seen.target - seen.complete
+    slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
+    return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
+
+
+def _fruitless(seen: Sample) -> Verdict | None:
+    return (Limit.YIELD, seen.trouble) if seen.trouble else None
+
+
+def _decayed(seen: Sample) -> Verdict | None:
+    if not seen.yield_window_full or seen.novelty >= DECAYED * seen.best_novelty:
+        return None
+    now, best = f"{seen.novelty:.2f}", f"{seen.best_novelty:.2f}"
+    return Limit.YIELD, f"novelty decays: {now} kept per 1,000 instruction tokens, it was {best}"
+
+
+def _fixed(seen: Sample) -> Verdict | None:
+    if _in_use(seen) and any(_MAXIMUM in server.reason for server in seen.servers):
+        return Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and more would bring more"
+    if not seen.concurrency_set_by or not _in_use(seen) or not _have_room(seen.servers):
+        return None
+    told = any(server.waiting is not None for server in seen.servers)
+    servers = "the servers have room" if told else "the servers give no figures; try more"
+    return Limit.USER, f"{seen.concurrency_set_by}: all are in flight, {servers}"
+
+
+def _growing(seen: Sample) -> Verdict | None:
+    """Filling, by a steering that has not found the end yet: the loop that measures throughput is not meant."""
+    growing = [one for one in seen.servers if one.reason.startswith(("filling", "starting"))]
+    if not growing or seen.concurrency_set_by or not _have_room(seen.servers):
+        return None
+    return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight and growing, {len(growing)} servers have room"
+
+
+def _have_room(servers: tuple[ServerSample, ...]) -> bool:
+    """Whether servers that tell have an empty queue and a cache that is not full; true where none tells."""
+    cache = max((server.kv_cache_usage or 0.0 for server in servers), default=0.0)
+    return cache < FULL_CACHE and not any(server.waiting for server in servers)
+
+
+def _in_use(seen: Sample) -> bool:
+    return seen.in_flight >= IN_USE * seen.concurrency
+
+
+def _of_the_limit(seen: Sample) -> str:
+    """What is in flight; it may be more than the limit, which has fallen then."""
+    if round(seen.in_flight) > round(seen.concurrency):
+        return f"{seen.in_flight:.0f} in flight, the limit fell to {seen.concurrency:.0f}"
+    return f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight"
+
+
+def _server_figures(seen: Sample) -> str:
+    told = [server for server in seen.servers if server.running is not None]
+    sent = _of_the_limit(seen)
+    if not told:
+        return f"{sent}; the servers give no figures"
+    running, waiting = sum(one.running or 0 for one in told), sum(one.waiting or 0 for one in told)
+    cache = max(one.kv_cache_usage or 0.0 for one in told)
+    return f"{sent}, {running} running, {waiting} waiting there, KV cache {cache:.0%}"
+
+
+_RULES: tuple[Callable[[Sample], Verdict | None], ...] = (
+    *(_drain, _no_server, _beginning, _disk, _backlog, _cpu_full, _rate_limit),
+    *(_refused, _nothing_to_ask, _fruitless, _decayed, _fixed, _growing),
+)

@@ -1,0 +1,282 @@
+"""The model to start from: a folder on this disk, fetched from the Hugging Face hub where it is none.
+
+Only safetensors weights are read and no code of a model's is ever run. Everything but the weights is later copied as it
+is, so that a server that reads the base model reads the tuned one. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from fastgen.errors import DiskError, InputError
+from fastgen.store.files import Lock, replacing
+from fastgen.text import markdown, markdown_code
+
+_WEIGHTS: Final = "*.safetensors"
+_PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.txt", _WEIGHTS, "LICENSE*", "NOTICE*")
+_NOT_COPIED: Final = ("*.safetensors.index.json", "tuning.json", "trainer_state.json")
+_SAMPLE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A model folder, and its name for people (no path)."""
+
+    folder: Path
+    name: str
+
+    def config(self) -> dict[str, Any]:
+        """What config.json says.
+
+        :raises InputError: it is not there or broken.
+        """
+        try:
+            value = orjson.loads((self.folder / "config.json").read_bytes())
+        except (OSError, ValueError):
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(f"--base-model {self.folder}: its config.json cannot be read; name a whole model folder")
+        return value
+
+    def fingerprint(self) -> str:
+        """Of the small files, and of each weight file's size, first and last MiB: fast for any model."""
+        digest = hashlib.sha256()
+        for path in sorted([*self._small_files(), *self.folder.glob(_WEIGHTS)]):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE_BYTES))
+                file.seek(max(0, size - _SAMPLE_BYTES))
+                digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
+
+    def copy_small_files(self, target: Path) -> None:
+        """Configuration, tokenizer, chat template and licence, as they are."""
+        for path in self._small_files():
+            shutil.copyfile(path, target / path.name)
+
+    def _small_files(self) -> Iterator[Path]:
+        for pattern in _PATTERNS:
+            if pattern != _WEIGHTS:
+                files = (path for path in sorted(self.folder.glob(pattern)) if path.is_file())
+                yield from (path for path in files if not any(path.match(other) for other in _NOT_COPIED))
+
+
+def local_base(name: str) -> BaseModel | None:
+    """The model in the folder ``name``; ``None`` where that is no folder.
+
+    :raises InputError: a folder without a model.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    for pattern in ("config.json", _WEIGHTS):
+        if not any(folder.glob(pattern)):
+            raise InputError(f"--base-model {name}: has no {pattern}; name a folder with a whole model")
+    return BaseModel(folder.resolve(), folder.resolve().name)
+
+
+def hub_base(name: str) -> BaseModel:
+    """The hub's model of this name, in the library's own cache.
+
+    :raises InputError: no such model, no access, or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # noqa: BLE001 - the library and its HTTP client raise trees of their own
+        kind = type(error).__name__
+        raise InputError(
+            f"--base-model {name}: is no folder here and could not be had from the hub ({kind}); check name and network"
+        ) from None
+    found = local_base(str(folder))
+    assert found is not None, "it was just written"  # noqa: S101 - the library's promise
+    return BaseModel(found.folder, name)
+
+
+_MARK: Final = "complete"
+_LOCK: Final = ".lock"
+_FORMAT: Final = 1
+_SHOWN: Final = 40  # characters of a value; fingerprints are longer
+
+
+@dataclass(frozen=True, slots=True)
+class TuningFolder:
+    """The folder above."""
+
+    path: Path
+
+    @property
+    def training(self) -> Path:
+        """What is needed only while the training goes on."""
+        return self.path / "training"
+
+    @property
+    def losses(self) -> Path:
+        """The loss, step by step."""
+        return self.path / "loss.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """The figures of a finished tuning."""
+        return self.path / "tuning.json"
+
+    @property
+    def _meaning(self) -> Path:
+        return self.training / "meaning.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is there and this process alone uses it.
+
+        :raises InputError: it is in use, or holds something else. :raises DiskError: it cannot be written.
+        """
+        self._check_foreign()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"--output {self.path}: cannot be used ({error.strerror}); name another folder") from None
+        lock = Lock(self.path / _LOCK, named=f"--output {self.path}", instead="name another folder")
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+    def begun(self) -> dict[str, Any] | None:
+        """What `begin` wrote, where a tuning was begun and not finished."""
+        return _read(self._meaning)
+
+    def finished(self) -> dict[str, Any] | None:
+        """What `publish` wrote, where a model is whole."""
+        return _read(self.result)
+
+    def clear(self) -> None:
+        """Remove what was left before `begin`, and make room."""
+        shutil.rmtree(self.training, ignore_errors=True)
+        self.losses.unlink(missing_ok=True)
+        self.training.mkdir()
+
+    def begin(self, meaning: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Remember what this tuning means; its data is whole."""
+        _write(self._meaning, {"format": _FORMAT, "meaning": meaning, "data": data})
+
+    def mark_complete(self, step: int) -> None:
+        """The checkpoint of this step is whole."""
+        (self.training / f"checkpoint-{step}" / _MARK).touch()
+
+    def last_checkpoint(self) -> tuple[int, Path] | None:
+        """(step, folder) of the newest whole checkpoint; those that are not whole are removed."""
+        found: list[tuple[int, Path]] = []
+        for folder in self.training.glob("checkpoint-*"):
+            if (folder / _MARK).exists():
+                found.append((int(folder.name.rpartition("-")[2]), folder))
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        return max(found, default=None)
+
+    def scratch(self) -> Path:
+        """A new folder for the model's files, on the same disk."""
+        path = self.training / "model"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def publish(self, scratch: Path, result: Mapping[str, Any]) -> None:
+        """Move the model's files to their place, ``tuning.json`` last; then forget the training."""
+        for file in sorted(scratch.iterdir()):
+            file.replace(self.path / file.name)
+        _write(self.result, {"format": _FORMAT, **result})
+        self.forget_training()
+
+    def forget_training(self) -> None:
+        """Remove checkpoints and data."""
+        shutil.rmtree(self.training, ignore_errors=True)
+
+    def _check_foreign(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--output {self.path}: is a file; name a folder")
+        if not self.path.exists() or self.training.is_dir() or self.result.exists():
+            return
+        if any(path.name != _LOCK for path in self.path.iterdir()):
+            raise InputError(f"--output {self.path}: holds files but no tuning; name a new or empty folder")
+
+
+def check_same_meaning(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """:raises InputError: the folder was begun with other flags, data or model; names the first difference."""
+    for name in (*now, *before):
+        if before.get(name) != now.get(name):
+            was, what = (str(values.get(name, "not given"))[:_SHOWN] for values in (before, now))
+            raise InputError(
+                f"--output {path}: was begun otherwise ({name.replace('_', ' ')} {was}, now {what}); "
+                "repeat that command to go on, or name a new folder"
+            )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise InputError(f"{path}: damaged; name a new folder with --output") from None
+    return value
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as sink:
+        sink.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+_CAUTION: Final = """\
+- **A model wrote the data** (unless its source says otherwise), and nobody checked it. The tuned model learns its form,
+  and its mistakes with it; a small model that learns from itself gains format, not knowledge.
+- **Terms.** The licences of the base model and of the model that wrote the data both apply to this one.
+- **Not evaluated here.** A lower loss on held-out rows says that the model writes more like its data, not that it is
+  better; `fastgen evaluate` measures that."""
+
+
+def write_card(name: str, result: Mapping[str, Any]) -> str:
+    """The content of README.md; ``result`` is what tuning.json says."""
+    base, data, meaning = result["base_model"], result["data"], result["meaning"]
+    source = markdown(str(data["source"]))
+    sections = (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- fastgen\n- self-instruct\n- sft\n---",
+        f"# {markdown(name)}",
+        f"{markdown_code(base)} tuned by fastgen {result['fastgen']} on {data['train_rows']:,} rows of {source}.",
+        "Serve it with `vllm serve FOLDER`, or let fastgen start it: `fastgen generate --model FOLDER`.",
+        "## How it was tuned\n\n" + "\n".join(_flags(meaning)),
+        "## Figures\n\n" + "\n".join(_figures(result)),
+        "## What to be careful about\n\n" + _CAUTION,
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _flags(meaning: Mapping[str, Any]) -> Iterator[str]:
+    yield "| | |"
+    yield "|---|---|"
+    for name, value in meaning.items():
+        if name not in ("base_model", "source"):
+            yield f"| {name.replace('_', ' ')} | {markdown(str(value))} |"
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[str]:
+    figures = result["figures"]
+    yield "| | |"
+    yield "|---|---|"
+    for name, value in figures.items():
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        yield f"| {name.replace('_', ' ')} | {markdown(shown)} |"
+    yield ""
+    yield f"Data fingerprint (SHA-256): `{result['data']['sha256'][:16]}`. Losses are in nats per completion token."
+    if result["plot"]:
+        yield ""
+        yield "![loss](loss.png)"

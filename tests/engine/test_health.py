@@ -1,0 +1,336 @@
+"""Steps that bring nothing: the warning, the stop, the message, and what is finished first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from fastgen.engine.health import FIRST, QUESTION_LIMIT, Raw, Step, StepHealth
+from fastgen.generate.health import steps_of_run
+from fastgen.methods.base import ClassificationOutcome, Commit
+from fastgen.methods.self_instruct.seeds import default_seed_path
+from fastgen.simulator.answers import Writer
+from fastgen.simulator.server import FaultServer, in_a_thread
+from fastgen.store.ledger import Ledger
+from fastgen.store.log import TornTail
+from fastgen.store.records import decode, encode
+from fastgen.store.run_folder import RunFolder
+from fastgen.telemetry.figures import Limit, Sample, ServerSample, limit_of
+from fastgen.text import Kind, quoted, unread_kind
+from fastgen.types import Completion, Stage
+from tests.command_help import Said, fastgen
+from tests.evaluation_help import call as evaluate
+from tests.evaluation_help import served, superni
+from tests.export_help import make_run, numbered
+from tests.judge_help import figures, judge, judging_server
+
+Write = Callable[[str, int], str | None]
+GOOD = Writer(similar_share=0.0).answer
+CHAT_ABOUT_THE_WEATHER = "What a\x1b[31m lovely day."
+
+
+def stage_of(prompt: str) -> Stage:
+    """Which step a prompt belongs to, by what the writer makes of it."""
+    said = GOOD(prompt)
+    if said in (" Yes", " No"):
+        return Stage.CLASSIFICATION
+    return Stage.INSTANCE if "Output:" in said or "Class label:" in said else Stage.INSTRUCTION
+
+
+def but_at(stage: Stage, said: str | None) -> Write:
+    """A model that is good at everything but one step, where it always says the same."""
+    return lambda prompt, choice: said if stage_of(prompt) is stage else GOOD(prompt, choice)
+
+
+def generate(run: Path, server: FaultServer, count: int, *more: str) -> Said:
+    """``fastgen generate`` with few in flight; a quarter of ``--max-fruitless`` is 40."""
+    flags = ("--base-url", server.base_url, "--num-instructions", str(count), "--concurrency", "4")
+    return fastgen("generate", "--run-dir", run, *flags, "--max-fruitless", "160", *more)
+
+
+def commits(run: Path) -> list[Commit]:
+    return [item[0] for item in RunFolder(run).commits() if not isinstance(item, TornTail)]
+
+
+def status(run: Path) -> dict[str, Any]:
+    said = fastgen("status", "--run-dir", run, "--json")
+    assert said.code == 0, said.err
+    found: dict[str, Any] = orjson.loads(said.out)
+    return found
+
+
+def warnings(said: Said) -> list[str]:
+    return [line for line in said.err.splitlines() if line.startswith("warning: ")]
+
+
+# generate
+
+
+def test_instance_answers_that_never_parse_stop_the_run_with_a_sample_and_a_remedy(tmp_path: Path) -> None:
+    with in_a_thread(FaultServer(write=but_at(Stage.INSTANCE, CHAT_ABOUT_THE_WEATHER))) as server:
+        said = generate(tmp_path / "run", server, 1000)
+    assert said.code == 3, said.err
+    (warning,) = warnings(said)
+    for told in (warning, said.last):
+        assert "instance: 0 of the last" in told
+        assert r"One of them: 'What a\x1b[31m lovely day.' (finish reason 'stop'" in told
+        assert "try --api chat or another --model or other --prompts (in a new run)" in told
+    assert said.last.startswith("fastgen: instance: 0 of the last 4")
+    answers = status(tmp_path / "run")["answers"]
+    assert 40 <= answers["instance.unreadable"] < 60
+    assert fastgen("status", "--run-dir", tmp_path / "run").out.count("instance         unreadable") == 1
+
+
+@pytest.mark.parametrize("stage", [Stage.INSTRUCTION, Stage.CLASSIFICATION, Stage.INSTANCE])
+def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: Path, stage: Stage) -> None:
+    with in_a_thread(FaultServer(write=but_at(stage, None))) as server:
+        said = generate(tmp_path / "run", server, 1000, "--api", "chat")
+    assert said.code == 3, said.err
+    assert any(stage.value in warning for warning in warnings(said))
+    assert f"fastgen: {stage.value}: 0 of the last" in said.last
+    assert "a reasoning model uses up its tokens" in said.last
+    assert """--extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'""" in said.last
+    assert "max-tokens" in said.last
+    assert 40 <= status(tmp_path / "run")["answers"][f"{stage}.empty"] < 60
+
+
+def test_an_unread_classification_answer_counts_as_a_no_is_marked_and_is_told_in_a_short_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with in_a_thread(FaultServer(write=but_at(Stage.CLASSIFICATION, None))) as server:
+        said = generate(run, server, 3, "--api", "chat")
+    assert said.code == 0, said.err
+    (warning,) = warnings(said)
+    assert "classification: 0 of the last" in warning
+    outcomes = {one.outcome for one in commits(run) if isinstance(one.outcome, ClassificationOutcome)}
+    assert outcomes == {ClassificationOutcome(False, "empty")}
+    lines = (run / "log" / "000000.jsonl").read_bytes().splitlines()
+    assert all((b'"unread":"empty"' in line) == (b'"is_classification":false' in line) for line in lines)
+
+
+def test_thinking_that_never_ends_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    said_by_model = "<think>The user wants tasks. Let me think about " + "tasks and " * 40
+    with in_a_thread(FaultServer(write=but_at(Stage.INSTRUCTION, said_by_model))) as server:
+        said = generate(tmp_path / "run", server, 10)
+    assert said.code == 3, said.err
+    assert "instruction: 0 of the last" in said.last
+    assert "turn reasoning off with --api chat and --extra-body" in said.last
+    assert 40 <= status(tmp_path / "run")["answers"]["instruction.thinking"] < 60
+
+
+def test_what_is_kept_is_finished_before_the_stop_and_a_resume_gets_a_new_chance(tmp_path: Path) -> None:
+    run, asked = tmp_path / "run", []
+
+    def runs_dry(prompt: str, choice: int) -> str:
+        if stage_of(prompt) is not Stage.INSTRUCTION:
+            return GOOD(prompt, choice)
+        asked.append(prompt)
+        return GOOD(prompt, choice) if len(asked) <= 10 or len(asked) > 140 else " Name a river.\n"
+
+    with in_a_thread(FaultServer(write=runs_dry)) as server:
+        flags = ("--num-instructions", "200", "--max-fruitless", "20", "--base-url", server.base_url)
+        seen = []
+        for _ in range(2):
+            said = fastgen("generate", "--run-dir", run, "--concurrency", "4", *flags)
+            assert said.code == 3, said.err
+            figures = status(run)
+            assert figures["pending"] == 0
+            assert figures["complete"] == figures["kept"] - figures["empty"] > 20
+            assert "'fastgen status' lists the rules that rejected them" in said.last
+            seen.append(len(asked))
+        assert 20 <= seen[1] - seen[0] <= 40
+        asked.extend([""] * 140)
+        said = fastgen("generate", "--run-dir", run, "--concurrency", "4", *flags)
+    assert said.code == 0, said.err
+    assert status(run)["complete"] == 200
+
+
+def test_a_healthy_run_says_nothing_of_its_steps(tmp_path: Path) -> None:
+    with in_a_thread(FaultServer(write=GOOD)) as server:
+        said = generate(tmp_path / "run", server, 60)
+    assert said.code == 0, said.err
+    assert warnings(said) == []
+    assert not any(b'"unread"' in path.read_bytes() for path in (tmp_path / "run" / "log").iterdir())
+
+
+def test_classification_only_without_classification_seeds_is_refused_before_any_request(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds.jsonl"
+    rows = [orjson.loads(line) for line in default_seed_path().read_bytes().splitlines()]
+    seeds.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows if not row["is_classification"]))
+    with in_a_thread(FaultServer()) as server:
+        said = generate(tmp_path / "run", server, 5, "--classification-only", "--seed-tasks", str(seeds))
+        assert server.counters.requests == 0
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("fastgen: --classification-only: none of the ")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_counts_saved_without_the_answers_are_made_again_from_the_log(tmp_path: Path) -> None:
+    class Older(Ledger):
+        def as_dict(self) -> dict[str, Any]:
+            return {name: value for name, value in super().as_dict().items() if name != "answers"}
+
+    run = tmp_path / "run"
+    with in_a_thread(FaultServer()) as server:
+        assert generate(run, server, 5).code == 0
+    before, folder = status(run), RunFolder(run)
+    older = Older(seeds=175)
+    for commit in commits(run):
+        older.apply(commit)
+    saved = folder.saved_counts()
+    folder.save_counts(replace(saved, ledger=older), folder.header().run_id)
+    assert status(run)["answers"] == before["answers"]
+
+
+# judge, evaluate, refilter
+
+
+def test_a_judge_that_cannot_be_read_is_stopped_early(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", numbered(200))
+    with judging_server(lambda *_: "Looks good to me!") as server:
+        said = judge(run, server, "--concurrency", "4")
+        assert said.code == 3, said.err
+        assert QUESTION_LIMIT <= server.counters.answered < QUESTION_LIMIT + 80
+    (warning,) = warnings(said)
+    assert "judge: 0 of the last" in warning
+    assert said.last.startswith("fastgen: judge: 0 of the last 1")
+    assert "'Looks good to me!'" in said.last
+    assert "another judge (--model)" in said.last
+
+
+def test_a_short_judging_without_a_readable_answer_is_no_success_however_often_it_is_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", numbered(3))
+    with judging_server(lambda *_: "Looks good to me!") as server:
+        for _ in range(2):
+            said = judge(run, server)
+            assert said.code == 3, said.err
+            assert "judge: 0 of the last 12 answers could be read" in said.last
+    assert figures(run)["judges"][0]["judged"] == 0
+
+
+def test_an_evaluation_in_which_every_answer_is_empty_has_no_result(tmp_path: Path) -> None:
+    with served(lambda *_: "\n") as server:
+        flags = ("--data", superni(tmp_path), "--output", tmp_path / "out", "--base-url", server.base_url)
+        for _ in range(2):
+            said = evaluate(*flags)
+            assert said.code == 3, said.err
+            assert "evaluate: 0 of the last 8 answers could be read (8 empty)" in said.last
+    assert not (tmp_path / "out" / "scores.json").exists()
+
+
+def source_of(tmp_path: Path, write: Write) -> Path:
+    run = tmp_path / "source"
+    with in_a_thread(FaultServer(write=write)) as server:
+        assert generate(run, server, 20).code == 0
+    return run
+
+
+def test_rules_that_keep_nothing_leave_no_run_behind(tmp_path: Path) -> None:
+    run, output = source_of(tmp_path, GOOD), tmp_path / "strict"
+    said = fastgen("refilter", "--run-dir", run, "--output", output, "--min-words", "140")
+    assert said.code == 2, said.err
+    (warning,) = warnings(said)
+    assert "instruction: 0 of the last" in warning
+    assert "One of them: ' " in warning
+    assert "these rules keep no instruction (rejected: too_short" in said.last
+    assert not RunFolder(output).exists()
+
+
+def test_rules_under_which_no_instance_is_read_leave_no_run_behind(tmp_path: Path) -> None:
+    run, output = source_of(tmp_path, but_at(Stage.INSTANCE, "**Input**: a\n**Output**: b")), tmp_path / "strict"
+    said = fastgen("refilter", "--run-dir", run, "--output", output, "--instance-style", "paper")
+    assert said.code == 2, said.err
+    assert any("instance: 0 of the last" in warning for warning in warnings(said))
+    assert "these rules keep no instance (rejected: no_instance" in said.last
+    assert not RunFolder(output).exists()
+
+
+# the figures
+
+
+def seen(step: Step, kinds: Iterable[Kind], text: str = "text") -> tuple[StepHealth, int | None]:
+    """The health of a step after these answers, and after how many of them there was a verdict."""
+    health, stopped = StepHealth(step), None
+    for number, kind in enumerate(kinds, 1):
+        health.see(kind, Raw(text, "stop", 3))
+        if stopped is None and health.verdict() is not None:
+            stopped = number
+    return health, stopped
+
+
+STEPS = steps_of_run(max_fruitless=1000, api="completions")
+
+
+def test_hard_settings_that_still_bring_something_never_stop() -> None:
+    draw = random.Random(1)
+    instances = [Kind.EMPTY if draw.random() < 0.13 else Kind.READ for _ in range(20_000)]
+    health, stopped = seen(STEPS[Stage.INSTANCE], instances)
+    assert stopped is None
+    assert health.warning() is None
+    instructions = [Kind.REJECTED if draw.random() < 0.6 else Kind.READ for _ in range(20_000)]
+    health, stopped = seen(STEPS[Stage.INSTRUCTION], instructions)
+    assert stopped is None
+    assert health.warning() is None
+    assert seen(STEPS[Stage.INSTANCE], [Kind.READ] + [Kind.UNREADABLE] * 20)[0].warning() is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "limit"),
+    [
+        (Stage.INSTRUCTION, Kind.REJECTED, 1000),
+        (Stage.INSTRUCTION, Kind.EMPTY, 250),
+        (Stage.CLASSIFICATION, Kind.UNREADABLE, 250),
+        (Stage.INSTANCE, Kind.REJECTED, 250),
+    ],
+)
+def test_each_step_has_a_limit_of_its_own(stage: Stage, kind: Kind, limit: int) -> None:
+    assert seen(STEPS[stage], [Kind.READ] * 5 + [kind] * 2000)[1] == limit + 5
+
+
+def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once() -> None:
+    health, _ = seen(STEPS[Stage.INSTANCE], [Kind.CUT] * (FIRST - 1))
+    assert health.warning() is None
+    health.see(Kind.EMPTY, Raw("", "stop", 0))
+    warning = health.warning()
+    assert warning is not None
+    assert "instance: 0 of the last 8 answers could be read (7 cut, 1 empty)" in warning
+    assert "raise --instance-input-first.max-tokens and --instance-output-first.max-tokens (in a new run)" in warning
+    assert health.warning() is None
+
+
+def test_most_answers_being_empty_is_told_and_is_what_limits_the_run() -> None:
+    health, stopped = seen(STEPS[Stage.INSTANCE], [Kind.READ, Kind.EMPTY, Kind.EMPTY, Kind.EMPTY] * 100)
+    assert stopped is None
+    assert "16 of the last 64 answers could be read (48 empty)" in health.trouble()
+    sample = Sample(session_s=60, in_flight=8, concurrency=8, servers=(ServerSample("a", completed=9),))
+    assert limit_of(sample)[0] is Limit.SERVER
+    assert limit_of(replace(sample, trouble=health.trouble())) == (Limit.YIELD, health.trouble())
+
+
+def test_a_sample_is_short_and_holds_no_control_characters() -> None:
+    shown = quoted("\x1b]0;title\x07\n\u202e" + "字" * 500, 200)
+    assert shown.isprintable()
+    assert "字" in shown
+    assert len(shown) < 260
+
+
+def test_a_log_line_without_a_reason_is_read_as_before() -> None:
+    commit = Commit(
+        1, 0, Stage.CLASSIFICATION, 0, (), Completion("No", "stop", 5, 1), ClassificationOutcome(False), 1.0
+    )
+    assert "unread" not in encode(commit)
+    assert decode(encode(commit)) == commit
+    with_reason = commit._replace(outcome=ClassificationOutcome(False, "no_answer"))
+    assert encode(with_reason) == encode(commit) | {"unread": "no_answer"}
+
+
+@pytest.mark.parametrize("text", ["<think>a</think>\n<think>b", "\u200b<think>b", "[THINK] x"])
+def test_thinking_without_an_end_is_named_whatever_ended_the_text(text: str) -> None:
+    for finish_reason in ("stop", "length"):
+        assert unread_kind(text, finish_reason) is Kind.THINKING

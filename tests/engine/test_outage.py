@@ -1,0 +1,91 @@
+"""Whether servers work: what is an outage and what is not, and whose fault a fault is."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgen.engine.requests import OutageWatch
+from fastgen.errors import BackendUnavailable, TransientError
+
+
+def test_a_good_answer_now_and_then_is_no_outage() -> None:
+    watch = OutageWatch(600.0)
+    fault = TransientError("refused", kind="connection", reached_server=False)
+    for now_s in (0.0, 500.0, 1000.0, 1500.0):
+        watch.saw_fault(fault, now_s)
+        watch.saw_answer(now_s)
+    watch.saw_fault(fault, 1600.0)
+    watch.saw_fault(fault, 2199.0)
+    with pytest.raises(BackendUnavailable):
+        watch.saw_fault(fault, 2200.0)
+
+
+def test_a_process_that_slept_has_seen_no_outage() -> None:
+    """The clock jumps by an hour between a first fault and the next, as when the process was stopped."""
+    watch = OutageWatch(600.0)
+    fault = TransientError("refused", kind="connection", reached_server=False)
+    now_s = 1000.0
+    watch.beat(now_s)
+    watch.saw_fault(fault, now_s)
+    for slept_s in (1.0, 3600.0, 1.0, 1.0):
+        now_s += slept_s
+        watch.beat(now_s)
+        watch.saw_fault(fault, now_s)
+    for _ in range(601):
+        now_s += 1.0
+        watch.beat(now_s)
+    with pytest.raises(BackendUnavailable):
+        watch.saw_fault(fault, now_s)
+
+
+def test_what_a_sleep_cut_off_may_be_seen_before_the_late_beat() -> None:
+    watch = OutageWatch(600.0)
+    fault = TransientError("reset", kind="connection", reached_server=False)
+    watch.beat(1000.0)
+    watch.saw_fault(fault, 1000.5)
+    watch.saw_fault(fault, 4600.0)
+    watch.beat(4600.0)
+    watch.saw_fault(fault, 4601.0)
+    assert watch.faults == {"connection": 3}
+
+
+def test_a_fault_counts_against_its_request_only_where_servers_work() -> None:
+    watch = OutageWatch(600.0)
+    erring = TransientError("boom", kind="http_500")
+    killed = TransientError("reset", kind="connection", reached_server=False)
+    nobody = TransientError("none answers", kind="all_down", reached_server=False)
+    assert not watch.is_requests_own(erring, 0.0, 100.0), "nothing has worked yet"
+    watch.saw_answer(100.0)
+    assert watch.is_requests_own(erring, 0.0, 159.0)
+    assert not watch.is_requests_own(erring, 0.0, 161.0)
+    assert watch.is_requests_own(killed, 99.0, 500.0), "another was answered since it was last tried"
+    assert not watch.is_requests_own(killed, 101.0, 102.0)
+    assert not watch.is_requests_own(nobody, 99.0, 101.0)
+
+
+def test_a_server_that_asks_for_patience_gets_it() -> None:
+    watch = OutageWatch(600.0)
+    for now_s in range(0, 10_000, 400):
+        watch.saw_fault(TransientError("refused", kind="connection", reached_server=False), now_s)
+        watch.saw_fault(TransientError("slow down", kind="http_429"), now_s + 100.0)
+        watch.saw_fault(TransientError("busy", kind="http_503", retry_after_s=1.0), now_s + 200.0)
+    assert watch.faults == {"connection": 25, "http_429": 25, "http_503": 25}
+
+
+def test_a_dead_front_end_that_names_a_time_is_an_outage_all_the_same() -> None:
+    watch = OutageWatch(600.0)
+    fault = TransientError("no backend", kind="http_503", retry_after_s=30.0)
+    for now_s in range(0, 630, 10):
+        watch.saw_fault(fault, float(now_s))
+    with pytest.raises(BackendUnavailable, match="for 630 s"):
+        watch.saw_fault(fault, 630.0)
+
+
+def test_a_time_that_was_named_counts_for_one_outage_only() -> None:
+    watch = OutageWatch(600.0)
+    watch.saw_fault(TransientError("busy", kind="http_503", retry_after_s=300.0), 0.0)
+    watch.saw_answer(1.0)
+    fault = TransientError("busy", kind="http_503")
+    watch.saw_fault(fault, 2.0)
+    with pytest.raises(BackendUnavailable):
+        watch.saw_fault(fault, 602.0)

@@ -1,0 +1,57 @@
+"""Making the plan beside the start of the servers: its first error ends the wait, and nothing outlives the block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from fastgen.errors import InputError
+from fastgen.generate.inputs import Material, load_material, planned
+from fastgen.generate.options import Options
+from fastgen.similarity.novelty import NoveltyFilter
+from fastgen.similarity.options import SimilarityOptions
+from fastgen.store.run_folder import RunFolder
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Material:
+    return load_material(RunFolder(tmp_path / "run"), Options())
+
+
+def wait_for_servers(options: Options, material: Material) -> None:
+    async def main() -> None:
+        async with planned(options, material, print):
+            await asyncio.Event().wait()  # servers that do not answer
+
+    asyncio.run(main())
+
+
+def test_an_error_of_the_plan_ends_the_wait_for_servers(material: Material) -> None:
+    similarity = SimilarityOptions()
+    object.__setattr__(similarity, "lsh_recall", 2.0)  # past the check of the options
+    with pytest.raises(InputError, match=r"LSH recall 2\.0"):
+        wait_for_servers(Options(similarity=similarity), material)
+
+
+def test_an_error_of_the_kernels_ends_the_wait_for_servers(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: NoveltyFilter) -> None:
+        raise InputError("no kernels here")
+
+    monkeypatch.setattr(NoveltyFilter, "prepare", fail)
+    with pytest.raises(InputError, match="no kernels here"):
+        wait_for_servers(Options(), material)
+
+
+def test_a_block_that_ends_waits_for_no_compiler(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = threading.Event()
+    monkeypatch.setattr(NoveltyFilter, "prepare", lambda _: compiled.wait())
+
+    async def main() -> int:
+        async with planned(Options(), material, print) as made:
+            return (await made).state.target
+
+    assert asyncio.run(main()) == 100
+    compiled.set()

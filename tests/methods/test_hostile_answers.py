@@ -1,0 +1,88 @@
+"""Answers made to hold a parser up: half a megabyte of what makes a careless pattern try everything twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fastgen.methods.self_instruct import classification, instance, instruction
+from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.rules import PRESETS
+from fastgen.text import CHARACTERS_PER_TOKEN, SHORTEST_BOUND, bounded
+from fastgen.types import Completion
+
+CHARACTERS = 480_000
+TIMEOUT_S = 120  # for all of them together; linear parsers need seconds, quadratic ones minutes for each text
+HOSTILE = [  # what comes first, what comes again and again, what comes last
+    ("", "- ", "Output:"),
+    ("", "a: ", "\nOutput: a"),
+    ("", "* ", ":"),
+    ("Output", " ", "x"),
+    ("Output", "\n", "x"),
+    ("Input: a\nOutput: b\nInput", "\t", ""),
+    ("Output: a\n\nlet me know if you need ", "more ", "\nx"),
+    ("Output: a", "\n\nlet me know if you need more", "\nx"),
+    ("Output: a", "\n \n", "x"),
+    ("Example 1\n", "A: b\n", ""),
+    ("", "\nExample 1\nA b c ", ":"),
+    ("Class label: a\n", "Input ", ":"),
+    ("", "Class label: a\nExplanation: ", "b"),
+    ("Question 1: a\n", "Question 2: b ", "\n10. c"),
+    ("1. a", " 2. b", ""),
+    ("**", "a:", "**"),
+    ("", "**a** ", "**"),
+    ("", "```\n", "x"),
+    ("{", '"a": "b", ', "}"),
+    ("", '["', "]"),
+    ("| a |\n", "|-", "|\n| b |"),
+    ("<think>", "</think><think>", "yes"),
+    ("answer", " ", "yes"),
+    ("answer: ", "*", "no"),
+    ("Create ", "a ", "picture"),
+    ("draw ", "draw the ", "line"),
+    ("", "the following ", "file"),
+    ("创建", "一个", "图片"),
+    ("Dessine ", "une ", "image"),
+    ("1", "0", ". a"),
+]
+
+
+def text_of(number: int) -> str:
+    first, again, last = HOSTILE[number]
+    return first + again * (CHARACTERS // len(again)) + last
+
+
+def read_everything(text: str) -> None:
+    for rules in PRESETS.values():
+        completion = Completion(text, "stop")
+        instruction.parse(completion, rules, first_number=9)
+        classification.parse(completion, rules)
+        for is_classification in (False, True):
+            instance.parse(completion, is_classification, rules)
+        check_instruction(text, rules)
+
+
+def test_half_a_megabyte_of_anything_is_read_in_linear_time() -> None:
+    """In a process of its own: a pattern that tries everything twice holds the interpreter's lock against a signal."""
+    try:
+        subprocess.run([sys.executable, __file__], check=True, timeout=TIMEOUT_S, capture_output=True, text=True)
+    except subprocess.TimeoutExpired as error:
+        shown = (error.stdout or b"").decode()
+        pytest.fail(f"still reading after {TIMEOUT_S} s; these were begun: {shown}")
+
+
+@pytest.mark.parametrize("max_tokens", [3, 350, 1024])
+def test_a_completion_is_read_as_far_as_its_tokens_can_reach(max_tokens: int) -> None:
+    most = max(SHORTEST_BOUND, CHARACTERS_PER_TOKEN * max_tokens)
+    short = Completion("a" * most, "stop", 5, max_tokens)
+    assert bounded(short, max_tokens) is short
+    cut = bounded(Completion("a" * most + "b", "stop", 5, max_tokens), max_tokens)
+    assert cut == Completion("a" * most, "length", 5, max_tokens)
+
+
+if __name__ == "__main__":
+    for number, pattern in enumerate(HOSTILE):
+        print(pattern, flush=True)  # noqa: T201 - read when the time is up
+        read_everything(text_of(number))

@@ -1,0 +1,194 @@
+"""The live page: what it lets in, and what it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from fastgen.report import live_server as server
+from fastgen.report.live_server import Dashboard, serve_dashboard
+from fastgen.report.live_view import PIECES, STATE, Follower, pieces
+from fastgen.telemetry.live_page import listen, url_of
+from tests.dashboard_help import HOSTILE, SAMPLE, make_hostile_run, read_all
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hostile_run(tmp_path_factory.mktemp("dashboard") / "run")
+
+
+async def _get(url: str, host: str | None = None, method: str = "GET") -> tuple[int, Any, str]:
+    headers = {} if host is None else {"Host": host}
+    async with aiohttp.ClientSession() as session, session.request(method, url, headers=headers) as answer:
+        return answer.status, answer.headers, await answer.text()
+
+
+def make_dashboard(path: Path) -> Dashboard:
+    return Dashboard(Follower(path), lambda: SAMPLE, goes_on=True)
+
+
+async def _page(run: Path) -> None:
+    listening = listen(0, "--port")
+    url = url_of(listening)
+    async with serve_dashboard(make_dashboard(run), listening):
+        status, headers, text = await _get(url)
+        assert status == 200
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert not [name for name in headers if name.lower().startswith("access-control")]
+        assert "<h1>Run run</h1>" in text
+        assert (await _get(url, "localhost:99"))[0] == 200
+        assert (await _get(url, "evil.example"))[0] == 403
+        assert (await _get(url + "events", "evil.example:80"))[0] == 403
+        assert (await _get(url, method="POST"))[0] == 405
+
+
+def test_only_this_machine_is_answered_under_a_strict_policy(run: Path) -> None:
+    asyncio.run(_page(run))
+
+
+async def _events(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_VIEWERS", 1)
+    dashboard, listening = make_dashboard(run), listen(0, "--port")
+    url = url_of(listening)
+    async with aiohttp.ClientSession() as session:
+        async with serve_dashboard(dashboard, listening):
+            first = await session.get(url + "events")
+            assert (await _get(url + "events"))[0] == 503
+            line = await first.content.readline()
+            shown = orjson.loads(line.removeprefix(b"data: "))
+            assert set(shown) == {*PIECES, STATE}
+            assert shown[STATE] == "the run goes on"
+            assert "<dd>9</dd>" in shown["now"]
+            assert b"<script>" not in line
+        rest = await first.content.read()
+        assert rest.endswith(b"event: end\ndata: the run has ended; 'fastgen report' makes a page to keep\n\n")
+        assert dashboard.viewers == 0
+
+
+def test_viewers_are_few_get_every_piece_and_are_told_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(_events(run, monkeypatch))
+
+
+async def _nobody(run: Path) -> None:
+    follower = Follower(run)
+    listening = listen(0, "--port")
+    async with serve_dashboard(Dashboard(follower, lambda: None, goes_on=True), listening):
+        await _get(url_of(listening))
+    assert follower.live is None
+
+
+def test_nothing_is_read_for_nobody(run: Path) -> None:
+    asyncio.run(_nobody(run))
+
+
+async def _slow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE_S", 0.01)
+    dashboard, listening = make_dashboard(run), listen(0, "--port")
+    async with serve_dashboard(dashboard, listening):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1], limit=1024)
+        writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readline()
+        async with asyncio.timeout(30):
+            while dashboard.viewers:  # it reads nothing of all this
+                dashboard._pieces.clear()
+                await dashboard.refresh()
+                await asyncio.sleep(0.0)
+        writer.close()
+
+
+def test_a_viewer_that_does_not_read_is_let_go(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(_slow(run, monkeypatch))
+
+
+def test_a_page_that_is_not_of_a_running_run_says_of_when_its_measurements_are(run: Path) -> None:
+    follower = read_all(Follower(run))
+    assert "2001-09-09 01:46:40 UTC" in pieces(follower, SAMPLE, goes_on=False)["now"]
+    assert "2001-09-09" not in pieces(follower, SAMPLE, goes_on=True)["now"]
+    assert pieces(follower, SAMPLE, goes_on=False)[STATE] == "the run is complete"
+
+
+@contextmanager
+def _served(run: Path) -> Iterator[str]:
+    """The page from a thread with a loop of its own."""
+    ready, over = threading.Event(), threading.Event()
+    listening = listen(0, "--port")
+
+    async def serve() -> None:
+        async with serve_dashboard(make_dashboard(run), listening):
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    url = url_of(listening)
+    thread.start()
+    ready.wait()
+    try:
+        yield url
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    said: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        with _served(run) as url:
+            page.goto(url, wait_until="commit")
+            page.wait_for_selector("#piece-rejections svg", state="attached")
+            page.wait_for_selector("#state:text-is('the run goes on')")
+            assert page.locator("svg.plot").count() >= 9
+            assert HOSTILE in page.inner_text("#piece-newest")
+            assert page.evaluate("window.hacked") is None
+            assert page.locator("img").count() == 0
+        page.wait_for_selector("#state:text('the run has ended')")
+        browser.close()
+    assert [line for line in said if "favicon" not in line] == []
+
+
+async def _too_many(run: Path) -> None:
+    listening = listen(0, "--port")
+    port = listening.getsockname()[1]
+    async with serve_dashboard(make_dashboard(run), listening, patience_s=60):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST_CONNECTIONS + 1)]
+        assert await streams[-1][0].read() == b""
+        assert not streams[0][0].at_eof()
+        for _, writer in streams:
+            writer.close()
+
+
+async def _idle(run: Path) -> None:
+    listening = listen(0, "--port")
+    port, url = listening.getsockname()[1], url_of(listening)
+    async with serve_dashboard(make_dashboard(run), listening, patience_s=0.05):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        writer.close()
+        assert (await _get(url))[0] == 200
+
+
+def test_connections_beyond_the_most_are_closed_at_once(run: Path) -> None:
+    asyncio.run(_too_many(run))
+
+
+def test_an_idle_connection_is_closed(run: Path) -> None:
+    asyncio.run(_idle(run))
