@@ -1,10 +1,12 @@
-"""The similarity filter as the rest of fastgen uses it: candidates -> exact ROUGE-L -> keep or reject.
+"""The novelty filter: candidates from an index, then exact ROUGE-L, then keep or reject.
 
-Guarantees: texts are decided in order, each against the whole pool and against the texts kept before it in the same
-call; one at a time or in batches, the decisions are the same. Scores are rouge_score's floats. A text without a token
-(empty, only punctuation, or another script under the ``rouge`` tokenizer) scores 0 against everything, as in
-rouge_score: it is novel and never anyone's neighbour. Kernels release the GIL, so the calls may run in a worker thread,
-one thread at a time. Knows nothing of files, asyncio or where texts come from.
+Guarantees:
+
+- Texts are decided in order, each against the whole pool and against the texts kept before it in the same call. The
+  decisions are the same one at a time or in batches.
+- Scores are the floats that rouge_score computes. A text without a token (empty, only punctuation, or another script
+  under the ``rouge`` tokenizer) scores 0 against everything, as in rouge_score: it is novel and never a neighbour.
+- Kernels release the GIL, so calls may run in a worker thread, one thread at a time.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ class NoveltyFilter:
     ``exhaustive`` (no miss, linear cost). ``lsh_recall`` chooses bands and rows unless both are given.
     ``record_top_k`` (0: off) finds for every novel text its nearest that many pool members by a full scan.
 
-    Usual round: ``verdicts = decide(texts)``, then ``admit()`` or, text by text, ``add`` of what is kept. What was not
-    admitted is forgotten by the next call. ``filter`` is both at once, ``look_up`` neither.
+    One round is ``verdicts = decide(texts)``, then ``admit(kept)``. The next call forgets novel texts that were not
+    admitted. ``filter`` decides and admits, ``look_up`` only compares, ``add`` appends without a decision.
 
     :raises InputError: a parameter is out of range or unknown.
     """
@@ -103,7 +105,7 @@ class NoveltyFilter:
         self._waiting_seeds: list[str] = []
         self._size = 0
         self._seeds = 0
-        self._undecided: list[str] = []  # novel texts of the last decision, in the index but not yet in the pool
+        self._decided: list[str] = []  # novel texts of the last decision: in the index, not yet in the pool
 
     def __len__(self) -> int:
         """Texts in the pool, seeds included."""
@@ -130,14 +132,7 @@ class NoveltyFilter:
         self._size = self._seeds = self._size + len(texts)
 
     def add(self, texts: Sequence[str]) -> None:
-        """Append texts without a check (replay of a run).
-
-        The next novel texts of the last decision, in order, are taken from there at no cost.
-        """
-        if self._undecided[: len(texts)] == list(texts):
-            self._undecided = self._undecided[len(texts) :]
-            self._size += len(texts)
-            return
+        """Append texts without a check, as the replay of a run does."""
         self._forget_decision()
         self._index.add(self._encode(texts))
         self._size = len(self._index)
@@ -146,13 +141,13 @@ class NoveltyFilter:
         """One verdict per text, in order; the pool stays as it is until :meth:`admit`.
 
         A novel text counts for those after it, under the pool index that it will get: ``len(self)`` plus the number of
-        novel texts before it.
+        novel texts before it in the call.
         """
         self._forget_decision()
         verdicts = _verdicts(self._index.decide(self._encode(texts)))
         if self.record_top_k:
             verdicts = self._with_nearest(verdicts)
-        self._undecided = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict.novel]
+        self._decided = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict.novel]
         return verdicts
 
     def look_up(self, texts: Sequence[str]) -> list[Verdict]:
@@ -160,10 +155,16 @@ class NoveltyFilter:
         self._forget_decision()
         return _verdicts(self._index.look_up(self._encode(texts)))
 
-    def admit(self) -> None:
-        """Append the novel texts of the last :meth:`decide` that are not in the pool yet; without any, do nothing."""
-        self._size = len(self._index)
-        self._undecided = []
+    def admit(self, texts: Sequence[str] | None = None) -> None:
+        """Append novel texts of the last :meth:`decide`: ``texts``, the next ones in order, or all that are left.
+
+        :raises ValueError: ``texts`` are not the next novel ones of the last decision.
+        """
+        admitted = self._decided if texts is None else list(texts)
+        if self._decided[: len(admitted)] != admitted:
+            raise ValueError("only the next novel texts of the last decision can be admitted")
+        self._decided = self._decided[len(admitted) :]
+        self._size += len(admitted)
 
     def filter(self, texts: Sequence[str]) -> list[Verdict]:
         """Decide and admit in one pass."""
@@ -172,7 +173,7 @@ class NoveltyFilter:
         return verdicts
 
     def save(self) -> SavedIndex:
-        """The index, taken apart but not copied, without the texts of a decision that were not admitted.
+        """The index, taken apart but not copied, without texts that were decided and not admitted.
 
         :raises Unsavable: it holds something that cannot be saved.
         """
@@ -196,7 +197,7 @@ class NoveltyFilter:
         """Make a loaded index, with the same seeds, the pool."""
         with self._building:  # else `prepare`, in another thread, could put a new index in its place
             self._built, self._waiting_seeds = index, []
-        self._undecided = []
+        self._decided = []
         self._size = len(index)
 
     def memory_bytes(self) -> int:
@@ -204,9 +205,9 @@ class NoveltyFilter:
         return 0 if self._built is None else self._built.memory_bytes()
 
     def prepare(self) -> None:
-        """Load the kernels (:func:`warm_up`) and build the index, in any thread; who needs it meanwhile waits.
+        """Load the kernels (:func:`warm_up`) and build the index, in any thread.
 
-        Without it the first call that needs the index does that.
+        Calls that need the index meanwhile wait. Without this, the first of them does the work.
         """
         with self._building:
             warm_up(self._kind)
@@ -234,7 +235,7 @@ class NoveltyFilter:
         return verdicts
 
     def _forget_decision(self) -> None:
-        self._undecided = []
+        self._decided = []
         if self._built is not None and len(self._built) > self._size:
             self._built.truncate(self._size)
 

@@ -152,7 +152,7 @@ def test_a_decision_leaves_the_pool_as_it_was_until_it_is_admitted(index: IndexK
 
 
 @pytest.mark.parametrize("index", INDEX_KINDS)
-def test_adding_what_was_kept_text_by_text_is_admitting_it(index: IndexKind) -> None:
+def test_texts_are_admitted_in_parts_and_the_rest_is_forgotten(index: IndexKind) -> None:
     rng = random.Random(10)
     texts = make_texts(rng, 600, words=60, longest=16)
     novelty, plain = NoveltyFilter(index=index), NoveltyFilter(index=index)
@@ -162,10 +162,24 @@ def test_adding_what_was_kept_text_by_text_is_admitting_it(index: IndexKind) -> 
         assert verdicts == plain.decide(batch)
         kept = [text for text, verdict in zip(batch, verdicts, strict=True) if verdict.novel][:-3]
         for cut in (kept[:2], kept[2:]):
-            novelty.add(cut)
+            novelty.admit(cut)
         plain.add([*kept, "a text of its own"])
         novelty.add(["a text of its own"])
         assert len(novelty) == len(plain)
+
+
+def test_only_what_was_just_decided_is_admitted() -> None:
+    novelty = NoveltyFilter(index="exact")
+    novelty.decide(["Write a poem.", "Explain how tides work."])
+    for texts in (["Explain how tides work."], ["Write a poem.", "Sort a list.", "More."]):
+        with pytest.raises(ValueError, match="last decision"):
+            novelty.admit(texts)
+    novelty.admit(["Write a poem."])
+    novelty.decide(["Explain how tides work."])
+    assert len(novelty) == 1
+    novelty.add(["Something else."])
+    with pytest.raises(ValueError, match="last decision"):
+        novelty.admit(["Explain how tides work."])
 
 
 @pytest.mark.parametrize("index", INDEX_KINDS)

@@ -1,6 +1,10 @@
-"""The kept machine instructions of a run in memory: texts packed end to end and one state byte each.
+"""The state of a run: its pool of kept instructions, how far each is, and the figures that the plan needs.
 
-A million instructions take about 100 MB here, where Python strings and objects would take several times that.
+It is the fold of the run's commits. `RunState.apply` (a running session) and `RunState.replay` (a resume) are its only
+mutators and give the same state for the same commits. Requests in flight are not part of it. `folded`, `shown_counts`,
+`save_index` and the pool's columns are what a checkpoint stores, `restore` is their inverse.
+
+No I/O, no clock, no asyncio.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ _UNSETTLED = re.compile(rb"[\x00-\x02]")
 
 
 class PoolColumn(NamedTuple):
-    """One of the three arrays that a pool is: its name, dtype in numpy's notation, and flat memory."""
+    """One of the three arrays of a pool: its name, dtype in numpy's notation, and flat memory."""
 
     name: str
     dtype: str
@@ -48,7 +52,11 @@ class PoolColumn(NamedTuple):
 
 
 class InstructionPool:
-    """Append-only texts with a mutable state; index = machine instruction number."""
+    """The kept machine instructions: append-only texts, packed end to end, and one state byte each.
+
+    The index is the machine instruction number. A million instructions take about 100 MB, several times less than
+    Python strings and objects would.
+    """
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -65,7 +73,7 @@ class InstructionPool:
             self._bytes += encoded
             self._ends.append(len(self._bytes))
             self._states.append(State.KEPT)
-        except BufferError:  # somebody still holds `columns`: they keep the memory, the pool goes on in a copy
+        except BufferError:  # a caller still holds `columns`: it keeps the memory, the pool continues in a copy
             count = len(self._states)
             self._bytes = self._bytes[: self._ends[count]] + encoded
             self._ends = self._ends[: count + 1]
@@ -80,23 +88,23 @@ class InstructionPool:
         return self._bytes[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogatepass")
 
     def memory_bytes(self) -> int:
-        """Bytes held, room to grow included."""
+        """Bytes held, including room to grow."""
         return sum(map(sys.getsizeof, (self._bytes, self._ends, self._states)))
 
     def state(self, number: int) -> State:
-        """Where the instruction stands."""
+        """The instruction's state."""
         return State(self._states[number])
 
     def set_state(self, number: int, state: State) -> None:
-        """Move the instruction on."""
+        """Set the instruction's state."""
         self._states[number] = state
 
     def unsettled(self) -> Iterator[tuple[int, State]]:
-        """Number and state of every instruction that waits for something, in ascending order."""
+        """Number and state of every instruction that still needs a step, in ascending order."""
         return ((found.start(), State(self._states[found.start()])) for found in _UNSETTLED.finditer(self._states))
 
     def columns(self) -> tuple[PoolColumn, PoolColumn, PoolColumn]:
-        """The pool as flat memory, not copied; while it is held, growing costs a copy. `from_columns` reads it."""
+        """The pool as flat memory, not copied. While a caller holds it, the next `append` copies the pool."""
         wide = "<u8" if sys.byteorder == "little" else ">u8"
         return (
             PoolColumn("texts", "|u1", memoryview(self._bytes)),
@@ -106,7 +114,7 @@ class InstructionPool:
 
     @classmethod
     def from_columns(cls, texts: bytearray, ends: bytearray, states: bytearray) -> Self:
-        """:raises ValueError: the three do not fit together."""
+        """The inverse of `columns`. :raises ValueError: the three do not fit together."""
         pool = cls()
         pool._bytes, pool._states, pool._ends = texts, states, array("Q")
         pool._ends.frombytes(ends)
@@ -121,7 +129,7 @@ _PLAIN = ("complete", "settled", "refused", "last_refusal")
 
 
 class RunningMean:
-    """The mean of what was seen: from a guess that counts as three observations to a memory of the last hundred."""
+    """A mean that starts from a guess with the weight of three observations and remembers about the last hundred."""
 
     def __init__(self, guess: float) -> None:
         self.value = guess
@@ -134,7 +142,7 @@ class RunningMean:
 
     @property
     def observed(self) -> tuple[float, int]:
-        """All that there is to it; settable."""
+        """(mean, observations): the whole state; settable."""
         return self.value, self._seen
 
     @observed.setter
@@ -143,9 +151,9 @@ class RunningMean:
 
 
 class RunState:
-    """The pool of instructions and how far each is, what the run has learnt of its yield, and the target.
+    """The pool, the yield that was observed, and the target; see the module's docstring.
 
-    ``novelty`` is the similarity filter over the same pool; this is the only place that adds to it.
+    ``novelty`` is the similarity filter over the same pool. Only this class adds to it.
     """
 
     def __init__(self, method: Method, seeds: Sequence[SeedTask], novelty: NoveltyFilter, *, target: int) -> None:
@@ -156,10 +164,10 @@ class RunState:
         self.settled = 0
         self.refused = 0  # requests in a row that the server refused for good
         self.last_refusal = ""
-        self.requests = 0  # the number after the highest committed one: where a resumed run goes on
-        self.failures: dict[int, int] = {}  # requests that failed for good, by the subject that they were about
-        self.alone: set[int] = set()  # subjects whose last request failed: one that failed is asked about by itself
-        # High guesses: asking a little later costs less than making what nobody asked for.
+        self.requests = 0  # one more than the highest committed request number
+        self.failures: dict[int, int] = {}  # requests that failed permanently, by subject
+        self.alone: set[int] = set()  # subjects whose last request failed: each gets a request without others
+        # High guesses: asking a little later costs less than making instructions beyond the target.
         self.kept_per_completion = RunningMean(6.0)
         self.complete_share = RunningMean(0.9)
         self.demonstrations = Demonstrations(
@@ -184,18 +192,26 @@ class RunState:
         return self.seeds[index].instruction if index < seeds else self.pool.text(index - seeds)
 
     def memory_bytes(self) -> int:
-        """What grows with the pool: its texts and states, and the similarity index over them."""
+        """Bytes of the pool's texts and states and of the similarity index."""
         return self.pool.memory_bytes() + self._novelty.memory_bytes()
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
     def apply(self, commit: Commit) -> None:
-        """Take a commit's consequences in."""
+        """Apply a commit of the batch that was judged last; its kept instructions are admitted to the filter.
+
+        Commits must come in the order in which they were judged.
+
+        :raises ValueError: the filter did not just decide these instructions.
+        """
         if texts := self._apply(commit):
-            self._novelty.add(texts)
+            self._novelty.admit(texts)
 
     def replay(self, commits: Iterable[Commit]) -> None:
-        """`apply` to all of them, with the similarity filter's part in large batches beside the reading."""
+        """Apply commits that were read from a log; their kept instructions are added without a decision.
+
+        The filter indexes large batches in a second thread while the log is read.
+        """
         texts: list[str] = []
         with ThreadPoolExecutor(max_workers=1) as indexing:  # kernels without the GIL, beside the parsing
             pending: Future[None] | None = None
@@ -210,7 +226,7 @@ class RunState:
         self._novelty.add(texts)
 
     def _apply(self, commit: Commit) -> Sequence[str]:
-        """All but the similarity filter's part: returns the texts that it has to learn."""
+        """Apply everything but the filter's part; return the texts that were kept."""
         self.requests = max(self.requests, commit.request + 1)
         if commit.stage is Stage.INSTRUCTION:
             self.demonstrations.see(commit.demonstrations)
@@ -229,7 +245,7 @@ class RunState:
     def _note_refusal(self, commit: Commit) -> None:
         outcome = commit.outcome
         if isinstance(outcome, Failure) and outcome.kind in REFUSALS:
-            self.refused += commit.choice == 0  # requests are counted, not their choices
+            self.refused += commit.choice == 0  # counts requests, not choices
             self.last_refusal = outcome.detail
         else:
             self.refused = 0
@@ -263,7 +279,7 @@ class RunState:
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
     def folded(self) -> dict[str, Any]:
-        """All but the pool, `shown_counts` and `save_index`: JSON values, the same after a replay of the same log."""
+        """The state without the pool, `shown_counts` and the index, as JSON values."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
             "requests": self.requests,
@@ -274,24 +290,21 @@ class RunState:
         }
 
     def shown_counts(self) -> bytes:
-        """How often each instruction was a demonstration, as `restore` takes it."""
+        """How often each instruction was a demonstration: 4 bytes each, by pool index."""
         return self.demonstrations.counts()
 
     def save_index(self) -> SavedIndex:
-        """The similarity filter's index, not copied. :raises Unsavable: it is of a make that cannot be saved."""
+        """The filter's index, not copied. :raises Unsavable: this kind of index cannot be saved."""
         return self._novelty.save()
 
     def load_index(self, saved: IndexSource) -> CandidateIndex:
-        """An index for `restore`, with the content that `save_index` gave; the state stays as it is."""
+        """An index with the content that `save_index` gave, for `restore`; the state does not change."""
         return self._novelty.load(saved)
 
     def restore(
         self, folded: Mapping[str, Any], pool: InstructionPool, shown: bytes, index: CandidateIndex | None
     ) -> None:
-        """Start from what `folded`, `shown_counts` and `save_index` gave instead of from nothing; then `replay`.
-
-        Without an index it is built anew from the pool's texts.
-        """
+        """Set the state of a fresh object from a checkpoint. Without an index, build it from the pool's texts."""
         for name in _PLAIN:
             setattr(self, name, folded[name])
         self.pool = pool
