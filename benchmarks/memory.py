@@ -21,15 +21,16 @@ from unittest.mock import patch
 import uvloop
 
 from benchmarks.harness import finish, memory_bytes, print_table, test_server
-from fastgen.generate import run as saturation
+from fastgen.generate import run as run_module
+from fastgen.generate.audit import BackgroundAudit
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
-from fastgen.generate.run import Committer, Place, generate
-from fastgen.generate.stopping import Stopper, return_large_blocks
+from fastgen.generate.run import Place, generate
+from fastgen.generate.runtime import Stopper, return_large_blocks
+from fastgen.methods.base import Commit
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import Store
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Answer
 
 _MB = 1e6
 
@@ -78,9 +79,11 @@ def measure(base_url: str, completions: int, concurrency: int, index: str) -> li
     """The looks of one run."""
     watch = _Watch([completions * tenth // 10 for tenth in range(1, 11)])
 
-    class Watched(Committer):
-        async def __call__(self, answers: Sequence[Answer]) -> bool:
-            return await super().__call__(answers) or watch.see(self._store, self._plan)
+    class Watched(run_module._Session):  # noqa: SLF001 - looks after each batch, at the same moment in every run
+        def _apply(self, commits: Sequence[Commit], audit: BackgroundAudit | None) -> None:
+            super()._apply(commits, audit)
+            if watch.see(self.store, self.plan) and not self.stopper.stopped:
+                self.stopper()
 
     options = Options(
         job=JobOptions(num_instructions=completions),
@@ -93,7 +96,7 @@ def measure(base_url: str, completions: int, concurrency: int, index: str) -> li
         reporter = QuietReporter()
         await generate(Place(folder, folder), options, reporter, Stopper(reporter))
 
-    with tempfile.TemporaryDirectory() as name, patch.object(saturation, "Committer", Watched):
+    with tempfile.TemporaryDirectory() as name, patch.object(run_module, "_Session", Watched):
         uvloop.run(main(Path(name) / "run"))
     return watch.looks
 

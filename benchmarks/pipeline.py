@@ -31,7 +31,7 @@ from benchmarks.client import LoopResult, bare_loop
 from benchmarks.harness import Stopwatch, finish, print_table, test_server
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.servers import openai
 from fastgen.servers.protocol import encode_request
 from fastgen.store.run_folder import RunFolder

@@ -11,6 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,8 +23,8 @@ from fastgen.engine.requests import Limits
 from fastgen.engine.scheduler import Scheduler
 from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
+from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import START_CONCURRENCY
-from fastgen.generate.stopping import Stopper
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.router import Router
@@ -160,6 +161,12 @@ class Recorded:
         """See `Source.shrink`: there is no shorter form."""
 
 
+def _tokens(answer: Answer) -> int:
+    if isinstance(answer.result, Failure):
+        raise RuntimeError(f"request {answer.request.number}: {answer.result.detail}")  # noqa: TRY004 - no type was wrong
+    return answer.result.completion_tokens
+
+
 async def replay(
     base_url: str, model: str, prompts: Sequence[Prompt], sampling: Sampling, concurrency: Concurrency
 ) -> TokenFigures:
@@ -170,25 +177,18 @@ async def replay(
     endpoint = Endpoint(base_url, model, extra_body={"ignore_eos": True}, timeout=TimeoutPolicy(total_s=TIMEOUT_S))
     router = Router([OpenAIBackend(endpoint)])
     tokens = 0
-
-    async def count(answers: Sequence[Answer]) -> bool:
-        nonlocal tokens
-        for answer in answers:
-            if isinstance(answer.result, Failure):
-                raise RuntimeError(f"request {answer.request.number}: {answer.result.detail}")  # noqa: TRY004 - no type was wrong
-            tokens += answer.result.completion_tokens
-        return False
-
     first = START_CONCURRENCY if concurrency == "auto" else concurrency
     limits = Limits(first, max_concurrency=MAX_CONCURRENCY if concurrency == "auto" else None)
-    scheduler = Scheduler(Recorded(prompts, sampling), router, count, limits, jitter=random.Random(0))
+    scheduler = Scheduler(Recorded(prompts, sampling), router, limits, jitter=random.Random(0))
     steering = None
     began_s = time.perf_counter()
     try:
         if concurrency == "auto":
             governor = Governor(router, scheduler.set_concurrency, initial=[first], maximum=MAX_CONCURRENCY)
             steering = asyncio.create_task(governor.run())
-        await scheduler.run()
+        async with aclosing(scheduler.answers()) as batches:
+            async for answers in batches:
+                tokens += sum(map(_tokens, answers))
         wall_s = time.perf_counter() - began_s
     finally:
         if steering is not None:

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from benchmarks.replay import Concurrency
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import InstructionOutcome
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fastgen.engine.backend import BackendStatistics
-from fastgen.engine.requests import Limits
+from fastgen.engine.backend import Backend, BackendStatistics
+from fastgen.engine.requests import Limits, Source
 from fastgen.engine.scheduler import Scheduler
 from fastgen.types import Answer, Completion, Request, Sampling, Stage
 
@@ -81,11 +83,32 @@ class Sink:
         return len(self.answers) >= self._want
 
 
+class SinkScheduler(Scheduler):
+    """A scheduler whose answers go to a function; `run` ends when that returns true."""
+
+    def __init__(
+        self,
+        source: Source,
+        backend: Backend,
+        sink: Callable[[Sequence[Answer]], Awaitable[bool]],
+        *limits: Limits,
+        **more: Any,
+    ) -> None:
+        super().__init__(source, backend, *limits, **more)
+        self._sink = sink
+
+    async def run(self) -> None:
+        async with aclosing(self.answers()) as batches:
+            async for answers in batches:
+                if await self._sink(answers):
+                    break
+
+
 def make(
     behaviour: Behaviour, source: ListSource, sink: Sink, limits: Limits = QUICK
-) -> tuple[Scheduler, ScriptedBackend]:
+) -> tuple[SinkScheduler, ScriptedBackend]:
     backend = ScriptedBackend(behaviour)
-    return Scheduler(source, backend, sink, limits, jitter=random.Random(1)), backend
+    return SinkScheduler(source, backend, sink, limits, jitter=random.Random(1)), backend
 
 
 async def answer_ok(_request: Request, _attempt: int) -> tuple[Completion, ...]:

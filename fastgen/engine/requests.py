@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,46 +42,52 @@ class Limits:
         return self.max_concurrency or self.concurrency
 
 
-Sink = Callable[[Sequence[Answer]], Awaitable[bool]]
-"""Takes a batch of answers; returns true when the work is done and nothing more is wanted."""
-
 _MIN_QUEUED, _MAX_QUEUED = 256, 8192
 
 
 class AnswerQueue:
-    """At most ``max_batch`` answers at a time reach the sink; twice ``in_flight`` may wait for it, about."""
+    """Answers in order of arrival, taken in batches of at most ``max_batch``.
 
-    def __init__(self, sink: Sink, *, in_flight: int, max_batch: int) -> None:
+    About twice ``in_flight`` answers may wait; then `put` waits, so a slow consumer slows the asking.
+    """
+
+    def __init__(self, *, in_flight: int, max_batch: int) -> None:
         self.unjudged = 0
-        """Answers that were put and are not through the sink, those that wait to be put included."""
-        self.in_sink = False
-        """Whether the sink is in the middle of a batch."""
-        self._sink = sink
+        """Answers that were put and not yet reported as `judged`."""
         self._max_batch = max_batch
-        self._waiting: asyncio.Queue[Answer] = asyncio.Queue(min(max(2 * in_flight, _MIN_QUEUED), _MAX_QUEUED))
+        self._waiting: asyncio.Queue[Answer | None] = asyncio.Queue(min(max(2 * in_flight, _MIN_QUEUED), _MAX_QUEUED))
+        self._closed = False
 
     @property
     def queued(self) -> int:
-        """Answers that wait for the sink."""
+        """Answers that wait to be taken."""
         return self._waiting.qsize()
 
     async def put(self, answer: Answer) -> None:
-        """Hand an answer over; waits while the queue is full."""
+        """Add an answer; waits while the queue is full."""
         self.unjudged += 1
         await self._waiting.put(answer)
 
-    async def empty_into_sink(self, go_on: Callable[[], bool]) -> None:
-        """Be the one consumer; returns when the sink wants no more or ``go_on``, asked after every batch, says no."""
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._max_batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            self.in_sink = True
-            done = await self._sink(batch)
-            self.in_sink = False
-            self.unjudged -= len(batch)
-            if done or not go_on():
-                return
+    async def take(self) -> list[Answer]:
+        """The next answers, at least one; none once `close` was called."""
+        batch: list[Answer] = []
+        first = await self._waiting.get()
+        while first is not None and not self._closed:
+            batch.append(first)
+            if len(batch) == self._max_batch or self._waiting.empty():
+                break
+            first = self._waiting.get_nowait()
+        return batch
+
+    def judged(self, answers: int) -> None:
+        """Note that the consumer has finished a batch."""
+        self.unjudged -= answers
+
+    def close(self) -> None:
+        """Make `take` return nothing, now and later."""
+        self._closed = True
+        with contextlib.suppress(asyncio.QueueFull):  # then nothing waits in `take`
+            self._waiting.put_nowait(None)
 
 
 log = logging.getLogger(__name__)

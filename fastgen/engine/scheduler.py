@@ -1,28 +1,28 @@
-"""Keeps a number of completions in flight and hands what comes back to one committer, in order of arrival.
+"""Keeps a number of completions in flight and yields what comes back, in order of arrival.
 
-Knows nothing of Self-Instruct: a `Source` says what to ask, a `Sink` takes the answers. Guarantees:
+A `Source` says what to ask. The consumer of `Scheduler.answers` takes the answers. Guarantees:
 
-- a request is begun only while fewer than ``concurrency`` completions are in flight (a request asks for one or a few),
-  and at once then, if the source has work and the rate limits allow; `set_concurrency` changes the number at any time,
-  and what is in flight above it finishes;
-- a failed request waits for its next attempt without holding a slot (`fastgen.engine.requests`), and requests
-  waiting so are bounded, so an outage (`fastgen.engine.requests`) does not pile up work;
-- every request that was taken ends as answers given to the sink, or is given back to the source
-  (`fastgen.engine.requests`);
-- answers reach the sink in batches, one batch at a time; the queue to it is bounded, so a slow sink slows the asking;
-- the first `stop` asks nothing more and drains what is in flight; cancelling `run` drops it.
+- A request begins only while fewer than ``concurrency`` completions are in flight (a request asks for one or a few). It
+  begins at once then, if the source has work and the rate limits allow it. `set_concurrency` changes the number at any
+  time; requests in flight above it finish.
+- A failed request waits for its next attempt without holding a slot. The number of waiting requests is bounded, so an
+  outage does not pile up work.
+- Every request that was taken from the source ends as answers that are yielded, or is given back to the source.
+- Answers come in batches, one batch at a time. The queue is bounded, so a slow consumer slows the asking.
+- The first `stop` asks nothing more and drains the requests in flight. Closing the generator cancels them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from fastgen.engine.backend import Backend
 from fastgen.engine.rate_limits import RateLimits
-from fastgen.engine.requests import BEAT_S, AnswerQueue, Delivery, Limits, OutageWatch, Room, Sink, Source
-from fastgen.types import Request
+from fastgen.engine.requests import BEAT_S, AnswerQueue, Delivery, Limits, OutageWatch, Room, Source
+from fastgen.types import Answer, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,6 @@ class Scheduler:
         self,
         source: Source,
         backend: Backend,
-        sink: Sink,
         limits: Limits,
         *,
         jitter: random.Random,
@@ -62,7 +61,7 @@ class Scheduler:
     ) -> None:
         self._limits = limits
         self._outage = OutageWatch(limits.outage_timeout_s)
-        self._answers = AnswerQueue(sink, in_flight=limits.most, max_batch=limits.max_batch)
+        self._answers = AnswerQueue(in_flight=limits.most, max_batch=limits.max_batch)
         self._delivery = Delivery(
             *(source, backend, self._answers, limits, self._outage),
             jitter=jitter,
@@ -98,23 +97,29 @@ class Scheduler:
         if self._concurrency > before and self._runs:
             self._fill()
 
-    async def run(self) -> None:
-        """Ask until the sink is satisfied, nothing is left to ask, or `stop` was called and everything is drained.
+    async def answers(self) -> AsyncGenerator[list[Answer], None]:
+        """Ask, and yield the answers in batches, in order of arrival.
 
-        :raises BackendUnavailable: nothing has answered for the outage timeout.
-        :raises Exception: whatever the sink or the backend raises other than request errors.
+        Ends when nothing is left to ask, or when `stop` was called and the requests in flight have drained. What
+        creates more work is applied before the next batch is asked for. Close the generator (``aclosing``) to stop
+        asking at once: requests in flight are then cancelled and given back.
+
+        :raises BackendUnavailable: no server has answered for the outage timeout.
+        :raises Exception: any error of the backend that is not about one request.
         """
         self._ended = asyncio.get_running_loop().create_future()
-        committer = asyncio.create_task(self._answers.empty_into_sink(self._goes_on))
-        committer.add_done_callback(self._end_with)
+        self._ended.add_done_callback(lambda _: self._answers.close())
         self._beat()
         try:
             self._go_on()
-            await self._ended
+            while batch := await self._answers.take():
+                yield batch
+                self._answers.judged(len(batch))
+                if self._runs:
+                    self._go_on()
+            self._ended.result()
         finally:
-            await self._abandon(committer)
-        if not committer.cancelled() and (error := committer.exception()) is not None:
-            raise error  # of the batch that was let through
+            await self._abandon()
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
@@ -132,13 +137,6 @@ class Scheduler:
         """Something has changed: begin what may begin now, or end where nothing is left."""
         self._fill()
         self._check_idle()
-
-    def _goes_on(self) -> bool:
-        """After a commit: whether more of them are wanted."""
-        if self._runs:
-            self._go_on()
-            return True
-        return False
 
     def _fill(self) -> None:
         """Start a worker for every request that may begin now."""
@@ -198,23 +196,20 @@ class Scheduler:
             self._ended.set_result(None)
 
     def _end_with(self, task: asyncio.Task[None]) -> None:
-        if self._ended is None or self._ended.done() or task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            self._ended.set_result(None)
-        else:
+        if self._ended is not None and not self._ended.done() and (error := task.exception()) is not None:
             self._ended.set_exception(error)
 
-    async def _abandon(self, committer: asyncio.Task[None]) -> None:
-        """Cancel what is still asked; a batch that the sink is in the middle of is let through."""
+    async def _abandon(self) -> None:
+        """Cancel the requests in flight and give back everything that was not answered."""
         self._delivery.drain()
         for timer in (self._beating, self._drain_ends):
             if timer is not None:
                 timer.cancel()
         for worker in self._workers:
             worker.cancel()
-        if not self._answers.in_sink:
-            committer.cancel()
-        await asyncio.gather(*self._workers, committer, return_exceptions=True)
+        await asyncio.gather(*self._workers, return_exceptions=True)
         self._delivery.drop_asked()
+        if self._ended is not None and not self._ended.done():
+            self._ended.cancel()
+        elif self._ended is not None:
+            self._ended.exception()  # it may have been set after the last batch was taken: it is retrieved here

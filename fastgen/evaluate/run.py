@@ -42,8 +42,8 @@ from fastgen.generate.batch import (
     run_until_stopped,
 )
 from fastgen.generate.options import AskSpeed, Options, model_names
+from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
-from fastgen.generate.stopping import Stopper
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import Reporter

@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -26,9 +27,8 @@ from fastgen.engine.requests import Limits
 from fastgen.engine.scheduler import Scheduler, SchedulerStatistics
 from fastgen.errors import DiskError, InputError, StoppedError
 from fastgen.generate.options import SpeedOptions
-from fastgen.generate.run import beside, governor_of, limits_of, rates_of
+from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of, until_stopped
 from fastgen.generate.serving import Serving
-from fastgen.generate.stopping import Stopper, until_stopped
 from fastgen.store.files import Lock
 from fastgen.store.log import LogWriter, Position, TornTail, read_log
 from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
@@ -242,7 +242,7 @@ class Asking:
         self._again = again
         self._observe = observe
         self._source = _Unanswered(questions, log.answered, shorten)
-        self.scheduler = Scheduler(self._source, backend, self._commit, limits, jitter=random.Random(), rates=rates)
+        self.scheduler = Scheduler(self._source, backend, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is logged. ``observe`` may call it."""
@@ -253,16 +253,17 @@ class Asking:
 
         :raises StoppedError: no server answers, or the disk is full; what was logged stays.
         """
-        await self.scheduler.run()
+        async with aclosing(self.scheduler.answers()) as batches:
+            async for answers in batches:
+                self._keep(answers)
 
-    async def _commit(self, answers: Sequence[Answer]) -> bool:
+    def _keep(self, answers: Sequence[Answer]) -> None:
         replies = [_reply(answer, shortened=answer.request.number in self._source.shortened) for answer in answers]
         self._log.append(replies)
         self._observe(replies)
         for answer, reply in zip(answers, replies, strict=True):
             if (more := self._again(_question(answer.request), reply)) is not None:
                 self._source.again.append(more)
-        return False
 
 
 def _question(request: Request) -> Question:
@@ -402,7 +403,7 @@ def require_readable(job: Job) -> None:
 
 
 def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
-    """`fastgen.generate.stopping.until_stopped` in a new event loop; warnings go to the reporter."""
+    """`fastgen.generate.runtime.until_stopped` in a new event loop; warnings go to the reporter."""
     import uvloop
 
     logging.basicConfig(level=logging.WARNING, handlers=[ReporterHandler(reporter)], force=True)
@@ -429,7 +430,7 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
     """
     with AnswerLog(job.folder, dict(job.meaning)) as log:
         if log.answered:
-            reporter.say(f"{job.folder}: going on with {len(log.answered)} answers")
+            reporter.say(f"{job.folder}: resuming with {len(log.answered)} answers")
         meter = AskMeter(len(log.answered), job.expected, job.is_unreadable)
         watch = _Watch(meter, job, reporter, stop=lambda: asking.stop())  # noqa: PLW0108 - made in the next line
         asking = Asking(
@@ -441,9 +442,12 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
         )
         stopper.scheduler = asking.scheduler
         governor = governor_of(speed, serving, asking.scheduler)
-        steering = [] if governor is None else [governor.run()]
-        async with beside(asking.run(), serving.watch(), _show(meter, asking, reporter), *steering) as running:
-            await running
+        async with background_tasks() as start:
+            start("servers", serving.watch())
+            start("progress", _show(meter, asking, reporter))
+            if governor is not None:
+                start("concurrency", governor.run())
+            await asking.run()
         reporter.show(meter.look(asking.scheduler.statistics()))
     if watch.ended_by is not None and not stopper.stopped:
         raise StoppedError(f"{watch.ended_by}. The answers so far are kept in {job.folder}")

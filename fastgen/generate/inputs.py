@@ -1,7 +1,10 @@
-"""Texts that no kept instruction may resemble, such as the tasks of a benchmark that a tuned model will be judged on.
+"""What a run is made from, and how it begins or resumes: seeds, prompts, forbidden texts, and the plan made of them.
 
-They are compared by the rule of the similarity filter (exact ROUGE-L above the threshold) but are not part of the pool:
-they feed no prompt and have no pool index.
+Every input is read once. What is parsed and what is kept in the run folder are the same bytes, so it does not matter if
+a file changes meanwhile or is a pipe that can be read only once.
+
+Forbidden texts (``--decontaminate``) are texts that no kept instruction may resemble, such as the tasks of a benchmark.
+They are compared by the rule of the similarity filter (exact ROUGE-L) and are not part of the pool.
 """
 
 from __future__ import annotations
@@ -66,8 +69,8 @@ def filter_of_forbidden(texts: Sequence[str], similarity: SimilarityOptions) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """Loaded seeds, prompts and forbidden texts; ``seed_file`` and ``prompt_files`` (by name) are their very bytes."""
+class Inputs:
+    """Seeds, prompts and forbidden texts, with the bytes of the seed file and, by name, of the prompt files."""
 
     seeds: tuple[SeedTask, ...]
     prompts: PromptSet
@@ -75,18 +78,11 @@ class Material:
     prompt_files: Mapping[str, bytes]
     forbidden: tuple[str, ...] = ()
 
-    def keep_in(self, folder: RunFolder) -> None:
-        """Write what was loaded into a new run folder, so that it stands alone.
 
-        :raises DiskError: the folder cannot be written.
-        """
-        folder.keep(self.seed_file, self.prompt_files, self.forbidden)
+def load_inputs(folder: RunFolder, options: Options) -> Inputs:
+    """Load the files that the options name, else the run folder's, else those shipped with fastgen.
 
-
-def load_material(folder: RunFolder, options: Options) -> Material:
-    """Load what the options name, else what the run was begun with, else what ships with fastgen.
-
-    :raises InputError: a file is missing or broken, with line and field, or no run can come of it.
+    :raises InputError: a file is missing or invalid, with line and field, or no run is possible with it.
     """
     begun = folder.exists()
     seeds_path = options.method.seed_tasks or (folder.seeds_path if begun else default_seed_path())
@@ -99,7 +95,7 @@ def load_material(folder: RunFolder, options: Options) -> Material:
             'mark some with "is_classification": true, name other --seed-tasks, or leave the flag out'
         )
     given = options.method.decontaminate
-    return Material(
+    return Inputs(
         seeds=seeds,
         prompts=parse_prompts(options.server.api, prompt_files),
         seed_file=seed_file,
@@ -112,20 +108,18 @@ COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
 
 
 @asynccontextmanager
-async def planned(
-    options: Options, material: Material, say: Callable[[str], None]
-) -> AsyncIterator[asyncio.Future[Plan]]:
-    """Make the plan of a run that has nothing yet, and load its filter's kernels, beside the block.
+async def planned(options: Options, inputs: Inputs, say: Callable[[str], None]) -> AsyncIterator[asyncio.Future[Plan]]:
+    """Make the plan of a run in the background, and load the filter's kernels, while the block runs.
 
-    The first error of that work ends the block, so that nobody waits for servers of a run that cannot start. Work that
-    is unfinished at the end of the block is abandoned.
+    The first error of that work ends the block, so that a run that cannot start does not wait for servers. Unfinished
+    work is abandoned at the end of the block.
 
     :raises InputError: the similarity options do not fit together.
     """
     made: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
     try:
         async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(_plan_and_prepare(made, options, material, say))
+            work = tasks.create_task(_plan_and_prepare(made, options, inputs, say))
             yield made
             work.cancel()
     except BaseExceptionGroup as errors:
@@ -133,32 +127,32 @@ async def planned(
 
 
 async def _plan_and_prepare(
-    made: asyncio.Future[Plan], options: Options, material: Material, say: Callable[[str], None]
+    made: asyncio.Future[Plan], options: Options, inputs: Inputs, say: Callable[[str], None]
 ) -> None:
-    plan, novelty = await asyncio.to_thread(_make_plan, options, material, say)
+    plan, novelty = await asyncio.to_thread(_make_plan, options, inputs, say)
     made.set_result(plan)
     await _prepare(novelty, say)
 
 
-def _make_plan(options: Options, material: Material, say: Callable[[str], None]) -> tuple[Plan, NoveltyFilter]:
-    """The plan and its filter. Takes a moment: not for the event loop."""
+def _make_plan(options: Options, inputs: Inputs, say: Callable[[str], None]) -> tuple[Plan, NoveltyFilter]:
+    """The plan and its filter. Too slow for the event loop."""
     from fastgen.similarity.novelty import NoveltyFilter
 
     novelty = NoveltyFilter(**asdict(options.similarity))
     if novelty.bands is not None:
         say(_shown(novelty.bands))
     plan = Plan(
-        *(method_of(options), material.seeds, material.prompts, novelty),
+        *(method_of(options), inputs.seeds, inputs.prompts, novelty),
         target=options.job.num_instructions,
         clock=time.time,
-        forbidden=filter_of_forbidden(material.forbidden, options.similarity),
+        forbidden=filter_of_forbidden(inputs.forbidden, options.similarity),
         classification_batch=options.speed.classification_batch,
     )
     return plan, novelty
 
 
 def method_of(options: Options) -> Method:
-    """What the options say of the method."""
+    """The method's parameters from the options."""
     asked = options.method
     return Method(
         rules=options.rules,
@@ -180,9 +174,9 @@ def _shown(bands: Bands) -> str:
 
 
 async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
-    """Load the filter's kernels while the first requests are sent; commits that need them wait for them.
+    """Load the filter's kernels while the first requests are sent; the first commits wait for them.
 
-    The thread is a daemon: a run that is stopped does not wait for compilers.
+    The thread is a daemon, so a run that is stopped does not wait for a compiler.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
@@ -214,56 +208,57 @@ async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
         slow.cancel()
 
 
-def models_of_begun(folder: RunFolder, options: Options, material: Material) -> dict[str, str] | None:
-    """The models of a run that has begun, without asking a server; ``None`` of one that has not.
+def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict[str, str] | None:
+    """The models of a run that has begun, as known without a server; ``None`` for a new run.
 
     :raises InputError: something else would change what the run means.
     """
     if not folder.exists():
         return None
-    saved = folder.header().meaning
-    models = model_names(options, saved)
-    check_same_meaning(saved, _meaning(options, material, models), folder.path)
+    models = model_names(options, folder.header().meaning)
+    check_models(folder, options, inputs, models)
     return models
 
 
-async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> Saved | None:
-    """Bring a fresh plan to the log's end, and say where that is; returns the snapshot that this began with.
+def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
+    """:raises InputError: a resume with these models, options and inputs would change what the run means."""
+    check_same_meaning(folder.header().meaning, _meaning(options, inputs, models), folder.path)
 
-    :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
+
+async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> Saved | None:
+    """Replay the log into a new plan and say where the run is; return the checkpoint that was used, if any.
+
+    :raises DamagedLogError: the log is damaged, apart from an unfinished last line.
+    :raises DiskError: it cannot be written.
     """
     folder, header = store.folder, store.folder.header()
-    saved = await asyncio.to_thread(take_up, store, plan)
+    checkpoint = await asyncio.to_thread(take_up, store, plan)
     folder.write_header(replace(header, options=saved_values(options)))
     if (torn := store.torn) is not None:
         say(f"{torn.path}: dropped {torn.size} bytes of an unfinished line that a crash left behind")
     if store.lost_commits:
         say(folder.loss_line(store.lost_commits))
     state = plan.state
-    say(f"going on with {state.complete} of {state.target} instructions complete, {len(state.pool)} kept")
-    return saved
+    say(f"resuming with {state.complete} of {state.target} instructions complete, {len(state.pool)} kept")
+    return checkpoint
 
 
-def begin_or_check(store: Store, plan: Plan, options: Options, material: Material, models: Mapping[str, str]) -> None:
-    """Begin a new run with the models that the servers named; of one that has begun, check that they are the same.
+def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
+    """Begin a new run with the models that the servers named: write its inputs and header.
 
-    :raises InputError: they are not. :raises DiskError: the folder cannot be written.
+    :raises DiskError: the folder cannot be written.
     """
-    folder, asked = store.folder, _meaning(options, material, models)
-    if folder.exists():
-        check_same_meaning(folder.header().meaning, asked, folder.path)
-        return
-    material.keep_in(folder)
-    store.begin(asked, saved_values(options), __version__)
+    store.folder.keep(inputs.seed_file, inputs.prompt_files, inputs.forbidden)
+    store.begin(_meaning(options, inputs, models), saved_values(options), __version__)
     plan.resume(store.replay())
 
 
-def _meaning(options: Options, material: Material, models: Mapping[str, str]) -> dict[str, Any]:
+def _meaning(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
     return meaning(
         options,
         model=models["model"],
-        seeds=seed_fingerprint(material.seeds),
-        prompts=material.prompts.fingerprint,
-        forbidden=fingerprint(material.forbidden),
+        seeds=seed_fingerprint(inputs.seeds),
+        prompts=inputs.prompts.fingerprint,
+        forbidden=fingerprint(inputs.forbidden),
         own_models=stage_models(models),
     )

@@ -15,7 +15,7 @@ from fastgen.errors import INTERRUPTED
 from fastgen.generate.dry_run import PROBE_INSTRUCTIONS, Load, Prices, estimate, render
 from fastgen.generate.options import Options
 from fastgen.generate.run import Outcome, Place, generate
-from fastgen.generate.stopping import Stopper, return_large_blocks, until_stopped
+from fastgen.generate.runtime import Stopper, return_large_blocks, until_stopped
 from fastgen.methods.self_instruct.prompts import FILES
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder

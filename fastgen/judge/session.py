@@ -26,8 +26,8 @@ from fastgen.generate.batch import (
     run_until_stopped,
 )
 from fastgen.generate.options import AskSpeed
+from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
-from fastgen.generate.stopping import Stopper
 from fastgen.judge.options import JudgeOptions, WhatOptions
 from fastgen.judge.prompts import SCHEMA, Examination, is_unreadable, unread_numbers, wording
 from fastgen.judge.readings import default_name, judgements_folder, settle_meaning

@@ -14,7 +14,18 @@ from fastgen.engine.requests import Limits
 from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import TransientError
 from fastgen.types import Completion, Request
-from tests.scripted import OK, QUICK, Behaviour, ListSource, ScriptedBackend, Sink, answer_ok, request, run
+from tests.scripted import (
+    OK,
+    QUICK,
+    Behaviour,
+    ListSource,
+    ScriptedBackend,
+    Sink,
+    SinkScheduler,
+    answer_ok,
+    request,
+    run,
+)
 
 
 class Clock:
@@ -65,7 +76,7 @@ def rated(
     clock, sink = Clock(monkeypatch), Sink()
     source, backend = ListSource([request(n) for n in range(count)]), ScriptedBackend(noting)
     limits = Limits(concurrency=8, max_attempts=10**6)
-    scheduler = Scheduler(source, backend, sink, limits, jitter=random.Random(1), rates=rates)
+    scheduler = SinkScheduler(source, backend, sink, limits, jitter=random.Random(1), rates=rates)
 
     async def main() -> None:
         await clock.run(scheduler.run())
@@ -137,7 +148,7 @@ def test_the_rate_limit_that_binds_is_named_and_its_time_counted() -> None:
 def test_stop_does_not_wait_for_a_rate_limit() -> None:
     rates = RateLimits(1)
     source, sink = ListSource([request(n) for n in range(3)]), Sink()
-    scheduler = Scheduler(source, ScriptedBackend(answer_ok), sink, QUICK, jitter=random.Random(1), rates=rates)
+    scheduler = SinkScheduler(source, ScriptedBackend(answer_ok), sink, QUICK, jitter=random.Random(1), rates=rates)
 
     async def main() -> None:
         task = asyncio.create_task(scheduler.run())

@@ -53,7 +53,7 @@ def test_what_was_stopped_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None
         assert 1 <= answered < 8
         finished = call(*flags)
     assert finished.code == 0, finished.err
-    assert f"going on with {answered} answers" in finished.err
+    assert f"resuming with {answered} answers" in finished.err
     assert len(asked) == len(set(asked)) == 8
     again = call("--base-url", "http://127.0.0.1:9/v1", "--data", data, "--output", out)
     assert again.code == 0, again.err

@@ -24,7 +24,7 @@ from fastgen.generate.audit import (
 )
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import Commit, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.rules import Rules
 from fastgen.simulator.answers import Writer

@@ -12,7 +12,7 @@ import pytest
 from fastgen.engine.scheduler import Scheduler, SchedulerStatistics
 from fastgen.generate.batch import AskMeter, AskProgress, Reply, run_until_stopped
 from fastgen.generate.options import AskSpeed, SpeedOptions
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.telemetry.progress import QuietReporter
 
 NOW = SchedulerStatistics(in_flight=7, waiting_retries=2, queued_answers=0, faults={})

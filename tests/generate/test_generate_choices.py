@@ -23,7 +23,7 @@ from fastgen.generate.options import (
     meaning,
 )
 from fastgen.generate.run import Outcome, Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome
 from fastgen.simulator.faults import Event, Fault, FaultPlan, Reply
 from fastgen.simulator.server import FaultServer

@@ -12,7 +12,7 @@ import pytest
 
 from fastgen.generate.options import JobOptions, MethodOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.self_instruct.prompts import FILES
 from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.server import FaultServer, in_a_thread

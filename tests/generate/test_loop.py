@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Event, Fault, FaultPlan
 from fastgen.simulator.server import FaultServer

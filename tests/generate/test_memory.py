@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SCRIPT = """
-from fastgen.generate.stopping import return_large_blocks
+from fastgen.generate.runtime import return_large_blocks
 from pathlib import Path
 
 def resident():

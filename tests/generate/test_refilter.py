@@ -15,7 +15,7 @@ import pytest
 from fastgen.cli import app as cli
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import Commit, InstructionOutcome
 from fastgen.similarity.rouge import rouge_l_f1, tokenise
 from fastgen.simulator.answers import Writer

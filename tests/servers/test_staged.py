@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from fastgen.engine.requests import Limits
-from fastgen.engine.scheduler import Scheduler
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.router import Router
@@ -20,6 +19,7 @@ from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault, FaultPlan
 from fastgen.simulator.server import FaultServer
 from fastgen.types import Answer, Failure, Request, Sampling, Stage
+from tests.scripted import SinkScheduler
 
 GUARD_S = 20.0
 SAMPLING = Sampling(0.7, 0.5, 64)
@@ -168,7 +168,7 @@ def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
                 return len(answered) >= 200
 
             limits = Limits(concurrency=8)
-            await Scheduler(RoomFirst(Endless(), backend), backend, sink, limits, jitter=random.Random(1)).run()
+            await SinkScheduler(RoomFirst(Endless(), backend), backend, sink, limits, jitter=random.Random(1)).run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert own.counters.requests == 2
 
@@ -195,7 +195,7 @@ def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> 
 
             quick = Limits(concurrency=8, backoff_base_s=0.0005, backoff_cap_s=0.0005)
             source, draw = RoomFirst(Endless(), backend), random.Random(1)
-            scheduler = Scheduler(source, backend, sink, quick, jitter=draw, room=backend)
+            scheduler = SinkScheduler(source, backend, sink, quick, jitter=draw, room=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert scheduler.statistics().faults == {"http_503": 2}
@@ -222,7 +222,7 @@ def test_a_stage_whose_server_does_not_work_holds_up_no_other(wrong: str) -> Non
                 return len(answered) >= 500
 
             source, draw = RoomFirst(Endless(), backend), random.Random(1)
-            scheduler = Scheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, room=backend)
+            scheduler = SinkScheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, room=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert scheduler.statistics().waiting_retries == 0
@@ -271,7 +271,7 @@ def test_with_the_stages_servers_down_its_requests_wait_and_hold_the_run_open() 
                     return request(self.taken, Stage.INSTANCE if self.taken % 10 == 0 else Stage.INSTRUCTION)
 
             quick = Limits(concurrency=8, max_attempts=5, backoff_base_s=0.002, reconnect_cap_s=0.002)
-            scheduler = Scheduler(RoomFirst(Mixed(), backend), backend, sink, quick, jitter=random.Random(1))
+            scheduler = SinkScheduler(RoomFirst(Mixed(), backend), backend, sink, quick, jitter=random.Random(1))
             await scheduler.run()
             late = [answer.result for answer in answered if answer.request.stage is Stage.INSTANCE]
             assert late

@@ -20,7 +20,7 @@ from fastgen.cli import app as cli
 from fastgen.generate.checkpoint import Checkpointer
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Outcome, Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.simulator.server import FaultServer
 from fastgen.store.log import seal
 from fastgen.store.run_folder import RunFolder

@@ -20,7 +20,7 @@ from fastgen.cli import app as cli
 from fastgen.errors import DamagedLogError, DiskError, FolderInUse
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import ClassificationOutcome, Commit
 from fastgen.simulator.server import FaultServer
 from fastgen.store.ledger import Ledger

@@ -1,12 +1,10 @@
-"""What answers mean: parsed, checked by the rules, admitted to the pool or rejected, each a commit.
+"""Judges answers: parse, check the rules, compare with the pool, and make a commit of each choice.
 
-`Admission.judge` reads and changes nothing (the similarity filter remembers what it decided last, no more): what the
-commits change is `fastgen.methods.self_instruct.state`'s. It may run in a worker thread while requests are made in
-another, but
-not while a commit is applied. No I/O, no clock of its own, no asyncio.
+`Admission.judge` reads the run's state and does not change it; the novelty filter only remembers its last decision.
+It may run in a worker thread, but not while a commit is applied.
 
-A request may have several choices: samples of one instruction prompt, or one classification prompt per subject. Each is
-judged and committed by itself; one that never came is a failure of its own.
+A request may have several choices: samples of one instruction prompt, or one classification prompt per subject. Each
+choice is judged and committed separately. A choice that the server did not send is a failure.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ from fastgen.text import bounded
 from fastgen.types import Answer, Completion, Failure, Neighbour, Span, Stage
 
 SIMILAR = "similar"  # the rule's name in the ledger
-CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's place in their list
-NEAREST_RECORDED = 1  # neighbours of a kept instruction that the log keeps, unless --record-top-k asks for more
-MAX_SUBJECT_FAILURES = 3  # requests that may fail for good before an instruction is settled without instances
+CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's index in their list
+NEAREST_RECORDED = 1  # neighbours of a kept instruction in the log, unless --record-top-k asks for more
+MAX_SUBJECT_FAILURES = 3  # permanent failures after which an instruction is finished without instances
 _NO_COMPLETION = Completion("", None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """An instruction as parsed, with the rule that rejects it before the similarity check, if one does."""
+    """A parsed instruction, with the rule that rejects it before the similarity check, if any."""
 
     span: Span
     text: str
@@ -50,7 +48,7 @@ class _Item:
 
 
 class Admission:
-    """Judges by the method's rules, the similarity filter and the forbidden texts, as the run stands."""
+    """Judges by the method's rules, the novelty filter and the forbidden texts."""
 
     def __init__(
         self,
@@ -69,9 +67,9 @@ class Admission:
         self._recorded = max(NEAREST_RECORDED, novelty.record_top_k)
 
     def judge(self, answers: Sequence[Answer]) -> list[Commit]:
-        """A commit for every choice answered, in their order; ends with the one that reaches the target, if one does.
+        """One commit per choice, in order, up to the commit that reaches the target.
 
-        Admission is sequential: an instruction kept earlier counts for those after it, also within the batch.
+        Decisions are sequential: an instruction that is kept counts for those after it, also within the batch.
         """
         now = self._clock()
         answers = [one for answer in answers for one in _by_choice(answer)]
@@ -89,7 +87,7 @@ class Admission:
         return commits
 
     def _parse_instructions(self, answer: Answer) -> list[_Item]:
-        """The items of an instruction completion, those that a rule other than similarity rejects marked with it."""
+        """The items of an instruction completion, each with the rule that rejects it, if any."""
         if answer.request.stage is not Stage.INSTRUCTION or isinstance(answer.result, Failure):
             return []
         rules = self._rules
@@ -134,7 +132,7 @@ class Admission:
 
 
 def _by_choice(answer: Answer) -> list[Answer]:
-    """One answer per choice: a failed request fails for each of them, a choice that was lost fails by itself."""
+    """One answer per choice. A failed request fails for all its choices; a lost choice fails alone."""
     result = answer.result
     if isinstance(result, Failure):
         return [replace(answer, choice=choice) for choice in range(answer.request.sequences)]
@@ -147,7 +145,7 @@ def _by_choice(answer: Answer) -> list[Answer]:
 def _how_lost(answer: Answer, completion: Completion) -> str:
     which = f"choice {answer.choice} of {answer.request.sequences}"
     if completion.finish_reason == "missing":
-        return f"{which} was not sent; if that goes on, ask for one a request (--samples-per-prompt 1, in a new run)"
+        return f"{which} was not sent; if that continues, use --samples-per-prompt 1 in a new run"
     return f"{which} was broken off by the server (finish reason {completion.finish_reason})"
 
 
@@ -168,7 +166,7 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
 
 
 def _admit(items: Sequence[_Item], verdicts: Iterator[Verdict], number: int, recorded: int) -> InstructionOutcome:
-    """One completion's instructions: ``verdicts`` gives one for each item that no rule rejected."""
+    """The outcome of one instruction completion; ``verdicts`` has one for each item that no rule rejected."""
     kept: list[Kept] = []
     rejected: list[Rejection] = []
     for item in items:

@@ -1,18 +1,16 @@
-"""What to ask next, so that the target is reached and little is made beyond it: Self-Instruct's bootstrapping.
+"""What to ask next, so that the target is reached and little is made beyond it.
 
-- `Plan.next` says what to ask now. Downstream work first (instances, then classification), new instructions in what
-  is left: as many as the target still needs at the yield seen so far, and no more than the pool can feed with
-  demonstrations (`Plan._instructions_allowed`). All stages share the same slots.
-- `Plan.judge` turns answers into commits. It reads; it changes nothing (`fastgen.methods.self_instruct.admission`).
-- `Plan.apply` takes what a commit changes into the run's state, live and on resume
-(`fastgen.methods.self_instruct.state`), and
-  follows it: what has become ready is asked next. A resumed plan is the fold of the log.
+- `Plan.next` gives the next request. Downstream work comes first (instances, then classification). New instructions
+  fill the rest: as many as the target still needs at the yield observed so far, and no more than the pool can feed with
+  demonstrations (`Plan._instructions_allowed`). All steps share the same slots.
+- `Plan.judge` turns answers into commits. It reads the state and does not change it.
+- `Plan.apply` applies a commit to the state and queues the work that has become possible. `Plan.resume` does the same
+  with a whole log.
 
-Each request's random draws are keyed by (run seed, request number), so there is no generator state to save. What is in
-flight is known here and nowhere else: a choice that failed or never came is asked anew.
+Random draws are keyed by (run seed, request number), so there is no generator state to save. Only the plan knows which
+requests are in flight: a choice that failed or was lost is asked again.
 
-No I/O, no clock of its own, no asyncio. `judge` may run in a worker thread while `next` runs in the loop; `apply` may
-not.
+No I/O, no clock, no asyncio. `judge` may run in a worker thread while `next` runs in the event loop; `apply` may not.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ from fastgen.types import Answer, Failure, Message, Request, SeedTask, Stage
 
 FIRST_INSTRUCTIONS = 5
 """Instruction completions in flight while the pool is small: the batch size of the original's loop."""
-MAX_BATCHED_TOKENS = 32  # longer answers are asked singly: one that goes on would hold up the rest of its batch
-MAX_REFUSED_BATCHES = 3  # in a row; then this server takes one prompt a request only
+MAX_BATCHED_TOKENS = 32  # longer answers get a request each: a long one would delay the others of its batch
+MAX_REFUSED_BATCHES = 3  # in a row; after that every request has one prompt
 _WAITS_FOR = {
     State.KEPT: Stage.CLASSIFICATION,
     State.GENERATION: Stage.INSTANCE,
@@ -43,10 +41,10 @@ _WAITS_FOR = {
 
 
 class Plan:
-    """A run's state and what it wants asked now; see the module's docstring.
+    """A run's state and the work that is ready; see the module's docstring.
 
-    ``clock`` gives the Unix time of commits (s), ``forbidden`` holds the texts that nothing may resemble, and
-    ``classification_batch`` is how many subjects one request may ask about.
+    ``clock`` gives the Unix time of commits (s). ``forbidden`` holds texts that no instruction may resemble.
+    ``classification_batch`` is the most subjects of one classification request.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class Plan:
         batched = prompts.api == "completions" and method.classification_tokens <= MAX_BATCHED_TOKENS
         self._classification_batch = classification_batch if batched else 1
         self._refused_batches = 0
-        self._split_up: set[int] = set()  # subjects that a batch was refused with: asked by themselves
+        self._split_up: set[int] = set()  # subjects of refused batches: each gets a request without others
         self._ready: dict[Stage, deque[int]] = {Stage.CLASSIFICATION: deque(), Stage.INSTANCE: deque()}
         self._next_request = 0
         self._instructions_out = 0
@@ -81,9 +79,9 @@ class Plan:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def next(self, without: Collection[Stage] = ()) -> Request | None:
-        """The request to send now, or ``None`` while only answers on their way can create more work.
+        """The next request; ``None`` while only answers in flight can create more work.
 
-        ``without`` are stages whose servers have no room now (see `fastgen.servers.staged`).
+        ``without`` are the stages whose servers have no capacity now.
         """
         if self.done:
             return None
@@ -97,16 +95,16 @@ class Plan:
         return self._ask_for_instructions(missing) if missing > 0 else None
 
     def give_back(self, request: Request) -> None:
-        """A request from `next` will not be answered (cancelled): its work may be asked again."""
+        """Return a request from `next` that will not be answered, so that its work can be asked again."""
         if request.stage is Stage.INSTRUCTION:
             self._instructions_out -= request.n
         else:
             self._ready[request.stage].extendleft(reversed(request.subjects))
 
     def shrink(self, request: Request) -> Request | None:
-        """A smaller request in place of one that was too long; ``None`` if nothing is left.
+        """A shorter request in place of one that was too long; ``None`` if there is none.
 
-        Of several subjects it keeps the first, and all of them are asked by themselves from now on; a single
+        A request about several subjects keeps the first; from now on each of them gets a request without others. An
         instruction prompt loses half of its demonstrations.
         """
         if request.prompts > 1:
@@ -126,17 +124,17 @@ class Plan:
         return self._ask_to_classify([first], request.number)
 
     def _missing(self) -> float:
-        """How many complete instructions the work under way is not expected to bring."""
+        """The complete instructions that the target needs beyond those expected from the work in flight."""
         state = self.state
         on_the_way = len(state.pool) - state.settled + self._instructions_out * state.kept_per_completion.value
         return state.target - state.complete - on_the_way * state.complete_share.value
 
     def _instructions_allowed(self) -> float:
-        """How many instruction completions may be in flight: as many as the pool has instructions, at least a few.
+        """The most instruction completions in flight: the size of the pool, but at least a few.
 
-        A prompt shows instructions of the pool, so a request that is sent before its predecessors are judged learns
-        nothing from them. Each completion brings several instructions (six, typically), so the limit grows about
-        sevenfold in the time of one answer and is above the slots of any server after a few of them.
+        A prompt shows instructions from the pool, so a request that is sent before its predecessors are judged cannot
+        use what they brought. A completion brings about six instructions. The limit therefore grows about sevenfold in
+        the time of one answer, and exceeds the slots of any server after a few answers.
         """
         if not self.method.num_machine_instructions:
             return math.inf
@@ -166,7 +164,7 @@ class Plan:
         )
 
     def _samples(self, missing: float) -> int:
-        """Completions of one prompt: as many as the method says, fewer when the target needs fewer."""
+        """Completions to ask of one prompt: the method's number, or fewer near the target."""
         expected = self.state.kept_per_completion.value * self.state.complete_share.value
         if missing >= expected * self.method.samples_per_prompt:
             return self.method.samples_per_prompt
@@ -184,7 +182,7 @@ class Plan:
         return Request(self._take_number(), Stage.INSTANCE, prompt, self.method.sampling[key], (subject,))
 
     def _take_batch(self) -> list[int]:
-        """Subjects that are ready to be classified, as many as go into one request; nothing waits for more."""
+        """Subjects that are ready to be classified, at most one request's worth; it does not wait for more."""
         ready = self._ready[Stage.CLASSIFICATION]
         batch = [ready.popleft()]
         if not self._goes_alone(batch[0]):
@@ -200,20 +198,20 @@ class Plan:
         sampling = self.method.sampling["classification"]
         return Request(number, Stage.CLASSIFICATION, prompt, sampling, tuple(subjects))
 
-    # -- answers and what follows --------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     def judge(self, answers: Sequence[Answer]) -> list[Commit]:
         """See `Admission.judge`."""
         return self._admission.judge(answers)
 
     def apply(self, commit: Commit) -> None:
-        """Make a commit's consequences the run's state, and what it made ready the next to be asked."""
+        """Apply a commit of the batch that was judged last, and queue the work that it makes possible."""
         self.state.apply(commit)
         self._next_request = max(self._next_request, self.state.requests)
         if commit.stage is Stage.INSTRUCTION:
             self._instructions_out -= 1
         elif commit.subject is not None:
-            self._split_up.discard(commit.subject)  # if it failed, the state knows that it goes alone
+            self._split_up.discard(commit.subject)  # after a failure, the state's `alone` has it
         match commit.outcome:
             case InstructionOutcome(kept, _):
                 self._ready[Stage.CLASSIFICATION].extend(one.number for one in kept)
@@ -225,7 +223,7 @@ class Plan:
                 self._ready[commit.stage].append(commit.subject)
 
     def resume(self, commits: Iterable[Commit]) -> None:
-        """Go on where a log ends; ``commits`` are all of it, or those after what the state was restored to."""
+        """Replay ``commits``: a whole log, or the part after the checkpoint that the state was restored from."""
         self.state.replay(commits)
         self._next_request = max(self._next_request, self.state.requests)
         for queue in self._ready.values():
