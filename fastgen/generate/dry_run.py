@@ -1,6 +1,7 @@
-"""What a run will cost, from a small one: tokens, hours, disk and money for N instructions. Pure arithmetic.
+"""The estimate of ``--dry-run``: requests, tokens, hours, disk and money for N instructions.
 
-The small run is a real one in a folder that is thrown away: the same prompts, model, rules and concurrency.
+It scales the figures of a probe: a small real run with the same prompts, model, rules and concurrency, in a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from fastgen.errors import InputError
 from fastgen.store.ledger import Ledger
 
 PROBE_INSTRUCTIONS = 16
-"""Complete instructions that a dry run makes before it says anything."""
+"""Complete instructions of the probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Money per million tokens, read and generated, in whatever currency the user thinks in."""
+    """Prices per million tokens, read and generated, in any one currency."""
 
     per_million_in: float
     per_million_out: float
@@ -25,7 +26,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What ``target`` complete instructions are expected to take."""
+    """What ``target`` complete instructions are expected to cost."""
 
     target: int
     probed: int
@@ -39,7 +40,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the servers did in a probe: the mean seconds of a request, by stage, and the most requests in flight."""
+    """The servers' load in the probe: mean seconds of a request, by stage, and the most completions in flight."""
 
     request_s: Mapping[str, float] = field(default_factory=dict)
     in_flight: float = 0.0
@@ -50,10 +51,10 @@ def estimate(
 ) -> Estimate:
     """Scale a probe's figures to ``target``. ``elapsed_s`` is from its first request to its last commit.
 
-    The time is that of a run which always has as much in flight as the probe had at most; without ``load`` it is by
-    the probe's whole time, its start and its end included.
+    The time assumes that as many completions are always in flight as the probe had at most. Without ``load`` it is
+    scaled from the probe's whole time, start and end included.
 
-    :raises InputError: the probe completed nothing.
+    :raises InputError: the probe has no complete instruction.
     """
     if ledger.complete == 0:
         raise InputError(
@@ -78,9 +79,9 @@ def estimate(
 
 
 def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
-    """Seconds for each complete instruction once the servers are busy.
+    """Seconds per complete instruction at a steady rate.
 
-    By Little's law: the seconds that its requests occupy a place at a server, by the places that are occupied.
+    Little's law: the seconds for which its requests occupy slots, divided by the occupied slots.
     """
     occupied_s = {stage: count * load.request_s.get(stage, 0.0) for stage, count in ledger.completions.items()}
     if not any(occupied_s.values()):
@@ -92,7 +93,7 @@ def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
 
 
 def render(expected: Estimate, *, in_flight: int, hit_rate: float | None) -> str:
-    """The estimate for people, with what is uncertain about it."""
+    """The estimate as text, with its uncertainty."""
     money = "" if expected.money is None else f"\n  money        {expected.money:,.2f}, every token at full price"
     cached = "" if hit_rate is None else f", {hit_rate:.0%} of them from the server's prefix cache"
     return f"""\

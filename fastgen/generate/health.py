@@ -1,10 +1,7 @@
-"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+"""The health of a run's steps: a run ends early when one of its steps brings nothing.
 
-A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
-over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
-`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
-with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
-again.
+`fastgen.engine.health` judges one step by its last answers. A resumed session begins with an empty window, so a stop is
+never permanent.
 """
 
 from __future__ import annotations
@@ -22,10 +19,10 @@ _LEAST_LIMIT: Final = 32
 
 
 def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
-    """The steps of a run in their order; ``max_fruitless`` is ``--max-fruitless``.
+    """The steps of a run in order.
 
-    That many instruction completions in a row may bring nothing new. Unreadable answers of any step, and instances that
-    are rejected, have a quarter of it.
+    ``max_fruitless`` (``--max-fruitless``) instruction completions in a row may bring nothing new. The limit for
+    unreadable answers of any step, and for rejected instances, is a quarter of it.
     """
     quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
     flags = {
@@ -54,10 +51,10 @@ def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
 
 
 class RunHealth:
-    """The health of all steps of a run in one session; ends the run when one of them brings nothing.
+    """The health of all steps of a run in one session.
 
-    Show it every commit through `see`, and call it after every batch. ``begin_nothing_new`` is told once for each step
-    that is void which stages are over: that one and those before it. What is on its way behind it is still finished.
+    Call `see` with every commit, and the object after every batch. When a step brings nothing, ``begin_nothing_new`` is
+    called with that step and those before it. Work that is past these steps is still finished.
     """
 
     def __init__(
@@ -71,10 +68,10 @@ class RunHealth:
         self._say = say
         self._over: set[Stage] = set()
         self.ended_by: str | None = None
-        """What ended the run, once something did: step, share, one answer and the remedy in one line."""
+        """Why the run ended, if a step ended it: step, share, one answer and the remedy in one line."""
 
     def see(self, commit: Commit) -> None:
-        """Take in one commit."""
+        """Count one commit."""
         if (kind := kind_of(commit)) is not None:
             completion, raw = commit.completion, _READ
             if kind is not Kind.READ:
@@ -82,13 +79,13 @@ class RunHealth:
             self._steps[commit.stage].see(kind, raw)
 
     def warn(self, *, at_the_end: bool = False) -> None:
-        """Say what `StepHealth.warning` has to say of each step."""
+        """Say each step's warning, if it has one."""
         for health in self._steps.values():
             if (warning := health.warning(at_the_end=at_the_end)) is not None:
                 self._say(warning)
 
     def __call__(self) -> None:
-        """Warn, and end what brings nothing."""
+        """Warn, and stop asking for steps that bring nothing."""
         self.warn()
         for place, (stage, health) in enumerate(self._steps.items()):
             if stage in self._over or (verdict := health.verdict()) is None:
@@ -101,5 +98,5 @@ class RunHealth:
             self._begin_nothing_new(self._over)
 
     def trouble(self) -> str:
-        """What is wrong with the first step that is not healthy; empty while nothing is."""
+        """The problem of the first unhealthy step; empty if all are healthy."""
         return next(filter(None, (health.trouble() for health in self._steps.values())), "")

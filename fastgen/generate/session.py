@@ -1,4 +1,4 @@
-"""One ``fastgen generate`` as its user sees it: reporter, logging, signals, event loop, last line and exit code."""
+"""One ``fastgen generate`` as its user sees it: reporter, logging, event loop, dry run, last line and exit code."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from fastgen.telemetry.progress import GuardedReporter, LoggedReporter, Reporter
 
 
 def run(place: Place, options: Options) -> int:
-    """Carry out a run, or a dry one; the exit code (0 or 130, the rest are exceptions)."""
+    """Run, or dry-run; return the exit code 0 or 130. Other ends are exceptions."""
     if options.job.dry_run:
         return _dry_run(place, options)
     outcome = _carry_out(place, options, MetricsHub())
     if outcome is None or outcome.interrupted:
-        tell(_how_to_go_on(place.run_dir))
+        tell(_how_to_resume(place.run_dir))
         return INTERRUPTED
     ended = (
         f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
@@ -44,7 +44,7 @@ def run(place: Place, options: Options) -> int:
 
 
 def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | None:
-    """How the run ended; ``None``: it was cancelled."""
+    """Run in an event loop of uvloop with reporter and log file; ``None`` if the user cancelled it."""
     return_large_blocks()
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
     handlers: list[logging.Handler] = [ReporterHandler(shown)]
@@ -63,14 +63,14 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
 
 
 def _inputs(place: Place, options: Options) -> list[Path]:
-    """What the run reads and writes."""
+    """The files and folders that the run reads and writes, so that no log file replaces one."""
     method = options.method
     prompts = [] if method.prompts is None else [method.prompts / name for name in FILES]
     return [place.run_dir, *(path for path in (method.seed_tasks, *method.decontaminate) if path is not None), *prompts]
 
 
 def _dry_run(place: Place, options: Options) -> int:
-    """Carry out a small run in a temporary folder and extrapolate; the run folder is not touched."""
+    """Make a few instructions in a temporary folder and print an estimate for all; the run folder is not touched."""
     job = options.job
     small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
     with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:
@@ -91,15 +91,15 @@ def _dry_run(place: Place, options: Options) -> int:
     return 0
 
 
-def _how_to_go_on(run_dir: Path) -> str:
+def _how_to_resume(run_dir: Path) -> str:
     if not RunFolder(run_dir).exists():
         return "interrupted before the run began; nothing was made"
-    return f"interrupted; everything committed is kept, go on with: fastgen generate --run-dir {run_dir}"
+    return f"interrupted; everything committed is kept, resume with: fastgen generate --run-dir {run_dir}"
 
 
 @asynccontextmanager
 async def _dashboard(place: Place, options: Options, reporter: Reporter, hub: MetricsHub) -> AsyncIterator[None]:
-    """The live page, fed by ``hub``, where one is asked for."""
+    """Serve the live page from the figures of ``hub``, if ``--dashboard`` is given."""
     if not options.job.dashboard:
         yield
         return

@@ -173,7 +173,7 @@ def test_a_run_stopped_by_a_signal_is_finished_by_the_same_command(
         _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == code
     if code > 0:
-        assert said.splitlines()[-1].endswith(f"go on with: fastgen generate --run-dir {run}")
+        assert said.splitlines()[-1].endswith(f"resume with: fastgen generate --run-dir {run}")
     before = export(run)
     target = str(len(before) + 20)
     done = fastgen("generate", "--run-dir", run, "--num-instructions", target)
