@@ -10,8 +10,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from fastgen.engine.backend import ServerMetrics
-from fastgen.engine.concurrency import ConcurrencyController, Observation
+from fastgen.engine.backend import ServerMetrics, ServerState
+from fastgen.engine.concurrency import ConcurrencyController
 
 
 @dataclass(slots=True, eq=False)
@@ -189,9 +189,14 @@ class Loop:
             return
         page = self._pages[0][1]
         self.controller.observe(
-            Observation(
-                *(self.now_s, self.in_flight, self.completed, self.refused),
-                *(self.server.generated, self.server.up, page),
+            ServerState(
+                at_s=self.now_s,
+                healthy=self.server.up,
+                sequences=self.in_flight,
+                completions=self.completed,
+                refused=self.refused,
+                generated_tokens=self.server.generated,
+                metrics=page,
             )
         )
         self.limits.append((self.now_s, self.controller.limit))

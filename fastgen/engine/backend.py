@@ -1,7 +1,8 @@
-"""A vLLM server's own figures, read from the text of its ``/metrics`` page; pure.
+"""The contract between the scheduler and the servers, and the record of a server's state.
 
-Only the dozen lines that steer or explain a run are looked at (a page has a thousand). Format: Prometheus text
-exposition 0.0.4. Names: vLLM's, the older ``gpu_`` ones included. Knows nothing of how the page was got.
+A `Backend` turns requests into completions. `ServerState` is the one record of a server: its backend changes it in
+place, its router and its governor complete copies of it, and everything else reads copies. `ServerMetrics` is what a
+vLLM server says of itself on its ``/metrics`` page.
 """
 
 from __future__ import annotations
@@ -15,26 +16,85 @@ if TYPE_CHECKING:
     from fastgen.types import Completion, Request
 
 
+@dataclass(slots=True)
+class ServerState:
+    """One server as this client sees it. Counters begin with the client; times are of ``time.monotonic``.
+
+    ``url`` carries no credentials. ``in_flight``, ``completed`` and ``failed`` count requests (a cancelled one is
+    neither); ``sequences`` counts the completions that the requests in flight ask for, ``completions`` those received,
+    ``refused`` those that met 429, 503 or their timeout. ``generated_tokens`` is what the server stated for good
+    answers. ``last_answer_s`` is the time of the last HTTP answer.
+
+    A copy that is given to a reader may also hold ``at_s``, the time at which it was taken, ``metrics``, the server's
+    own figures, and, where the server is steered, its ``limit`` of completions in flight with the ``reason`` for it.
+    """
+
+    url: str = ""
+    healthy: bool = True
+    in_flight: int = 0
+    sequences: int = 0
+    completed: int = 0
+    failed: int = 0
+    completions: int = 0
+    refused: int = 0
+    generated_tokens: int = 0
+    last_answer_s: float | None = None
+    at_s: float = 0.0
+    metrics: ServerMetrics | None = None
+    limit: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatistics:
+    """A snapshot of all endpoints, in a fixed order.
+
+    ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while an endpoint is up.
+    """
+
+    endpoints: tuple[ServerState, ...]
+    all_down_since_s: float | None = None
+
+
+class Backend(Protocol):
+    """Turns requests into completions.
+
+    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries
+    by itself: one call is at most one request for completions. Cancelling a call closes its connection, which frees
+    the sequence on the server. `close` may be called once, when no call is running; nothing may be called after it.
+    """
+
+    async def complete(self, request: Request) -> tuple[Completion, ...]:
+        """Return one completion per choice (``request.sequences`` of them), in choice order.
+
+        :raises TransientError: another attempt may succeed.
+        :raises PromptTooLong: prompt and completion do not fit the model's context, or several prompts in one request
+            were refused; a smaller request may succeed.
+        :raises RequestRejected: the server will never accept this request.
+        :raises InputError: the user must fix something (key, model, URL, API) before anything can succeed.
+        """
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+    def statistics(self) -> BackendStatistics:
+        """Return a snapshot. It is cheap enough to be taken several times a second."""
+
+
 MAX_COUNT: Final = 1 << 53
-"""The largest counter that is believed: floats hold every whole number up to it."""
+"""The largest counter that is accepted: floats hold every whole number up to it."""
 MAX_SEQUENCES: Final = 1_000_000
-"""The most running or waiting sequences that are believed."""
-_LINE = re.compile(
-    rb"^vllm:((?:num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc|prefix_cache_queries"
-    rb"|prefix_cache_hits|gpu_prefix_cache_queries|gpu_prefix_cache_hits|num_preemptions|prompt_tokens|generation_tokens)"
-    rb"(?:_total)?)(?:\{[^\n]*\})?[ \t]+([0-9.eE+\-]+|NaN|[+-]?Inf)",
-    re.MULTILINE,
-)
+"""The most running or waiting sequences that are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    """Gauges now and counters since the server's start, summed over its engines.
+    """A vLLM server's own gauges, and its counters since its start, summed over its engines.
 
     ``running`` and ``waiting`` count sequences. ``kv_cache_usage`` (0..1) is that of the fullest engine, since the
     fullest one preempts first. Prefix queries and hits, prompt and generated figures are tokens; ``preemptions`` are
-    events. What the page does not state is 0, and so is what cannot be: below 0, infinite, not a number. What is too
-    large is cut to `MAX_SEQUENCES`, `MAX_COUNT` and 1, so every figure is safe to calculate with.
+    events. A figure that is missing, negative, infinite or not a number is 0. Larger ones are cut to `MAX_SEQUENCES`,
+    `MAX_COUNT` and 1, so that every figure is safe to calculate with.
     """
 
     running: int = 0
@@ -47,8 +107,20 @@ class ServerMetrics:
     generation_tokens: int = 0
 
 
+_LINE = re.compile(
+    rb"^vllm:((?:num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc|prefix_cache_queries"
+    rb"|prefix_cache_hits|gpu_prefix_cache_queries|gpu_prefix_cache_hits|num_preemptions|prompt_tokens|generation_tokens)"
+    rb"(?:_total)?)(?:\{[^\n]*\})?[ \t]+([0-9.eE+\-]+|NaN|[+-]?Inf)",
+    re.MULTILINE,
+)
+
+
 def parse_metrics(page: bytes) -> ServerMetrics | None:
-    """Return the figures on a page; ``None`` where it is no vLLM page (no ``vllm:num_requests_running``)."""
+    """Return the figures of a ``/metrics`` page; ``None`` if it is not vLLM's (no ``vllm:num_requests_running``).
+
+    The format is Prometheus's text exposition 0.0.4. The names are vLLM's, including the older ``gpu_`` ones. Of the
+    thousand lines of a page only the dozen that steer or explain a run are read.
+    """
     totals: dict[str, float] = {}
     fullest = 0.0
     for raw_name, raw_value in _LINE.findall(page):
@@ -80,76 +152,3 @@ def _number(raw: bytes) -> float:
     except ValueError:
         return 0.0
     return value if math.isfinite(value) and value > 0 else 0.0
-
-
-@dataclass(slots=True)
-class EndpointCounters:
-    """What one endpoint has seen; changed by its backend only. Times are of ``time.monotonic``."""
-
-    in_flight: int = 0
-    sequences: int = 0
-    completed: int = 0
-    failed: int = 0
-    completions: int = 0
-    refused: int = 0
-    generated_tokens: int = 0
-    last_answer_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStatistics:
-    """A snapshot of one endpoint.
-
-    ``url`` carries no credentials. ``completed`` and ``failed`` count requests since the start (cancelled ones are
-    neither). ``last_answer_s`` is the ``time.monotonic`` of the last HTTP answer, ``None`` before the first.
-    ``sequences`` are the completions that the requests in flight ask for, ``completions`` those that came since the
-    start, ``refused`` those that met 429, 503 or their timeout; ``generated_tokens`` is what the server stated for good
-    answers.
-    """
-
-    url: str
-    in_flight: int
-    completed: int
-    failed: int
-    healthy: bool
-    last_answer_s: float | None
-    sequences: int = 0
-    completions: int = 0
-    refused: int = 0
-    generated_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStatistics:
-    """A snapshot of all endpoints.
-
-    ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while an endpoint is up.
-    """
-
-    endpoints: tuple[EndpointStatistics, ...]
-    all_down_since_s: float | None = None
-
-
-class Backend(Protocol):
-    """Turns requests into completions.
-
-    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries
-    by itself: one call is at most one request for completions. Cancelling a call closes its connection, which frees
-    the sequence on the server. `close` may be called once, when no call is running; nothing may be called after it.
-    """
-
-    async def complete(self, request: Request) -> tuple[Completion, ...]:
-        """Return one completion per choice (``request.sequences`` of them), in choice order.
-
-        :raises TransientError: another attempt may succeed.
-        :raises PromptTooLong: prompt and completion do not fit the model's context, or several prompts in one request
-            were refused; a smaller request may succeed.
-        :raises RequestRejected: the server will never accept this request.
-        :raises InputError: a person must mend something (key, model, URL, API) before anything can succeed.
-        """
-
-    async def close(self) -> None:
-        """Close every connection."""
-
-    def statistics(self) -> BackendStatistics:
-        """Return a snapshot; cheap enough to be asked for several times a second."""

@@ -261,7 +261,7 @@ class _Session:
         return Monitor(
             self.instruments,
             scheduler,
-            Steering(fixed) if governor is None else Steering(servers=lambda: governor.statistics().servers),
+            Steering(fixed) if governor is None else Steering(servers=governor.states),
             self.yield_rule,
             ledger=self.store.ledger,
             target=self.plan.state.target,

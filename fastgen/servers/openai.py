@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +18,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from fastgen.engine.backend import BackendStatistics, EndpointCounters, EndpointStatistics, ServerMetrics, parse_metrics
+from fastgen.engine.backend import BackendStatistics, ServerMetrics, ServerState, parse_metrics
 from fastgen.errors import BackendUnavailable, FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
 from fastgen.servers.protocol import (
     CLIENT_ERRORS,
@@ -59,7 +59,7 @@ class OpenAIBackend:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.counters = EndpointCounters()
+        self.counters = ServerState(endpoint.display_url)
         self._url = URL(endpoint.completions_url)
         self._session: aiohttp.ClientSession | None = None
         self._timeouts: dict[int, aiohttp.ClientTimeout] = {}
@@ -185,21 +185,9 @@ class OpenAIBackend:
         """See `Backend.statistics`; a lone endpoint is always called healthy, since nothing watches it."""
         return BackendStatistics((self.snapshot(healthy=True),))
 
-    def snapshot(self, *, healthy: bool) -> EndpointStatistics:
-        """Return the counters now, with the word of whoever watches the endpoint."""
-        seen = self.counters
-        return EndpointStatistics(
-            url=self.endpoint.display_url,
-            in_flight=seen.in_flight,
-            completed=seen.completed,
-            failed=seen.failed,
-            healthy=healthy,
-            last_answer_s=seen.last_answer_s,
-            sequences=seen.sequences,
-            completions=seen.completions,
-            refused=seen.refused,
-            generated_tokens=seen.generated_tokens,
-        )
+    def snapshot(self, *, healthy: bool) -> ServerState:
+        """Return a copy of the counters."""
+        return replace(self.counters, healthy=healthy)
 
     async def close(self) -> None:
         """See `Backend.close`."""

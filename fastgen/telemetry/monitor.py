@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from fastgen.engine.backend import EndpointStatistics, ServerMetrics
+from fastgen.engine.backend import ServerMetrics, ServerState
 from fastgen.engine.scheduler import Scheduler
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.figures import RAMP_UP_S, Look, RateMeter, Rates, Sample, ServerSample, StageSample, limit_of
@@ -198,30 +198,6 @@ _SETTLE_S = 3 * PROBE_EVERY_S  # after a pause, until the probe's late look is o
 _POLLS = 5  # a queue that is empty in one of so many is no queue: what has just arrived waits for the next step
 
 
-class SteeredServer(Protocol):
-    """What is told of one server by whoever steers it: `fastgen.engine.concurrency.ServerLimit`."""
-
-    @property
-    def limit(self) -> int:
-        """Completions in flight that it may have."""
-
-    @property
-    def reason(self) -> str:
-        """Why, in words."""
-
-    @property
-    def running(self) -> int | None:
-        """Sequences that it works on; ``None``: it does not say."""
-
-    @property
-    def waiting(self) -> int | None:
-        """Sequences that wait in it; ``None``: it does not say."""
-
-    @property
-    def kv_cache_usage(self) -> float | None:
-        """Share of its cache in use, 0 to 1; ``None``: it does not say."""
-
-
 @dataclass(frozen=True, slots=True)
 class Steering:
     """Who decides how much is in flight: a flag (``set_by``), or a governor that tells what each server takes.
@@ -230,7 +206,7 @@ class Steering:
     """
 
     set_by: str = ""
-    servers: Callable[[], Sequence[SteeredServer]] | None = None
+    servers: Callable[[], Sequence[ServerState]] | None = None
 
 
 class Monitor:
@@ -424,7 +400,7 @@ class Monitor:
     def _servers(self) -> tuple[ServerSample, ...]:
         endpoints = self._instruments.backend.statistics().endpoints
         if self._steering.servers is not None:
-            return tuple(map(_steered, endpoints, self._steering.servers()))
+            return tuple(map(_steered, self._steering.servers()))
         pages = zip(*self._pages, strict=True) if self._pages else [()] * len(endpoints)
         return tuple(map(_told, endpoints, pages))
 
@@ -433,7 +409,7 @@ def _look(now: Reading) -> Look:
     return Look(now.at_s, now.server_s, now.complete, now.kept, now.generated_tokens)
 
 
-def _told(endpoint: EndpointStatistics, pages: Sequence[ServerMetrics | None]) -> ServerSample:
+def _told(endpoint: ServerState, pages: Sequence[ServerMetrics | None]) -> ServerSample:
     sample = _plain(endpoint)
     page = pages[-1] if pages else None
     if page is None or not endpoint.healthy:
@@ -447,17 +423,18 @@ def _told(endpoint: EndpointStatistics, pages: Sequence[ServerMetrics | None]) -
     )
 
 
-def _steered(endpoint: EndpointStatistics, server: SteeredServer) -> ServerSample:
+def _steered(server: ServerState) -> ServerSample:
+    page = server.metrics
     return replace(
-        _plain(endpoint),
-        running=server.running,
-        waiting=server.waiting,
-        kv_cache_usage=server.kv_cache_usage,
+        _plain(server),
+        running=None if page is None else page.running,
+        waiting=None if page is None else page.waiting,
+        kv_cache_usage=None if page is None else page.kv_cache_usage,
         limit=server.limit,
         reason=server.reason,
     )
 
 
-def _plain(endpoint: EndpointStatistics) -> ServerSample:
+def _plain(endpoint: ServerState) -> ServerSample:
     in_flight = endpoint.sequences or endpoint.in_flight
     return ServerSample(endpoint.url, endpoint.healthy, in_flight, endpoint.completed, endpoint.failed)

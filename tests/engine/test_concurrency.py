@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fastgen.cli import app as cli
 from fastgen.cli import app as option_sources
-from fastgen.engine.backend import BackendStatistics, EndpointStatistics, ServerMetrics
-from fastgen.engine.concurrency import ConcurrencyController, Governor, Observation, Reason
+from fastgen.engine.backend import BackendStatistics, ServerMetrics, ServerState
+from fastgen.engine.concurrency import ConcurrencyController, Governor, Reason
 from fastgen.generate import session
 from fastgen.generate.options import Options, SpeedOptions
 from tests.batching_model import Batching, Loop
@@ -160,7 +160,7 @@ def test_another_client_s_queue_is_not_taken_for_our_own() -> None:
     controller = ConcurrencyController(30, MAXIMUM)
     for beat in range(40):
         page = ServerMetrics(running=256, waiting=44, generation_tokens=1 + beat)
-        controller.observe(Observation(0.5 * beat, 30, 10 * beat, server=page))
+        controller.observe(ServerState(at_s=0.5 * beat, sequences=30, completions=10 * beat, metrics=page))
     assert controller.limit >= 25
 
 
@@ -191,7 +191,7 @@ def test_preemptions_without_a_full_cache_are_no_thrash() -> None:
     controller = ConcurrencyController(64, MAXIMUM)
     for beat in range(40):
         page = ServerMetrics(running=60, waiting=4, preemptions=100 * beat, kv_cache_usage=0.3)
-        controller.observe(Observation(0.5 * beat, 64, beat, server=page))
+        controller.observe(ServerState(at_s=0.5 * beat, sequences=64, completions=beat, metrics=page))
     assert controller.limit == 64
 
 
@@ -201,7 +201,7 @@ class _Fixed(ConcurrencyController):
     def __init__(self, limit: int) -> None:
         super().__init__(limit, limit)
 
-    def observe(self, seen: Observation) -> int:
+    def observe(self, seen: ServerState) -> int:
         return self.limit
 
 
@@ -239,7 +239,7 @@ def test_a_server_that_refuses_above_a_bound_is_held_just_below_it(tells: bool) 
 def test_a_single_refusal_is_no_signal() -> None:
     controller = ConcurrencyController(64, MAXIMUM)
     for beat in range(20):
-        controller.observe(Observation(0.5 * beat, 64, 0, refused=int(beat > 3)))
+        controller.observe(ServerState(at_s=0.5 * beat, sequences=64, refused=int(beat > 3)))
     assert controller.limit == 64
 
 
@@ -249,7 +249,8 @@ def test_a_server_whose_figures_show_nothing_of_what_is_in_flight_is_steered_by_
     completed = 0
     for beat in range(400):
         completed += controller.limit // 4
-        controller.observe(Observation(0.25 * beat, controller.limit, completed, server=ServerMetrics()))
+        seen = ServerState(at_s=0.25 * beat, sequences=controller.limit, completions=completed, metrics=ServerMetrics())
+        controller.observe(seen)
     assert controller.law == "gradient"
     assert controller.limit > 256
 
@@ -279,7 +280,15 @@ def test_whatever_is_seen_the_limit_stays_within_its_bounds_and_the_same_is_deci
         now_s, completed, refused, decided = 0.0, 0, 0, []
         for pause_s, in_flight, more, no_more, healthy, page in beats:
             now_s, completed, refused = now_s + pause_s, completed + more, refused + no_more
-            seen = Observation(now_s, in_flight, completed, refused, 10 * completed, healthy, page)
+            seen = ServerState(
+                at_s=now_s,
+                healthy=healthy,
+                sequences=in_flight,
+                completions=completed,
+                refused=refused,
+                generated_tokens=10 * completed,
+                metrics=page,
+            )
             decided.append((controller.observe(seen), controller.reason))
         return decided
 
@@ -325,7 +334,7 @@ class Servers:
     def statistics(self) -> BackendStatistics:
         return BackendStatistics(
             tuple(
-                EndpointStatistics(f"http://server-{number}", sequences, 0, 0, healthy, None, sequences)
+                ServerState(f"http://server-{number}", healthy, sequences, sequences)
                 for number, (sequences, healthy) in enumerate(zip(self.sequences, self.healthy, strict=True))
             )
         )
@@ -342,14 +351,14 @@ def test_the_total_is_the_sum_of_the_limits_and_a_server_that_is_out_counts_with
     governor, totals, _ = governed(servers, [64, 32])
     assert (totals[-1], servers.limits) == (96, [64, 32])
     servers.sequences, servers.healthy = [64, 32], [True, False]
-    governor.look(1)
+    governor.observe(1)
     assert totals[-1] == 64 + 32
     servers.sequences = [64, 0]
-    governor.look(1)
+    governor.observe(1)
     assert totals[-1] == 64
     servers.healthy = [False, False]
     servers.sequences = [0, 0]
-    governor.look(0)
+    governor.observe(0)
     assert totals[-1] == 1, "somebody must find out when they are back"
 
 
@@ -360,14 +369,14 @@ def test_what_drains_from_one_server_takes_no_slots_from_another_for_a_while() -
     servers.sequences = [200, 100]
     for _ in range(3):
         now_s[0] += 0.25
-        governor.look(0)
-        governor.look(1)
+        governor.observe(0)
+        governor.observe(1)
     limit = servers.limits[0]
     assert limit < 60
     assert totals[-1] == 200 + 100
     for _ in range(30):
         now_s[0] += 0.25
-        governor.look(0)
+        governor.observe(0)
     assert totals[-1] == servers.limits[0] + 100
 
 
@@ -378,7 +387,7 @@ def test_with_a_single_server_the_total_is_its_limit_at_once() -> None:
     servers.sequences = [200]
     for _ in range(3):
         now_s[0] += 0.25
-        governor.look(0)
+        governor.observe(0)
     assert totals[-1] == servers.limits[0] < 60
 
 
@@ -389,17 +398,11 @@ def test_the_statistics_say_for_each_server_what_it_may_and_why() -> None:
     servers.sequences = [64, 10]
     for number in range(2):
         now_s[0] += 0.25
-        governor.look(number)
-    one, two = governor.statistics().servers
-    assert (one.url, one.limit, one.in_flight, one.reason, one.law) == (
-        "http://server-0",
-        64,
-        64,
-        "the server is full",
-        "queue",
-    )
-    assert (one.running, one.waiting, one.kv_cache_usage) == (60, 4, 0.5)
-    assert (two.running, two.law, governor.statistics().total) == (None, "gradient", 128)
+        governor.observe(number)
+    one, two = governor.states()
+    assert (one.url, one.limit, one.sequences, one.reason) == ("http://server-0", 64, 64, "the server is full")
+    assert (one.metrics, two.metrics, governor.total) == (servers.pages[0], None, 128)
+    assert [controller.law for controller in governor.controllers] == ["queue", "gradient"]
 
 
 def govern_for(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.engine.backend import MAX_COUNT, MAX_SEQUENCES, ServerMetrics, parse_metrics
-from fastgen.engine.concurrency import ConcurrencyController, Observation
+from fastgen.engine.backend import MAX_COUNT, MAX_SEQUENCES, ServerMetrics, ServerState, parse_metrics
+from fastgen.engine.concurrency import ConcurrencyController
 
 LABELS = '{engine="0",model_name="org/model {7b}"}'
 OTHER = '{engine="1",model_name="org/model {7b}"}'
@@ -83,7 +83,8 @@ def test_no_figure_of_a_server_stops_the_steering(pages: list[list[tuple[bytes, 
     controller = ConcurrencyController(64, 512)
     for at, lines in enumerate(pages):
         page = b"vllm:num_requests_running 1\n" + b"".join(b"vllm:%s %s\n" % line for line in lines)
-        seen = Observation(now_s=at / 4, in_flight=controller.limit, completed=9 * at, server=parse_metrics(page))
+        metrics = parse_metrics(page)
+        seen = ServerState(at_s=at / 4, sequences=controller.limit, completions=9 * at, metrics=metrics)
         assert 1 <= controller.observe(seen) <= 512
 
 
