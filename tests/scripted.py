@@ -134,11 +134,11 @@ class Rooms:
         self.places = {Stage(stage): count for stage, count in places.items()}
         self.taken: list[int] = []
 
-    def take_room(self, request: Request) -> bool:
+    def reserve(self, request: Request) -> bool:
         if not self.places[request.stage]:
             return False
         self.places[request.stage] -= 1
         self.taken.append(request.number)
         return True
 
-    def pauses(self, request: Request) -> None: ...
+    def backs_off(self, request: Request) -> None: ...

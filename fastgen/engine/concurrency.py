@@ -40,7 +40,6 @@ class Reason(StrEnum):
     """Why a limit is what it is. The values are for people and stable."""
 
     STARTING = "starting"
-    FIXED = "fixed by --concurrency"
     FILLING = "filling: the server's queue is empty"
     FULL = "the server is full"
     QUEUE_TOO_LONG = "the server's queue was too long"

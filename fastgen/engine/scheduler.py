@@ -1,4 +1,4 @@
-"""Keeps a number of completions in flight and yields what comes back, in order of arrival.
+"""Keeps a number of completions in flight and yields the answers, in order of arrival.
 
 A `Source` says what to ask. The consumer of `Scheduler.answers` takes the answers. Guarantees:
 
@@ -6,9 +6,11 @@ A `Source` says what to ask. The consumer of `Scheduler.answers` takes the answe
   begins at once then, if the source has work and the rate limits allow it. `set_concurrency` changes the number at any
   time; requests in flight above it finish.
 - A failed request waits for its next attempt without holding a slot. The number of waiting requests is bounded, so an
-  outage does not pile up work.
+  outage does not pile up work (`fastgen.engine.requests`).
 - Every request that was taken from the source ends as answers that are yielded, or is given back to the source.
 - Answers come in batches, one batch at a time. The queue is bounded, so a slow consumer slows the asking.
+- With a concurrency of 1, a request begins after the consumer has finished the answers of the last one, so such a run
+  can be repeated exactly.
 - The first `stop` asks nothing more and drains the requests in flight. Closing the generator cancels them.
 """
 
@@ -16,13 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 
 from fastgen.engine.backend import Backend
 from fastgen.engine.rate_limits import RateLimits
-from fastgen.engine.requests import BEAT_S, AnswerQueue, Delivery, Limits, OutageWatch, Room, Source
-from fastgen.types import Answer, Request
+from fastgen.engine.requests import BEAT_S, AnswerQueue, Capacity, Limits, OutageWatch, RequestExecutor, Source
+from fastgen.types import Answer, Request, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class SchedulerStatistics:
     """A snapshot; counts are since the start.
 
     ``in_flight`` are completions asked for and not yet handed over, ``concurrency`` how many may be. ``rate_limit`` is
-    the flag of the rate limit that holds requests back now, ``None`` while none does; ``rate_limited_s`` is how long
-    they were held so far.
+    the flag of the rate limit that holds requests back now, ``None`` while none does; ``rate_limited_s`` is how many
+    seconds they were held back so far. ``asked_for_nothing``: the source had no work when it was last asked.
     """
 
     in_flight: int
@@ -41,12 +43,14 @@ class SchedulerStatistics:
     concurrency: int = 0
     rate_limit: str | None = None
     rate_limited_s: float = 0.0
+    asked_for_nothing: bool = False
 
 
 class Scheduler:
     """Runs one source against one backend; see the module's docstring. Use once.
 
-    ``room``: see `Room`; without one there always is some. ``jitter`` draws the pauses before other attempts.
+    ``jitter`` draws the pauses before other attempts. Without ``capacity`` every retry may begin when a slot is free.
+    ``observe`` gets the stage of every good answer and the seconds that its attempt took.
     """
 
     def __init__(
@@ -57,17 +61,19 @@ class Scheduler:
         *,
         jitter: random.Random,
         rates: RateLimits | None = None,
-        room: Room | None = None,
+        capacity: Capacity | None = None,
+        observe: Callable[[Stage, float], None] | None = None,
     ) -> None:
         self._limits = limits
-        self._outage = OutageWatch(limits.outage_timeout_s)
+        self._outage = OutageWatch(limits.outage_timeout_s, limits.alive_s)
         self._answers = AnswerQueue(in_flight=limits.most, max_batch=limits.max_batch)
-        self._delivery = Delivery(
+        self._executor = RequestExecutor(
             *(source, backend, self._answers, limits, self._outage),
             jitter=jitter,
+            ready=self._advance,
             rates=rates,
-            room=room,
-            ready=self._go_on,
+            capacity=capacity,
+            observe=observe,
         )
         self._concurrency = limits.concurrency
         self._highest = limits.concurrency  # so far: what an outage may leave waiting for another attempt
@@ -79,30 +85,37 @@ class Scheduler:
 
     def statistics(self) -> SchedulerStatistics:
         """Where the requests are now."""
-        rate = self._delivery.rates.statistics()
+        rate_limit, rate_limited_s = self._executor.held_back()
         return SchedulerStatistics(
             in_flight=self._in_flight,
-            waiting_retries=self._delivery.retries.waiting,
+            waiting_retries=self._executor.retries.waiting,
             queued_answers=self._answers.queued,
             faults=dict(self._outage.faults),
             concurrency=self._concurrency,
-            rate_limit=rate.binding,
-            rate_limited_s=rate.held_s,
+            rate_limit=rate_limit,
+            rate_limited_s=rate_limited_s,
+            asked_for_nothing=self._executor.asked_for_nothing,
         )
 
     def set_concurrency(self, concurrency: int) -> None:
-        """Have so many completions in flight from now on, within 1 and the most that `Limits` allows."""
+        """Keep ``concurrency`` completions in flight from now on, within 1 and the most that `Limits` allows."""
         before, self._concurrency = self._concurrency, max(1, min(concurrency, self._limits.most))
         self._highest = max(self._highest, self._concurrency)
-        if self._concurrency > before and self._runs:
+        if self._concurrency > before and self._is_running:
             self._fill()
+
+    def stop_asking(self, stages: Collection[Stage]) -> None:
+        """Begin no more requests of these stages; `run` ends when those that are on their way are finished.
+
+        Retries are still carried out, and so are requests of other stages that the source gives.
+        """
+        self._executor.stop_asking(stages)
 
     async def answers(self) -> AsyncGenerator[list[Answer], None]:
         """Ask, and yield the answers in batches, in order of arrival.
 
-        Ends when nothing is left to ask, or when `stop` was called and the requests in flight have drained. What
-        creates more work is applied before the next batch is asked for. Close the generator (``aclosing``) to stop
-        asking at once: requests in flight are then cancelled and given back.
+        Ends when nothing is left to ask, or when `stop` was called and the requests in flight have drained. Close the
+        generator (``contextlib.aclosing``) to stop at once: requests in flight are cancelled and given back.
 
         :raises BackendUnavailable: no server has answered for the outage timeout.
         :raises Exception: any error of the backend that is not about one request.
@@ -111,21 +124,21 @@ class Scheduler:
         self._ended.add_done_callback(lambda _: self._answers.close())
         self._beat()
         try:
-            self._go_on()
+            self._advance()
             while batch := await self._answers.take():
                 yield batch
                 self._answers.judged(len(batch))
-                if self._runs:
-                    self._go_on()
+                if self._is_running:
+                    self._advance()
             self._ended.result()
         finally:
             await self._abandon()
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
-        if self._delivery.is_draining:
+        if self._executor.is_draining:
             return
-        self._delivery.drain()
+        self._executor.drain()
         if self._ended is None:  # `run` will find nothing to do
             return
         self._drain_ends = asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
@@ -133,34 +146,34 @@ class Scheduler:
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        """Something has changed: begin what may begin now, or end where nothing is left."""
+    def _advance(self) -> None:
+        """Begin what may begin now, or end if nothing is left."""
         self._fill()
         self._check_idle()
 
     def _fill(self) -> None:
         """Start a worker for every request that may begin now."""
         while (request := self._take()) is not None:
-            worker = asyncio.create_task(self._work(request))
+            worker = asyncio.create_task(self._worker(request))
             self._workers.add(worker)
             worker.add_done_callback(self._worker_ended)
 
     def _take(self) -> Request | None:
         if self._in_flight >= self._concurrency:
             return None
-        request = self._delivery.take(most_backing_off=2 * self._highest)
+        request = self._executor.take(most_backing_off=2 * self._highest)
         if request is not None:
             self._in_flight += request.sequences
         return request
 
-    async def _work(self, request: Request | None) -> None:
-        """Carry out a request, then pull the next; ends when there is none."""
+    async def _worker(self, request: Request | None) -> None:
+        """Execute a request, then pull the next; ends when there is none."""
         while request is not None:
             try:
-                await self._delivery.carry_out(request)
+                await self._executor.execute(request)
             finally:
                 self._in_flight -= request.sequences
-            # One at a time, the next request waits for the commit of the last, so that such a run can be repeated.
+            # With a concurrency of 1 the next request waits for the commit of the last.
             request = self._take() if self._concurrency > 1 else None
             if request is not None:  # a request of several completions has left room for more than one other
                 self._fill()
@@ -177,18 +190,18 @@ class Scheduler:
     # -- ending --------------------------------------------------------------------------------------------------------
 
     @property
-    def _runs(self) -> bool:
+    def _is_running(self) -> bool:
         return self._ended is not None and not self._ended.done()
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         self._outage.beat(loop.time())
-        if self._runs:
+        if self._is_running:
             self._beating = loop.call_later(BEAT_S, self._beat)
 
     def _check_idle(self) -> None:
         """End when nothing is left that could bring more work."""
-        if not (self._workers or self._answers.unjudged or self._delivery.awaits_more):
+        if not (self._workers or self._answers.unjudged or self._executor.will_be_ready):
             self._finish()
 
     def _finish(self) -> None:
@@ -201,14 +214,14 @@ class Scheduler:
 
     async def _abandon(self) -> None:
         """Cancel the requests in flight and give back everything that was not answered."""
-        self._delivery.drain()
+        self._executor.drain()
         for timer in (self._beating, self._drain_ends):
             if timer is not None:
                 timer.cancel()
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        self._delivery.drop_asked()
+        self._executor.drop_asked()
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
         elif self._ended is not None:

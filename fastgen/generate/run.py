@@ -253,7 +253,7 @@ class _Session:
             limits_of(speed, self.serving),
             jitter=random.Random(),
             rates=rates_of(speed),
-            room=backend if backend.is_staged else None,
+            capacity=backend if backend.is_staged else None,
         )
 
     def _monitor(self, scheduler: Scheduler, governor: Governor | None) -> Monitor:

@@ -3,7 +3,7 @@
 The scheduler has one number of requests in flight for all of them, and whoever steers it sees all endpoints as one
 list: the main router's first, then each stage's, in the order given. What keeps a stage with few servers from taking
 every slot is that nothing is asked of a router that is full: `RoomFirst` tells the plan which stages to leave out, and
-`StagedRouter.take_room` tells the scheduler which requests cannot be asked again yet, so that the slots that are free
+`StagedRouter.reserve` tells the scheduler which requests cannot be asked again yet, so that the slots that are free
 go to servers that are free. This cannot stall: a router is full only while requests are in flight there, and each of
 them ends in an answer or a failure, after which the scheduler asks again; a router whose servers are all down has room,
 so its requests fail, wait for another attempt, and hold the run open. What keeps them from becoming all that waits is
@@ -101,8 +101,8 @@ class StagedRouter:
         """Count a request that will be asked soon; until then it takes room as one in flight does."""
         self._expected[self._by_stage[request.stage]][request.number] = request.sequences
 
-    def take_room(self, request: Request) -> bool:
-        """Expect a request that is asked again, if its servers have room; see `fastgen.engine.requests.Room`."""
+    def reserve(self, request: Request) -> bool:
+        """Expect a request that is asked again, if its servers have room; see `fastgen.engine.requests.Capacity`."""
         router = self._by_stage[request.stage]
         if self._is_full(router):
             return False
@@ -110,8 +110,8 @@ class StagedRouter:
         self.expect(request)
         return True
 
-    def pauses(self, request: Request) -> None:
-        """A request failed and waits for another attempt; see `fastgen.engine.requests.Room`."""
+    def backs_off(self, request: Request) -> None:
+        """A request failed and waits for another attempt; see `fastgen.engine.requests.Capacity`."""
         self._pausing[self._by_stage[request.stage]][request.number] = request.sequences
 
     def no_longer_expect(self, request: Request) -> None:

@@ -54,13 +54,13 @@ def test_a_fault_counts_against_its_request_only_where_servers_work() -> None:
     erring = TransientError("boom", kind="http_500")
     killed = TransientError("reset", kind="connection", reached_server=False)
     nobody = TransientError("none answers", kind="all_down", reached_server=False)
-    assert not watch.is_requests_own(erring, 0.0, 100.0), "nothing has worked yet"
+    assert not watch.blames_request(erring, 0.0, 100.0), "nothing has worked yet"
     watch.saw_answer(100.0)
-    assert watch.is_requests_own(erring, 0.0, 159.0)
-    assert not watch.is_requests_own(erring, 0.0, 161.0)
-    assert watch.is_requests_own(killed, 99.0, 500.0), "another was answered since it was last tried"
-    assert not watch.is_requests_own(killed, 101.0, 102.0)
-    assert not watch.is_requests_own(nobody, 99.0, 101.0)
+    assert watch.blames_request(erring, 0.0, 159.0)
+    assert not watch.blames_request(erring, 0.0, 161.0)
+    assert watch.blames_request(killed, 99.0, 500.0), "another was answered since it was last tried"
+    assert not watch.blames_request(killed, 101.0, 102.0)
+    assert not watch.blames_request(nobody, 99.0, 101.0)
 
 
 def test_a_server_that_asks_for_patience_gets_it() -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from fastgen.engine.rate_limits import RateLimits, RateStatistics
+from fastgen.engine.rate_limits import RateLimits
 from fastgen.engine.requests import Limits
 from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import TransientError
@@ -137,12 +137,12 @@ def test_a_refused_request_costs_no_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_rate_limit_that_binds_is_named_and_its_time_counted() -> None:
     rates = RateLimits(60, 1_000_000)
-    assert rates.statistics(0.0) == RateStatistics(None, 0.0)
+    assert rates.held(0.0) == (None, 0.0)
     rates.began(0.0, request(0))
     assert rates.wait_s(0.5) == pytest.approx(0.5)
-    assert rates.statistics(0.75) == RateStatistics("--requests-per-minute", 0.25)
+    assert rates.held(0.75) == ("--requests-per-minute", 0.25)
     assert rates.wait_s(1.0) == 0.0
-    assert rates.statistics(5.0) == RateStatistics(None, 0.5)
+    assert rates.held(5.0) == (None, 0.5)
 
 
 def test_stop_does_not_wait_for_a_rate_limit() -> None:

@@ -31,10 +31,10 @@ def test_what_is_asked_again_goes_in_the_order_in_which_it_became_ready_where_th
     for number, stage in enumerate(stages):
         retries.add(at(stage, number))
     rooms = Rooms(instance=1, instruction=0, classification=1)
-    taken = [retries.take(rooms.take_room) for _ in range(3)]
+    taken = [retries.take(rooms.reserve) for _ in range(3)]
     assert [one.number if one else None for one in taken] == [0, 3, None]
     rooms.places[Stage.INSTRUCTION] = 1
-    assert [one.number for one in iter(lambda: retries.take(rooms.take_room), None)] == [1]
+    assert [one.number for one in iter(lambda: retries.take(rooms.reserve), None)] == [1]
     assert retries.waiting == 2
     assert [one.number for one in iter(lambda: retries.take(lambda _: True), None)] == [2, 4]
     assert retries.waiting == 0

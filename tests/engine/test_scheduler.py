@@ -314,18 +314,15 @@ def test_a_storm_of_errors_blames_no_request() -> None:
     assert [a.result for a in sink.answers] == [OK[0]] * 5
 
 
-def test_errors_count_while_others_get_good_answers_and_no_longer_a_minute_after_the_last(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_errors_count_while_others_get_good_answers_and_no_longer_a_minute_after_the_last() -> None:
     async def poison(request: Request, _attempt: int) -> tuple[Completion, ...]:
         if request.number:
             raise TransientError("boom", kind="http_500")
         return OK
 
     def failures(alive_s: float, outage_timeout_s: float) -> list[str]:
-        monkeypatch.setattr("fastgen.engine.requests._ALIVE_S", alive_s)
         sink = Sink()
-        limits = replace(QUICK, max_attempts=3, outage_timeout_s=outage_timeout_s)
+        limits = replace(QUICK, max_attempts=3, outage_timeout_s=outage_timeout_s, alive_s=alive_s)
         scheduler, _ = make(poison, ListSource([request(0), request(1)]), sink, limits)
         with contextlib.suppress(BackendUnavailable):
             run(scheduler.run)
@@ -601,7 +598,7 @@ def test_a_request_without_room_is_not_asked_again_and_holds_up_no_other() -> No
     source = ListSource([*early, *(at(Stage.INSTRUCTION, number) for number in range(4, 60))])
     sink, rooms = Sink(), Rooms(instance=0, instruction=9)
     backend = ScriptedBackend(first_fails)
-    scheduler = SinkScheduler(source, backend, sink, QUICK, jitter=random.Random(1), room=rooms)
+    scheduler = SinkScheduler(source, backend, sink, QUICK, jitter=random.Random(1), capacity=rooms)
 
     async def main() -> None:
         task = asyncio.create_task(scheduler.run())

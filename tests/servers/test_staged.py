@@ -195,7 +195,7 @@ def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> 
 
             quick = Limits(concurrency=8, backoff_base_s=0.0005, backoff_cap_s=0.0005)
             source, draw = RoomFirst(Endless(), backend), random.Random(1)
-            scheduler = SinkScheduler(source, backend, sink, quick, jitter=draw, room=backend)
+            scheduler = SinkScheduler(source, backend, sink, quick, jitter=draw, capacity=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert scheduler.statistics().faults == {"http_503": 2}
@@ -222,7 +222,7 @@ def test_a_stage_whose_server_does_not_work_holds_up_no_other(wrong: str) -> Non
                 return len(answered) >= 500
 
             source, draw = RoomFirst(Endless(), backend), random.Random(1)
-            scheduler = SinkScheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, room=backend)
+            scheduler = SinkScheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, capacity=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert scheduler.statistics().waiting_retries == 0
@@ -237,12 +237,12 @@ def test_a_request_that_is_asked_again_takes_room_until_it_is_asked() -> None:
         async with staged([main], [own]) as backend:
             backend.set_limits([5, 2])
             first, second, third = (request(number, Stage.INSTANCE) for number in range(3))
-            assert backend.take_room(first)
-            assert backend.take_room(second)
-            assert not backend.take_room(third)
-            assert backend.take_room(request(3, Stage.INSTRUCTION))
+            assert backend.reserve(first)
+            assert backend.reserve(second)
+            assert not backend.reserve(third)
+            assert backend.reserve(request(3, Stage.INSTRUCTION))
             RoomFirst(Endless(), backend).give_back(second)
-            assert backend.take_room(third)
+            assert backend.reserve(third)
 
     run(test())
 
