@@ -20,8 +20,8 @@ from fastgen.simulator.server import FaultServer, in_a_thread
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.display import Display, put, tell
 from fastgen.telemetry.figures import Sample, ServerSample
-from fastgen.telemetry.monitor import MetricsHub, Reading
-from fastgen.telemetry.progress import JsonReporter, LiveReporter, PlainReporter, ProgressMeter
+from fastgen.telemetry.monitor import MetricsHub
+from fastgen.telemetry.progress import JsonReporter, LiveReporter, PlainReporter, progress_of
 from fastgen.telemetry.prometheus import metrics_page
 from fastgen.telemetry.series import last_sample
 from tests.command_help import Said, fastgen
@@ -133,7 +133,7 @@ def test_what_an_audit_finds_is_text(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_reporter_shows_text_only(kind: type[PlainReporter | JsonReporter | LiveReporter]) -> None:
     stream = io.StringIO()
     reporter = kind(Display(stream))
-    figures = ProgressMeter(Ledger(), 5, MetricsHub()).look(in_flight=1, waiting_retries=0)
+    figures = progress_of(Ledger(), MetricsHub(), target=5, in_flight=1)
     reporter.say(f"The server says: {EVIL}")
     reporter.show(replace(figures, limit="server", limit_reason=EVIL))
     reporter.close()
@@ -145,7 +145,7 @@ def test_every_reporter_shows_text_only(kind: type[PlainReporter | JsonReporter 
 def test_labels_of_metrics_are_text() -> None:
     hub = MetricsHub()
     server = ServerSample(f"http://a/{EVIL}\udcff", running=1)
-    hub.reading = replace(Reading(at_s=1.0, time_s=1.0), servers=(server,), rejected={f"rule{EVIL}": 1})
+    hub.reading = Sample(servers=(server,), rejected={f"rule{EVIL}": 1})
     hub.publish(Sample())
     with (
         metrics_page(hub, "127.0.0.1", 0) as port,

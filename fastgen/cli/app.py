@@ -24,7 +24,7 @@ from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
 from fastgen.generate.options import BEFORE_THEY_WERE_OPTIONS, preset_values
 from fastgen.methods.self_instruct.rules import PRESETS, Rules
 from fastgen.similarity.options import SimilarityOptions
-from fastgen.telemetry.display import ToldRecords, tell
+from fastgen.telemetry.display import StderrHandler, tell
 from fastgen.text import printable
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class _Stdout(io.FileIO):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     _open_standard_streams()
-    logging.basicConfig(level=logging.WARNING, handlers=[ToldRecords()])
+    logging.basicConfig(level=logging.WARNING, handlers=[StderrHandler()])
     if isinstance(given := sys.stdout, io.TextIOWrapper):
         raw = _Stdout(given.fileno(), "wb", closefd=False)
         sys.stdout = io.TextIOWrapper(

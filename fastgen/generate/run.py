@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.engine.concurrency import Governor
 from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import InputError, StoppedError
 from fastgen.generate.checkpoint import Checkpointer, Saved
@@ -32,11 +31,11 @@ from fastgen.methods.self_instruct.plan import Plan
 from fastgen.servers.staged import RoomFirst
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder, Store
-from fastgen.telemetry.instruments import CommitTimes, Instruments, TimedBackend, WatchedSource
-from fastgen.telemetry.monitor import MetricsHub, Monitor, Steering
-from fastgen.telemetry.progress import ProgressMeter, Reporter
+from fastgen.telemetry.instruments import Instruments
+from fastgen.telemetry.monitor import MetricsHub, Monitor
+from fastgen.telemetry.progress import Reporter, progress_of
 from fastgen.telemetry.series import MetricsFile
-from fastgen.telemetry.yields import YieldRule, YieldWatch
+from fastgen.telemetry.yields import YieldWatch
 from fastgen.types import Answer
 
 if TYPE_CHECKING:
@@ -137,15 +136,30 @@ class _Session:
     ) -> None:
         self.plan, self.store, self.serving, self.options = plan, store, serving, options
         self.reporter, self.stopper, self.hub = reporter, stopper, hub
-        speed = options.speed
-        source = RoomFirst(plan, serving.backend) if serving.backend.is_staged else plan
-        self.instruments = Instruments(WatchedSource(source), TimedBackend(serving.backend))
-        stop_asking = self.instruments.source.begin_nothing_new
-        watch = YieldWatch(store.ledger, window=speed.yield_window, stop_below=speed.stop_when_yield_below)
-        self.yield_rule = YieldRule(watch, store.ledger, stop_asking, reporter.say)
+        speed, backend = options.speed, serving.backend
+        self.instruments = Instruments()
+        self.scheduler = scheduler = Scheduler(
+            RoomFirst(plan, backend) if backend.is_staged else plan,
+            backend,
+            limits_of(speed, serving),
+            jitter=random.Random(),
+            rates=rates_of(speed),
+            capacity=backend if backend.is_staged else None,
+            observe=self.instruments.observe_latency,
+        )
+        self.governor = governor_of(speed, serving, scheduler)
+        self.yields = YieldWatch(
+            store.ledger,
+            window=speed.yield_window,
+            stop_below=speed.stop_when_yield_below,
+            say=reporter.say,
+            stop_asking=scheduler.stop_asking,
+        )
         steps = steps_of_run(max_fruitless=speed.max_fruitless, api=options.server.api)
-        self.health = RunHealth(steps, stop_asking, reporter.say)
+        self.health = RunHealth(steps, scheduler.stop_asking, reporter.say)
+        self.monitor = self._monitor()
         self.ledger_saved_s = 0.0
+        stopper.scheduler = scheduler
 
     async def run(self, checkpoint: Saved | None) -> Outcome:
         """Ask until the plan is done, a rule of the user's ends the run, or the stopper does.
@@ -155,10 +169,10 @@ class _Session:
         :raises StoppedError: the run cannot continue now, or one of its steps brings nothing.
         """
         began_s = time.monotonic()
-        plan, store, speed, times = self.plan, self.store, self.options.speed, self.instruments.times
+        plan, store, instruments = self.plan, self.store, self.instruments
 
         def judge_and_append(answers: Sequence[Answer]) -> list[Commit]:
-            with times.judging() as judged:
+            with instruments.judging() as judged:
                 commits = plan.judge(answers)  # 2. judge: parse, check the rules, compare; changes nothing
                 judged()
                 store.append(commits)  # 3. append: one checksummed line of the log per choice
@@ -169,38 +183,33 @@ class _Session:
             Checkpointer(store, plan.state, worker, last=checkpoint) as checkpointer,
             self._audit() as audit,
         ):
-            scheduler = self._scheduler()
-            self.stopper.scheduler = scheduler
-            governor = governor_of(speed, self.serving, scheduler)
-            monitor = self._monitor(scheduler, governor)
-            meter = ProgressMeter(store.ledger, plan.state.target, self.hub)
             async with background_tasks() as start:
-                start("sync", keep_durable(store, speed.sync_interval, times))
+                start("sync", keep_durable(store, self.options.speed.sync_interval, instruments))
                 start("free space", watch_space(store.folder.path, self.reporter))
-                start("progress", show_progress(meter, scheduler, self.reporter))
+                start("progress", self._show_progress())
                 start("server figures", keep_server_figures(store, self.serving))
                 start("servers", self.serving.watch())
-                for helper in monitor.helpers():
-                    start("figures", helper)
-                if governor is not None:
-                    start("concurrency", governor.run())
+                for figures in self.monitor.tasks():
+                    start("figures", figures)
+                if self.governor is not None:
+                    start("concurrency", self.governor.run())
 
-                async with aclosing(scheduler.answers()) as batches:
+                async with aclosing(self.scheduler.answers()) as batches:
                     async for answers in batches:  # 1. ask: N completions in flight, answers in batches
-                        times.begin(len(answers))
+                        instruments.begin_batch(len(answers))
                         commits = await asyncio.get_running_loop().run_in_executor(worker, judge_and_append, answers)
                         self._apply(commits, audit)  # 4. apply: the pool grows, the next prompts use it
                         await checkpointer()
-                        self.yield_rule()
-                        times.end()
+                        self.yields()
+                        instruments.end_batch()
                         if plan.done:
                             break
                         self._check_progress()
-            await monitor.finish()
+            await self.monitor.finish()
             await checkpointer.finish()
             store.server_figures = await self.serving.figures() or store.server_figures
-            await self._tell_findings(scheduler, audit)
-        self.reporter.show(meter.look(in_flight=0, waiting_retries=0))
+            await self._tell_findings(audit)
+        self.reporter.show(progress_of(store.ledger, self.hub, target=plan.state.target))
         if self.health.ended_by is not None and not plan.done and not self.stopper.stopped:
             raise StoppedError(f"{self.health.ended_by}. Everything committed is kept")
         return Outcome(
@@ -208,9 +217,9 @@ class _Session:
             plan.state.target,
             interrupted=self.stopper.stopped and not plan.done,
             ledger=store.ledger,
-            concurrency=scheduler.statistics().concurrency,
+            concurrency=self.scheduler.statistics().concurrency,
             elapsed_s=time.monotonic() - began_s,
-            ended_by=None if plan.done else self.yield_rule.ended_by,
+            ended_by=None if plan.done else self.yields.ended_by,
         )
 
     def _apply(self, commits: Sequence[Commit], audit: BackgroundAudit | None) -> None:
@@ -225,7 +234,7 @@ class _Session:
         if now_s - self.ledger_saved_s >= LEDGER_EVERY_S:
             self.ledger_saved_s = now_s
             self.store.save_ledger()
-        self.instruments.times.apply_s += time.perf_counter() - began_s
+        self.instruments.apply_s += time.perf_counter() - began_s
 
     def _check_progress(self) -> None:
         """:raises InputError: the server refuses every request."""
@@ -245,37 +254,35 @@ class _Session:
             self.plan.state, self.options.rules, similarity, rate=speed.audit_rate, report=self.reporter.say
         )
 
-    def _scheduler(self) -> Scheduler:
-        speed, backend = self.options.speed, self.serving.backend
-        return Scheduler(
-            self.instruments.source,
-            self.instruments.backend,
-            limits_of(speed, self.serving),
-            jitter=random.Random(),
-            rates=rates_of(speed),
-            capacity=backend if backend.is_staged else None,
-        )
-
-    def _monitor(self, scheduler: Scheduler, governor: Governor | None) -> Monitor:
-        fixed = f"--concurrency {self.options.speed.concurrency}"
+    def _monitor(self) -> Monitor:
+        backend, governor = self.serving.backend, self.governor
         return Monitor(
             self.instruments,
-            scheduler,
-            Steering(fixed) if governor is None else Steering(servers=governor.states),
-            self.yield_rule,
+            self.scheduler,
+            self.yields,
             ledger=self.store.ledger,
             target=self.plan.state.target,
             hub=self.hub,
             file=MetricsFile(self.store.folder.path),
-            pages=self.serving.backend.metrics,
+            servers=governor.states if governor is not None else lambda: backend.statistics().endpoints,
+            poll=backend.metrics if governor is None else None,
+            set_by=f"--concurrency {self.options.speed.concurrency}" if governor is None else "",
             is_stopping=lambda: self.stopper.stopped or self.health.ended_by is not None,
             trouble=self.health.trouble,
             pauses=lambda: self.stopper.pauses,
         )
 
-    async def _tell_findings(self, scheduler: Scheduler, audit: BackgroundAudit | None) -> None:
+    async def _show_progress(self) -> None:
+        """Show the figures every second."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = self.scheduler.statistics()
+            counts = {"in_flight": now.in_flight, "waiting_retries": now.waiting_retries}
+            self.reporter.show(progress_of(self.store.ledger, self.hub, target=self.plan.state.target, **counts))
+
+    async def _tell_findings(self, audit: BackgroundAudit | None) -> None:
         """Say what the session met: server faults, unhealthy steps, the audit's result."""
-        if faults := scheduler.statistics().faults:
+        if faults := self.scheduler.statistics().faults:
             listed = ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items()))
             self.reporter.say(f"server faults met, retried where that helps: {listed}")
         if not self.stopper.stopped:
@@ -284,11 +291,11 @@ class _Session:
             self.reporter.say(str(found))
 
 
-async def keep_durable(store: Store, interval_s: float, times: CommitTimes) -> None:
+async def keep_durable(store: Store, interval_s: float, instruments: Instruments) -> None:
     """Force the log to disk every ``interval_s``, and compress its closed segments."""
     while True:
         await asyncio.sleep(interval_s)
-        await asyncio.to_thread(times.syncing, store.sync)
+        await asyncio.to_thread(instruments.syncing, store.sync)
         await asyncio.to_thread(store.compress_closed)
 
 
@@ -306,14 +313,6 @@ def free_bytes(path: Path) -> float:
         return shutil.disk_usage(path).free
     except OSError:
         return math.inf
-
-
-async def show_progress(meter: ProgressMeter, scheduler: Scheduler, reporter: Reporter) -> None:
-    """Show the figures every second."""
-    while True:
-        await asyncio.sleep(1.0)
-        now = scheduler.statistics()
-        reporter.show(meter.look(in_flight=now.in_flight, waiting_retries=now.waiting_retries))
 
 
 async def keep_server_figures(store: Store, serving: Serving) -> None:

@@ -50,7 +50,7 @@ class Stopper:
     def continued(self) -> None:
         """Handle one SIGCONT."""
         self.pauses += 1
-        self._reporter.begin_anew()
+        self._reporter.restart()
 
 
 async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:

@@ -21,7 +21,7 @@ from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.display import LogFile, put, tell
 from fastgen.telemetry.monitor import MetricsHub
-from fastgen.telemetry.progress import GuardedReporter, LoggedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.telemetry.progress import GuardedReporter, Reporter, ReporterHandler, choose_reporter
 
 
 def run(place: Place, options: Options) -> int:
@@ -55,7 +55,7 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        return uvloop.run(_generate(place, options, GuardedReporter(LoggedReporter(shown)), hub))
+        return uvloop.run(_generate(place, options, GuardedReporter(shown, is_logged=True), hub))
     finally:
         shown.close()
         for handler in handlers:
@@ -84,8 +84,7 @@ def _dry_run(place: Place, options: Options) -> int:
         log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
         hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
     prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
-    latencies = hub.reading.latencies if hub.reading is not None else {}
-    load = Load({stage: total_s / sum(counts) for stage, (counts, total_s) in latencies.items()}, max(in_flight))
+    load = Load(hub.mean_latencies_s(), max(in_flight))
     expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices, load)
     put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
     return 0

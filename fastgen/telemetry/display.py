@@ -1,9 +1,9 @@
-"""Where everything that people read is written: standard error, standard output, and log files.
+"""Writes everything that people read: to standard error, standard output, and log files.
 
-Standard error and log files are displays: they belong to a `Display`, whose thread does the writing, so that a stream
-which is full, closed, broken or read by nobody neither ends nor holds up what is displayed. Standard output carries
-results: `put` waits for its reader, and a failure is an error. Control characters never get through either way
-(`fastgen.text.printable`), and what a stream's encoding does not have is written as an escape.
+A `Display` writes to standard error and log files in a thread, so that a stream that is full, closed, broken or not
+read neither ends nor delays the command. Standard output carries results: `put` waits for its reader, and a failure is
+an error. Control characters are escaped either way (`fastgen.text.printable`), and so is what a stream's encoding does
+not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastgen.text import printable
 CAPACITY: Final = 1 << 18
 """Characters that may wait for a display; what does not fit is dropped."""
 CLOSE_WITHIN_S: Final = 2.0
-"""How long the end of a display may take. A reader that pauses for longer misses what is left."""
+"""How long `Display.close` may take. A reader that pauses for longer misses what is left."""
 _WAIT_MS: Final = 100
 _ASCII: Final = str.maketrans({"·": "|", "…": "...", "\u2013": "-", "“": '"', "”": '"', "\u2019": "'"})
 
@@ -100,19 +100,19 @@ class Display:
         return len(text)
 
     def line(self, text: str) -> None:
-        """Write lines of text, whoever wrote them."""
+        """Write lines of text, with control characters escaped."""
         self.write(fitting(printable(text, lines=True), self.encoding) + "\n")
 
     @property
     def is_stuck(self) -> bool:
-        """Whether `close` left a write behind that does not end."""
+        """Whether a write was still running when `close` gave up."""
         return self._given_up
 
     def flush(self) -> None:
-        """Nothing: all is written soon."""
+        """Do nothing: everything is written soon."""
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
-        """Write what waits, for at most so many seconds. May be called again."""
+        """Write what waits, for at most ``within_s`` seconds. May be called again."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -147,7 +147,7 @@ class Display:
         while rest and not self._given_up:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # somebody who shares the terminal or pipe made it non-blocking
+            except BlockingIOError:  # another process that shares the terminal or pipe made it non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll(_WAIT_MS)
@@ -163,7 +163,7 @@ def _descriptor_of(stream: TextIO | None) -> int | None:
 
 
 def tell(text: str) -> None:
-    """Show lines on standard error, in whatever state that is."""
+    """Write lines to standard error; a failure is ignored."""
     display = Display(sys.stderr)
     display.line(text)
     display.close()
@@ -179,24 +179,18 @@ def put(text: str) -> None:
         stream.flush()
 
 
-class ToldRecords(logging.Handler):
-    """Shows log records on standard error, as `tell` does: for commands that have no display of their own."""
+class StderrHandler(logging.Handler):
+    """Writes log records to standard error, as `tell` does: for commands without a reporter."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one."""
+        """Write one record."""
         tell(record.getMessage())
 
 
-class OneLiner(logging.Formatter):
-    """Log records without control characters; their further lines are indented, so that none looks like a record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record."""
-        return printable(super().format(record), lines=True).replace("\n", "\n    ")
-
-
 class LogFile(logging.Handler):
-    """Appends records to a file through a `Display`, so that a full or slow disk costs records and nothing else.
+    """Appends log records to a file through a `Display`, so that a full or slow disk costs records and nothing else.
+
+    Control characters are escaped, and further lines of a record are indented, so that none looks like a record.
 
     :raises InputError: the file cannot be written.
     """
@@ -210,7 +204,11 @@ class LogFile(logging.Handler):
                 f"--log-file {path}: cannot be written ({error.strerror}); name another file, or leave it out"
             ) from None
         self._display = Display(self._file, capacity=32 * CAPACITY)
-        self.setFormatter(OneLiner("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text."""
+        return printable(super().format(record), lines=True).replace("\n", "\n    ")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append one record."""
@@ -220,7 +218,7 @@ class LogFile(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what waits, and close the file unless its disk hangs."""
+        """Write what waits, and close the file unless a write hangs."""
         self._display.close()
         if not self._display.is_stuck:
             self._file.close()

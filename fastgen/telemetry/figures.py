@@ -1,12 +1,7 @@
-"""The rates of a run that people see, and the time that is left. Each is defined here and nowhere else.
+"""The figures of a run: what is measured, the rates that people see, and what limits it. Values and pure functions.
 
-A rate is of what was committed. It is over the last `WINDOW_S`, or over as much longer as it takes to have `ENOUGH`
-events, and it begins with the first event of its kind in this session at the earliest: the time until the first answers
-come says nothing about how fast they come then. Where all came at once, it is over the last `WINDOW_S` of the session.
-Time in which the process was stopped (Ctrl-Z) does not count.
-
-The time that is left is what is missing by the rate of complete instructions. Its range holds for 95 of 100 runs in
-which instructions come independently of each other or in bursts like those of the window.
+docs/metrics.md explains each figure. Shares are 0..1 of the window's time, so that shares of one thread add up; means
+are over the window. Counts are since the start of the run, over all its sessions, unless something else is said.
 """
 
 from __future__ import annotations
@@ -20,9 +15,13 @@ from math import isfinite
 from statistics import fmean, pvariance
 from typing import Any, Final, NamedTuple, Self
 
+import orjson
+
+from fastgen.telemetry.instruments import Instruments
+
 WINDOW_S: Final = 60.0
 ENOUGH: Final = 30
-_MOST_LOOKS: Final = 600
+_MOST_SEEN: Final = 600
 _PIECES: Final = 8  # of the window, to see whether instructions come in bursts
 _TWO_SIDED: Final = 1.96  # standard deviations for 95 %
 
@@ -45,7 +44,7 @@ class Rates:
     eta_high_s: float | None = None
 
 
-class Look(NamedTuple):
+class Counts(NamedTuple):
     """Counts that only grow, at one moment of a steady clock; ``server_s`` are seconds of servers in use, together."""
 
     at_s: float
@@ -56,30 +55,39 @@ class Look(NamedTuple):
 
 
 class RateMeter:
-    """Gives the rates; to be shown the counts about once a second."""
+    """Gives the rates that people see; show it the counts about once a second.
 
-    def __init__(self, begin: Look) -> None:
-        self._looks = [begin]  # the first stays; of the others those that a window reaches
+    A rate is of what was committed. It is over the last `WINDOW_S`, or over as much longer as it takes to have `ENOUGH`
+    events, and it begins with the first event of its kind in this session at the earliest: the time until the first
+    answers come says nothing about how fast they come then. If all came at once, it is over the last `WINDOW_S` of the
+    session.
 
-    def restart(self, begin: Look) -> None:
-        """Forget what was before: the process was stopped in between."""
-        self._looks = [begin]
+    The time that is left is what is missing by the rate of complete instructions. Its range holds for 95 of 100 runs in
+    which instructions come independently of each other or in bursts like those of the window.
+    """
 
-    def see(self, now: Look, missing: int) -> Rates:
+    def __init__(self, begin: Counts) -> None:
+        self._seen = [begin]  # the first stays; of the others those that a window reaches
+
+    def restart(self, begin: Counts) -> None:
+        """Forget the past: the process was stopped in between."""
+        self._seen = [begin]
+
+    def update(self, now: Counts, missing: int) -> Rates:
         """The rates now; ``missing`` instructions are still to be completed."""
-        looks = self._looks
-        looks.append(now)
-        places = [
-            self._window([look.complete for look in looks]),
-            self._window([look.kept for look in looks]),
-            self._window([look.tokens for look in looks]),
+        seen = self._seen
+        seen.append(now)
+        begins = [
+            self._window([one.complete for one in seen]),
+            self._window([one.kept for one in seen]),
+            self._window([one.tokens for one in seen]),
         ]
-        complete, kept, tokens = (looks[place] for place in places)
+        complete, kept, tokens = (seen[begin] for begin in begins)
         eta_s, low_s, high_s = self._eta(complete, missing)
-        if min(places) > 1:
-            del looks[1 : min(places)]
-        elif len(looks) > _MOST_LOOKS:
-            del looks[1 : self._place(now.at_s - WINDOW_S) : 2]
+        if min(begins) > 1:
+            del seen[1 : min(begins)]
+        elif len(seen) > _MOST_SEEN:
+            del seen[1 : self._index_at(now.at_s - WINDOW_S) : 2]
         return Rates(
             over_s=now.at_s - complete.at_s,
             complete_per_min=60 * _per_s(now.complete - complete.complete, now.at_s - complete.at_s),
@@ -91,34 +99,34 @@ class RateMeter:
         )
 
     def _window(self, counts: Sequence[int]) -> int:
-        """The look at which the window of a count begins, 0 for the session's begin."""
-        long_ago = max(0, self._place(self._looks[-1].at_s - WINDOW_S))
+        """The index at which the window of a count begins, 0 for the session's begin."""
+        long_ago = max(0, self._index_at(self._seen[-1].at_s - WINDOW_S))
         first = bisect_right(counts, counts[0])
         if first == len(counts) or counts[first] == counts[-1]:  # none yet, or all of them at once
             return long_ago
         return max(first, min(long_ago, bisect_right(counts, counts[-1] - ENOUGH) - 1))
 
-    def _place(self, at_s: float) -> int:
-        """The last look up to that time, -1 if there is none."""
-        return bisect_right(self._looks, at_s, key=lambda look: look.at_s) - 1
+    def _index_at(self, at_s: float) -> int:
+        """The index of the last counts up to that time, -1 if there are none."""
+        return bisect_right(self._seen, at_s, key=lambda one: one.at_s) - 1
 
-    def _eta(self, since: Look, missing: int) -> tuple[float | None, float | None, float | None]:
+    def _eta(self, since: Counts, missing: int) -> tuple[float | None, float | None, float | None]:
         """Seconds until nothing is missing, and their range."""
-        now = self._looks[-1]
+        now = self._seen[-1]
         count, seconds = now.complete - since.complete, now.at_s - since.at_s
         if missing <= 0:
             return 0.0, 0.0, 0.0
-        if count <= 0 or since.complete == self._looks[0].complete:  # nothing since the first one
+        if count <= 0 or since.complete == self._seen[0].complete:  # nothing since the first one
             return None, None, None
         either_way = _TWO_SIDED * (self._burstiness(since) / count) ** 0.5
         eta_s = missing * seconds / count
         return eta_s, eta_s / (1 + either_way), eta_s / (1 - either_way) if either_way < 1 else None
 
-    def _burstiness(self, since: Look) -> float:
+    def _burstiness(self, since: Counts) -> float:
         """Variance by mean of the counts in equal parts of the window; 1, as of independent events, is the least."""
-        now = self._looks[-1]
+        now = self._seen[-1]
         ends = [since.at_s + (now.at_s - since.at_s) * part / _PIECES for part in range(1, _PIECES + 1)]
-        counts = [since.complete, *(self._looks[self._place(end)].complete for end in ends)]
+        counts = [since.complete, *(self._seen[self._index_at(end)].complete for end in ends)]
         parts = [later - earlier for earlier, later in pairwise(counts)]
         return max(1.0, pvariance(parts) / fmean(parts)) if any(parts) else 1.0
 
@@ -128,7 +136,7 @@ def _per_s(count: float, seconds: float) -> float:
 
 
 _HIGHEST: Final = 1e15
-"""No figure of a run is above it, and doubles and 64-bit integers hold it."""
+"""The highest figure of a run; doubles and 64-bit integers hold it."""
 _LAST_TIME_S: Final = 253_402_300_799.0  # the end of the year 9999
 
 
@@ -160,9 +168,9 @@ class StageSample:
 class ServerSample:
     """One server at the end of the window; ``url`` without credentials; ``None``: it does not say.
 
-    ``in_flight`` counts completions; ``completed`` and ``failed`` requests of this session; ``limit`` is how many
-    completions it is meant to have in flight, and ``reason`` why, where it is steered; where it is not, ``waiting`` is
-    the least of the last five looks, one a second, since what has just arrived waits for the server's next step.
+    ``in_flight`` counts completions, ``completed`` and ``failed`` requests of this session. A steered server has its
+    ``limit`` of completions in flight and the ``reason`` for it. Of one that is not steered ``waiting`` is the least of
+    the last five polls, one a second, since what has just arrived waits for the server's next step.
     """
 
     url: str
@@ -180,7 +188,11 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at a run over the ``window_s`` seconds that end at ``time_s`` (Unix time)."""
+    """The figures of a run over the ``window_s`` seconds that end at ``time_s`` (Unix time).
+
+    A sample with a ``window_s`` of 0 is of a moment: it has the counts and gauges of that moment and the ``counters``,
+    from which `fastgen.telemetry.monitor.between` makes the rates, shares and means of a window.
+    """
 
     time_s: float = 0.0
     window_s: float = 0.0
@@ -261,15 +273,27 @@ class Sample:
     limit: Limit = Limit.RAMP_UP
     limit_reason: str = ""
 
+    counters: Instruments | None = field(default=None, repr=False, compare=False)
+    """Those of this session, in a sample of a moment; never written."""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, floats to six digits; `from_dict` is the inverse."""
         values: dict[str, Any] = _bounded(asdict(self))
+        del values["counters"]
         return values
+
+    def as_line(self) -> bytes:
+        """A line of JSON."""
+        return orjson.dumps(self.as_dict(), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """:raises KeyError, TypeError, ValueError, AttributeError: not what `as_dict` gave, or no figures of a run."""
+        """The sample of a line. A missing field has its default, an unknown one is ignored.
+
+        :raises KeyError, TypeError, ValueError, AttributeError: it is not what `as_dict` gave, or no figures of a run.
+        """
         known: dict[str, Any] = _known(cls, values)
+        known.pop("counters", None)
         if "limit" in known:
             known["limit"] = Limit(known["limit"])
         known["recent"] = Rates(**_known(Rates, values.get("recent") or {}))
@@ -336,24 +360,47 @@ DECAYED = 0.5
 FULL_CACHE = 0.9
 _MAXIMUM = "--max-concurrency"  # as the steering's reason names it
 
-Verdict = tuple[Limit, str]
 
+def limit_of(seen: Sample) -> tuple[Limit, str]:
+    """What limits a run in the window of ``seen``, and the reason in one line, with the numbers that show it.
 
-def limit_of(seen: Sample) -> Verdict:
-    """What limits the run that ``seen`` is a look at, and why, in one line."""
+    The first of these that holds is the answer, so each assumes that those above it do not hold:
+
+    ============ =======================================================================================================
+    drain        the run was stopped, by its user or by ``--stop-when-yield-below``, and finishes what is on its way
+    no server    no server is up, or no request was answered while many wait for another attempt
+    ramp-up      nothing has been answered in this session yet, or it is younger than `RAMP_UP_S`
+    disk         the committer is busy more than `BUSY_SHARE` of the time, and at least `DISK_SHARE` of that with
+                 writing commits
+    filter       answers queue up before the committer (`BACKLOG` of them, while it is busy), and its thread judges with
+                 a core of its own
+    client CPU   the same, without a core of its own; or the loop's thread fills its core; or the process fills all
+                 cores; or the loop is late by `LATE_MS` on average
+    user limit   a rate limit held requests back for `RATE_LIMITED_SHARE` of the time
+    server       of the requests, `REFUSED_SHARE` were refused with 429, or slots are free because too many faults wait
+    ramp-up      slots are free because the pool is smaller than the limit in flight
+    yield        slots are free because the plan has nothing to ask: the target is nearly reached
+    yield        most of a step's last answers bring nothing
+    yield        novelty is below `DECAYED` of its best: more speed brings less and less
+    user limit   a fixed concurrency is used up and the servers have room (an empty queue, KV cache below `FULL_CACHE`),
+                 or the steering would exceed ``--max-concurrency``
+    ramp-up      the limit in flight is still growing: the servers have room
+    server       the rest: what is in flight is what the servers take
+    ============ =======================================================================================================
+    """
     for rule in _RULES:
-        if (verdict := rule(seen)) is not None:
-            return verdict
+        if (found := rule(seen)) is not None:
+            return found
     return Limit.SERVER, _server_figures(seen)
 
 
-def _drain(seen: Sample) -> Verdict | None:
+def _drain(seen: Sample) -> tuple[Limit, str] | None:
     if seen.stopping:
         return Limit.DRAIN, f"stopping: {seen.in_flight:.0f} still in flight, {seen.queued_answers:.0f} to commit"
     return None
 
 
-def _no_server(seen: Sample) -> Verdict | None:
+def _no_server(seen: Sample) -> tuple[Limit, str] | None:
     if seen.servers and not any(server.healthy for server in seen.servers):
         return Limit.NO_SERVER, f"none of {len(seen.servers)} answers; {seen.waiting_retries} requests wait"
     if not seen.completions_per_s and seen.faults_in_window and seen.waiting_retries > seen.in_flight:
@@ -362,7 +409,7 @@ def _no_server(seen: Sample) -> Verdict | None:
     return None
 
 
-def _beginning(seen: Sample) -> Verdict | None:
+def _beginning(seen: Sample) -> tuple[Limit, str] | None:
     if not any(server.completed for server in seen.servers):
         return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
     if seen.session_s < RAMP_UP_S:
@@ -370,14 +417,14 @@ def _beginning(seen: Sample) -> Verdict | None:
     return None
 
 
-def _disk(seen: Sample) -> Verdict | None:
+def _disk(seen: Sample) -> tuple[Limit, str] | None:
     writing = seen.append_share + seen.sync_share
     if seen.commits_share < BUSY_SHARE or seen.append_share < DISK_SHARE * seen.commits_share:
         return None
     return Limit.DISK, f"writing commits takes {seen.append_share:.0%} of the time, with syncing {writing:.0%}"
 
 
-def _backlog(seen: Sample) -> Verdict | None:
+def _backlog(seen: Sample) -> tuple[Limit, str] | None:
     if seen.queued_answers < BACKLOG or seen.commits_share < COMMITTING_SHARE:
         return None
     waiting = f"{seen.queued_answers:.0f} answers wait for the committer"
@@ -387,7 +434,7 @@ def _backlog(seen: Sample) -> Verdict | None:
     return Limit.CLIENT_CPU, f"{waiting}, which gets {seen.judge_cpu_share:.2f} of a core; {_cpu(seen)}"
 
 
-def _cpu_full(seen: Sample) -> Verdict | None:
+def _cpu_full(seen: Sample) -> tuple[Limit, str] | None:
     if seen.loop_cpu_share >= LOOP_FULL or seen.process_cores >= CORES_FULL * seen.cores:
         return Limit.CLIENT_CPU, _cpu(seen)
     if seen.loop_lag_mean_ms >= LATE_MS:
@@ -399,14 +446,14 @@ def _cpu(seen: Sample) -> str:
     return f"the event loop fills {seen.loop_cpu_share:.0%} of a core, fastgen {seen.process_cores:.1f} of {seen.cores}"
 
 
-def _rate_limit(seen: Sample) -> Verdict | None:
+def _rate_limit(seen: Sample) -> tuple[Limit, str] | None:
     if seen.rate_limited_share < RATE_LIMITED_SHARE:
         return None
     flag = seen.rate_limit or "a rate limit"
     return Limit.USER, f"{flag} holds requests back for {seen.rate_limited_share:.0%} of the time"
 
 
-def _refused(seen: Sample) -> Verdict | None:
+def _refused(seen: Sample) -> tuple[Limit, str] | None:
     asked = seen.completions_per_s * seen.window_s + seen.faults_in_window
     if seen.refusals_in_window > REFUSED_SHARE * asked:
         return Limit.SERVER, f"{seen.refusals_in_window} requests refused (429) in {seen.window_s:.0f} s"
@@ -415,7 +462,7 @@ def _refused(seen: Sample) -> Verdict | None:
     return None
 
 
-def _nothing_to_ask(seen: Sample) -> Verdict | None:
+def _nothing_to_ask(seen: Sample) -> tuple[Limit, str] | None:
     if _in_use(seen) or not seen.asked_for_nothing:
         return None
     if seen.kept < min(seen.concurrency, seen.target):
@@ -428,18 +475,18 @@ def _nothing_to_ask(seen: Sample) -> Verdict | None:
     return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
 
 
-def _fruitless(seen: Sample) -> Verdict | None:
+def _fruitless(seen: Sample) -> tuple[Limit, str] | None:
     return (Limit.YIELD, seen.trouble) if seen.trouble else None
 
 
-def _decayed(seen: Sample) -> Verdict | None:
+def _decayed(seen: Sample) -> tuple[Limit, str] | None:
     if not seen.yield_window_full or seen.novelty >= DECAYED * seen.best_novelty:
         return None
     now, best = f"{seen.novelty:.2f}", f"{seen.best_novelty:.2f}"
     return Limit.YIELD, f"novelty decays: {now} kept per 1,000 instruction tokens, it was {best}"
 
 
-def _fixed(seen: Sample) -> Verdict | None:
+def _fixed(seen: Sample) -> tuple[Limit, str] | None:
     if _in_use(seen) and any(_MAXIMUM in server.reason for server in seen.servers):
         return Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and more would bring more"
     if not seen.concurrency_set_by or not _in_use(seen) or not _have_room(seen.servers):
@@ -449,7 +496,7 @@ def _fixed(seen: Sample) -> Verdict | None:
     return Limit.USER, f"{seen.concurrency_set_by}: all are in flight, {servers}"
 
 
-def _growing(seen: Sample) -> Verdict | None:
+def _growing(seen: Sample) -> tuple[Limit, str] | None:
     """Filling, by a steering that has not found the end yet: the loop that measures throughput is not meant."""
     growing = [one for one in seen.servers if one.reason.startswith(("filling", "starting"))]
     if not growing or seen.concurrency_set_by or not _have_room(seen.servers):
@@ -484,7 +531,7 @@ def _server_figures(seen: Sample) -> str:
     return f"{sent}, {running} running, {waiting} waiting there, KV cache {cache:.0%}"
 
 
-_RULES: tuple[Callable[[Sample], Verdict | None], ...] = (
+_RULES: tuple[Callable[[Sample], tuple[Limit, str] | None], ...] = (
     *(_drain, _no_server, _beginning, _disk, _backlog, _cpu_full, _rate_limit),
     *(_refused, _nothing_to_ask, _fruitless, _decayed, _fixed, _growing),
 )

@@ -1,9 +1,8 @@
 """Shows a run to its user: a live line on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
 
-`ProgressMeter` puts a run's counts and rates together; the reporters only print, through a
-`fastgen.telemetry.display.Display`,
-so that nothing that happens to standard error ends or holds up a run. What is printed may hold texts of others: all of
-it passes `fastgen.text`.
+`progress_of` puts a run's counts and rates together. Reporters print through a `fastgen.telemetry.display.Display`, so
+that nothing that happens to standard error ends or delays a run. What is printed may hold texts of others: all of it
+passes `fastgen.text`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TextIO, cast
 
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.display import Display, fitting
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-_PLAIN_EVERY_S = 10.0
-_NARROW = 1.1  # a range whose ends differ by less is shown as one time
+_PLAIN_EVERY_S: Final = 10.0
+_NARROW: Final = 1.1  # a range whose ends differ by less is shown as one time
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a run. Rates and the ETA with its range are those of `fastgen.telemetry.figures`.
+    """What is shown of a run. Rates and the ETA with its range are those of `fastgen.telemetry.figures`.
 
     ``acceptance`` and ``yield_per_1000_tokens``, which counts complete instructions, are since the start of the run;
     ``kept_per_1000_tokens`` is over the yield window. ``limit`` and ``limit_reason`` are empty until they are measured.
@@ -89,151 +88,144 @@ class Progress:
         return f"{self.limit}: {self.limit_reason}" if self.limit_reason else self.limit
 
 
-class ProgressMeter:
-    """What there is to show of a run: counts of its ledger, and what the hub has of its rates and its limit."""
-
-    def __init__(self, ledger: Ledger, target: int, hub: MetricsHub) -> None:
-        self._ledger = ledger
-        self._target = target
-        self._hub = hub
-
-    def look(self, *, in_flight: int, waiting_retries: int) -> Progress:
-        """The figures now."""
-        ledger, rates, sample = self._ledger, self._hub.rates, self._hub.latest
-        return Progress(
-            complete=ledger.complete,
-            target=self._target,
-            kept=ledger.kept,
-            pending=ledger.pending,
-            in_flight=in_flight,
-            waiting_retries=waiting_retries,
-            acceptance=ledger.acceptance,
-            yield_per_1000_tokens=ledger.yield_per_1000_tokens,
-            kept_per_1000_tokens=sample.kept_per_1000_tokens if sample is not None else 0.0,
-            kept_per_server_s=rates.kept_per_server_s,
-            complete_per_min=rates.complete_per_min,
-            generated_tokens_per_s=rates.generated_tokens_per_s,
-            eta_s=rates.eta_s,
-            eta_low_s=rates.eta_low_s,
-            eta_high_s=rates.eta_high_s,
-            limit=sample.limit if sample is not None else "",
-            limit_reason=sample.limit_reason if sample is not None else "",
-        )
+def progress_of(
+    ledger: Ledger, hub: MetricsHub, *, target: int, in_flight: int = 0, waiting_retries: int = 0
+) -> Progress:
+    """What to show of a run now: the counts of its ledger, and the rates and the limit that the hub has."""
+    rates, sample = hub.rates, hub.latest
+    return Progress(
+        complete=ledger.complete,
+        target=target,
+        kept=ledger.kept,
+        pending=ledger.pending,
+        in_flight=in_flight,
+        waiting_retries=waiting_retries,
+        acceptance=ledger.acceptance,
+        yield_per_1000_tokens=ledger.yield_per_1000_tokens,
+        kept_per_1000_tokens=sample.kept_per_1000_tokens if sample is not None else 0.0,
+        kept_per_server_s=rates.kept_per_server_s,
+        complete_per_min=rates.complete_per_min,
+        generated_tokens_per_s=rates.generated_tokens_per_s,
+        eta_s=rates.eta_s,
+        eta_low_s=rates.eta_low_s,
+        eta_high_s=rates.eta_high_s,
+        limit=sample.limit if sample is not None else "",
+        limit_reason=sample.limit_reason if sample is not None else "",
+    )
 
 
 class Shown(Protocol):
-    """What a reporter can show: a frozen dataclass whose fields are the figures, and their forms for people."""
+    """What a reporter can show: a frozen dataclass whose fields are the figures, and its forms for people."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def complete(self) -> int:
-        """How far it is ..."""
+        """How much is done."""
 
     @property
     def target(self) -> int:
-        """... of how much."""
+        """How much there is to do."""
 
     @property
     def eta(self) -> str:
         """Time to the target, or a dash."""
 
     def details(self) -> str:
-        """Everything but the count and the ETA; may be of several lines."""
+        """Everything except the count and the ETA; may have several lines."""
 
     def line(self) -> str:
         """All of it in one line."""
 
 
 class Reporter(Protocol):
-    """Where a run's words go."""
+    """Where messages and figures of a command go."""
 
     def say(self, text: str) -> None:
-        """One line that the user should read."""
+        """Print one line that the user should read."""
 
     def show(self, progress: Shown) -> None:
-        """The figures now; called about once a second."""
+        """Show the figures; called about once a second."""
 
-    def begin_anew(self) -> None:
-        """Something else was on the terminal meanwhile; what stands there is no more to be replaced."""
+    def restart(self) -> None:
+        """Replace nothing that is on the terminal: something else was printed there meanwhile."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Print what waits and leave the terminal in order."""
 
 
 class QuietReporter:
-    """Says nothing."""
+    """Prints nothing; the base of reporters that leave something out."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """See `Reporter.say`."""
 
     def show(self, progress: Shown) -> None:
-        """Nothing."""
+        """See `Reporter.show`."""
 
-    def begin_anew(self) -> None:
-        """Nothing."""
+    def restart(self) -> None:
+        """See `Reporter.restart`."""
 
     def close(self) -> None:
-        """Nothing."""
+        """See `Reporter.close`."""
 
 
 class PlainReporter(QuietReporter):
-    """Plain lines for logs and pipes: every event, and the figures every ten seconds."""
+    """Plain lines for logs and pipes: every message, and the figures every ten seconds and at the end."""
 
-    def __init__(self, stream: TextIO | Display) -> None:
-        self._stream = stream
+    def __init__(self, display: Display) -> None:
+        self._display = display
         self._shown_s = -math.inf
         self._pending: Shown | None = None
 
     def say(self, text: str) -> None:
-        """Print the line."""
-        self._stream.write(fitting(printable(text, lines=True), self._stream.encoding) + "\n")
+        """See `Reporter.say`."""
+        self._display.line(text)
 
     def show(self, progress: Shown) -> None:
-        """Print the figures, not more often than every ten seconds."""
-        now_s = time.monotonic()
+        """See `Reporter.show`."""
         self._pending = progress
-        if now_s - self._shown_s >= _PLAIN_EVERY_S:
-            self._shown_s = now_s
+        if time.monotonic() - self._shown_s >= _PLAIN_EVERY_S:
+            self._shown_s = time.monotonic()
             self._print_pending()
+
+    def close(self) -> None:
+        """See `Reporter.close`."""
+        self._print_pending()
+        self._display.close()
 
     def _print_pending(self) -> None:
         if self._pending is not None:
             self.say(self._pending.line())
             self._pending = None
 
-    def close(self) -> None:
-        """Print the last figures, if they are still to be seen."""
-        self._print_pending()
-        _close(self._stream)
-
 
 class JsonReporter(QuietReporter):
     """One JSON object a line: ``{"event": "message" | "progress", "t": Unix time, ...}``."""
 
-    def __init__(self, stream: TextIO | Display) -> None:
-        self._stream = stream
-
-    def _write(self, event: str, values: dict[str, object]) -> None:
-        self._stream.write(as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n")
+    def __init__(self, display: Display) -> None:
+        self._display = display
 
     def say(self, text: str) -> None:
-        """A message event."""
+        """See `Reporter.say`."""
         self._write("message", {"text": text})
 
     def show(self, progress: Shown) -> None:
-        """A progress event."""
+        """See `Reporter.show`."""
         self._write("progress", asdict(progress))
 
     def close(self) -> None:
-        """Write what waits."""
-        _close(self._stream)
+        """See `Reporter.close`."""
+        self._display.close()
+
+    def _write(self, event: str, values: dict[str, object]) -> None:
+        self._display.write(as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n")
 
 
 class LiveReporter:
-    """A bar and the figures that stay at the bottom of the terminal, events scrolling above.
+    """A bar and the figures at the bottom of the terminal, with messages scrolling above.
 
-    A frame replaces the one before it, also where that has more rows than before because the terminal became narrower.
+    A frame replaces the one before it, even if that has more rows now because the terminal became narrower.
     """
 
     def __init__(self, display: Display) -> None:
@@ -242,16 +234,16 @@ class LiveReporter:
         self._display = display
         self._console = Console(file=cast("TextIO", display), force_terminal=True, highlight=False)
         self._frame = ""
-        self._widths: list[int] = []  # of the lines that stand on the terminal, in columns
+        self._widths: list[int] = []  # of the lines of the last frame, in columns
         self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
-        """Print above the live lines."""
+        """See `Reporter.say`."""
         with self._lock:
             self._display.write(f"{self._erase()}{self._fitting(text)}\n{self._frame}")
 
     def show(self, progress: Shown) -> None:
-        """Redraw."""
+        """See `Reporter.show`."""
         from rich.cells import cell_len
         from rich.text import Text
 
@@ -260,13 +252,13 @@ class LiveReporter:
             self._widths = [cell_len(Text.from_ansi(line).plain) for line in self._frame.split("\n")]
             self._display.write(erase + self._frame)
 
-    def begin_anew(self) -> None:
-        """Leave the lines where they stand; the next ones come below."""
+    def restart(self) -> None:
+        """See `Reporter.restart`."""
         with self._lock:
             self._frame, self._widths = "", []
 
     def close(self) -> None:
-        """Leave the last lines on the terminal."""
+        """See `Reporter.close`."""
         with self._lock:
             if self._frame:
                 self._display.write("\n")
@@ -274,7 +266,7 @@ class LiveReporter:
         self._display.close()
 
     def _erase(self) -> str:
-        """What clears the lines that stand there; terminals wrap lines that have become too long."""
+        """What clears the last frame; terminals wrap lines that have become too long."""
         columns = self._display.columns()
         rows = sum(max(1, math.ceil(width / columns)) for width in self._widths)
         up = f"\x1b[{rows - 1}A" if rows > 1 else ""
@@ -301,27 +293,37 @@ class LiveReporter:
 
 
 class GuardedReporter:
-    """Another reporter whose errors end no run: they are logged, and figures that cannot be shown are shown no more."""
+    """Another reporter whose errors do not end a run. They are logged; figures that failed once are not shown again.
 
-    def __init__(self, shown: Reporter) -> None:
+    With ``is_logged``, what it is given is also logged (figures every ten seconds).
+    """
+
+    def __init__(self, shown: Reporter, *, is_logged: bool = False) -> None:
         self.shown = shown
-        self._failed = False
+        self._is_logged = is_logged
+        self._has_failed = False
+        self._logged_s = 0.0
 
     def say(self, text: str) -> None:
-        """Say."""
+        """See `Reporter.say`."""
         self._try(lambda: self.shown.say(text))
+        if self._is_logged:
+            log.info("%s", text)
 
     def show(self, progress: Shown) -> None:
-        """Show, unless that failed before."""
-        if not self._failed:
-            self._failed = not self._try(lambda: self.shown.show(progress))
+        """See `Reporter.show`."""
+        if not self._has_failed:
+            self._has_failed = not self._try(lambda: self.shown.show(progress))
+        if self._is_logged and time.monotonic() - self._logged_s >= _PLAIN_EVERY_S:
+            self._logged_s = time.monotonic()
+            log.info("%s", progress.line())
 
-    def begin_anew(self) -> None:
-        """Begin anew."""
-        self._try(self.shown.begin_anew)
+    def restart(self) -> None:
+        """See `Reporter.restart`."""
+        self._try(self.shown.restart)
 
     def close(self) -> None:
-        """Close."""
+        """See `Reporter.close`."""
         self._try(self.shown.close)
 
     @staticmethod
@@ -334,37 +336,8 @@ class GuardedReporter:
         return True
 
 
-class LoggedReporter:
-    """Another reporter, with everything it is told also in the log (progress every ten seconds)."""
-
-    def __init__(self, shown: Reporter) -> None:
-        self._shown = shown
-        self._logged_s = 0.0
-
-    def say(self, text: str) -> None:
-        """Say and log."""
-        self._shown.say(text)
-        log.info("%s", text)
-
-    def show(self, progress: Shown) -> None:
-        """Show, and log now and then."""
-        self._shown.show(progress)
-        now_s = time.monotonic()
-        if now_s - self._logged_s >= _PLAIN_EVERY_S:
-            self._logged_s = now_s
-            log.info("%s", progress.line())
-
-    def begin_anew(self) -> None:
-        """Begin what shows anew."""
-        self._shown.begin_anew()
-
-    def close(self) -> None:
-        """Close what shows."""
-        self._shown.close()
-
-
 class ReporterHandler(logging.Handler):
-    """Hands log records to a reporter, so that they neither garble the live line nor break a stream of JSON."""
+    """Gives log records to a reporter, so that they neither garble the live line nor break a stream of JSON."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
@@ -380,26 +353,16 @@ class ReporterHandler(logging.Handler):
 
 def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     """The reporter that fits the flags and where standard error goes. It never raises and never blocks."""
-    return GuardedReporter(_fitting_reporter(quiet=quiet, log_json=log_json))
-
-
-def _fitting_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     if quiet and not log_json:
-        return QuietReporter()
+        return GuardedReporter(QuietReporter())
     display = Display(sys.stderr)
     if log_json:
-        return JsonReporter(display)
-    return LiveReporter(display) if display.isatty() else PlainReporter(display)
-
-
-def _close(stream: TextIO | Display) -> None:
-    """End a display; another stream is its owner's to close."""
-    if isinstance(stream, Display):
-        stream.close()
+        return GuardedReporter(JsonReporter(display))
+    return GuardedReporter(LiveReporter(display) if display.isatty() else PlainReporter(display))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as minutes:seconds or hours:minutes:seconds; a dash for what is no time."""
+    """Seconds as minutes:seconds or hours:minutes:seconds; a dash if they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, whole = divmod(round(seconds), 60)

@@ -1,7 +1,12 @@
-"""What the pages for this machine share: their address, and the check of the Host header.
+"""The page at ``--metrics-port``: a run's counters and gauges for Prometheus, all named ``fastgen_…``.
 
-A browser sends the name that it used for the server. A page elsewhere that points a name of its own at 127.0.0.1 ("DNS
-rebinding") is recognised by that name.
+Threads serve it from the newest samples of a hub, so that a scrape costs the run's loop nothing; the figures are as of
+the last second. Connections are at most `MOST_CONNECTIONS`, each for one request that must come within `PATIENCE_S`, so
+that the page cannot use up the run's open files. Labels hold no secrets: servers are named without credentials.
+Counters start anew with each session, except for those of the ledger, which continue.
+
+A page that listens on the loopback answers only requests whose Host header names this machine. A browser sends the name
+that it used for the server, which shows a page elsewhere that points a name of its own at 127.0.0.1 ("DNS rebinding").
 """
 
 from __future__ import annotations
@@ -9,10 +14,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -22,14 +28,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from fastgen.errors import InputError
-from fastgen.telemetry.figures import Limit, Sample
-from fastgen.telemetry.instruments import BOUNDS_S
+from fastgen.telemetry.figures import Limit, Sample, ServerSample
+from fastgen.telemetry.instruments import BOUNDS_S, Instruments
 from fastgen.text import printable
 
 if TYPE_CHECKING:
-    from fastgen.telemetry.monitor import MetricsHub, Reading
+    from fastgen.telemetry.monitor import MetricsHub
 
 
+MOST_CONNECTIONS: Final = 16
+PATIENCE_S: Final = 5.0
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -51,73 +59,11 @@ def names_this_machine(host_header: str) -> bool:
         return False
 
 
-MOST_CONNECTIONS: Final = 16
-PATIENCE_S: Final = 5.0
-_COUNTERS = {
-    "completions": "Completions committed.",
-    "prompt_tokens": "Tokens read by the servers, as they state them.",
-    "generated_tokens": "Tokens generated, as the servers state them.",
-    "kept": "Instructions that passed every filter.",
-    "complete": "Kept instructions with at least one valid instance.",
-    "rate_limited_s": "Seconds for which rate limits held requests back.",
-    "process_cpu_s": "CPU seconds of fastgen's process.",
-    "server_s": "Seconds of servers in use, together.",
-    "batches": "Batches of answers committed.",
-}
-_GAUGES = {
-    "target": "Complete instructions asked for.",
-    "pending": "Kept instructions whose instances are still to come.",
-    "in_flight": "Completions in flight.",
-    "concurrency": "Limit of completions in flight.",
-    "waiting_retries": "Requests that wait for another attempt.",
-    "queued": "Answers that wait for the committer.",
-    "rss_mb": "Memory in RAM, in MB.",
-}
-_OF_THE_SAMPLE = {
-    "loop_lag_mean_ms": "How late the event loop's timers were, on average over the last sample, in ms.",
-    "loop_lag_max_ms": "The same, the latest of them.",
-    "kept_per_1000_tokens": "Kept instructions per 1,000 generated tokens over the yield window.",
-    "complete_per_1000_tokens": "Complete instructions per 1,000 generated tokens over the yield window.",
-    "novelty": "Kept instructions per 1,000 tokens of the instruction stage over the yield window.",
-}
-_OF_THE_RATES = {
-    "complete_per_min": "Complete instructions a minute, as the live line shows them.",
-    "generated_tokens_per_s": "Generated tokens a second, as the live line shows them.",
-    "kept_per_server_s": "Kept instructions per second of a server, as the live line shows them.",
-}
-_OF_SERVERS = {
-    "healthy": "1 while the server is in use.",
-    "in_flight": "Completions in flight at the server.",
-    "limit": "How many completions it is meant to have in flight.",
-    "running": "Sequences that the server runs, by its own word.",
-    "waiting": "Sequences in the server's queue, by its own word.",
-    "kv_cache_usage": "Share of the server's KV cache in use, 0..1.",
-}
-_COMMIT_PARTS = ("judge", "append", "apply", "sync")
-
-
-class RunCollector(Collector):
-    """Turns a hub's newest figures into metric families; nothing before there are any."""
-
-    def __init__(self, hub: MetricsHub) -> None:
-        self._hub = hub
-
-    def collect(self) -> Iterator[Metric]:
-        """All families; called by a scrape, in its thread."""
-        if (reading := self._hub.reading) is not None:
-            yield from _of_reading(reading)
-            yield from _of_servers(reading)
-            for name, text in _OF_THE_RATES.items():
-                yield GaugeMetricFamily(_named(name), text, value=getattr(self._hub.rates, name))
-        if (sample := self._hub.latest) is not None:
-            yield from _of_sample(sample)
-
-
 @contextmanager
 def metrics_page(hub: MetricsHub, host: str, port: int, *, patience_s: float = PATIENCE_S) -> Iterator[int]:
     """The page at ``http://host:port/metrics`` until the block ends; yields the port (0 asks for any that is free).
 
-    :raises InputError: nobody can listen there.
+    :raises InputError: it is not possible to listen there.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(hub))
@@ -140,7 +86,7 @@ def metrics_page(hub: MetricsHub, host: str, port: int, *, patience_s: float = P
 
 
 class _PageServer(ThreadingHTTPServer):
-    """A thread for each of a few connections; one more is closed at once."""
+    """A thread for each of a few connections; any further one is closed at once."""
 
     daemon_threads = True
     block_on_close = False
@@ -184,7 +130,7 @@ class _PageServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """A connection that broke is nobody's business."""
+        """Ignore a connection that broke."""
 
 
 class _PageHandler(BaseHTTPRequestHandler):
@@ -214,69 +160,124 @@ class _PageHandler(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
 
-def _of_reading(reading: Reading) -> Iterator[Metric]:
-    for name, text in _COUNTERS.items():
-        yield CounterMetricFamily(_named(name), text, value=getattr(reading, name))
-    for name, text in _GAUGES.items():
-        yield GaugeMetricFamily(_named(name), text, value=getattr(reading, name))
-    if written := reading.kept + sum(reading.rejected.values()):
+_COUNTERS: Final = {
+    "completions": "Completions committed.",
+    "prompt_tokens": "Tokens read by the servers, as they state them.",
+    "generated_tokens": "Tokens generated, as the servers state them.",
+    "kept": "Instructions that passed every filter.",
+    "complete": "Kept instructions with at least one valid instance.",
+}
+_SESSION_COUNTERS: Final = {
+    "rate_limited_s": ("rate_limited_seconds", "Seconds for which rate limits held requests back."),
+    "process_cpu_s": ("process_cpu_seconds", "CPU seconds of fastgen's process."),
+    "server_s": ("server_seconds", "Seconds of servers in use, together."),
+    "batches": ("batches", "Batches of answers committed."),
+}
+_GAUGES: Final = {
+    "target": ("target", "Complete instructions asked for."),
+    "pending": ("pending", "Kept instructions whose instances are still to come."),
+    "in_flight": ("in_flight", "Completions in flight."),
+    "concurrency": ("concurrency", "Limit of completions in flight."),
+    "waiting_retries": ("waiting_retries", "Requests that wait for another attempt."),
+    "queued_answers": ("queued", "Answers that wait for the committer."),
+    "rss_mb": ("rss_mb", "Memory in RAM, in MB."),
+}
+_WINDOW_GAUGES: Final = {
+    "loop_lag_mean_ms": "How late the event loop's timers were, on average over the last sample, in ms.",
+    "loop_lag_max_ms": "The same, the latest of them.",
+    "kept_per_1000_tokens": "Kept instructions per 1,000 generated tokens over the yield window.",
+    "complete_per_1000_tokens": "Complete instructions per 1,000 generated tokens over the yield window.",
+    "novelty": "Kept instructions per 1,000 tokens of the instruction stage over the yield window.",
+}
+_RATES: Final = {
+    "complete_per_min": "Complete instructions a minute, as the live line shows them.",
+    "generated_tokens_per_s": "Generated tokens a second, as the live line shows them.",
+    "kept_per_server_s": "Kept instructions per second of a server, as the live line shows them.",
+}
+_SERVER_GAUGES: Final = {
+    "healthy": "1 while the server is in use.",
+    "in_flight": "Completions in flight at the server.",
+    "limit": "How many completions it is meant to have in flight.",
+    "running": "Sequences that the server runs, by its own word.",
+    "waiting": "Sequences in the server's queue, by its own word.",
+    "kv_cache_usage": "Share of the server's KV cache in use, 0..1.",
+}
+_COMMIT_PARTS: Final = ("judge", "append", "apply", "sync")
+
+
+class RunCollector(Collector):
+    """Turns a hub's newest figures into metric families; there are none before the first."""
+
+    def __init__(self, hub: MetricsHub) -> None:
+        self._hub = hub
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; called by a scrape, in its thread."""
+        if (now := self._hub.reading) is not None:
+            yield from _run_families(now)
+            yield from _session_families(now.counters or Instruments())
+            yield from _server_families(now.servers)
+            for name, text in _RATES.items():
+                yield GaugeMetricFamily(f"fastgen_{name}", text, value=getattr(self._hub.rates, name))
+        if (window := self._hub.latest) is not None:
+            yield from _window_families(window)
+
+
+def _run_families(now: Sample) -> Iterator[Metric]:
+    for field, text in _COUNTERS.items():
+        yield CounterMetricFamily(f"fastgen_{field}", text, value=getattr(now, field))
+    for field, (name, text) in _GAUGES.items():
+        yield GaugeMetricFamily(f"fastgen_{name}", text, value=getattr(now, field))
+    if written := now.kept + sum(now.rejected.values()):
         text = "Kept share of the instructions written, since the start of the run."
-        yield GaugeMetricFamily(_named("acceptance"), text, value=reading.kept / written)
-    yield _by_label("rejected", "Instructions rejected, by rule.", "rule", reading.rejected)
-    yield _by_label("faults", "Faults of requests, by kind.", "kind", reading.faults)
-    threads = {"loop": reading.loop_cpu_s, "judge": reading.judge_cpu_s}
+        yield GaugeMetricFamily("fastgen_acceptance", text, value=now.kept / written)
+    yield _by_label("rejected", "Instructions rejected, by rule.", "rule", now.rejected)
+    yield _by_label("faults", "Faults of requests, by kind.", "kind", now.faults)
+
+
+def _session_families(counters: Instruments) -> Iterator[Metric]:
+    for field, (name, text) in _SESSION_COUNTERS.items():
+        yield CounterMetricFamily(f"fastgen_{name}", text, value=getattr(counters, field))
+    threads = {"loop": counters.loop_cpu_s, "judge": counters.judge_cpu_s}
     yield _by_label("thread_cpu_seconds", "CPU seconds of a thread.", "thread", threads)
-    parts = {part: getattr(reading, f"{part}_s") for part in _COMMIT_PARTS}
+    parts = {part: getattr(counters, f"{part}_s") for part in _COMMIT_PARTS}
     yield _by_label("commit_seconds", "Seconds of committing, by part.", "part", parts)
-    yield _latencies(reading)
+    text = "Seconds from sending a request to the last byte of a good answer, by stage."
+    latencies = HistogramMetricFamily("fastgen_request_seconds", text, labels=["stage"])
+    for stage, latency in counters.latencies.items():
+        if any(latency.counts):
+            bounds = (*map(str, BOUNDS_S), "+Inf")
+            buckets = [*zip(bounds, map(float, accumulate(latency.counts)), strict=True)]
+            latencies.add_metric([stage.value], buckets, latency.total_s)
+    yield latencies
 
 
 def _by_label(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(_named(name), text, labels=[label])
+    family = CounterMetricFamily(f"fastgen_{name}", text, labels=[label])
     for key, value in values.items():
         family.add_metric([printable(key)], value)
     return family
 
 
-def _latencies(reading: Reading) -> Metric:
-    text = "Seconds from sending a request to the last byte of a good answer, by stage."
-    family = HistogramMetricFamily("fastgen_request_seconds", text, labels=["stage"])
-    for stage, (counts, total_s) in reading.latencies.items():
-        seen, buckets = 0, []
-        for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), counts, strict=True):
-            seen += count
-            buckets.append((bound, float(seen)))
-        family.add_metric([stage], buckets, total_s)
-    return family
-
-
-def _of_servers(reading: Reading) -> Iterator[Metric]:
-    for name, text in _OF_SERVERS.items():
+def _server_families(servers: Sequence[ServerSample]) -> Iterator[Metric]:
+    for name, text in _SERVER_GAUGES.items():
         family = GaugeMetricFamily(f"fastgen_server_{name}", text, labels=["server", "number"])
-        for number, server in enumerate(reading.servers):
+        for number, server in enumerate(servers):
             if (value := getattr(server, name)) is not None:
                 family.add_metric([printable(server.url), str(number)], float(value))
         yield family
-    counted = CounterMetricFamily(
-        "fastgen_server_requests", "Requests, by how they ended.", labels=["server", "number", "result"]
-    )
-    for number, server in enumerate(reading.servers):
+    labels = ["server", "number", "result"]
+    counted = CounterMetricFamily("fastgen_server_requests", "Requests, by how they ended.", labels=labels)
+    for number, server in enumerate(servers):
         counted.add_metric([printable(server.url), str(number), "completed"], server.completed)
         counted.add_metric([printable(server.url), str(number), "failed"], server.failed)
     yield counted
 
 
-def _of_sample(sample: Sample) -> Iterator[Metric]:
-    for name, text in _OF_THE_SAMPLE.items():
-        if (value := getattr(sample, name)) is not None:
-            yield GaugeMetricFamily(_named(name), text, value=value)
+def _window_families(window: Sample) -> Iterator[Metric]:
+    for name, text in _WINDOW_GAUGES.items():
+        yield GaugeMetricFamily(f"fastgen_{name}", text, value=getattr(window, name))
     limits = GaugeMetricFamily("fastgen_limited_by", "1 for what limits the run now, 0 for the rest.", labels=["limit"])
     for limit in Limit:
-        limits.add_metric([limit.value], float(limit is sample.limit))
+        limits.add_metric([limit.value], float(limit is window.limit))
     yield limits
-
-
-def _named(name: str) -> str:
-    return "fastgen_" + (
-        name.removesuffix("_s") + "_seconds" if name in {"rate_limited_s", "process_cpu_s", "server_s"} else name
-    )

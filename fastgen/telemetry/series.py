@@ -1,9 +1,9 @@
 """``metrics.jsonl`` in the run folder: the samples of a run as JSON lines, oldest first, for plots.
 
-Append-only, one `Sample` a line. Guarantees: a line that a crash or a full disk cut off is passed over by readers and
-spoils no later line; a write that fails is told once and never stops the run; the file grows by a line every 5 s in
-the first three hours and by one a minute after two days, so that a week takes some 25 MB. It is no part of what is
-true of a run: it may be deleted at any time.
+Append-only, one `Sample` a line. Guarantees: a line that a crash or a full disk cut off is skipped by readers and
+spoils no later line; a write that fails is logged once and never stops the run; the file grows by a line every 5 s in
+the first three hours and by one a minute after two days, so that a week takes some 25 MB. Nothing depends on the file:
+it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,36 +33,17 @@ def every_s(session_s: float) -> float:
     return min(max(FIRST_EVERY_S, session_s * _SHARE), LAST_EVERY_S)
 
 
-class Peaks:
-    """Carries the maxima of the samples that were not written over to the one that is."""
-
-    def __init__(self) -> None:
-        self._lag_ms = 0.0
-        self._queued = 0
-
-    def see(self, sample: Sample) -> None:
-        """Take in one sample."""
-        self._lag_ms = max(self._lag_ms, sample.loop_lag_max_ms)
-        self._queued = max(self._queued, sample.queued_answers_max)
-
-    def into(self, sample: Sample) -> Sample:
-        """``sample`` with the maxima since the last call."""
-        merged = replace(sample, loop_lag_max_ms=self._lag_ms, queued_answers_max=self._queued)
-        self._lag_ms, self._queued = 0.0, 0
-        return merged
-
-
 class MetricsFile:
     """The writer; one a run. `append` may run in a worker thread, one call at a time."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS_FILE
         self._torn = True  # what is there may lack its line end
-        self._told = False
+        self._has_warned = False
 
     def append(self, sample: Sample) -> None:
-        """Write one line; never raises for what the disk does."""
-        line = orjson.dumps(sample.as_dict(), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        """Write one line; an error of the disk is not raised."""
+        line = sample.as_line()
         try:
             with os.fdopen(open_own(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as sink:
                 if self._torn and self._lacks_line_end():
@@ -71,9 +51,9 @@ class MetricsFile:
                 self._torn = sink.write(line) != len(line)
         except OSError as error:
             self._torn = True
-            if not self._told:
-                log.warning("%s: cannot be written (%s); the run goes on without", self._path, error.strerror)
-            self._told = True
+            if not self._has_warned:
+                log.warning("%s: cannot be written (%s); the run continues without", self._path, error.strerror)
+            self._has_warned = True
 
     def _lacks_line_end(self) -> bool:
         with self._path.open("rb") as source:
@@ -84,7 +64,7 @@ class MetricsFile:
 
 
 def read_metrics(run_dir: Path) -> Iterator[Sample]:
-    """Every whole sample of a run, oldest first; none where there is no such file. Works while the run goes on."""
+    """Every whole sample of a run, oldest first; none if there is no such file. The run may be active."""
     with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open("rb") as lines:
         for line in lines:
             if (sample := _decoded(line)) is not None:
@@ -106,7 +86,7 @@ def limit_shares(run_dir: Path) -> dict[str, float]:
     """Share of a run's measured time (0..1) that each limit was the binding one, largest first."""
     seconds: dict[str, float] = {}
     with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open("rb") as lines:
-        for line in lines:  # two fields only: whole samples of a long run would take a second
+        for line in lines:  # two fields only: the whole samples of a long run would take a second
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 values = orjson.loads(line)
                 limit, window_s = Limit(values["limit"]), float(values["window_s"])

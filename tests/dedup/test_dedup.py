@@ -18,6 +18,7 @@ from fastgen.dedup.job import Counts, Journal, dedup
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.similarity.rouge import RejectAt, Tokenizer, rejects, rouge_l_f1, tokenise
+from fastgen.telemetry.display import Display
 from fastgen.telemetry.progress import JsonReporter, QuietReporter
 from tests.dedup_data import make_rows, similarity, write_rows
 from tests.dedup_help import (
@@ -101,7 +102,9 @@ def test_progress_is_told_as_rows_with_what_was_kept_and_rejected(job: Job, monk
     monkeypatch.setattr(dedup_progress, "_TICK_S", 0.0)
     write_rows(job.source, 1000)
     said = StringIO()
-    dedup(job.source, job.kept, job.rejected, similarity("lsh"), JsonReporter(said))
+    reporter = JsonReporter(Display(said))
+    dedup(job.source, job.kept, job.rejected, similarity("lsh"), reporter)
+    reporter.close()
     events = [orjson.loads(line) for line in said.getvalue().splitlines()]
     assert "MinHash bands" in events[0]["text"]
     progress = [event for event in events if event["event"] == "progress"]
@@ -114,7 +117,9 @@ def test_progress_is_told_while_a_run_catches_up_too(job: Job, monkeypatch: pyte
     die_after_two_batches(job, monkeypatch)
     monkeypatch.setattr(dedup_progress, "_TICK_S", 0.0)
     said = StringIO()
-    dedup(job.source, job.kept, job.rejected, similarity(), JsonReporter(said))
+    reporter = JsonReporter(Display(said))
+    dedup(job.source, job.kept, job.rejected, similarity(), reporter)
+    reporter.close()
     assert [orjson.loads(line)["complete"] for line in said.getvalue().splitlines()] == [
         256,
         512,

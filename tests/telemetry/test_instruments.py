@@ -1,98 +1,45 @@
-"""The instruments: what they pass on they do not change, and what they count adds up."""
+"""The instruments: what they count adds up, and what lies between two samples of a moment."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.engine.backend import BackendStatistics
+from fastgen.engine.backend import ServerMetrics, ServerState
 from fastgen.errors import TransientError
 from fastgen.telemetry.figures import Sample, ServerSample
-from fastgen.telemetry.instruments import (
-    BOUNDS_S,
-    CommitTimes,
-    Histogram,
-    LoopProbe,
-    TimedBackend,
-    WatchedSource,
-    cores,
-    quantile,
-    rss_mb,
-)
-from fastgen.telemetry.monitor import MetricsHub, Reading, between
-from fastgen.types import Completion, Request, Sampling, Stage
-
-GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=8)
+from fastgen.telemetry.instruments import BOUNDS_S, Histogram, Instruments, cores, quantile, rss_mb
+from fastgen.telemetry.monitor import MetricsHub, between, server_sample
+from fastgen.types import Completion, Request, Stage
+from tests.scripted import OK, QUICK, ListSource, ScriptedBackend, Sink, SinkScheduler, at, run
 
 
-def request(number: int, stage: Stage) -> Request:
-    return Request(number, stage, "Write.", GREEDY)
+def test_good_answers_are_timed_by_stage_and_faults_are_not() -> None:
+    async def every_other(_request: Request, attempt: int) -> tuple[Completion, ...]:
+        await asyncio.sleep(0.002)
+        if attempt % 2:
+            raise TransientError("no", kind="http_503")
+        return OK
 
-
-class Listed:
-    """A source that gives a list of requests, in order, and takes them back."""
-
-    def __init__(self, *requests: Request) -> None:
-        self.ready = list(requests)
-        self.given_back: list[Request] = []
-
-    def next(self) -> Request | None:
-        return self.ready.pop(0) if self.ready else None
-
-    def give_back(self, request: Request) -> None:
-        self.given_back.append(request)
-
-    def shrink(self, request: Request) -> Request | None:
-        return replace(request, prompt="W")
-
-
-def test_a_source_that_may_begin_nothing_new_still_finishes_what_is_on_its_way() -> None:
-    asked = [request(0, Stage.INSTRUCTION), request(1, Stage.INSTANCE), request(2, Stage.INSTRUCTION)]
-    listed = Listed(*asked)
-    source = WatchedSource(listed)
-    assert source.next() is asked[0]
-    assert not source.asked_for_nothing
-    source.begin_nothing_new()
-    assert source.next() is asked[1]
-    assert source.next() is None
-    assert source.asked_for_nothing
-    assert listed.given_back == [asked[2]]
-    shorter = source.shrink(asked[0])
-    assert shorter is not None
-    assert shorter.prompt == "W"
-
-
-class Answering:
-    """A backend that answers odd numbers and fails even ones."""
-
-    async def complete(self, request: Request) -> tuple[Completion, ...]:
-        if request.number % 2:
-            return (Completion("text", "stop"),)
-        raise TransientError("no", kind="http_500")
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-    def statistics(self) -> BackendStatistics:
-        return BackendStatistics(())
-
-
-def test_good_answers_are_timed_by_stage_and_faults_pass_through_untimed() -> None:
-    timed = TimedBackend(Answering())
-
-    async def ask() -> None:
-        assert await timed.complete(request(1, Stage.INSTANCE)) == (Completion("text", "stop"),)
-        with pytest.raises(TransientError):
-            await timed.complete(request(2, Stage.INSTANCE))
-
-    asyncio.run(ask())
-    assert sum(timed.latencies[Stage.INSTANCE].counts) == 1
-    assert sum(timed.latencies[Stage.INSTRUCTION].counts) == 0
-    assert timed.statistics() == BackendStatistics(())
+    instruments, hub = Instruments(), MetricsHub()
+    scheduler = SinkScheduler(
+        ListSource([at(Stage.INSTANCE, number) for number in range(3)]),
+        *(ScriptedBackend(every_other), Sink(), QUICK),
+        jitter=random.Random(1),
+        observe=instruments.observe_latency,
+    )
+    assert hub.mean_latencies_s() == {}
+    run(scheduler.run)
+    assert sum(instruments.latencies[Stage.INSTANCE].counts) == 3
+    assert sum(instruments.latencies[Stage.INSTRUCTION].counts) == 0
+    hub.reading = Sample(counters=instruments)
+    assert [*hub.mean_latencies_s()] == ["instance"]
+    assert 0.002 <= hub.mean_latencies_s()["instance"] < 1.0
 
 
 @given(st.lists(st.floats(0.0005, 490.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
@@ -116,30 +63,40 @@ def test_what_is_slower_than_every_bucket_is_counted_and_bounded() -> None:
 
 
 def test_commit_times_cover_the_batch_and_its_parts() -> None:
-    times = CommitTimes()
-    times.begin(3)
-    assert times.busy_until(times._began_s + 2.0) == pytest.approx(2.0)
+    times = Instruments()
+    times.begin_batch(3)
+    assert 0 < times.copy().busy_s < times.copy().busy_s
+    assert times.busy_s == 0
     with times.judging() as judged:
         sum(range(20_000))
         judged()
         sum(range(20_000))
     times.syncing(lambda: None)
-    times.end()
+    times.end_batch()
     assert (times.batches, times.answers) == (1, 3)
     assert times.judge_s > 0
     assert times.append_s > 0
     assert times.judge_s + times.append_s <= times.busy_s
-    assert times.busy_until(1e12) == times.busy_s
+    assert times.copy().busy_s == times.busy_s
 
 
 def test_a_probe_keeps_sums_and_gives_maxima_once() -> None:
-    probe = LoopProbe(lambda: (0, 0, 0))
-    probe.see(0.004, 10, 16, 2)
-    probe.see(-0.001, 14, 16, 8)
-    assert (probe.looks, probe.in_flight, probe.concurrency, probe.queued) == (2, 24, 32, 10)
-    assert probe.lag_s == pytest.approx(0.004)
-    assert probe.take_maxima() == (0.004, 8)
-    assert probe.take_maxima() == (0.0, 0)
+    seen = Instruments()
+    seen.probe(0.004, 10, 16, 2)
+    seen.probe(-0.001, 14, 16, 8)
+    assert (seen.probes, seen.in_flight, seen.concurrency, seen.queued) == (2, 24, 32, 10)
+    assert seen.lag_s == pytest.approx(0.004)
+    assert seen.take_maxima() == (0.004, 8)
+    assert seen.take_maxima() == (0.0, 0)
+
+
+def test_a_copy_stays_as_it_is() -> None:
+    seen = Instruments()
+    before = seen.copy()
+    seen.observe_latency(Stage.INSTANCE, 1.0)
+    seen.probe(0.1, 1, 1, 1)
+    assert before == Instruments()
+    assert seen.copy() == seen
 
 
 def test_the_machine_tells_its_cores_and_memory() -> None:
@@ -147,37 +104,49 @@ def test_the_machine_tells_its_cores_and_memory() -> None:
     assert 5 < rss_mb() < 100_000
 
 
-THEN = Reading(at_s=100.0, time_s=1e9, kept=50, rejected={"similar": 10}, completions=200, generated_tokens=9000)
+THEN = Sample(
+    session_s=100.0,
+    time_s=1e9,
+    kept=50,
+    rejected={"similar": 10},
+    completions=200,
+    generated_tokens=9000,
+    concurrency_set_by="--concurrency 64",
+    counters=Instruments(),
+)
 NOW = replace(
     THEN,
-    at_s=110.0,
+    session_s=110.0,
     time_s=1e9 + 10,
     kept=80,
     complete=20,
     rejected={"similar": 20},
     completions=300,
     generated_tokens=14_000,
-    server_s=20.0,
-    rate_limited_s=4.0,
-    looks=100,
-    lag_s=0.2,
-    in_flight_seen=6400,
-    concurrency_seen=6400,
-    queued_seen=300,
-    process_cpu_s=5.0,
-    loop_cpu_s=3.0,
-    busy_s=2.0,
-    judge_s=1.5,
-    batches=10,
-    answers=100,
     faults={"http_429": 2, "timeout": 1},
-    latencies={"instance": ((0, 4) + (0,) * (len(BOUNDS_S) - 1), 0.032)},
     servers=(ServerSample("http://a/v1"),),
+    counters=Instruments(
+        latencies={stage: Histogram() for stage in Stage}
+        | {Stage.INSTANCE: Histogram([0, 4] + [0] * (len(BOUNDS_S) - 1), 0.032)},
+        server_s=20.0,
+        rate_limited_s=4.0,
+        probes=100,
+        lag_s=0.2,
+        in_flight=6400,
+        concurrency=6400,
+        queued=300,
+        process_cpu_s=5.0,
+        loop_cpu_s=3.0,
+        busy_s=2.0,
+        judge_s=1.5,
+        batches=10,
+        answers=100,
+    ),
 )
 
 
-def test_a_sample_is_what_lies_between_two_readings() -> None:
-    seen = between(THEN, NOW, maxima=(0.05, 12), set_by="--concurrency 64")
+def test_a_sample_is_what_lies_between_two_moments() -> None:
+    seen = between(THEN, NOW, maxima=(0.05, 12))
     assert (seen.window_s, seen.kept, seen.complete) == (10.0, 80, 20)
     assert seen.completions_per_s == pytest.approx(10.0)
     assert seen.generated_tokens_per_s == pytest.approx(500.0)
@@ -192,13 +161,24 @@ def test_a_sample_is_what_lies_between_two_readings() -> None:
     stage = seen.stages["instance"]
     assert [stage.requests, stage.mean_s] == pytest.approx([4, 0.008])
     assert 0.005 <= stage.p50_s <= stage.p99_s <= 0.01
-    assert seen.concurrency_set_by == "--concurrency 64"
+    assert (seen.concurrency_set_by, seen.counters) == ("--concurrency 64", None)
 
 
-def test_a_window_without_looks_or_instructions_has_the_gauges_and_no_acceptance() -> None:
-    idle = between(THEN, replace(THEN, at_s=101.0, in_flight=5, concurrency=8))
+def test_a_window_without_probes_or_instructions_has_the_gauges_and_no_acceptance() -> None:
+    idle = between(THEN, replace(THEN, session_s=101.0, in_flight=5, concurrency=8))
     assert (idle.in_flight, idle.concurrency, idle.acceptance) == (5, 8, None)
     assert idle.stages == {}
+
+
+def test_a_steered_server_shows_its_newest_figures_and_another_the_shortest_queue_of_its_last_polls() -> None:
+    state = ServerState("http://a/v1", sequences=9, completed=4)
+    polled = (ServerMetrics(running=5, waiting=1, preemptions=2), None, ServerMetrics(running=6, waiting=3))
+    assert server_sample(state) == ServerSample("http://a/v1", in_flight=9, completed=4)
+    seen = server_sample(state, polled)
+    assert (seen.running, seen.waiting, seen.preemptions, seen.limit) == (6, 1, 0, None)
+    assert server_sample(replace(state, healthy=False), polled).running is None
+    steered = server_sample(replace(state, metrics=polled[0], limit=8, reason="the server is full"))
+    assert (steered.running, steered.waiting, steered.preemptions, steered.limit) == (5, 1, None, 8)
 
 
 def test_subscribers_get_every_sample_until_they_leave_or_fail() -> None:

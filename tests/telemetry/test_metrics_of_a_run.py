@@ -19,10 +19,11 @@ from fastgen.report.live_view import Follower, pieces
 from fastgen.report.status import render
 from fastgen.report.status import status as read_status
 from fastgen.telemetry.figures import Limit, Sample, ServerSample
-from fastgen.telemetry.instruments import BOUNDS_S
-from fastgen.telemetry.monitor import MetricsHub, Reading
+from fastgen.telemetry.instruments import Histogram, Instruments
+from fastgen.telemetry.monitor import MetricsHub
 from fastgen.telemetry.prometheus import MOST_CONNECTIONS, metrics_page
 from fastgen.telemetry.series import METRICS_FILE, read_metrics
+from fastgen.types import Stage
 from tests.dashboard_help import read_all
 from tests.generate.test_generate import fastgen, generate, shipped_server, status
 
@@ -140,9 +141,10 @@ def test_a_run_with_a_page_tells_where_it_is(server: str, tmp_path: Path) -> Non
     assert "metrics_port" not in (tmp_path / "run" / "run.json").read_text()
 
 
-READING = Reading(
-    at_s=1.0,
-    time_s=1.0,
+LATENCY = Histogram()
+for seconds in (0.008, 0.008, 0.009, 0.02, 0.025):
+    LATENCY.observe(seconds)
+READING = Sample(
     target=100,
     kept=40,
     complete=30,
@@ -151,12 +153,12 @@ READING = Reading(
     faults={"http_500": 3},
     concurrency=64,
     in_flight=60,
-    judge_s=1.5,
-    latencies={"instance": ((0, 3, 2) + (0,) * (len(BOUNDS_S) - 2), 0.07)},
+    queued_answers=5,
     servers=(
         ServerSample("http://a/v1", in_flight=30, completed=80, running=29, waiting=1, kv_cache_usage=0.5, limit=32),
         ServerSample("http://a/v1", healthy=False),
     ),
+    counters=Instruments(latencies={Stage.INSTANCE: LATENCY}, judge_s=1.5, server_s=12.0, batches=7, concurrency=999),
 )
 
 
@@ -195,7 +197,9 @@ def test_the_page_has_counters_histograms_servers_and_the_limit() -> None:
     assert value("fastgen_commit_seconds_total", "judge") == 1.5
     assert value("fastgen_request_seconds_bucket", "instance", "0.01") == 3
     assert value("fastgen_request_seconds_bucket", "instance", "+Inf") == 5
-    assert value("fastgen_request_seconds_sum", "instance") == 0.07
+    assert value("fastgen_request_seconds_sum", "instance") == pytest.approx(0.07)
+    assert [value(f"fastgen_{name}") for name in ("concurrency", "queued", "batches_total")] == [64, 5, 7]
+    assert [value(f"fastgen_{name}_seconds_total") for name in ("server", "rate_limited", "process_cpu")] == [12, 0, 0]
     assert value("fastgen_server_healthy", "http://a/v1", "0") == 1
     assert value("fastgen_server_healthy", "http://a/v1", "1") == 0
     assert value("fastgen_server_waiting", "http://a/v1", "0") == 1

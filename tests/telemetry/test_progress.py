@@ -20,10 +20,10 @@ from fastgen.telemetry.progress import (
     LiveReporter,
     PlainReporter,
     Progress,
-    ProgressMeter,
     QuietReporter,
     ReporterHandler,
     choose_reporter,
+    progress_of,
 )
 
 
@@ -34,14 +34,14 @@ def ledger(complete: int, tokens: int) -> Ledger:
     return made
 
 
-def look(counts: Ledger, target: int, rates: Rates | None = None) -> Progress:
+def progress(counts: Ledger, target: int, rates: Rates | None = None) -> Progress:
     hub = MetricsHub()
     hub.rates = rates or Rates()
-    return ProgressMeter(counts, target, hub).look(in_flight=7, waiting_retries=0)
+    return progress_of(counts, hub, target=target, in_flight=7)
 
 
 def test_counts_are_the_ledgers_and_rates_the_hubs() -> None:
-    seen = look(ledger(25, 4000), 100, Rates(30.0, 30.0, 100.0, 2.5, 150.0, 149.0, 151.0))
+    seen = progress(ledger(25, 4000), 100, Rates(30.0, 30.0, 100.0, 2.5, 150.0, 149.0, 151.0))
     assert (seen.complete, seen.target, seen.in_flight) == (25, 100, 7)
     assert (seen.complete_per_min, seen.generated_tokens_per_s, seen.kept_per_server_s) == (30, 100, 2.5)
     assert seen.eta == "2:30"
@@ -61,16 +61,16 @@ def test_counts_are_the_ledgers_and_rates_the_hubs() -> None:
 def test_the_time_that_is_left_is_a_range_while_it_is_uncertain(
     times: tuple[float | None, float | None, float | None], shown: str
 ) -> None:
-    seen = look(ledger(5, 10), 10, Rates(eta_s=times[0], eta_low_s=times[1], eta_high_s=times[2]))
+    seen = progress(ledger(5, 10), 10, Rates(eta_s=times[0], eta_low_s=times[1], eta_high_s=times[2]))
     assert seen.eta == shown
     assert f"ETA {shown}" in seen.line()
 
 
 def test_plain_lines_come_now_and_then_and_the_last_one_always() -> None:
     stream = io.StringIO()
-    reporter = PlainReporter(stream)
+    reporter = PlainReporter(Display(stream))
     for _ in range(1, 20):
-        reporter.show(look(ledger(5, 10), 10))
+        reporter.show(progress(ledger(5, 10), 10))
     reporter.say("an event")
     reporter.close()
     lines = stream.getvalue().splitlines()
@@ -79,21 +79,21 @@ def test_plain_lines_come_now_and_then_and_the_last_one_always() -> None:
 
 def test_json_lines_are_objects_with_every_figure() -> None:
     stream = io.StringIO()
-    reporter = JsonReporter(stream)
+    reporter = JsonReporter(Display(stream))
     reporter.say("hello\nworld")
-    reporter.show(look(ledger(5, 10), 10))
+    reporter.show(progress(ledger(5, 10), 10))
     reporter.close()
-    message, progress = [orjson.loads(line) for line in stream.getvalue().splitlines()]
+    message, figures = [orjson.loads(line) for line in stream.getvalue().splitlines()]
     assert (message["event"], message["text"]) == ("message", "hello\nworld")
-    assert progress["event"] == "progress"
-    assert {"complete", "target", "in_flight", "yield_per_1000_tokens", "eta_s"} <= set(progress)
+    assert figures["event"] == "progress"
+    assert {"complete", "target", "in_flight", "yield_per_1000_tokens", "eta_s"} <= set(figures)
 
 
 def test_the_live_display_draws_and_lets_go_of_the_terminal() -> None:
     stream = io.StringIO()
     reporter = LiveReporter(Display(stream))
     reporter.say("[not markup]")
-    reporter.show(replace(look(ledger(5, 10), 10), limit="server", limit_reason="[bold]not markup either[/bold]"))
+    reporter.show(replace(progress(ledger(5, 10), 10), limit="server", limit_reason="[bold]not markup either[/bold]"))
     reporter.close()
     said = stream.getvalue()
     assert "[not markup]" in said
@@ -104,7 +104,7 @@ def test_the_live_display_draws_and_lets_go_of_the_terminal() -> None:
 
 def test_log_records_become_lines_of_the_reporter() -> None:
     stream = io.StringIO()
-    reporter = PlainReporter(stream)
+    reporter = PlainReporter(Display(stream))
     ReporterHandler(reporter).handle(logging.LogRecord("x", logging.WARNING, "f", 1, "fault: %s\nmore", ("a",), None))
     reporter.close()
     assert stream.getvalue() == "fault: a more\n"
@@ -128,7 +128,7 @@ def test_a_display_that_fails_ends_nothing_and_is_told_once(caplog: pytest.LogCa
 
     reporter = GuardedReporter(Broken())
     with caplog.at_level(logging.INFO):
-        reporter.show(look(ledger(5, 10), 10))
-        reporter.show(look(ledger(5, 10), 10))
+        reporter.show(progress(ledger(5, 10), 10))
+        reporter.show(progress(ledger(5, 10), 10))
     reporter.close()
     assert [record.getMessage() for record in caplog.records] == ["the display failed"]

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from fastgen.telemetry.figures import Look, RateMeter, Rates
+from fastgen.telemetry.figures import Counts, RateMeter, Rates
 
 
 def watched(complete: list[int], missing: int = 100, *, tokens: int = 0) -> Rates:
-    """The rates after one look a second at these counts; the session begins at 0."""
-    meter, rates = RateMeter(Look(0.0, 0.0, 0, 0, 0)), Rates()
+    """The rates after one update a second with these counts; the session begins at 0."""
+    meter, rates = RateMeter(Counts(0.0, 0.0, 0, 0, 0)), Rates()
     for second, count in enumerate(complete, 1):
-        rates = meter.see(Look(float(second), 2.0 * second, count, 3 * count, tokens * second), missing)
+        rates = meter.update(Counts(float(second), 2.0 * second, count, 3 * count, tokens * second), missing)
     return rates
 
 
@@ -65,11 +65,11 @@ def test_rates_forget_what_is_older_than_a_minute_if_there_is_enough_since() -> 
     assert 580 <= rates.over_s <= 640
 
 
-def test_a_day_of_looks_takes_little_memory() -> None:
-    meter = RateMeter(Look(0.0, 0.0, 0, 0, 0))
+def test_a_day_of_updates_takes_little_memory() -> None:
+    meter = RateMeter(Counts(0.0, 0.0, 0, 0, 0))
     for second in range(1, 20_000):
-        meter.see(Look(float(second), float(second), second // 5000, 0, second), 10)
-    assert len(meter._looks) < 1000
+        meter.update(Counts(float(second), float(second), second // 5000, 0, second), 10)
+    assert len(meter._seen) < 1000
 
 
 def test_what_is_missing_when_nothing_is_missing() -> None:
@@ -78,10 +78,10 @@ def test_what_is_missing_when_nothing_is_missing() -> None:
 
 
 def test_after_a_pause_the_rates_begin_anew() -> None:
-    meter = RateMeter(Look(0.0, 0.0, 0, 0, 0))
+    meter = RateMeter(Counts(0.0, 0.0, 0, 0, 0))
     for second in range(1, 30):
-        meter.see(Look(float(second), float(second), second, second, second), 100)
-    meter.restart(Look(1000.0, 1000.0, 29, 29, 29))
+        meter.update(Counts(float(second), float(second), second, second, second), 100)
+    meter.restart(Counts(1000.0, 1000.0, 29, 29, 29))
     for second in range(1, 10):
-        rates = meter.see(Look(1000.0 + second, 1000.0 + second, 29 + second, 29, 29), 100)
+        rates = meter.update(Counts(1000.0 + second, 1000.0 + second, 29 + second, 29, 29), 100)
     assert rates.complete_per_min == pytest.approx(60)
