@@ -28,7 +28,7 @@ from fastgen.generate.runtime import Stopper, background_tasks, governor_of, lim
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import Commit
 from fastgen.methods.self_instruct.plan import Plan
-from fastgen.servers.staged import RoomFirst
+from fastgen.servers.router import RoomFirst
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.telemetry.instruments import Instruments

@@ -1,7 +1,8 @@
-"""Brings up what `generate` asks: the servers a user named, or those that fastgen starts and stops with the run.
+"""Provide the servers of a run: those that the user named, or those that fastgen starts and stops with the run.
 
-Yields a `Serving`: a backend that answers, the models' names, and how many requests in flight fit it. A stage with
-servers (or a model) of its own gets a router of its own; its key goes to its servers only, and theirs to no other.
+`serve` yields a `Serving`: a router whose servers answer, the models' names, and how many requests in flight fit. A
+stage with servers or a model of its own gets its own group of endpoints. An API key is sent only to the servers that
+it was given for.
 """
 
 from __future__ import annotations
@@ -25,20 +26,19 @@ from fastgen.servers.fleet import Fleet, start_fleet
 from fastgen.servers.openai import ModelInfo, OpenAIBackend
 from fastgen.servers.router import Router
 from fastgen.servers.spec import Layout
-from fastgen.servers.staged import StagedRouter
 from fastgen.store.run_folder import RunFolder
 from fastgen.types import Stage
 
 START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
 _SHARE_OF_FILES: Final = 0.75
-"""Of the descriptors that are free: the rest is for logs, snapshots, pages, health checks, and idle connections."""
+"""Of the file descriptors that are free: the rest is for logs, snapshots, health checks and idle connections."""
 _MOST_FILES: Final = 1 << 20
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """API keys, by who gets them."""
+    """API keys: of the main servers, and of stages that have servers of their own."""
 
     main: str | None = field(default=None, repr=False)
     by_stage: Mapping[str, str | None] = field(default_factory=dict, repr=False)
@@ -46,31 +46,27 @@ class Keys:
 
 @dataclass(slots=True)
 class Serving:
-    """Servers that answer; close to the run, since `figures` counts from here on.
+    """Servers that answer, for as long as the run.
 
     ``models`` are names by option: ``model``, and ``instance_model``, ``classification_model`` for stages with servers
-    or a model of their own. ``sizes`` are how many completions in flight are believed to fit each of the backend's
-    servers, to begin with. ``most_in_flight`` is how many requests this process can have connections for.
+    or a model of their own. ``sizes`` are the initial limits: how many completions in flight are expected to fit each
+    of the router's endpoints. ``most_in_flight`` is how many requests this process can have connections for.
     """
 
-    backend: StagedRouter
+    backend: Router
     models: Mapping[str, str]
     sizes: Sequence[int]
     fleet: Fleet | None
     most_in_flight: int = sys.maxsize
-    _before: tuple[ServerMetrics | None, ...] = ()
+    _before: tuple[ServerMetrics | None, ...] = ()  # the servers' counters when the run began
 
     @property
     def is_others_vllm(self) -> bool:
         """Whether a user's own server is a vLLM, by its metrics page."""
         return self.fleet is None and any(page is not None for page in self._before)
 
-    async def begin(self) -> None:
-        """Remember where the servers' counters stand."""
-        self._before = await self.backend.metrics()
-
     async def figures(self) -> dict[str, Any]:
-        """What the servers say of this session: ``prefix_cache_hit_rate`` (0..1), where they have such a figure."""
+        """The servers' own figures since the run began: ``prefix_cache_hit_rate`` (0..1), where they have it."""
         queries = hits = 0
         for before, now in zip(self._before, await self.backend.metrics(), strict=True):
             if before is not None and now is not None and now.prefix_queries_tokens >= before.prefix_queries_tokens:
@@ -79,7 +75,7 @@ class Serving:
         return {"prefix_cache_hit_rate": round(min(max(hits / queries, 0.0), 1.0), 4)} if queries else {}
 
     async def watch(self) -> None:
-        """Runs until cancelled.
+        """Run until cancelled.
 
         :raises ServerError: none of the servers that fastgen started is left.
         """
@@ -93,7 +89,7 @@ class Serving:
 async def serve(
     options: Options, folder: RunFolder, cache_dir: Path, keys: Keys, models: Mapping[str, str], report: Report
 ) -> AsyncIterator[Serving]:
-    """The servers that the options ask for, answering; ``models`` are the names that are known (`config.model_names`).
+    """The servers that the options ask for; ``models`` are the names that are known (`config.model_names`).
 
     :raises InputError: unknown model, refused key, wrong API, too few GPUs, or nothing here can serve.
     :raises StoppedError: nothing answered in time, or no server that was started came up.
@@ -101,10 +97,9 @@ async def serve(
     server = options.server
     file_limit = raise_file_limit()
     async with AsyncExitStack() as stack:
-        if server.base_url:
-            place = _Place("", server.base_url, keys.main, models.get("model"))
-            fleet, sizes = None, [START_CONCURRENCY] * len(server.base_url)
-        else:
+        urls, key, model = server.base_url, keys.main, models.get("model")
+        fleet, sizes = None, [START_CONCURRENCY] * len(urls)
+        if not urls:
             layout = Layout(
                 *(server.num_servers, server.tensor_parallel_size, server.data_parallel_size, server.api_server_count)
             )
@@ -112,67 +107,54 @@ async def serve(
             fleet = await stack.enter_async_context(
                 start_fleet(specs, folder.server_log_path, timeout_s=server.server_timeout, report=report)
             )
-            place, sizes = _Place("", fleet.base_urls, None, fleet.model), [spec.concurrency for spec in specs]
-        told = report if fleet is None else _nothing_more  # the fleet itself tells of its servers
-        main, model = await _attach(options, place, stack, told)
-        own, names = await _attach_stages(options, place, keys, {**models, "model": model}, stack, report)
-        backend = StagedRouter(main, own)
-        sizes += [START_CONCURRENCY] * (len(backend.backends) - len(sizes))
-        serving = Serving(backend, names, sizes, fleet, _connections(options.speed, len(sizes), file_limit, report))
-        backend.set_limits(_shares(options.speed.concurrency, sizes))
-        await serving.begin()
-        yield serving
+            urls, key, model, sizes = fleet.base_urls, None, fleet.model, [spec.concurrency for spec in specs]
+        say = report if fleet is None else lambda _: None  # the fleet itself reports on its servers
+        main, model, absent = await _connect(options, "", urls, key, model, say)
+        names = {"model": model}
+        by_stage: dict[Stage, list[OpenAIBackend]] = {}
+        for stage in STAGES_WITH_SERVERS:
+            own_urls, own_model = server.of_stage(stage).base_url, models.get(f"{stage}_model")
+            if own_urls or own_model not in (None, model):
+                own_key = keys.by_stage.get(stage) if own_urls else key
+                by_stage[Stage(stage)], names[f"{stage}_model"], also_absent = await _connect(
+                    options, f"{stage}-", own_urls or urls, own_key, own_model, report
+                )
+                absent += also_absent
+        router = Router(main, by_stage)
+        stack.push_async_callback(router.close)
+        router.begin_without(absent)
+        sizes += [START_CONCURRENCY] * (len(router.backends) - len(sizes))
+        most = _most_in_flight(options.speed, len(sizes), file_limit, report)
+        router.set_limits(_initial_limits(options.speed.concurrency, sizes))
+        yield Serving(router, names, sizes, fleet, most, await router.metrics())
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Servers of one kind: what their options begin with, where they are, their key, their model if it is known."""
+async def _connect(
+    options: Options, prefix: str, urls: Sequence[str], key: str | None, model: str | None, report: Report
+) -> tuple[list[OpenAIBackend], str, list[OpenAIBackend]]:
+    """Wait until one of these servers answers: the backends, the model's name, and those that do not answer yet.
 
-    prefix: str
-    urls: tuple[str, ...]
-    key: str | None = field(repr=False)
-    model: str | None
-
-
-async def _attach_stages(
-    options: Options, main: _Place, keys: Keys, models: Mapping[str, str], stack: AsyncExitStack, report: Report
-) -> tuple[dict[Stage, Router], dict[str, str]]:
-    """Routers of the stages that have servers or a model of their own, and all models' names."""
-    own: dict[Stage, Router] = {}
-    names = {"model": models["model"]}
-    for stage in STAGES_WITH_SERVERS:
-        urls, model = options.server.of_stage(stage).base_url, models.get(f"{stage}_model")
-        if not urls and model in (None, models["model"]):
-            continue
-        key = keys.by_stage.get(stage) if urls else main.key
-        place = _Place(f"{stage}-", urls or main.urls, key, model)
-        own[Stage(stage)], names[f"{stage}_model"] = await _attach(options, place, stack, report)
-    return own, names
-
-
-async def _attach(options: Options, place: _Place, stack: AsyncExitStack, report: Report) -> tuple[Router, str]:
-    """A router over servers of which one answers, closed with ``stack``, and the name of their model."""
-    asking = _router(options, place, "")
+    ``prefix`` is what the names of the servers' options begin with.
+    """
+    asking = Router(_backends(options, urls, key, ""))
     try:
         info = await asking.wait_until_answering(options.server.server_timeout, report)
-        absent = [one.url for one in asking.statistics().endpoints if not one.healthy]
+        healthy = [one.healthy for one in asking.statistics().endpoints]
     finally:
         await asking.close()
-    name = _model_name(place, info)
-    router = _router(options, place, name)
-    stack.push_async_callback(router.close)
-    router.begin_without(absent)
-    return router, name
+    name = _model_name(f"--{prefix}model", model, info)
+    backends = _backends(options, urls, key, name)
+    return backends, name, [backend for backend, answers in zip(backends, healthy, strict=True) if not answers]
 
 
-def _router(options: Options, place: _Place, model: str) -> Router:
+def _backends(options: Options, urls: Sequence[str], key: str | None, model: str) -> list[OpenAIBackend]:
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
     api, extra = options.server.api, options.server.extra_fields()
-    return Router([OpenAIBackend(Endpoint(url, model, api, place.key, extra, timeout)) for url in place.urls])
+    return [OpenAIBackend(Endpoint(url, model, api, key, extra, timeout)) for url in urls]
 
 
-def _connections(speed: SpeedOptions, servers: int, file_limit: int, report: Report) -> int:
-    """How many requests can have a connection; said where that is less than may be asked for."""
+def _most_in_flight(speed: SpeedOptions, servers: int, file_limit: int, report: Report) -> int:
+    """How many requests can have a connection; reported where the options ask for more."""
     most = most_connections(file_limit)
     wanted = speed.max_concurrency * servers if speed.concurrency == "auto" else speed.concurrency
     if wanted > most:
@@ -183,23 +165,18 @@ def _connections(speed: SpeedOptions, servers: int, file_limit: int, report: Rep
     return most
 
 
-def _nothing_more(_: str) -> None:
-    """Say nothing."""
-
-
-def _shares(asked: object, sizes: Sequence[int]) -> list[int]:
-    """Each server's limit until somebody knows better: its size, or its part of a total that the user gave."""
-    if not isinstance(asked, int):
+def _initial_limits(concurrency: object, sizes: Sequence[int]) -> list[int]:
+    """Each server's limit at first: its size, or its part of a total that the user gave."""
+    if not isinstance(concurrency, int):
         return list(sizes)
-    return [max(1, -(-asked * size // sum(sizes))) for size in sizes]
+    return [max(1, -(-concurrency * size // sum(sizes))) for size in sizes]
 
 
-def _model_name(place: _Place, info: ModelInfo) -> str:
-    flag = f"--{place.prefix}model"
-    if place.model is not None:
-        if info.ids and place.model not in info.ids:
-            raise InputError(f"{flag} {place.model}: the server does not have it; it offers {', '.join(info.ids[:8])}")
-        return place.model
+def _model_name(flag: str, model: str | None, info: ModelInfo) -> str:
+    if model is not None:
+        if info.ids and model not in info.ids:
+            raise InputError(f"{flag} {model}: the server does not have it; it offers {', '.join(info.ids[:8])}")
+        return model
     if len(info.ids) != 1:
         offered = f"it offers {', '.join(info.ids[:8])}" if info.ids else "the server does not list its models"
         raise InputError(f"{flag}: name the model to use; {offered}")
@@ -207,7 +184,7 @@ def _model_name(place: _Place, info: ModelInfo) -> str:
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one, where the system lets us; return the limit that holds now."""
+    """Raise the soft limit of open files to the hard one where possible; return the limit that applies now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -218,7 +195,7 @@ def raise_file_limit() -> int:
 
 
 def most_connections(limit: int) -> int:
-    """Connections that fit beside what is open already, at least 1, where ``limit`` files may be open."""
+    """How many connections may still be opened (at least 1) where ``limit`` files may be open."""
     folders = (Path("/proc/self/fd"), Path("/dev/fd"))
     used = next((len(list(folder.iterdir())) for folder in folders if folder.is_dir()), 0)
     return max(1, int(_SHARE_OF_FILES * (min(limit, _MOST_FILES) - used)))

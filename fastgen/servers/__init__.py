@@ -1,8 +1,7 @@
-"""Clients of OpenAI-compatible servers, and the vLLM servers that fastgen starts.
+"""Clients of OpenAI-compatible servers, for one endpoint or several, and the vLLM servers that fastgen starts.
 
-The clients: one endpoint, a router over several endpoints, one router per step.
-It turns every network fault into one of the errors of `fastgen.errors`.
+Every network fault becomes one of the errors of `fastgen.errors`.
 """
 
-PUBLIC = ("choose", "embedded", "endpoint", "fleet", "openai", "router", "spec", "staged")
+PUBLIC = ("choose", "embedded", "endpoint", "fleet", "openai", "router", "spec")
 """Modules that other rooms may import."""

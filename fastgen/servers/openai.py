@@ -9,6 +9,7 @@ hence keys). Knows nothing of retries, other servers or what the text means.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 4.0  # below uvicorn's (vLLM's) 5 s: a connection that idled longer may be closing under our next POST
 SMALL_CALL_TIMEOUT_S = 5.0  # for what a server answers from memory: health, models, metrics
+_SMALL_CALL = aiohttp.ClientTimeout(total=SMALL_CALL_TIMEOUT_S)
 MAX_PAGE_BYTES = 8 << 20  # a metrics page of many engines, a hosted service's list of models
 REPORT_EVERY_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between probes at the start
@@ -63,7 +65,6 @@ class OpenAIBackend:
         self._url = URL(endpoint.completions_url)
         self._session: aiohttp.ClientSession | None = None
         self._timeouts: dict[int, aiohttp.ClientTimeout] = {}
-        self._small_call = aiohttp.ClientTimeout(total=SMALL_CALL_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,11 +74,31 @@ class OpenAIBackend:
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
         """See `Backend.complete`."""
-        counters = self.counters
+        endpoint, counters = self.endpoint, self.counters
         counters.in_flight += 1
         counters.sequences += request.sequences
         try:
-            completions = await self._complete(request)
+            body = encode_request(endpoint, request)
+            limit = endpoint.max_body_bytes * request.sequences
+            tokens = request.sampling.max_tokens
+            allowed = self._timeouts.get(tokens) or self._timeout(tokens)
+            session = self._session or self._open()
+            failure = None
+            try:
+                async with session.post(self._url, data=body, timeout=allowed, allow_redirects=False) as response:
+                    received = await response.content.readany()
+                    while len(received) <= limit and (more := await response.content.readany()):
+                        received += more
+            except _FAULTS as error:
+                failure = from_client_error(error, endpoint)
+            if failure is not None:  # outside the handler: chained to it, the foreign error would carry the headers
+                raise failure
+            counters.last_answer_s = time.monotonic()
+            if response.status != HTTPStatus.OK:
+                raise await self._refusal(request, HttpAnswer(response.status, response.headers, received))
+            if len(received) > limit:
+                raise TransientError(f"{endpoint.display_url}: an answer of more than {limit} bytes", kind="too_large")
+            completions = decode_completions(received, endpoint, request)
         except FastgenError as error:
             counters.failed += 1
             if isinstance(error, TransientError) and error.kind in _REFUSALS:
@@ -92,33 +113,16 @@ class OpenAIBackend:
             counters.generated_tokens += completion.completion_tokens
         return completions
 
-    async def _complete(self, request: Request) -> tuple[Completion, ...]:
-        body = encode_request(self.endpoint, request)
-        limit = self.endpoint.max_body_bytes * request.sequences
-        answer = await self._send("POST", self._url, body, self._allowed(request.sampling.max_tokens), limit)
-        if answer.status != HTTPStatus.OK:
-            offered = await self._offered() if is_unknown_model(answer, self.endpoint) else ()
-            raise _about(request, from_refusal(answer, self.endpoint, offered=offered))
-        if len(answer.body) > limit:
-            raise TransientError(f"{self.endpoint.display_url}: an answer of more than {limit} bytes", kind="too_large")
-        return decode_completions(answer.body, self.endpoint, request)
-
-    async def _send(
-        self, method: str, url: URL, body: bytes | None, allowed: aiohttp.ClientTimeout, limit: int
-    ) -> HttpAnswer:
-        """Send one request; return what came back, of which at most a little more than ``limit`` bytes are read."""
-        session = self._session or self._open()
-        try:
-            async with session.request(method, url, data=body, timeout=allowed, allow_redirects=False) as response:
-                received = await response.content.readany()
-                while len(received) <= limit and (more := await response.content.readany()):
-                    received += more
-        except _FAULTS as error:
-            failure = from_client_error(error, self.endpoint)
-        else:
-            self.counters.last_answer_s = time.monotonic()
-            return HttpAnswer(response.status, response.headers, received)
-        raise failure  # outside the handler: chained to it, the foreign error would carry the request's headers along
+    async def _refusal(self, request: Request, answer: HttpAnswer) -> FastgenError:
+        offered: tuple[str, ...] = ()
+        if is_unknown_model(answer, self.endpoint):
+            with contextlib.suppress(FastgenError):  # the list is only for the message
+                offered = (await self.probe()).ids
+        error = from_refusal(answer, self.endpoint, offered=offered)
+        if request.prompts > 1 and isinstance(error, RequestRejected):
+            # it may be about any one of the prompts: asked one by one, the others may be answered
+            return PromptTooLong(f"{request.prompts} prompts in one request: {error}")
+        return error
 
     async def probe(self) -> ModelInfo:
         """Return what ``GET /models`` says; an empty answer where the server has no such list.
@@ -134,13 +138,6 @@ class OpenAIBackend:
         if isinstance(error, TransientError) or (isinstance(error, InputError) and not no_list):
             raise error
         return ModelInfo()
-
-    async def _offered(self) -> tuple[str, ...]:
-        """Return the server's models for a message about something else: what fails here is not worth saying."""
-        try:
-            return (await self.probe()).ids
-        except FastgenError:
-            return ()
 
     async def metrics(self) -> ServerMetrics | None:
         """Return the server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
@@ -196,15 +193,26 @@ class OpenAIBackend:
             await session.close()
 
     async def _get(self, url: str) -> HttpAnswer:
-        return await self._send("GET", URL(url), None, self._small_call, MAX_PAGE_BYTES)
+        """Read a small page, of which at most a little more than `MAX_PAGE_BYTES` are read."""
+        session = self._session or self._open()
+        failure = None
+        try:
+            async with session.get(URL(url), timeout=_SMALL_CALL, allow_redirects=False) as response:
+                received = await response.content.readany()
+                while len(received) <= MAX_PAGE_BYTES and (more := await response.content.readany()):
+                    received += more
+        except _FAULTS as error:
+            failure = from_client_error(error, self.endpoint)
+        if failure is not None:
+            raise failure
+        self.counters.last_answer_s = time.monotonic()
+        return HttpAnswer(response.status, response.headers, received)
 
-    def _allowed(self, max_tokens: int) -> aiohttp.ClientTimeout:
-        """Return the time allowed for so many tokens (see `TimeoutPolicy`); made once for each number."""
-        allowed = self._timeouts.get(max_tokens)
-        if allowed is None:
-            policy = self.endpoint.timeout
-            allowed = aiohttp.ClientTimeout(total=policy.request_s(max_tokens), sock_connect=policy.connect_s)
-            self._timeouts[max_tokens] = allowed
+    def _timeout(self, max_tokens: int) -> aiohttp.ClientTimeout:
+        """The time allowed for a request of ``max_tokens`` (see `TimeoutPolicy`), kept for the next one."""
+        policy = self.endpoint.timeout
+        allowed = aiohttp.ClientTimeout(total=policy.request_s(max_tokens), sock_connect=policy.connect_s)
+        self._timeouts[max_tokens] = allowed
         return allowed
 
     def _open(self) -> aiohttp.ClientSession:
@@ -223,13 +231,6 @@ class OpenAIBackend:
             headers=headers,
         )
         return self._session
-
-
-def _about(request: Request, error: FastgenError) -> FastgenError:
-    """A refusal of several prompts may be about any one of them: asked by themselves, the others may be answered."""
-    if request.prompts > 1 and isinstance(error, RequestRejected):
-        return PromptTooLong(f"{request.prompts} prompts in one request: {error}")
-    return error
 
 
 def _read_models(body: bytes, model: str) -> ModelInfo:

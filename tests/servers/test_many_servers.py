@@ -93,8 +93,7 @@ def impatient() -> None:
     """Silence is noticed within half a second."""
     defaults = router.Router.__init__.__kwdefaults__
     assert defaults is not None
-    defaults["check_every_s"] = 0.1
-    router.CHECK_WITHIN_S = 0.1
+    defaults["check_every_s"] = defaults["check_within_s"] = 0.1
 
 
 # -- killed, stopped, refusing -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from fastgen.errors import BackendUnavailable, InputError, RequestRejected, StoppedError, TransientError
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.servers.router import MISSES_ALLOWED, TAKE_OUT_AFTER, BrokenOffError, Calls, Router
+from fastgen.servers.router import MISSES_ALLOWED, TAKE_OUT_AFTER, Router
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault
 from fastgen.simulator.server import FaultServer
@@ -32,13 +33,17 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def routed(*servers: FaultServer, **settings: Any) -> AsyncIterator[Router]:
+async def routed(
+    *servers: FaultServer, forgiven_after_s: float = 1.0, refused_pause_s: float = 30.0, **settings: Any
+) -> AsyncIterator[Router]:
     """A router over servers that listen."""
     async with contextlib.AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)
         backends = [OpenAIBackend(Endpoint(server.base_url, server.model, **settings)) for server in servers]
-        router = Router(backends, first_probe_s=QUICK_S)
+        router = Router(
+            backends, first_probe_s=QUICK_S, forgiven_after_s=forgiven_after_s, refused_pause_s=refused_pause_s
+        )
         stack.push_async_callback(router.close)
         yield router
 
@@ -154,7 +159,7 @@ def test_a_dead_endpoint_is_taken_out_after_a_few_failures_and_its_work_goes_els
                 await router.complete(REQUEST)
             first, second = router.statistics().endpoints
             assert (first.healthy, first.failed, second.healthy, second.failed) == (False, TAKE_OUT_AFTER, True, 0)
-            assert router.all_down_since_s is None
+            assert router.statistics().all_down_since_s is None
 
     run(test())
 
@@ -197,16 +202,15 @@ def test_with_all_endpoints_down_requests_fail_at_once_and_the_time_is_known() -
             started_s = time.monotonic()
             for server in servers:
                 await take_out(router, server)
-            down_since_s = router.all_down_since_s
+            down_since_s = router.statistics().all_down_since_s
             assert down_since_s is not None
             assert started_s <= down_since_s <= time.monotonic()
-            assert router.statistics().all_down_since_s == down_since_s
             failed = [one.failed for one in router.statistics().endpoints]
             error = await fails(router)
             assert (error.kind, error.reached_server) == ("all_down", False)
             assert [one.failed for one in router.statistics().endpoints] == failed, "no server is asked"
             await servers[1].listen()
-            while router.all_down_since_s is not None:
+            while router.statistics().all_down_since_s is not None:
                 await asyncio.sleep(0)
             assert (await router.complete(REQUEST))[0].text
 
@@ -254,12 +258,10 @@ def test_an_answer_between_failures_starts_the_count_again() -> None:
     run(test())
 
 
-def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgen.servers.router._FORGIVEN_AFTER_S", 3600.0)
-
+def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work() -> None:
     async def test() -> None:
         broken, busy = FaultServer(script=[Fault.SERVER_ERROR] * 100), FaultServer()
-        async with routed(broken, busy) as router:
+        async with routed(broken, busy, forgiven_after_s=3600.0) as router:
             outcomes = [await asyncio.gather(router.complete(REQUEST), return_exceptions=True) for _ in range(60)]
             assert sum(isinstance(one, TransientError) for (one,) in outcomes) == broken.counters.requests
             assert broken.counters.requests == 1
@@ -267,12 +269,10 @@ def test_an_endpoint_that_only_fails_quickly_does_not_attract_the_work(monkeypat
     run(test())
 
 
-def test_faults_of_a_while_ago_are_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgen.servers.router._FORGIVEN_AFTER_S", 0.0)
-
+def test_faults_of_a_while_ago_are_forgiven() -> None:
     async def test() -> None:
         first, second = FaultServer(script=[Fault.SERVER_ERROR] * 5), FaultServer()
-        async with routed(first, second) as router:
+        async with routed(first, second, forgiven_after_s=0.0) as router:
             for _ in range(20):
                 await asyncio.gather(router.complete(REQUEST), return_exceptions=True)
             assert (first.counters.requests, second.counters.requests) == (10, 10)
@@ -321,7 +321,7 @@ def test_requests_are_shared_out_by_the_limits(limits: list[int], count: int) ->
     router = Router([OpenAIBackend(Endpoint(f"http://127.0.0.1:{9 + i}", "m")) for i in range(len(limits))])
     router.set_limits(limits)
     for _ in range(count):
-        router._pick().backend.counters.sequences += 1
+        router._pick(router._main).backend.counters.sequences += 1
     for limit, seen in zip(limits, router.statistics().endpoints, strict=True):
         assert abs(seen.sequences - count * limit / sum(limits)) <= len(limits)
 
@@ -341,7 +341,7 @@ def test_an_endpoint_with_three_times_the_limit_gets_three_times_the_requests() 
 
 def test_there_must_be_one_limit_for_each_endpoint() -> None:
     router = Router([OpenAIBackend(Endpoint("http://127.0.0.1:9", "m"))])
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="2 limits for 1 endpoints"):
         router.set_limits([1, 2])
 
 
@@ -353,25 +353,20 @@ def test_a_router_is_full_by_what_fits_its_healthy_endpoints() -> None:
             calls = [asyncio.create_task(router.complete(REQUEST)) for _ in range(3)]
             await first.until(lambda: first.counters.requests == 2)
             await second.until(lambda: second.counters.requests == 1)
-            assert router.is_full()
+            assert not router.reserve(replace(REQUEST, number=2))
             await cancelled(calls[0])
-            assert not router.is_full()
-            assert router.is_full(expected=1)
+            assert router.reserve(replace(REQUEST, number=2))
+            assert not router.reserve(replace(REQUEST, number=3)), "the expected request takes the room"
             await cancelled(*calls)
             for server in (first, second):
                 await take_out(router, server)
-            assert not router.is_full(expected=100), "requests must fail and wait, not be left unasked"
+            for number in range(4, 104):
+                assert router.reserve(replace(REQUEST, number=number)), "requests must fail and wait"
 
     run(test())
 
 
 # -- silence -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is noticed within a few hundredths of a second."""
-    monkeypatch.setattr("fastgen.servers.router.CHECK_WITHIN_S", 0.02)
 
 
 @contextlib.asynccontextmanager
@@ -390,16 +385,15 @@ async def mute() -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def over(*urls: str) -> AsyncIterator[Router]:
-    """A router over addresses, looking for silence all the time."""
+    """A router over addresses that looks for silence all the time, and notices it in a few hundredths of a second."""
     backends = [OpenAIBackend(Endpoint(url, "test-model")) for url in urls]
-    router = Router(backends, first_probe_s=QUICK_S, check_every_s=0.0)
+    router = Router(backends, first_probe_s=QUICK_S, check_every_s=0.0, check_within_s=0.02)
     try:
         yield router
     finally:
         await router.close()
 
 
-@pytest.mark.usefixtures("_impatient")
 def test_a_silent_endpoint_is_taken_out_and_its_requests_are_asked_elsewhere() -> None:
     async def test() -> None:
         async with mute() as silent, FaultServer() as other, over(silent, other.base_url) as router:
@@ -415,7 +409,6 @@ def test_a_silent_endpoint_is_taken_out_and_its_requests_are_asked_elsewhere() -
     run(test())
 
 
-@pytest.mark.usefixtures("_impatient")
 def test_when_no_endpoint_answers_none_is_called_silent() -> None:
     async def test() -> None:
         async with mute() as first, mute() as second, over(first, second) as router:
@@ -431,7 +424,6 @@ def test_when_no_endpoint_answers_none_is_called_silent() -> None:
     run(test())
 
 
-@pytest.mark.usefixtures("_impatient")
 def test_an_endpoint_that_answers_completions_is_not_silent_however_slow_its_health_is() -> None:
     class SlowHealth(FaultServer):
         """Never answers ``/health``."""
@@ -454,21 +446,23 @@ def test_an_endpoint_that_answers_completions_is_not_silent_however_slow_its_hea
 
 
 def test_a_call_that_is_cancelled_by_its_owner_is_not_broken_off() -> None:
+    """Also where both cancel it in the same pass of the event loop."""
+
     async def test() -> None:
-        calls = Calls()
-        asked = asyncio.Event()
-
-        async def never() -> None:
-            asked.set()
-            await asyncio.Event().wait()
-
-        owned, broken = (asyncio.create_task(calls.run(never())) for _ in range(2))
-        await asked.wait()
-        owned.cancel()
-        assert calls.break_off() == 2
-        ends = await asyncio.gather(owned, broken, return_exceptions=True)
-        assert [type(end) for end in ends] == [asyncio.CancelledError, BrokenOffError]
-        assert calls.break_off() == 0
+        server = hanging()
+        async with routed(server) as router:
+            owned, broken = (asyncio.create_task(router.complete(REQUEST)) for _ in range(2))
+            await server.until(lambda: server.counters.requests == 2)
+            (member,) = router._members
+            owned.cancel()
+            assert len(member.calls) == 2
+            router._break_off(member)
+            ends = await asyncio.gather(owned, broken, return_exceptions=True)
+            assert [type(end) for end in ends] == [asyncio.CancelledError, TransientError]
+            assert isinstance(ends[1], TransientError)
+            assert ends[1].kind == "hung"
+            assert broken.cancelling() == 0
+            assert member.calls == {}
 
     run(test())
 
@@ -520,12 +514,10 @@ def test_when_all_refuse_the_run_stops_resumable() -> None:
     run(test())
 
 
-def test_an_endpoint_that_refused_is_tried_again_with_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgen.servers.router.REFUSED_PAUSE_S", QUICK_S)
-
+def test_an_endpoint_that_refused_is_tried_again_with_one_request() -> None:
     async def test() -> None:
         locked, other = FaultServer(), hanging()
-        async with routed(locked, other) as router:
+        async with routed(locked, other, refused_pause_s=QUICK_S) as router:
             await router.complete(REQUEST)
             waiting = [asyncio.create_task(router.complete(REQUEST)) for _ in range(1)]
             locked._api_key = "k"
@@ -567,7 +559,7 @@ def test_a_run_can_begin_without_endpoints_that_are_known_to_be_absent() -> None
         absent, there = FaultServer(), FaultServer()
         async with routed(absent, there) as router:
             await absent.refuse()
-            router.begin_without([absent.base_url])
+            router.begin_without(router.backends[:1])
             for _ in range(4):
                 await router.complete(REQUEST)
             assert router.statistics().endpoints[0].failed == 0

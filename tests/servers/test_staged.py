@@ -1,4 +1,4 @@
-"""Servers by stage: who is asked what, one list of endpoints, no slot held for servers that are full."""
+"""Servers by stage: which server is asked, one list of endpoints, no slot held for servers that are full."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from fastgen.engine.requests import Limits
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.servers.router import Router
-from fastgen.servers.staged import RoomFirst, StagedRouter
+from fastgen.servers.router import RoomFirst, Router
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault, FaultPlan
 from fastgen.simulator.server import FaultServer
@@ -33,17 +32,17 @@ def request(number: int, stage: Stage) -> Request:
     return Request(number, stage, f"Tasks:\n1. Say hi to friend {number}\n2.", SAMPLING)
 
 
-def router(*servers: FaultServer) -> Router:
-    return Router([OpenAIBackend(Endpoint(server.base_url, server.model)) for server in servers], first_probe_s=0.005)
+def backends(*servers: FaultServer) -> list[OpenAIBackend]:
+    return [OpenAIBackend(Endpoint(server.base_url, server.model)) for server in servers]
 
 
 @contextlib.asynccontextmanager
-async def staged(main: Sequence[FaultServer], own: Sequence[FaultServer]) -> AsyncIterator[StagedRouter]:
+async def staged(main: Sequence[FaultServer], own: Sequence[FaultServer]) -> AsyncIterator[Router]:
     """A backend over servers that listen, those of the instance stage by themselves."""
     async with contextlib.AsyncExitStack() as stack:
         for server in (*main, *own):
             await stack.enter_async_context(server)
-        backend = StagedRouter(router(*main), {Stage.INSTANCE: router(*own)})
+        backend = Router(backends(*main), {Stage.INSTANCE: backends(*own)}, first_probe_s=0.005)
         stack.push_async_callback(backend.close)
         yield backend
 
@@ -118,7 +117,7 @@ def test_all_is_down_since_the_servers_of_any_stage_are() -> None:
 def test_without_own_servers_no_stage_is_ever_full() -> None:
     async def test() -> None:
         async with FaultServer() as server:
-            backend = StagedRouter(router(server))
+            backend = Router(backends(server))
             backend.set_limits([1])
             backend.expect(request(1, Stage.INSTANCE))
             assert backend.full_stages() == frozenset()
