@@ -46,8 +46,8 @@ from fastgen.generate.options import SamplingOptions
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.embedded import EMBEDDED_MODEL, embedded_status, ensure_embedded
 from fastgen.servers.endpoint import Endpoint, normalise_base_url
+from fastgen.servers.fleet import start_server
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.servers.process import start_server
 from fastgen.types import Sampling
 
 if TYPE_CHECKING:

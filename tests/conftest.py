@@ -11,7 +11,7 @@ import pytest
 from platformdirs import user_cache_path
 
 from fastgen.servers.choose import choose_servers
-from fastgen.servers.process import start_server
+from fastgen.servers.fleet import start_server
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastgen.errors import DiskError, FolderInUse, InputError, ServerError
-from fastgen.servers.process import start_contained
+from fastgen.servers.process import start_process_tree
 from fastgen.store.files import Lock
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -424,7 +424,7 @@ class _Builder:
         part = self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.log"
         log = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            process = await start_contained(command, log=log, env=env, grace_s=2.0)
+            process = await start_process_tree(command, log=log, env=env, grace_s=2.0)
         finally:
             os.close(log)
         began_s = time.monotonic()

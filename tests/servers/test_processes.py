@@ -31,7 +31,8 @@ from fastgen.servers.choose import (
     visible_gpus,
 )
 from fastgen.servers.embedded import EmbeddedServerSpec
-from fastgen.servers.process import ManagedServer, free_port, free_ports, last_words, start_server
+from fastgen.servers.fleet import GRACE_S, ManagedServer, start_server
+from fastgen.servers.process import error_line, free_port, free_ports
 from fastgen.servers.spec import Layout, ServerSpec, flag_value, merge_flags, parse_server_args, redact
 
 GONE_WITHIN_S = 30.0
@@ -120,13 +121,18 @@ def assert_gone(pids: list[int]) -> None:
 
 
 def run_server(
-    spec: ServerSpec, log_path: Path, use: Callable[[ManagedServer], Any] = lambda _: None, timeout_s: float = 60.0
+    spec: ServerSpec,
+    log_path: Path,
+    use: Callable[[ManagedServer], Any] = lambda _: None,
+    timeout_s: float = 60.0,
+    grace_s: float = GRACE_S,
 ) -> tuple[Any, list[str]]:
     """What ``use`` made of the running server, and what was reported."""
     said: list[str] = []
 
     async def main() -> Any:
-        async with start_server(spec, log_path, timeout_s=timeout_s, report=said.append) as server:
+        running = start_server(spec, log_path, timeout_s=timeout_s, report=said.append, grace_s=grace_s)
+        async with running as server:
             return await asyncio.to_thread(use, server)
 
     return asyncio.run(main()), said
@@ -186,12 +192,11 @@ def test_a_server_that_never_serves_is_given_up_and_gone(spec: Callable[..., Ser
 
 
 def test_a_server_that_is_stopped_in_its_tracks_is_noticed_by_its_silence(
-    spec: Callable[..., ServerSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Callable[..., ServerSpec], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastgen.servers.process.GRACE_S", 0.1)
-
     async def main() -> None:
-        async with start_server(spec(), tmp_path / "server.log", timeout_s=60, report=lambda _: None) as server:
+        running = start_server(spec(), tmp_path / "server.log", timeout_s=60, report=lambda _: None, grace_s=0.1)
+        async with running as server:
             (pid,) = (await asyncio.to_thread(get, server.base_url, "/about"))["tree"]
             os.kill(pid, signal.SIGSTOP)
             await server.watch(silent_s=0.1, check_every_s=0.05)
@@ -237,11 +242,10 @@ def test_stopping_takes_the_whole_tree_along_even_what_left_its_group(
 
 
 def test_a_server_that_ignores_sigterm_is_killed_after_the_grace(
-    spec: Callable[..., ServerSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: Callable[..., ServerSpec], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastgen.servers.process.GRACE_S", 0.2)
     use = lambda server: get(server.base_url, "/about")["tree"]  # noqa: E731 - one expression
-    pids, _ = run_server(spec("stubborn,tree"), tmp_path / "server.log", use)
+    pids, _ = run_server(spec("stubborn,tree"), tmp_path / "server.log", use, grace_s=0.2)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -279,7 +283,7 @@ PARENT = textwrap.dedent(
     """
     import asyncio, json, sys, urllib.request
     from pathlib import Path
-    from fastgen.servers.process import start_server
+    from fastgen.servers.fleet import start_server
     from fastgen.servers.spec import ServerSpec
 
     async def main():
@@ -425,7 +429,7 @@ def test_secrets_are_blotted_out_and_nothing_else_is(command: str, shown: str) -
 def test_last_words_are_the_line_that_says_why(log: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_text("ValueError: of an earlier start\n" + log)
-    assert last_words(path, len("ValueError: of an earlier start\n")) == words
+    assert error_line(path, len("ValueError: of an earlier start\n")) == words
 
 
 SMALL = tuple(Gpu(str(index), 24 << 30) for index in range(8))
