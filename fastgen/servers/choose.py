@@ -1,13 +1,17 @@
-"""The GPUs that this process may use, as CUDA counts them, and their division into groups of one server each.
+"""The servers that fit this machine: vLLM on NVIDIA GPUs, else the embedded one on the CPU, and the flags for each.
 
-An outer ``CUDA_VISIBLE_DEVICES`` is obeyed, whatever it names its devices by (index, UUID, MIG): the groups are made of
-its names, and an empty one means no GPU. Knows nothing of vLLM.
+All flags are here, each with its reason, and the same flag in ``--server-args`` replaces it. They are meant for
+throughput: the latency of a single answer does not matter.
+
+GPUs are counted as CUDA does it. An outer ``CUDA_VISIBLE_DEVICES`` is obeyed, whether it has indexes, UUIDs or MIG
+names: groups of GPUs are made of its names, and an empty one means no GPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -24,110 +28,6 @@ if TYPE_CHECKING:
     from fastgen.servers.embedded import EmbeddedServerSpec
 
 
-DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
-_QUERY = ("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
-_QUERY_FIELDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A device by its name for ``CUDA_VISIBLE_DEVICES``; ``memory_bytes`` is ``None`` where nothing tells."""
-
-    device: str
-    memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Physical:
-    index: str
-    uuid: str
-    memory_bytes: int | None
-
-
-def visible_gpus(
-    visible: str | None = None, *, driver_folder: Path = DRIVER_FOLDER, nvidia_smi: str | None = "nvidia-smi"
-) -> tuple[Gpu, ...]:
-    """The GPUs that a server started here would see, in CUDA's order; none where there is no NVIDIA driver.
-
-    ``visible`` is the value of ``CUDA_VISIBLE_DEVICES`` (default: the environment's; ``None`` there: not set).
-    """
-    physical = _ask_nvidia_smi(nvidia_smi) or _list_driver_folder(driver_folder)
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
-    if not physical:
-        return ()
-    if asked is None:
-        return tuple(Gpu(one.index, one.memory_bytes) for one in physical)
-    return tuple(Gpu(name, _memory_of(name, physical)) for name in _names(asked, physical))
-
-
-def group_gpus(gpus: Sequence[Gpu], groups: int, size: int) -> tuple[str, ...]:
-    """The values of ``CUDA_VISIBLE_DEVICES`` for ``groups`` servers of ``size`` GPUs each.
-
-    :raises InputError: there are not so many.
-    """
-    need = groups * size
-    if need > len(gpus):
-        wish = f"--num-servers {groups}" if groups > 1 else "one server"
-        each = f" ({size} a server: --tensor-parallel-size times --data-parallel-size)" if size > 1 else ""
-        named = ", ".join(gpu.device for gpu in gpus[:8])
-        raise InputError(f"{wish}: needs {need} GPUs{each}, but {len(gpus)} can be used here ({named}); ask for less")
-    return tuple(",".join(gpu.device for gpu in gpus[at : at + size]) for at in range(0, need, size))
-
-
-def _names(visible: str, physical: Sequence[_Physical]) -> list[str]:
-    """What CUDA makes of the variable: everything up to the first name that it does not know."""
-    names: list[str] = []
-    for part in visible.split(","):
-        name = part.strip()
-        known = name.startswith("MIG-") or _find(name, physical) is not None
-        if not known or name in names:
-            break
-        names.append(name)
-    return names
-
-
-def _find(name: str, physical: Sequence[_Physical]) -> _Physical | None:
-    """The device of an index, or of a UUID or the beginning of one."""
-    if name.isascii() and name.isdigit():
-        return next((one for one in physical if one.index == name), None)
-    found = [one for one in physical if name.startswith("GPU-") and (one.uuid.startswith(name) or not one.uuid)]
-    return found[0] if found else None
-
-
-def _memory_of(name: str, physical: Sequence[_Physical]) -> int | None:
-    one = None if name.startswith("MIG-") else _find(name, physical)
-    return one.memory_bytes if one is not None else None
-
-
-def _ask_nvidia_smi(nvidia_smi: str | None) -> list[_Physical]:
-    program = shutil.which(nvidia_smi) if nvidia_smi else None
-    if program is None:
-        return []
-    try:
-        listing = subprocess.run(  # noqa: S603  # found on the user's own path
-            [program, *_QUERY], capture_output=True, text=True, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in listing.stdout.splitlines()]
-    whole = [row for row in rows if len(row) == _QUERY_FIELDS and row[0].isdigit()]
-    return [] if listing.returncode else [_Physical(index, uuid, _mebibytes(size)) for index, uuid, size in whole]
-
-
-def _mebibytes(text: str) -> int | None:
-    """Bytes; ``None`` for ``[N/A]``, as machines with one memory for CPU and GPU say."""
-    return int(text) << 20 if text.isdigit() else None
-
-
-def _list_driver_folder(folder: Path) -> list[_Physical]:
-    """Where there is no nvidia-smi (some containers): one folder a GPU, in the order of the bus."""
-    try:
-        places = sorted(folder.iterdir())
-    except OSError:
-        return []
-    return [_Physical(str(index), "", None) for index, _ in enumerate(places)]
-
-
 DEFAULT_GPU_MODEL = "Qwen/Qwen3-4B-Base"
 """Apache-2.0, no licence gate, a base model (the method's own way), about 8 GB of weights."""
 _DEFAULT_MODEL_CONTEXT: Flag = ("--max-model-len", "8192")  # its 32,768 would ask a small GPU for 4.8 GB of cache
@@ -141,7 +41,7 @@ _GPU_FLAGS: tuple[Flag, ...] = (
 )
 """On every GPU. Requests themselves are not logged since vLLM 0.10 unless asked for (``--enable-log-requests``)."""
 _LARGE_GPU_BYTES = 70 << 30  # as vLLM draws the line
-_MAX_NUM_SEQS = "512"  # vLLM's 256 leaves a GPU idle on prompts that share their prefix; what does not fit waits inside
+_MAX_NUM_SEQS = "512"  # vLLM's 256 leaves a GPU idle on prompts that share their prefix; the rest waits inside
 _MAX_NUM_SEQS_LARGE = "1024"  # vLLM's own default on H100 and above: below it decoding is bound by weights, not by work
 _CPU_CONTEXT = 4096  # the longest few-shot prompt and its answer, without paying for the embedded model's 8,192
 _CPU_FLAGS: tuple[Flag, ...] = (
@@ -164,10 +64,95 @@ _CPU_ENV = {
 _MOST_CPU_THREADS = 8  # a model of 135M parameters gains nothing from more
 _CPU_SERVER_BYTES = 4_500_000_000  # of memory: 3.5 GB at the start and a filled cache
 _ONE_SERVER = Layout()
+DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A device by its name for ``CUDA_VISIBLE_DEVICES``; ``memory_bytes`` is ``None`` where it is not known."""
+
+    device: str
+    memory_bytes: int | None = None
+
+
+def visible_gpus(
+    visible: str | None = None, *, driver_folder: Path = DRIVER_FOLDER, nvidia_smi: str | None = "nvidia-smi"
+) -> tuple[Gpu, ...]:
+    """The GPUs that a server started here would see, in CUDA's order; none where there is no NVIDIA driver.
+
+    ``visible`` is the value of ``CUDA_VISIBLE_DEVICES`` (default: the environment's).
+    """
+    physical = _ask_nvidia_smi(nvidia_smi) or _list_driver_folder(driver_folder)
+    if visible is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(Gpu(index, memory_bytes) for index, _, memory_bytes in physical)
+    found: dict[str, Gpu] = {}
+    for part in visible.split(",") if physical else ():  # CUDA stops at the first name that it does not know
+        name = part.strip()
+        gpu = _find(name, physical)
+        if gpu is None or name in found:
+            break
+        found[name] = gpu
+    return tuple(found.values())
+
+
+_Physical = tuple[str, str, int | None]
+"""Index, UUID (empty where it is not known) and bytes of memory."""
+
+
+def _find(name: str, physical: Sequence[_Physical]) -> Gpu | None:
+    """The device of an index, of a UUID or the beginning of one, or of a MIG name."""
+    if name.startswith("MIG-"):
+        return Gpu(name)
+    is_index, is_uuid = name.isascii() and name.isdigit(), name.startswith("GPU-")
+    for index, uuid, memory_bytes in physical:
+        if (is_index and index == name) or (is_uuid and (uuid.startswith(name) or not uuid)):
+            return Gpu(name, memory_bytes)
+    return None
+
+
+def _ask_nvidia_smi(nvidia_smi: str | None) -> list[_Physical]:
+    program = shutil.which(nvidia_smi) if nvidia_smi else None
+    if program is None:
+        return []
+    query = (program, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)  # noqa: S603  # on the PATH
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found: list[_Physical] = []
+    for line in listing.stdout.splitlines():
+        match [cell.strip() for cell in line.split(",")]:
+            case [index, uuid, size] if index.isdigit():  # MiB; [N/A] where CPU and GPU share one memory
+                found.append((index, uuid, int(size) << 20 if size.isdigit() else None))
+    return found
+
+
+def _list_driver_folder(folder: Path) -> list[_Physical]:
+    """Where there is no nvidia-smi (some containers): one folder for each GPU, in the order of the bus."""
+    try:
+        return [(str(index), "", None) for index in range(len(list(folder.iterdir())))]
+    except OSError:
+        return []
+
+
+def group_gpus(gpus: Sequence[Gpu], groups: int, size: int) -> tuple[str, ...]:
+    """The values of ``CUDA_VISIBLE_DEVICES`` for ``groups`` servers of ``size`` GPUs each.
+
+    :raises InputError: there are too few.
+    """
+    need = groups * size
+    if need > len(gpus):
+        wish = f"--num-servers {groups}" if groups > 1 else "one server"
+        each = f" ({size} a server: --tensor-parallel-size times --data-parallel-size)" if size > 1 else ""
+        named = ", ".join(gpu.device for gpu in gpus[:8])
+        raise InputError(f"{wish}: needs {need} GPUs{each}, but {len(gpus)} can be used here ({named}); ask for less")
+    return tuple(",".join(gpu.device for gpu in gpus[at : at + size]) for at in range(0, need, size))
 
 
 def default_model(gpus: Callable[[], Sequence[Gpu]] = visible_gpus) -> str:
-    """The model that `choose_servers` serves on this machine where none is named."""
+    """The model that `choose_servers` serves on this machine by default."""
     from fastgen.servers.embedded import EMBEDDED_MODEL
 
     return DEFAULT_GPU_MODEL if gpus() else EMBEDDED_MODEL
@@ -183,18 +168,18 @@ async def choose_servers(
     gpus: Callable[[], Sequence[Gpu]] = visible_gpus,
     has_vllm: Callable[[], bool] | None = None,
 ) -> tuple[ServerSpec, ...]:
-    """The servers to start on this machine; sets the embedded one up if it is the one and is not there yet.
+    """The servers to start on this machine; sets the embedded one up first if it is needed and not there yet.
 
-    Cancelling this stops a set-up that is under way and leaves nothing half-built behind.
+    Cancelling this stops a set-up and leaves nothing half-built behind.
 
-    :raises InputError: nothing here can serve, not this model, or not so many; the message says what to do.
+    :raises InputError: this machine cannot serve, not this model, or not so many servers; the message says what to do.
     :raises ServerError: the set-up failed.
     """
     from fastgen.servers.embedded import EMBEDDED_MODEL, ensure_embedded
 
     parse_server_args(server_args)
     if found := gpus():
-        if not (has_vllm or _vllm_is_installed)():
+        if not (has_vllm or (lambda: importlib.util.find_spec("vllm") is not None))():
             raise InputError(
                 "this machine has an NVIDIA GPU but no vLLM: run pip install 'fastgen[vllm]', or name a server with "
                 "--base-url"
@@ -216,17 +201,27 @@ def gpu_server_specs(
     *,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[ServerSpec, ...]:
-    """``vllm serve MODEL`` from the environment that fastgen runs in, as often as the layout asks.
+    """``vllm serve MODEL`` in the environment that fastgen runs in, for each server of the layout.
 
-    Several servers get a group of GPUs each; one server sees all of them and takes the first ones, as vLLM does.
+    Each of several servers gets a group of GPUs; a single server sees all of them and takes the first ones.
 
     :raises InputError: ``server_args`` cannot be used, or there are too few GPUs.
     """
     command = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model)
-    flags = (*_layout_flags(layout), *_memory_flags(gpus), *_GPU_FLAGS)
-    ours = (*flags, _DEFAULT_MODEL_CONTEXT) if model == DEFAULT_GPU_MODEL else flags
+    ours: list[Flag] = []
+    if layout.tensor_parallel_size > 1:
+        ours.append(("--tensor-parallel-size", str(layout.tensor_parallel_size)))
+    if layout.data_parallel_size > 1:
+        ours.append(("--data-parallel-size", str(layout.data_parallel_size)))
+    if layout.api_server_count is not None:  # vLLM's default is one for each data-parallel rank
+        ours.append(("--api-server-count", str(layout.api_server_count)))
+    is_large = bool(gpus) and all((gpu.memory_bytes or 0) >= _LARGE_GPU_BYTES for gpu in gpus)  # not known: small
+    ours += [("--max-num-seqs", _MAX_NUM_SEQS_LARGE if is_large else _MAX_NUM_SEQS), *_GPU_FLAGS]
+    if model == DEFAULT_GPU_MODEL:
+        ours.append(_DEFAULT_MODEL_CONTEXT)
     spec = _spec(command, ours, server_args, model, f"vLLM with {model}", _QUIET_ENV)
-    size = _gpus_of_one(spec.command)
+    sizes = (("--tensor-parallel-size", "-tp"), ("--pipeline-parallel-size", "-pp"), ("--data-parallel-size", "-dp"))
+    size = math.prod(flag_value(spec.command, *names) or 1 for names in sizes)
     if layout.num_servers == 1:
         if layout.gpus_per_server > 1:
             group_gpus(gpus, 1, size)
@@ -246,7 +241,7 @@ def gpu_server_specs(
 def embedded_server_specs(
     embedded: EmbeddedServerSpec, server_args: str = "", *, num_servers: int = 1, max_num_seqs: int = 32
 ) -> tuple[ServerSpec, ...]:
-    """The embedded CPU server, each on its share of the processors that this process may use, at most 8.
+    """The embedded CPU servers, each on its share of the processors that this process may use, at most 8.
 
     :raises InputError: ``server_args`` cannot be used.
     """
@@ -266,7 +261,10 @@ def embedded_server_specs(
 
 
 def _model_folder(model: str) -> Path:
-    """:raises InputError: without a GPU, a model that is no folder here, or a folder that holds no whole model."""
+    """The folder of a model to serve on the CPU.
+
+    :raises InputError: there is no such folder, or it holds no whole model.
+    """
     from fastgen.servers.embedded import EMBEDDED_MODEL
 
     folder = Path(model).expanduser()
@@ -284,52 +282,26 @@ def _model_folder(model: str) -> Path:
 
 
 def _cpu_context(model_dir: Path) -> int:
-    """Tokens of a prompt and its answer: what fastgen needs, or all that the model can."""
+    """Tokens of a prompt and its answer: what fastgen needs, or the model's own limit."""
     try:
         config = json.loads((model_dir / "config.json").read_bytes())
         longest = int(config.get("max_position_embeddings", _CPU_CONTEXT))
     except (OSError, ValueError, TypeError, AttributeError):
-        longest = _CPU_CONTEXT  # the server says what is wrong with the model
+        longest = _CPU_CONTEXT  # the server reports what is wrong with the model
     return min(_CPU_CONTEXT, longest)
 
 
-def _layout_flags(layout: Layout) -> tuple[Flag, ...]:
-    """Flags for vLLM's own ways to use several GPUs and processes in one server; none where nothing is asked."""
-    flags: list[Flag] = []
-    if layout.tensor_parallel_size > 1:
-        flags.append(("--tensor-parallel-size", str(layout.tensor_parallel_size)))
-    if layout.data_parallel_size > 1:
-        flags.append(("--data-parallel-size", str(layout.data_parallel_size)))
-    if layout.api_server_count is not None:  # vLLM's default is one a data-parallel rank
-        flags.append(("--api-server-count", str(layout.api_server_count)))
-    return tuple(flags)
-
-
-def _memory_flags(gpus: Sequence[Gpu]) -> tuple[Flag, ...]:
-    """What depends on the smallest GPU; where its memory is unknown, it counts as small."""
-    large = bool(gpus) and all((gpu.memory_bytes or 0) >= _LARGE_GPU_BYTES for gpu in gpus)
-    return (("--max-num-seqs", _MAX_NUM_SEQS_LARGE if large else _MAX_NUM_SEQS),)
-
-
-def _gpus_of_one(command: Sequence[str]) -> int:
-    """GPUs that one server takes, by the flags that it really gets."""
-    sizes = (
-        flag_value(command, "--tensor-parallel-size", "-tp"),
-        flag_value(command, "--pipeline-parallel-size", "-pp"),
-        flag_value(command, "--data-parallel-size", "-dp"),
-    )
-    tensor, pipeline, data = (size or 1 for size in sizes)
-    return tensor * pipeline * data
-
-
 def _one_of(spec: ServerSpec, place: int, count: int, where: str = "") -> ServerSpec:
-    """The same server as one of several, on a port of its own."""
+    """The same server as one of several, with its own port."""
     port = None if spec.port is None else spec.port + place
     return replace(spec, port=port, description=f"server {place + 1} of {count} ({spec.description}{where})")
 
 
 def _check_cpu_layout(layout: Layout) -> None:
-    """:raises InputError: more than this machine's memory holds, or what only GPUs can do."""
+    """Refuse a layout that needs GPUs, or more memory than is free.
+
+    :raises InputError: the layout is refused.
+    """
     if layout.gpus_per_server > 1 or layout.api_server_count is not None:
         raise InputError(
             "--tensor-parallel-size, --data-parallel-size, --api-server-count: need NVIDIA GPUs, and none can be used "
@@ -345,7 +317,7 @@ def _check_cpu_layout(layout: Layout) -> None:
 
 
 def _free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """What can be had without swapping; ``None`` where nothing tells."""
+    """The memory that is free without swapping; ``None`` where it is not known."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -354,19 +326,15 @@ def _free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _processor_groups(count: int) -> list[str]:
-    """Processors for each of ``count`` servers, as OpenMP lists them; shared where there are fewer than servers."""
+    """Processors for each of ``count`` servers, in OpenMP's form; shared where there are fewer than servers."""
     usable = sorted(os.sched_getaffinity(0))
     size = min(max(1, len(usable) // count), _MOST_CPU_THREADS)
     return [",".join(str(usable[(at * size + i) % len(usable)]) for i in range(size)) for at in range(count)]
 
 
-def _vllm_is_installed() -> bool:
-    return importlib.util.find_spec("vllm") is not None
-
-
 def _spec(
     command: tuple[str, ...],
-    ours: tuple[Flag, ...],
+    ours: Sequence[Flag],
     server_args: str,
     model: str,
     description: str,

@@ -1,9 +1,13 @@
-"""Requests as JSON bytes and JSON bytes as completions: OpenAI's completions and chat formats. No I/O, no asyncio.
+"""The OpenAI format: requests as JSON, JSON as completions, and what each error of a server or of aiohttp means.
 
-Reading is strict: an answer either is what was asked for, choice by choice, or raises; nothing is guessed. Of several
-choices, those that came are taken and the others are marked as lost (`Completion.is_lost`). Only the usage figures are
-read leniently, because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored:
-the answer is ``content``.
+Reading is strict: an answer either is what was asked for, choice by choice, or raises. Where only some choices came,
+those are used and the others are marked as lost (`Completion.is_lost`). Only the usage figures are read leniently,
+because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored: the answer is
+``content``.
+
+Every aiohttp client error and every HTTP status that is not a success becomes one of fastgen's errors here; no other
+module catches them. Messages are one line, carry the endpoint's address without credentials, and never a key, also
+where a server echoes it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
 from fastgen.servers.endpoint import Endpoint, redact_url
-from fastgen.types import LOST_REASONS, Completion, Message, Request, token_count
+from fastgen.types import LOST_REASONS, Completion, Request, token_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,19 +37,22 @@ MAX_STOP_STRINGS = 4  # OpenAI's limit; more is a 400 there
 
 
 def encode_request(endpoint: Endpoint, request: Request) -> bytes:
-    """Return the body of one request.
+    """The body of one request.
 
     ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties only if not 0. A ``top_p`` of 0 keeps the
-    likeliest token only, which vLLM refuses to hear; it is said as a temperature of 0 instead.
+    likeliest token only, which vLLM refuses; it is sent as a temperature of 0 instead.
 
-    :raises RequestRejected: the prompt is no valid Unicode, or of the other API's kind.
-    :raises PromptTooLong: one of several prompts is no valid Unicode.
+    :raises RequestRejected: the prompt is not valid Unicode, or is of the other API's kind.
+    :raises PromptTooLong: one of several prompts is not valid Unicode.
     """
-    sampling = request.sampling
+    sampling, prompt = request.sampling, request.prompt
+    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
+    if is_text == (endpoint.api == "chat"):
+        raise RequestRejected(f"the prompt is not of the kind that --api {endpoint.api} takes")
     greedy = sampling.top_p <= 0
     body: dict[str, Any] = {
         "model": endpoint.model,
-        _prompt_field(endpoint, request.prompt): request.prompt,
+        "messages" if endpoint.api == "chat" else "prompt": prompt,
         "max_tokens": sampling.max_tokens,
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
@@ -67,25 +74,19 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
         raise refusal(f"request {request.number} cannot be written as JSON: {error}") from None
 
 
-def _prompt_field(endpoint: Endpoint, prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
-    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
-    if is_text == (endpoint.api == "chat"):
-        raise RequestRejected(f"the prompt is not of the kind that --api {endpoint.api} takes")
-    return "messages" if endpoint.api == "chat" else "prompt"
-
-
 def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tuple[Completion, ...]:
-    """Return the ``request.sequences`` choices of a 200's body, in the order of their indexes.
+    """The ``request.sequences`` choices of a 200's body, in the order of their indexes.
 
-    The usage's completion tokens are shared evenly over the choices that came (it is one sum); the prompts' count goes
-    to the first of these. Choices are lost only beside good ones.
+    The usage's completion tokens are one sum, which is shared evenly over the choices that came; the first of these
+    gets the prompts' count. Choices are lost only beside good ones.
 
     :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server broke every sequence off).
-    :raises PromptTooLong: a single choice for several prompts: the server cannot cope with that, and whether the choice
-        is about the first of them or all of them joined is anyone's guess.
+    :raises PromptTooLong: a single choice for several prompts: the server does not support that, and the choice may be
+        about the first of them or about all of them joined.
     """
     try:
-        return _decode(body, request, chat=endpoint.api == "chat")
+        read, usage = _read_choices(body, request, chat=endpoint.api == "chat")
+        return _completions(read, request.sequences, usage)
     except _BrokenError as broken:
         message, kind = f"{endpoint.display_url}: {endpoint.redact(str(broken))[:240]}", broken.kind
     if kind == "missing_choices":
@@ -101,7 +102,8 @@ class _BrokenError(Exception):
         self.kind = kind
 
 
-def _decode(body: bytes, request: Request, *, chat: bool) -> tuple[Completion, ...]:
+def _read_choices(body: bytes, request: Request, *, chat: bool) -> tuple[dict[int, tuple[str, str | None]], object]:
+    """Text and finish reason by index, and the usage as it is; a lone choice may leave its index out."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -109,20 +111,46 @@ def _decode(body: bytes, request: Request, *, chat: bool) -> tuple[Completion, .
     choices = answer.get("choices") if type(answer) is dict else None
     if type(choices) is not list:
         raise _BrokenError(f"no list of choices in {' '.join(body[:4000].decode(errors='replace').split())}")
-    _check_count(len(choices), request)
-    by_index = _by_index(choices, request.sequences)
-    read = {index: _read_choice(choice, chat=chat) for index, choice in by_index.items()}
-    return _completions(read, request.sequences, *_usage(answer.get("usage")))
+    count, wanted = len(choices), request.sequences
+    if count == 1 and request.prompts > 1:
+        raise _BrokenError(f"one choice for {request.prompts} prompts in one request", "missing_choices")
+    if not 0 < count <= wanted:
+        raise _BrokenError(f"{count} choices instead of {wanted}")
+    for choice in choices:
+        if type(choice) is not dict:
+            raise _BrokenError(f"a choice is a {type(choice).__name__}")
+    indexes = [choice.get("index", 0 if count == 1 else None) for choice in choices]
+    if len({index for index in indexes if type(index) is int and 0 <= index < wanted}) < count:
+        raise _BrokenError(f"choice indexes {indexes!s:.100}")
+    read = {index: _read_choice(choice, chat=chat) for index, choice in zip(indexes, choices, strict=True)}
+    return read, answer.get("usage")
 
 
-def _completions(
-    read: Mapping[int, tuple[str, str | None]], count: int, prompt_tokens: int, completion_tokens: int
-) -> tuple[Completion, ...]:
-    """Share the tokens out over what is good; say of the rest how it was lost."""
+def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
+    reason = choice.get("finish_reason")
+    if reason is not None and type(reason) is not str:
+        raise _BrokenError(f"finish_reason is a {type(reason).__name__}")
+    if reason in LOST_REASONS:  # the text is incomplete, or missing
+        return "", reason
+    text = choice.get("text")
+    if chat:
+        message = choice.get("message")
+        text = message.get("content") if type(message) is dict else None
+        if text is None and reason is not None and type(message) is dict:
+            text = ""  # legal: all tokens went into reasoning, or the model refused; unusable but not broken
+    if type(text) is not str:
+        raise _BrokenError(f"the text is a {type(text).__name__}")
+    return text, reason
+
+
+def _completions(read: Mapping[int, tuple[str, str | None]], count: int, usage: object) -> tuple[Completion, ...]:
+    """Share the tokens over the good choices; the others are lost for the reason that they carry."""
     good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
     if not good:
         raise _BrokenError(f"the server broke every sequence off (finish_reason {read[min(read)][1]})", "aborted")
-    share, rest = divmod(completion_tokens, len(good))
+    counts = usage if isinstance(usage, dict) else {}
+    prompt_tokens = token_count(counts.get("prompt_tokens"))
+    share, rest = divmod(token_count(counts.get("completion_tokens")), len(good))
     done: list[Completion] = []
     for index in range(count):
         text, reason = read.get(index, ("", "missing"))
@@ -132,57 +160,6 @@ def _completions(
             done.append(Completion(text, reason, prompt_tokens, share + (rest > 0)))
             prompt_tokens, rest = 0, max(0, rest - 1)
     return tuple(done)
-
-
-def _check_count(count: int, request: Request) -> None:
-    if 0 < count < request.sequences:
-        if request.prompts > 1 and count == 1:
-            raise _BrokenError(f"one choice for {request.prompts} prompts in one request", "missing_choices")
-    elif count != request.sequences:
-        raise _BrokenError(f"{count} choices instead of {request.sequences}")
-
-
-def _by_index(choices: list[Any], count: int) -> dict[int, dict[str, Any]]:
-    """Choices by index; a lone choice may leave its index out."""
-    for choice in choices:
-        if type(choice) is not dict:
-            raise _BrokenError(f"a choice is a {type(choice).__name__}")
-    indexes = [choice.get("index", 0 if len(choices) == 1 else None) for choice in choices]
-    known = [index for index in indexes if type(index) is int and 0 <= index < count]
-    if len(known) < len(choices) or len(set(known)) < len(known):
-        raise _BrokenError(f"choice indexes {indexes!s:.100}")
-    return dict(zip(known, choices, strict=True))
-
-
-def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
-    reason = choice.get("finish_reason")
-    if reason is not None and type(reason) is not str:
-        raise _BrokenError(f"finish_reason is a {type(reason).__name__}")
-    if reason in LOST_REASONS:  # the text is a torso, or none
-        return "", reason
-    text = _chat_text(choice, reason) if chat else choice.get("text")
-    if type(text) is not str:
-        raise _BrokenError(f"the text is a {type(text).__name__}")
-    return text, reason
-
-
-def _chat_text(choice: dict[str, Any], reason: str | None) -> object:
-    """Return the content; empty where it is null beside a finish reason.
-
-    That is legal: all tokens went into reasoning, or the model refused. An unusable answer, not a broken one.
-    """
-    message = choice.get("message")
-    if type(message) is not dict:
-        return None
-    text = message.get("content")
-    return "" if text is None and reason is not None else text
-
-
-def _usage(usage: object) -> tuple[int, int]:
-    """Prompt and completion tokens; 0 for what is missing or is no credible count."""
-    if not isinstance(usage, dict):
-        return 0, 0
-    return token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
 
 
 Meaning = Literal["connection", "timeout", "incomplete_body", "bad_body", "bad_url", "certificate"]
@@ -222,7 +199,7 @@ CLIENT_ERRORS: Final[Mapping[type[BaseException], Meaning]] = {
     TimeoutError: "timeout",
     OSError: "connection",
 }
-"""What each error means; an error that is not listed means what its nearest listed ancestor does."""
+"""What each error means; one that is not listed means what its nearest listed base class does."""
 
 _OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _TRANSIENT_STATUSES = (
@@ -247,36 +224,32 @@ _NO_SUCH_MODEL_400 = re.compile(r"model_not_found|invalid model name", re.IGNORE
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What came back for one HTTP request, of any status."""
+    """An HTTP response of any status."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def detail(self, redact: Callable[[str], str] = str) -> str:
-        """Return what the server says, redacted, as one line of at most 240 characters."""
+        """The server's message, redacted, as one line of at most 240 characters."""
         try:
-            text = _message(orjson.loads(self.body))
+            answer = orjson.loads(self.body)
+            while isinstance(answer, dict):  # OpenAI, vLLM (old and new), llama.cpp, FastAPI
+                answer = next((answer[key] for key in ("error", "message", "detail") if answer.get(key)), str(answer))
+            text = str(answer)
         except orjson.JSONDecodeError:
             text = re.sub(r"<[^>]*>", " ", self.body[:4000].decode(errors="replace"))
         return redact(" ".join(text.split()))[:240] or "no explanation"
 
     def text(self) -> str:
-        """Return the body as text, for looking for wordings."""
+        """The body as text, to search for phrases."""
         return self.body[:20_000].decode(errors="replace")
 
 
-def _message(answer: object) -> str:
-    """Return the message in an error body of OpenAI, vLLM (old and new), llama.cpp or FastAPI."""
-    while isinstance(answer, dict):
-        answer = next((answer[key] for key in ("error", "message", "detail") if answer.get(key)), str(answer))
-    return str(answer)
-
-
 def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
-    """Return what an error of aiohttp, a timeout or an error of the operating system means.
+    """What an error of aiohttp, a timeout or an error of the operating system means.
 
-    Only a body that broke off or could not be read has reached a server; the rest are what an outage looks like.
+    Only where a body broke off or could not be read was a server reached; the rest look like an outage.
     """
     meaning = next(CLIENT_ERRORS[base] for base in type(error).__mro__ if base in CLIENT_ERRORS)
     where, what = endpoint.display_url, _describe(error, endpoint.redact)
@@ -293,7 +266,7 @@ def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
 
 
 def _describe(error: BaseException, redact: Callable[[str], str]) -> str:
-    """Return one line, redacted; never an error's own text where that holds request headers or a whole URL."""
+    """One line, redacted; never the text of an error that holds request headers or a whole URL."""
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
         return redact(" ".join(f"not an HTTP answer: {error.message}".split()))[:240]
     if isinstance(error, aiohttp.ClientPayloadError):
@@ -305,7 +278,7 @@ def _describe(error: BaseException, redact: Callable[[str], str]) -> str:
 
 
 def is_unknown_model(answer: HttpAnswer, endpoint: Endpoint) -> bool:
-    """Tell whether the server says that it has no such model (as opposed to: no such route)."""
+    """Whether the server reports that it has no such model (as opposed to no such route)."""
     text = answer.text()
     if answer.status == HTTPStatus.NOT_FOUND:
         named = bool(endpoint.model) and (endpoint.model in text or orjson.dumps(endpoint.model).decode()[1:-1] in text)
@@ -316,14 +289,13 @@ def is_unknown_model(answer: HttpAnswer, endpoint: Endpoint) -> bool:
 def from_refusal(
     answer: HttpAnswer, endpoint: Endpoint, *, offered: Sequence[str] = (), now_s: float | None = None
 ) -> FastgenError:
-    """Return what an HTTP answer other than 2xx means.
+    """What an HTTP answer other than 2xx means.
 
     ``offered`` are the server's models, for the message; ``now_s`` is the Unix time that a Retry-After date is compared
     with (default: the clock's).
     """
     said = f"{answer.status}: {answer.detail(endpoint.redact)}"
-    problem = _for_a_person(answer, endpoint, offered, said)
-    if problem is not None:
+    if (problem := _users_problem(answer, endpoint, offered, said)) is not None:
         return InputError(problem)
     where = f"{endpoint.display_url} ({said})"
     if answer.status >= HTTPStatus.BAD_REQUEST and _TOO_LONG.search(answer.text()):
@@ -334,13 +306,16 @@ def from_refusal(
     return RequestRejected(where)
 
 
-def _for_a_person(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
-    """Return the line for whoever must mend something; ``None`` where nobody must."""
-    status, problem = answer.status, None
+def _users_problem(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
+    """What the user must fix, in one line; ``None`` where that is not the cause."""
+    status, where, problem = answer.status, endpoint.display_url, None
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        problem = _key_message(endpoint, said)
+        problem = f"{where} refuses the key ({said}): name the variable of a valid one with --api-key-env"
+        if endpoint.authorization() is None:
+            remedy = "put a key into an environment variable and name that with --api-key-env"
+            problem = f"{where} asks for a key ({said}): {remedy}"
     elif status == HTTPStatus.PAYMENT_REQUIRED or "insufficient_quota" in answer.text():
-        problem = f"{endpoint.display_url}: no credit left ({said}); add some, then run the same command again"
+        problem = f"{where}: no credit left ({said}); add some, then run the same command again"
     elif is_unknown_model(answer, endpoint):
         problem = _model_message(endpoint, offered, said)
     elif status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) or status < HTTPStatus.BAD_REQUEST:
@@ -348,13 +323,6 @@ def _for_a_person(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str]
     elif status == HTTPStatus.BAD_REQUEST and endpoint.api == "chat" and "chat template" in answer.text():
         problem = f"--api chat: {endpoint.model} has no chat template ({said}); use --api completions"
     return problem
-
-
-def _key_message(endpoint: Endpoint, said: str) -> str:
-    if endpoint.authorization() is None:
-        remedy = "put a key into an environment variable and name that with --api-key-env"
-        return f"{endpoint.display_url} asks for a key ({said}): {remedy}"
-    return f"{endpoint.display_url} refuses the key ({said}): name the variable of a valid one with --api-key-env"
 
 
 def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str:
@@ -374,7 +342,7 @@ def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
 
 
 def parse_retry_after(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Return the seconds to wait by ``Retry-After`` (seconds or a date, RFC 9110 10.2.3) or ``retry-after-ms``."""
+    """The seconds to wait by ``Retry-After`` (seconds or a date, RFC 9110 10.2.3) or ``retry-after-ms``."""
     stated = headers.get("Retry-After", "")
     seconds = _seconds(headers.get("retry-after-ms", ""), 1e-3)
     if seconds is None:
