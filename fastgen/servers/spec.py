@@ -1,4 +1,4 @@
-"""What a server is before it runs: its command, a user's flags laid over fastgen's, and no secret in what is shown."""
+"""A server before it runs: its command, the user's flags over fastgen's, and its secrets kept out of what is shown."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ _COUNTS = (
 class ServerSpec:
     """A server that `start_server` can start.
 
-    ``command`` is an OpenAI-compatible server that takes ``--host`` and ``--port``, which are added to it. ``env`` is
-    laid over the inherited environment. ``model`` is what it is asked to serve. ``concurrency`` is how many
-    sequences it works on at once, so how many requests in flight keep it busy. ``port`` is a port that the user insists
-    on; a free one otherwise.
+    ``command`` starts an OpenAI-compatible server; ``--host`` and ``--port`` are added to it. ``env`` is laid over the
+    inherited environment. ``model`` is the model's name or folder. ``concurrency`` is how many sequences it works on at
+    once, so how many requests in flight keep it busy. ``port`` is the user's choice; ``None`` means a free one.
     """
 
     command: tuple[str, ...]
@@ -42,9 +41,9 @@ class ServerSpec:
 class Layout:
     """How many servers to start, and how large each is; all at least 1.
 
-    ``num_servers`` servers side by side, each an address of its own, so that one may die and the others go on. Inside
-    a server, vLLM's own: ``tensor_parallel_size`` GPUs share one copy of the model, ``data_parallel_size`` copies stand
-    behind one address, ``api_server_count`` processes speak HTTP (``None``: vLLM's choice).
+    ``num_servers`` servers run side by side, each with its own address, so that one may die while the others continue.
+    Inside a server, ``tensor_parallel_size`` GPUs share one copy of the model, ``data_parallel_size`` copies share one
+    address, and ``api_server_count`` processes serve HTTP (``None``: vLLM's choice).
     """
 
     num_servers: int = 1
@@ -54,7 +53,7 @@ class Layout:
 
     @property
     def gpus_per_server(self) -> int:
-        """By these sizes alone; ``--server-args`` may say otherwise."""
+        """By these sizes alone; ``--server-args`` may change it."""
         return self.tensor_parallel_size * self.data_parallel_size
 
 
@@ -79,7 +78,7 @@ def parse_server_args(text: str) -> list[str]:
 
 
 def check_server_args(text: str, num_servers: int) -> None:
-    """Check all that fastgen reads from ``--server-args``, for so many servers.
+    """Check everything that fastgen reads from ``--server-args`` for ``num_servers`` servers.
 
     :raises InputError: it cannot be used, or it comes from a run folder that holds `HIDDEN` in place of a value.
     """
@@ -105,7 +104,7 @@ def has_flag(text: str, flag: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """``--server-args`` for showing and storing: with `HIDDEN` in place of each secret.
+    """``--server-args`` to be shown and stored, with `HIDDEN` in place of each secret.
 
     :raises InputError: unbalanced quotes.
     """
@@ -131,7 +130,7 @@ def _without_its_value(arguments: Sequence[str]) -> str | None:
 
 
 def merge_flags(ours: Sequence[Flag], theirs: Sequence[str]) -> list[str]:
-    """``ours`` as arguments, less what the user sets too, then ``theirs``: a user's flag replaces ours.
+    """``ours`` as arguments, without those that the user sets too, then ``theirs``.
 
     ``--a-b``, ``--a_b``, ``--a-b=value`` and the negation ``--no-a-b`` count as the same flag.
     """
@@ -141,7 +140,7 @@ def merge_flags(ours: Sequence[Flag], theirs: Sequence[str]) -> list[str]:
 
 
 def flag_value(arguments: Sequence[str], *flags: str) -> int | None:
-    """The whole number that a flag (``--like-this``, with its short forms) has last, or ``None`` where it is not given.
+    """The last whole number given for a flag (``--like-this``, with its short forms), or ``None``.
 
     :raises InputError: a value that is not a whole number above 0.
     """
