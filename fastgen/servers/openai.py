@@ -1,9 +1,9 @@
-"""One OpenAI-compatible server over HTTP: vLLM, SGLang, llama.cpp's, hosted ones.
+"""A client of one OpenAI-compatible server over HTTP: vLLM, SGLang, llama.cpp's, hosted ones.
 
-Guarantees: one `complete` is at most one POST, never repeated here; connections are kept alive and as many as there are
-calls; cancelling a call closes its connection, which makes vLLM free the sequence; a response is read up to a bound;
-whatever goes wrong is one of fastgen's errors, without a foreign exception chained to it (those carry request headers,
-hence keys). Knows nothing of retries, other servers or what the text means.
+One `OpenAIBackend.complete` is at most one POST, which is never repeated here. Connections are kept alive, and there
+are as many as there are calls. Cancelling a call closes its connection, which makes vLLM free the sequence. A response
+is read up to a bound. Every failure is one of fastgen's errors, without the foreign exception chained to it, because
+that may hold request headers and so a key.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _REFUSALS = ("http_429", "http_503", "timeout")  # "not so much at once"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a server offers: model names (none if it does not say) and the context of the endpoint's model in tokens."""
+    """The models that a server lists (none if it has no list), and the context of the endpoint's model in tokens."""
 
     ids: tuple[str, ...] = ()
     max_model_len: int | None = None
 
 
 class OpenAIBackend:
-    """A `Backend` for one endpoint. Use it in one event loop; close it there (or use it as a context manager)."""
+    """A `Backend` for one endpoint, as a context manager too. Use it in one event loop, and close it there."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -125,7 +125,7 @@ class OpenAIBackend:
         return error
 
     async def probe(self) -> ModelInfo:
-        """Return what ``GET /models`` says; an empty answer where the server has no such list.
+        """What ``GET /models`` lists; empty where the server has no such list.
 
         :raises InputError: the key is refused, or the URL redirects.
         :raises TransientError: the server does not answer, or not yet.
@@ -140,7 +140,7 @@ class OpenAIBackend:
         return ModelInfo()
 
     async def metrics(self) -> ServerMetrics | None:
-        """Return the server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
+        """The server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
         try:
             answer = await self._get(self.endpoint.root_url + "/metrics")
         except FastgenError:
@@ -148,7 +148,7 @@ class OpenAIBackend:
         return parse_metrics(answer.body) if answer.status == HTTPStatus.OK else None
 
     async def is_answering(self) -> bool:
-        """Tell whether the server answers HTTP and does not call itself broken or still loading (``/health``, 5xx)."""
+        """Whether the server answers ``/health`` without a 5xx, which means that it is broken or still loading."""
         try:
             answer = await self._get(self.endpoint.root_url + "/health")
         except FastgenError:
@@ -159,7 +159,7 @@ class OpenAIBackend:
         """Probe until the server answers; ``report`` gets a line at the first failure and then every ten seconds.
 
         :raises BackendUnavailable: it did not within ``timeout_s`` (0: a single try).
-        :raises InputError: it answered, and something must be mended first.
+        :raises InputError: it answered, and the user must fix something first.
         """
         deadline_s = time.monotonic() + timeout_s
         pause_s, report_at_s = _FIRST_PAUSE_S, 0.0
@@ -179,7 +179,7 @@ class OpenAIBackend:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def statistics(self) -> BackendStatistics:
-        """See `Backend.statistics`; a lone endpoint is always called healthy, since nothing watches it."""
+        """See `Backend.statistics`; a single endpoint always counts as healthy, because nothing watches it."""
         return BackendStatistics((self.snapshot(healthy=True),))
 
     def snapshot(self, *, healthy: bool) -> ServerState:
@@ -193,7 +193,7 @@ class OpenAIBackend:
             await session.close()
 
     async def _get(self, url: str) -> HttpAnswer:
-        """Read a small page, of which at most a little more than `MAX_PAGE_BYTES` are read."""
+        """Read a page, of which at most a little more than `MAX_PAGE_BYTES` are read."""
         session = self._session or self._open()
         failure = None
         try:
@@ -216,7 +216,7 @@ class OpenAIBackend:
         return allowed
 
     def _open(self) -> aiohttp.ClientSession:
-        """Make the one session, at the first call because it belongs to the running loop."""
+        """Make the session; at the first call, because it belongs to the running loop."""
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -234,7 +234,7 @@ class OpenAIBackend:
 
 
 def _read_models(body: bytes, model: str) -> ModelInfo:
-    """Return names and context length from a list of models; tolerant, because servers' lists differ."""
+    """Names and context length from a list of models; tolerant, because servers' lists differ."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
