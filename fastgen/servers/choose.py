@@ -172,7 +172,7 @@ async def choose_servers(
 
     Cancelling this stops a set-up and leaves nothing half-built behind.
 
-    :raises InputError: this machine cannot serve, not this model, or not so many servers; the message says what to do.
+    :raises InputError: this machine cannot serve, not this model, or not as many servers; the message has a remedy.
     :raises ServerError: the set-up failed.
     """
     from fastgen.servers.embedded import EMBEDDED_MODEL, ensure_embedded

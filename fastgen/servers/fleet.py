@@ -255,7 +255,7 @@ async def start_fleet(
                     tries = f"; {policy.most} restarts within {policy.within_s / 60:g} min are allowed"
                     final = ServerError(f"{error}{tries if served else ''}")
                     if len(specs) > 1:
-                        report(f"{final}; going on without it")
+                        report(f"{final}; continuing without it")
                     raise final from None
                 often = f"{len(restarts)} of at most {policy.most} times in {policy.within_s / 60:g} min"
                 report(f"{error}; starting it again ({often})")

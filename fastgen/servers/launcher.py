@@ -1,12 +1,12 @@
-"""Runs one command and sees to it that nothing of it outlives whoever started this launcher.
+"""Run one command, none of whose processes outlives the process that started this launcher.
 
-A script of its own: ``python -I -S launcher.py GRACE_S [NAME=VALUE ...] -- COMMAND ...``, with standard input as the
-lifeline. The command ends by itself, or it is ended when the lifeline closes: by a wish to stop, or because the other
-end died, SIGKILL included. Ended means SIGTERM, ``GRACE_S`` seconds, then SIGKILL for its whole process group and for
-every descendant that left the group. The exit code is the command's, 128 + N for death by signal N, 127 where it
-could not be started. If the launcher itself is killed, the command gets SIGTERM (on Linux).
+Run as ``python -I -S launcher.py GRACE_S [NAME=VALUE ...] -- COMMAND ...`` with a pipe as standard input, the lifeline.
+The command ends by itself, or this script ends it when the lifeline closes: because the other process wants that, or
+because it died, SIGKILL included. To end means SIGTERM, ``GRACE_S`` seconds, then SIGKILL for the whole process group
+and for every descendant that left the group. The exit code is the command's, 128 + N for death by signal N, 127 where
+it could not be started. If the launcher itself is killed, the command gets SIGTERM (on Linux).
 
-Knows nothing of fastgen, so that it starts in a few hundredths of a second and holds little memory.
+It imports nothing of fastgen, so that it starts in a few hundredths of a second and takes little memory.
 """
 
 from __future__ import annotations
@@ -27,14 +27,9 @@ PR_SET_CHILD_SUBREAPER = 36
 CANNOT_START = 127
 
 
-def prctl() -> Callable[[int, int], int] | None:
-    """Linux's process control; none elsewhere."""
-    return ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-
 def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own, asked to end when this process dies."""
-    control = prctl()
+    """Start the command in a new process group; it gets SIGTERM when this process dies."""
+    control: Callable[[int, int], int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     if control is not None:
         control(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -51,8 +46,8 @@ def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for_end_or_wish(child: subprocess.Popen[bytes], wake: int) -> None:
-    """Return when the child is gone, the lifeline closed, or this process was asked to stop."""
+def wait_for_end_or_stop(child: subprocess.Popen[bytes], wake: int) -> None:
+    """Return when the child is gone, the lifeline is closed, or this process gets a signal to stop."""
     while child.poll() is None:
         ready, _, _ = select.select([LIFELINE, wake], [], [])
         signals = os.read(wake, 64) if wake in ready else b""
@@ -61,7 +56,7 @@ def wait_for_end_or_wish(child: subprocess.Popen[bytes], wake: int) -> None:
 
 
 def end(child: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Ask, wait, then kill the group and whatever is left."""
+    """Terminate the child, wait, then kill its group and every other descendant."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,7 +106,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201  # the log's line
         return CANNOT_START
-    wait_for_end_or_wish(child, wake)
+    wait_for_end_or_stop(child, wake)
     end(child, grace_s)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 

@@ -1,35 +1,32 @@
 """Several endpoints as one backend: each request goes to the endpoint where it fills the smallest share of the limit.
 
-A stage that has servers (or a model) of its own has a group of endpoints; all other stages share the main group. The
-scheduler and the concurrency control see the endpoints of all groups as one list: the main group's first, then each
-stage's, in the order given.
+A stage with servers or a model of its own has a group of endpoints; all other stages share the main group. The
+endpoints of all groups are one list: the main group's first, then each stage's, in the order given.
 
-The share is ``(completions in flight + 1) / limit``, with the limits that `Router.set_limits` was last given (all equal
-before). A server with twice the headroom gets twice the requests, and a slow one keeps no more than its share. No call
-waits inside the router, and the router never repeats a request: the scheduler retries it, and it reaches another
-endpoint.
+The share is ``(completions in flight + 1) / limit``, with the limits of `Router.set_limits` (all equal before). A
+server with twice the headroom gets twice the requests, and a slow one keeps no more than its share. No call waits
+inside the router, and the router never repeats a request: the scheduler retries it, and it reaches another endpoint.
 
 - *Dead.* An endpoint that gives no HTTP answer `TAKE_OUT_AFTER` times in a row is taken out: it gets no requests until
   a probe in the background succeeds. The last healthy endpoint of a group is probed first: one that resets connections
-  but answers probes stays. With no healthy endpoint in the group, `complete` fails at once.
+  but answers probes stays. With no healthy endpoint in the group, `Router.complete` fails at once.
 - *Silent.* An endpoint that has requests in flight and answers nothing, not even `MISSES_ALLOWED` checks of its health
   in a row, is taken out, and its requests are broken off so that they are retried elsewhere. This happens only while
   another endpoint of the group answers, because otherwise the fault may be on this side. Any answer, also to a
   completion, resets the count, so a busy server with a slow health page is safe.
 - *Faulty.* An endpoint whose answers are faults (5xx, 429, broken bodies) counts as twice as loaded for each fault in a
-  row, until a second has passed since the last one. Quick errors do not attract the work; a single one is soon
-  forgotten.
+  row, until a second has passed since the last one. Quick errors do not attract the work.
 - *Refusing.* A refusal that the user must fix (a key, no credit, a model or route that is gone) ends the run while
   nothing has worked yet. From an endpoint that worked it is a fault: the endpoint is taken out, tried again after
   `REFUSED_PAUSE_S` and then less and less often, with few requests until one succeeds. When all others of the group
   refuse too, the run stops and can be resumed.
 
-Room. The scheduler has one number of requests in flight for all groups. So that a group with few servers does not take
-every slot, nothing is asked of a full group: `RoomFirst` tells the plan which stages to leave out, and
-`Router.reserve` tells the scheduler which retries must wait. This cannot stall. A group is full only while requests
-are in flight there, and each of them ends in an answer or a failure, after which the scheduler asks again. A group
-whose endpoints are all down has room, so its requests fail, wait for another attempt, and keep the run open. They
-cannot fill the retry queue, because a group gets nothing new while retries worth twice its limits are waiting.
+The scheduler has one number of requests in flight for all groups. So that a group with few servers does not take every
+slot, nothing is asked of a full group: `RoomFirst` tells the plan which stages to leave out, and `Router.reserve`
+tells the scheduler which retries must wait. This cannot stall. A group is full only while requests are in flight there,
+and each of them ends in an answer or a failure, after which the scheduler asks again. A group whose endpoints are all
+down has room, so its requests fail, wait for another attempt, and keep the run open. They cannot fill the retry queue,
+because a group gets nothing new while retries worth twice its limits are waiting.
 """
 
 from __future__ import annotations
@@ -282,7 +279,7 @@ class Router:
             await asyncio.gather(*waits, return_exceptions=True)
         for wait, member in zip(waits, self._members, strict=True):
             if wait not in answered:
-                report(f"going on without {member.url} until it answers")
+                report(f"continuing without {member.url} until it answers")
                 self._take_out(member)
         return answered[0].result()
 
@@ -369,9 +366,9 @@ class Router:
         if not (member.backend.counters.completed or member.term):  # it neither worked nor joined a run that did
             return error
         if not late and all(other.refusals and not other.healthy for other in member.others):
-            return StoppedError(f"{error}; the run is kept: mend that and run the same command again")
+            return StoppedError(f"{error}; the run is kept: fix that and run the same command again")
         if not late:
-            self._warn(member, f"{error}: going on without it, tried again now and then")
+            self._warn(member, f"{error}: continuing without it, tried again now and then")
             member.refusals += 1
             self._take_out(member)
         return TransientError(str(error), kind="refused", reached_server=False)

@@ -101,7 +101,7 @@ def test_the_run_begins_with_the_first_server_that_serves(spec: Callable[..., Se
         async with start_fleet(servers, tmp_path / "server.log", timeout_s=60, report=heard) as fleet:
             assert get(fleet.base_urls[1], "/v1/models")
             await heard.until("the broken did not start (exit code 3): ValueError: the model is made of cheese")
-            assert any(line.endswith("; going on without it") for line in heard.lines)
+            assert any(line.endswith("; continuing without it") for line in heard.lines)
             watching = asyncio.create_task(fleet.watch())
             await asyncio.sleep(0)
             assert not watching.done()
@@ -140,7 +140,7 @@ def test_a_server_that_keeps_dying_is_left_out_and_the_last_ends_the_run(
             await die(fleet, 0)
             await heard.until("the first did not start (exit code 1): RuntimeError: not again")
             assert any(
-                line.endswith("; 1 restarts within 10 min are allowed; going on without it") for line in heard.lines
+                line.endswith("; 1 restarts within 10 min are allowed; continuing without it") for line in heard.lines
             )
             assert not watching.done()
             await die(fleet, 1, but_not=await die(fleet, 1))

@@ -318,7 +318,7 @@ def test_when_all_servers_that_fastgen_started_are_gone_the_run_stops_resumable(
     for start in range(2, 7):
         started(run, job, start)
         os.kill(server_processes(job)[0], signal.SIGKILL)
-    job.wait_for(lambda: "going on without it" in job.said.read_text())
+    job.wait_for(lambda: "continuing without it" in job.said.read_text())
     os.kill(server_processes(job)[0], signal.SIGKILL)
     code, said = job.ended()
     assert code == 3

@@ -495,7 +495,7 @@ def test_an_endpoint_that_begins_to_refuse_is_taken_out_with_one_warning(caplog:
 
     run(test())
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "--api-key-env: going on without it" in warning.message
+    assert "--api-key-env: continuing without it" in warning.message
 
 
 def test_when_all_refuse_the_run_stops_resumable() -> None:
@@ -577,7 +577,7 @@ def test_the_start_goes_on_with_the_servers_that_are_there() -> None:
             await absent.refuse()
             assert (await router.wait_until_answering(60.0, told.append)).ids == (there.model,)
             assert [one.healthy for one in router.statistics().endpoints] == [False, True]
-            assert f"going on without {absent.base_url} until it answers" in told
+            assert f"continuing without {absent.base_url} until it answers" in told
             await absent.listen()
             await healthy_again(router)
 
