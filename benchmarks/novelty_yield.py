@@ -116,7 +116,7 @@ async def generate(
     async with OpenAIBackend(endpoint) as backend:
         found = await backend.wait_until_answering(60.0, print)
     if not model:
-        endpoint = replace(endpoint, model=found.ids[0])
+        endpoint = replace(endpoint, model=found[0])
     async with OpenAIBackend(endpoint) as backend:
         with output.open("ab") as lines:
             await asyncio.gather(

@@ -91,7 +91,7 @@ async def target(base_url: str | None) -> AsyncIterator[Target]:
     if base_url is not None:
         url = normalise_base_url(base_url)
         async with OpenAIBackend(Endpoint(url, "")) as backend:
-            yield Target(url, (await backend.wait_until_answering(60.0, say)).ids[0])
+            yield Target(url, (await backend.wait_until_answering(60.0, say))[0])
         return
     (spec,) = await choose_servers(None, "", cache_dir=cache_dir(), report=say)
     with tempfile.TemporaryDirectory() as name:

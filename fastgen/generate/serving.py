@@ -23,7 +23,7 @@ from fastgen.generate.options import STAGES_WITH_SERVERS, Options, SpeedOptions
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.fleet import Fleet, start_fleet
-from fastgen.servers.openai import ModelInfo, OpenAIBackend
+from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.router import Router
 from fastgen.servers.spec import Layout
 from fastgen.store.run_folder import RunFolder
@@ -138,11 +138,11 @@ async def _connect(
     """
     asking = Router(_backends(options, urls, key, ""))
     try:
-        info = await asking.wait_until_answering(options.server.server_timeout, report)
+        offered = await asking.wait_until_answering(options.server.server_timeout, report)
         healthy = [one.healthy for one in asking.statistics().endpoints]
     finally:
         await asking.close()
-    name = _model_name(f"--{prefix}model", model, info)
+    name = _model_name(f"--{prefix}model", model, offered)
     backends = _backends(options, urls, key, name)
     return backends, name, [backend for backend, answers in zip(backends, healthy, strict=True) if not answers]
 
@@ -172,15 +172,15 @@ def _initial_limits(concurrency: object, sizes: Sequence[int]) -> list[int]:
     return [max(1, -(-concurrency * size // sum(sizes))) for size in sizes]
 
 
-def _model_name(flag: str, model: str | None, info: ModelInfo) -> str:
+def _model_name(flag: str, model: str | None, offered: Sequence[str]) -> str:
     if model is not None:
-        if info.ids and model not in info.ids:
-            raise InputError(f"{flag} {model}: the server does not have it; it offers {', '.join(info.ids[:8])}")
+        if offered and model not in offered:
+            raise InputError(f"{flag} {model}: the server does not have it; it offers {', '.join(offered[:8])}")
         return model
-    if len(info.ids) != 1:
-        offered = f"it offers {', '.join(info.ids[:8])}" if info.ids else "the server does not list its models"
-        raise InputError(f"{flag}: name the model to use; {offered}")
-    return info.ids[0]
+    if len(offered) != 1:
+        listed = f"it offers {', '.join(offered[:8])}" if offered else "the server does not list its models"
+        raise InputError(f"{flag}: name the model to use; {listed}")
+    return offered[0]
 
 
 def raise_file_limit() -> int:

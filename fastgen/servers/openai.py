@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
@@ -39,21 +39,12 @@ if TYPE_CHECKING:
 
 
 KEEPALIVE_S = 4.0  # below uvicorn's (vLLM's) 5 s: a connection that idled longer may be closing under our next POST
-SMALL_CALL_TIMEOUT_S = 5.0  # for what a server answers from memory: health, models, metrics
-_SMALL_CALL = aiohttp.ClientTimeout(total=SMALL_CALL_TIMEOUT_S)
+_SMALL_CALL = aiohttp.ClientTimeout(total=5.0)  # for what a server answers from memory: health, models, metrics
 MAX_PAGE_BYTES = 8 << 20  # a metrics page of many engines, a hosted service's list of models
 REPORT_EVERY_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between probes at the start
 _FAULTS = tuple(CLIENT_ERRORS)
 _REFUSALS = ("http_429", "http_503", "timeout")  # "not so much at once"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """The models that a server lists (none if it has no list), and the context of the endpoint's model in tokens."""
-
-    ids: tuple[str, ...] = ()
-    max_model_len: int | None = None
 
 
 class OpenAIBackend:
@@ -117,27 +108,27 @@ class OpenAIBackend:
         offered: tuple[str, ...] = ()
         if is_unknown_model(answer, self.endpoint):
             with contextlib.suppress(FastgenError):  # the list is only for the message
-                offered = (await self.probe()).ids
+                offered = await self.probe()
         error = from_refusal(answer, self.endpoint, offered=offered)
         if request.prompts > 1 and isinstance(error, RequestRejected):
             # it may be about any one of the prompts: asked one by one, the others may be answered
             return PromptTooLong(f"{request.prompts} prompts in one request: {error}")
         return error
 
-    async def probe(self) -> ModelInfo:
-        """What ``GET /models`` lists; empty where the server has no such list.
+    async def probe(self) -> tuple[str, ...]:
+        """The names of the models that ``GET /models`` lists; none where the server has no such list.
 
         :raises InputError: the key is refused, or the URL redirects.
         :raises TransientError: the server does not answer, or not yet.
         """
         answer = await self._get(self.endpoint.display_url + "/models")
         if answer.status == HTTPStatus.OK:
-            return _read_models(answer.body, self.endpoint.model)
+            return _read_models(answer.body)
         error = from_refusal(answer, self.endpoint)
         no_list = answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
         if isinstance(error, TransientError) or (isinstance(error, InputError) and not no_list):
             raise error
-        return ModelInfo()
+        return ()
 
     async def metrics(self) -> ServerMetrics | None:
         """The server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
@@ -155,8 +146,10 @@ class OpenAIBackend:
             return False
         return answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
-    async def wait_until_answering(self, timeout_s: float, report: Callable[[str], None]) -> ModelInfo:
-        """Probe until the server answers; ``report`` gets a line at the first failure and then every ten seconds.
+    async def wait_until_answering(self, timeout_s: float, report: Callable[[str], None]) -> tuple[str, ...]:
+        """Probe until the server answers, and return the names of its models.
+
+        ``report`` gets a line at the first failure and then every ten seconds.
 
         :raises BackendUnavailable: it did not within ``timeout_s`` (0: a single try).
         :raises InputError: it answered, and the user must fix something first.
@@ -233,14 +226,12 @@ class OpenAIBackend:
         return self._session
 
 
-def _read_models(body: bytes, model: str) -> ModelInfo:
-    """Names and context length from a list of models; tolerant, because servers' lists differ."""
+def _read_models(body: bytes) -> tuple[str, ...]:
+    """The names in a list of models; tolerant, because servers' lists differ."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return ModelInfo()
+        return ()
     entries = answer.get("data") if isinstance(answer, dict) else answer
     cards = [card for card in entries if isinstance(card, dict)] if isinstance(entries, list) else []
-    named = {card["id"]: card.get("max_model_len") for card in cards if isinstance(card.get("id"), str)}
-    length = next(iter(named.values())) if len(named) == 1 else named.get(model)
-    return ModelInfo(tuple(named), length if type(length) is int else None)
+    return tuple(dict.fromkeys(card["id"] for card in cards if isinstance(card.get("id"), str)))

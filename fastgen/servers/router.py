@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from fastgen.engine.backend import ServerMetrics
-    from fastgen.servers.openai import ModelInfo, OpenAIBackend
+    from fastgen.servers.openai import OpenAIBackend
     from fastgen.types import Completion, Request
 
 
@@ -132,7 +132,7 @@ class _Member:
     async def accepts(self) -> bool:
         """Whether an endpoint that refused can be asked again, as far as its list of models shows."""
         try:
-            models = (await self.backend.probe()).ids
+            models = await self.backend.probe()
         except FastgenError:
             return False
         return not models or self.backend.endpoint.model in models
@@ -264,8 +264,10 @@ class Router:
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
-    async def wait_until_answering(self, timeout_s: float, report: Callable[[str], None]) -> ModelInfo:
-        """Wait until the first endpoint answers; those that do not answer soon after are taken out until they do.
+    async def wait_until_answering(self, timeout_s: float, report: Callable[[str], None]) -> tuple[str, ...]:
+        """Wait until the first endpoint answers, and return the names of its models.
+
+        Endpoints that do not answer soon after it are taken out until they do.
 
         :raises BackendUnavailable: none did within ``timeout_s``.
         :raises InputError: one answered, and the user must fix something first.
@@ -463,9 +465,9 @@ class Router:
                 task.cancel()
 
 
-async def _first_answers(waits: Sequence[asyncio.Task[ModelInfo]]) -> list[asyncio.Task[ModelInfo]]:
+async def _first_answers(waits: Sequence[asyncio.Task[tuple[str, ...]]]) -> list[asyncio.Task[tuple[str, ...]]]:
     """The tasks that succeed, up to a moment after the first one; input errors are raised at once."""
-    answered: list[asyncio.Task[ModelInfo]] = []
+    answered: list[asyncio.Task[tuple[str, ...]]] = []
     failure: BackendUnavailable | None = None
     pending = set(waits)
     while pending:
