@@ -1,15 +1,13 @@
 """A test server that speaks vLLM's HTTP API: it fails on command or behaves like a GPU under load.
 
-`python -m fastgen.simulator --help` runs it; tests and benchmarks use `FaultServer`, `SimulatedEngine` and
-`Simulation`.
+`python -m fastgen.simulator --help` runs it; tests and benchmarks use `FaultServer` and `SimulatedEngine`.
 """
 
 from fastgen.simulator.answers import Writer
-from fastgen.simulator.batching import ENGINES, Batch, EngineModel, Lengths, ServedSequence, ideal_tokens_per_s
-from fastgen.simulator.engine import Clock, Engine, EngineFigures, Load, LoopClock, SlotEngine, VirtualClock, Work
-from fastgen.simulator.faults import USUAL_FAULTS, Change, Event, Fault, FaultPlan, Reply, Timed
-from fastgen.simulator.server import FaultServer, Received, ServerCounters, in_a_thread
-from fastgen.simulator.simulated import SimulatedEngine, Simulation
+from fastgen.simulator.batching import ENGINES, Batch, EngineModel, EngineSequence, Lengths, ideal_tokens_per_s
+from fastgen.simulator.engine import Clock, Load, LoopClock, SimulatedEngine, SlotEngine, VirtualClock, Work
+from fastgen.simulator.faults import USUAL_FAULTS, Change, Event, Fault, FaultPlan, Reply
+from fastgen.simulator.server import FaultServer, ServerCounters, in_a_thread
 
 __all__ = [
     "ENGINES",
@@ -17,9 +15,8 @@ __all__ = [
     "Batch",
     "Change",
     "Clock",
-    "Engine",
-    "EngineFigures",
     "EngineModel",
+    "EngineSequence",
     "Event",
     "Fault",
     "FaultPlan",
@@ -27,14 +24,10 @@ __all__ = [
     "Lengths",
     "Load",
     "LoopClock",
-    "Received",
     "Reply",
-    "ServedSequence",
     "ServerCounters",
     "SimulatedEngine",
-    "Simulation",
     "SlotEngine",
-    "Timed",
     "VirtualClock",
     "Work",
     "Writer",

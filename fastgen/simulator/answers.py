@@ -1,19 +1,19 @@
-"""What the test server's "model" writes: plausible Self-Instruct answers, made from the prompt alone.
+"""What the simulated model writes: plausible Self-Instruct answers, computed from the prompt alone.
 
-Guarantees: the same prompt, choice and seed give the same text, in any process and at any time; instructions are drawn
-from a vocabulary with a long tail (word frequencies after Zipf's law), so that most are novel under ROUGE-L, while
-``similar_share`` of them copy an instruction of the prompt with a word changed, so that a novelty filter has something
-to reject. Which of the three stages a prompt belongs to is told from its end. Pure; knows nothing of HTTP, tokens or
-time.
+The same prompt, choice and seed give the same text in any process. Instructions are drawn from a vocabulary with a long
+tail (word frequencies follow Zipf's law), so most of them are novel under ROUGE-L. A ``similar_share`` of them copies
+an instruction of the prompt with one word changed, which gives a novelty filter something to reject. The end of a
+prompt tells which stage of Self-Instruct it belongs to.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import shake_128
-from itertools import islice, product
+from itertools import cycle, islice, product
 from typing import Final
 
 _VERBS: Final = tuple(
@@ -75,82 +75,21 @@ _ENDINGS: Final = (
     "for every {n} {n}.",
 )
 _SENTENCE: Final = "The {a} {n} of this {n} needs {d} more {n} units before the {a} {n}."
-_ONSETS: Final = (
-    "b",
-    "br",
-    "c",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gl",
-    "h",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
-    "z",
-)
+_ONSETS: Final = tuple("b br c d dr f g gl h k l m n p r s st t tr v w z".split())  # noqa: SIM905 - as above
 _VOWELS: Final = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS: Final = ("l", "m", "n", "nd", "r", "rt", "s", "th", "x", "ck")
 _CELLS: Final = 1 << 16
 _LEXICON_WORDS: Final = 12_000
 _ITEMS: Final = 8
-_DRAWS: Final = 192  # 16-bit draws made for one answer; they repeat after that, which no answer reaches
+_DRAWS: Final = 192  # 16-bit draws computed for one answer; no answer uses more
 
 _NEXT_NUMBER: Final = re.compile(r"(?:^|\n)[ \t]*(\d{1,4})[ \t]*[.)][ \t]*$")
 _LISTED: Final = re.compile(r"(?m)^[ \t]*(\d{1,4})[.)][ \t]+(\S.{8,})$")
 
 
-@cache
-def _cells(kind: str) -> tuple[str, ...]:
-    """65,536 words in which the word of rank r fills about 1/r of the room: a 16-bit draw gives Zipf's frequencies."""
-    if kind == "v":
-        return tuple(_VERBS[i % len(_VERBS)] for i in range(_CELLS))
-    common, ending = (_ADJECTIVES, ("ish", "al", "ous")) if kind == "a" else (_NOUNS, ("or", "et", "a"))
-    invented = (f"{o}{v}{c}{w}{e}" for v, e, o, c, w in product(_VOWELS, ending, _ONSETS, _CODAS, _VOWELS))
-    words = [*common, *islice(invented, _LEXICON_WORDS - len(common))]
-    weight = _CELLS / sum(1 / (rank + 20) for rank in range(len(words)))  # + 20: no word as frequent as "the"
-    cells = [word for rank, word in enumerate(words) for _ in range(max(1, round(weight / (rank + 20))))]
-    return tuple(cells[i * len(cells) // _CELLS] for i in range(_CELLS))
-
-
-@dataclass(slots=True)
-class _Draws:
-    """An endless-looking row of 16-bit draws that depend on one text only."""
-
-    values: memoryview
-    at: int = 0
-
-    def next(self) -> int:
-        """The next draw, 0 to 65,535."""
-        value: int = self.values[self.at % _DRAWS]
-        self.at += 1
-        return value
-
-    def below(self, count: int) -> int:
-        """The next draw, 0 to ``count`` - 1; nearly uniform for small counts."""
-        return self.next() % count
-
-
-def _draws(*parts: str) -> _Draws:
-    return _Draws(memoryview(shake_128("\0".join(parts).encode(errors="replace")).digest(2 * _DRAWS)).cast("H"))
-
-
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The model.
-
-    ``similar_share`` (0..1) of its instructions are near copies of the prompt's; another ``seed`` gives other texts.
-    """
+    """The simulated model: ``similar_share`` (0..1) of its instructions are near copies of the prompt's."""
 
     seed: int = 0
     similar_share: float = 0.1
@@ -164,7 +103,7 @@ class Writer:
             return " " + self._instructions(draws, prompt, int(numbered[1]))
         asked = tail[-400:].lower()
         if "classification" in asked and "class label" not in asked:
-            return " Yes" if draws.below(4) == 0 else " No"
+            return " Yes" if next(draws) % 4 == 0 else " No"
         if "class label" in prompt.lower():
             return _labelled(draws)
         if "output:" in prompt.lower():
@@ -173,31 +112,36 @@ class Writer:
         first = int(listed[-1][0]) + 1 if listed else 1
         return f"{first}. " + self._instructions(draws, prompt, first)
 
-    def _instructions(self, draws: _Draws, prompt: str, first: int) -> str:
+    def _instructions(self, draws: Iterator[int], prompt: str, first: int) -> str:
         """Return a numbered list of which the first number is already written."""
         shown = [text for _, text in _LISTED.findall(prompt[-4000:])]
         items = []
         for _ in range(_ITEMS):
-            if shown and draws.next() < self.similar_share * 65_536:
-                items.append(_near_copy(draws, shown[draws.below(len(shown))]))
+            if shown and next(draws) < self.similar_share * 65_536:
+                items.append(_near_copy(draws, shown[next(draws) % len(shown)]))
             else:
                 items.append(_instruction(draws))
         return "".join(f"\n{first + i}. {item}" if i else item for i, item in enumerate(items)) + "\n"
 
 
-def _fill(draws: _Draws, frame: str) -> str:
+def _draws(*parts: str) -> Iterator[int]:
+    """Return an endless series of 16-bit draws that depends on these texts only."""
+    return cycle(memoryview(shake_128("\0".join(parts).encode(errors="replace")).digest(2 * _DRAWS)).cast("H"))
+
+
+def _fill(draws: Iterator[int], frame: str) -> str:
     """Return a frame's text, each slot filled by a draw."""
     pieces = []
     for piece in _pieces(frame):
         if len(piece) == 1:
-            pieces.append(str(2 + draws.below(9)) if piece == "d" else _word(draws, piece))
+            pieces.append(str(2 + next(draws) % 9) if piece == "d" else _word(draws, piece))
         else:
             pieces.append(piece[1:])
     return "".join(pieces)
 
 
-def _word(draws: _Draws, kind: str) -> str:
-    return _cells("v")[draws.next()].lower() if kind == "w" else _cells(kind)[draws.next()]
+def _word(draws: Iterator[int], kind: str) -> str:
+    return _cells("v")[next(draws)].lower() if kind == "w" else _cells(kind)[next(draws)]
 
 
 @cache
@@ -206,32 +150,45 @@ def _pieces(frame: str) -> tuple[str, ...]:
     return tuple(piece[1] if piece.startswith("{") else "=" + piece for piece in re.split(r"(\{.\})", frame) if piece)
 
 
-def _instruction(draws: _Draws) -> str:
+def _instruction(draws: Iterator[int]) -> str:
     """Return opening, middle and ending: half of the words are content, so two texts of one pattern still differ."""
-    return " ".join(_fill(draws, frames[draws.below(len(frames))]) for frames in (_OPENINGS, _MIDDLES, _ENDINGS))
+    return " ".join(_fill(draws, frames[next(draws) % len(frames)]) for frames in (_OPENINGS, _MIDDLES, _ENDINGS))
 
 
-def _near_copy(draws: _Draws, text: str) -> str:
+def _near_copy(draws: Iterator[int], text: str) -> str:
     """``text`` with one word changed: above any sensible similarity threshold."""
     words = text.split()
-    words[draws.below(len(words))] = _word(draws, "n")
+    words[next(draws) % len(words)] = _word(draws, "n")
     return " ".join(words)
 
 
-def _sentence(draws: _Draws) -> str:
+def _sentence(draws: Iterator[int]) -> str:
     return _fill(draws, _SENTENCE)
 
 
-def _examples(draws: _Draws) -> str:
+def _examples(draws: Iterator[int]) -> str:
     """Input-first instances: mostly one, up to three; some without an input."""
-    if draws.below(5) < 2:  # noqa: PLR2004 - two of five, near the share of empty inputs in the original's data
-        return "Output: " + " ".join(_sentence(draws) for _ in range(1 + draws.below(3))) + "\n"
-    count = 1 + draws.below(3)
+    if next(draws) % 5 < 2:  # noqa: PLR2004 - two of five, near the share of empty inputs in the original's data
+        return "Output: " + " ".join(_sentence(draws) for _ in range(1 + next(draws) % 3)) + "\n"
+    count = 1 + next(draws) % 3
     parts = [f"Example {i + 1}\nInput: {_sentence(draws)}\nOutput: {_sentence(draws)}\n" for i in range(count)]
     return "".join(parts)
 
 
-def _labelled(draws: _Draws) -> str:
+def _labelled(draws: Iterator[int]) -> str:
     """Output-first instances: two or three labels, each with an input."""
-    labels = [_word(draws, "a").capitalize() for _ in range(2 + draws.below(2))]
+    labels = [_word(draws, "a").capitalize() for _ in range(2 + next(draws) % 2)]
     return "".join(f"Class label: {label}\nInput: {_sentence(draws)}\n" for label in labels)
+
+
+@cache
+def _cells(kind: str) -> tuple[str, ...]:
+    """Return 65,536 words, of which the word of rank r takes about 1/r: a 16-bit draw follows Zipf's law."""
+    if kind == "v":
+        return tuple(_VERBS[i % len(_VERBS)] for i in range(_CELLS))
+    common, ending = (_ADJECTIVES, ("ish", "al", "ous")) if kind == "a" else (_NOUNS, ("or", "et", "a"))
+    invented = (f"{o}{v}{c}{w}{e}" for v, e, o, c, w in product(_VOWELS, ending, _ONSETS, _CODAS, _VOWELS))
+    words = [*common, *islice(invented, _LEXICON_WORDS - len(common))]
+    weight = _CELLS / sum(1 / (rank + 20) for rank in range(len(words)))  # + 20: no word as frequent as "the"
+    cells = [word for rank, word in enumerate(words) for _ in range(max(1, round(weight / (rank + 20))))]
+    return tuple(cells[i * len(cells) // _CELLS] for i in range(_CELLS))

@@ -1,13 +1,24 @@
-"""The test servers' tokenizer: about English's mean, and cheap. Pure."""
+"""The formats of OpenAI's API as vLLM serves them: requests, completions, errors, models and the page of metrics.
+
+Tokens are counted by length: `CHARACTERS_PER_TOKEN` is about English's mean.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from fastgen.simulator.engine import Load, SimulatedEngine
 
 CHARACTERS_PER_TOKEN: Final = 4
+_HELP: Final = "As vLLM's."
 
 
 def count_tokens(text: str) -> int:
@@ -16,8 +27,8 @@ def count_tokens(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one request for completions asks: ``n`` sequences for each of ``prompts``."""
+class CompletionRequest:
+    """What one request asks for: ``n`` completions of each of ``prompts``."""
 
     model: str
     prompts: tuple[str, ...]
@@ -27,8 +38,8 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """One written sequence; no ``text``: all of its tokens were reasoning, which a server takes out of the answer."""
+class Completion:
+    """One completion; ``text`` is ``None`` where all tokens were reasoning, which a server removes from the answer."""
 
     text: str | None
     finish_reason: str
@@ -36,13 +47,13 @@ class Sequence:
 
 
 class BadRequestError(ValueError):
-    """The body is not what the API takes; the text goes into a 400."""
+    """The API does not accept the body; a 400 carries the message."""
 
 
-def read_request(body: bytes, *, chat: bool) -> Asked:
+def read_request(body: bytes, *, chat: bool) -> CompletionRequest:
     """Return what a body asks for.
 
-    :raises BadRequestError: no JSON object, or a field of a wrong type or range.
+    :raises BadRequestError: when it is no JSON object, or a field has a wrong type or range.
     """
     try:
         asked = orjson.loads(body)
@@ -55,7 +66,7 @@ def read_request(body: bytes, *, chat: bool) -> Asked:
     if not isinstance(n, int) or not isinstance(max_tokens, int) or n < 1 or max_tokens < 1:
         raise BadRequestError("n and max_tokens must be at least 1")
     _check_sampling(asked)
-    return Asked(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
+    return CompletionRequest(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
 
 
 def _default(asked: dict[str, Any], name: str, value: object) -> object:
@@ -95,34 +106,34 @@ def _read_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def cut(text: str | None, asked: Asked, room_tokens: int) -> Sequence:
-    """``text`` as a sampler would have ended it: at the first stop string or at the token limit.
+def cut(text: str | None, asked: CompletionRequest, room_tokens: int) -> Completion:
+    """Return ``text`` as a sampler would have ended it: at the first stop string or at the token limit.
 
-    ``room_tokens`` are what the prompt has left of the model's length.
+    ``room_tokens`` is what the prompt leaves of the model's length.
     """
+    limit = min(asked.max_tokens, room_tokens)
     if text is None:
-        return Sequence(None, "length", min(asked.max_tokens, room_tokens))
-    reason = "stop"
+        return Completion(None, "length", limit)
     ends = [at for at in (text.find(string) for string in asked.stop) if at >= 0]
     if ends:
         text = text[: min(ends)]
-    tokens, limit = count_tokens(text), min(asked.max_tokens, room_tokens)
+    tokens = count_tokens(text)
     if tokens > limit:
-        text, tokens, reason = text[: limit * CHARACTERS_PER_TOKEN], limit, "length"
-    return Sequence(text, reason, tokens)
+        return Completion(text[: limit * CHARACTERS_PER_TOKEN], "length", limit)
+    return Completion(text, "stop", tokens)
 
 
-def answer(asked: Asked, sequences: list[Sequence], prompt_tokens: int, *, chat: bool) -> dict[str, Any]:
+def answer(
+    asked: CompletionRequest, completions: list[Completion], prompt_tokens: int, *, chat: bool
+) -> dict[str, Any]:
     """Return a 200's body, before it is written as JSON."""
-    generated = sum(sequence.tokens for sequence in sequences)
+    generated = sum(completion.tokens for completion in completions)
     return {
         "id": "chatcmpl-0" if chat else "cmpl-0",
         "object": "chat.completion" if chat else "text_completion",
         "created": 0,
         "model": asked.model,
-        "choices": [
-            choice(i, sequence.text, sequence.finish_reason, chat=chat) for i, sequence in enumerate(sequences)
-        ],
+        "choices": [choice(i, one.text, one.finish_reason, chat=chat) for i, one in enumerate(completions)],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "total_tokens": prompt_tokens + generated,
@@ -143,7 +154,7 @@ def error_body(status: int, message: str, kind: str, param: str | None = None) -
 
 
 def too_long_body(max_model_len: int, prompt_tokens: int) -> bytes:
-    """Return vLLM's words for a prompt that does not fit."""
+    """Return vLLM's error body for a prompt that does not fit."""
     message = (
         f"This model's maximum context length is {max_model_len} tokens. However, your request has {prompt_tokens} "
         f"input tokens. Please reduce the length of the input messages. (parameter=input_tokens, value={prompt_tokens})"
@@ -155,3 +166,48 @@ def models_body(model: str, max_model_len: int) -> bytes:
     """Return vLLM's list of one model."""
     card = {"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model, "parent": None}
     return orjson.dumps({"object": "list", "data": [card | {"max_model_len": max_model_len}]})
+
+
+def metrics_page(
+    model: str, load: Load, counters: Mapping[str, float], finished: Mapping[str, int], engine: SimulatedEngine | None
+) -> bytes:
+    """Return the page of metrics as Prometheus text, with vLLM's names and labels.
+
+    ``counters`` have vLLM's names without ``vllm:`` and ``_total``. ``finished`` counts completions by finish_reason.
+    """
+    labels = {"engine": "0", "model_name": model}
+
+    class Page(Collector):
+        def collect(self) -> Iterator[Metric]:
+            gauges = {
+                "num_requests_running": load.running,
+                "num_requests_waiting": load.waiting,
+                "kv_cache_usage_perc": load.kv_cache_usage,
+            }
+            for name, value in gauges.items():
+                yield _labelled(GaugeMetricFamily(f"vllm:{name}", _HELP, value=value), labels)
+            waiting = GaugeMetricFamily("vllm:num_requests_waiting_by_reason", _HELP, value=load.waiting)
+            yield _labelled(waiting, {**labels, "reason": "capacity"})
+            for name, value in {**counters, "num_preemptions": load.preemptions}.items():
+                yield _labelled(CounterMetricFamily(f"vllm:{name}", _HELP, value=value), labels)
+            success = CounterMetricFamily("vllm:request_success", _HELP, labels=["finished_reason"])
+            for reason, count in finished.items():
+                success.add_metric([reason], count)
+            yield _labelled(success, labels)
+            if engine is not None:
+                for histogram in engine.histograms:
+                    yield from (_labelled(metric, labels) for metric in histogram.collect())
+                config = {
+                    "block_size": str(engine.model.block_tokens),
+                    "enable_prefix_caching": str(engine.model.prefix_caching),
+                    "num_gpu_blocks": str(engine.model.kv_blocks),
+                }
+                info = GaugeMetricFamily("vllm:cache_config_info", _HELP, value=1)
+                yield _labelled(info, {**config, "engine": "0"})
+
+    return generate_latest(Page())
+
+
+def _labelled(metric: Metric, labels: Mapping[str, str]) -> Metric:
+    metric.samples = [sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples]
+    return metric

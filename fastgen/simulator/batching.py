@@ -1,9 +1,20 @@
-"""How long one step of a continuously batching engine takes, and what fits into it: figures, and where they come from.
+"""Continuous batching as vLLM's V1 scheduler does it, in simulated time: the model of an engine, and its scheduler.
+
+Each step gives every running sequence its next token and spends the rest of ``max_num_batched_tokens`` on prefill:
+first the prompts that are already running, then the waiting queue in order of arrival. A sequence is admitted only when
+a seat (``max_num_seqs``) and cache blocks are free. When the cache is full, the youngest running sequence is preempted:
+its blocks are freed, and it returns to the head of the queue and is computed again. A step that preempts admits none.
 
 A step in which ``D`` sequences decode one token each, ``P`` prompt tokens are prefilled and the decoding sequences
 attend to ``K`` cached tokens together takes ``base + P * prefill + D * decode + K * attention`` seconds. That is the
 shape of a roofline: the weights are read once a step whatever its size (``base``), arithmetic grows with the tokens,
-and the cache is read once for every token attended to. Pure; knows nothing of scheduling or of clocks.
+and the cache is read once for every token attended to.
+
+Steps of one composition are computed as one span, so the work is proportional to arrivals and endings, not to tokens.
+Simpler than in vLLM: a prompt takes all its blocks when it is admitted, blocks of the output are not kept for later
+prompts, and attention during prefill is part of the cost of a token.
+
+The result depends only on the sequences and the times at which they were added. A step that has begun never changes.
 """
 
 from __future__ import annotations
@@ -25,7 +36,7 @@ if TYPE_CHECKING:
 class EngineModel:
     """An engine: vLLM's limits under vLLM's names, and the cost of a step.
 
-    :raises InputError: a limit that vLLM would refuse to start with, or a cost that is no time.
+    :raises InputError: when vLLM would refuse to start with a limit, or a cost is not a positive time.
     """
 
     max_num_seqs: int = 256
@@ -39,7 +50,7 @@ class EngineModel:
     max_model_len: int = 8192
     """Prompt and output of one sequence, in tokens."""
     prefix_caching: bool = True
-    """Whether whole blocks of a prompt that some earlier prompt began with are taken from the cache."""
+    """Whether a prompt takes the whole blocks that it shares with an earlier prompt's beginning from the cache."""
     base_s: float = 0.010
     prefill_s_per_token: float = 28e-6
     decode_s_per_sequence: float = 42e-6
@@ -54,7 +65,7 @@ class EngineModel:
         for name in ("prefill_s_per_token", "decode_s_per_sequence", "attention_s_per_token"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} {getattr(self, name)}: use a number of seconds from 0 up")
-        for name in ("base_s", "slowdown"):  # a step without duration would let time stand still
+        for name in ("base_s", "slowdown"):  # time would not advance in a step without duration
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} {getattr(self, name)}: use a number above 0")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -69,20 +80,20 @@ class EngineModel:
             )
 
     def blocks(self, tokens: int) -> int:
-        """Return how many blocks so many tokens of one sequence take."""
+        """Return the blocks that ``tokens`` of one sequence take."""
         return -(-tokens // self.block_tokens)
 
     def steps_s(self, steps: int, prefill_tokens: int, decoding: int, context_tokens: int) -> float:
-        """Return the seconds that so many steps of one composition take.
+        """Return the seconds that ``steps`` steps of one composition take.
 
-        ``context_tokens`` are attended to in the first of them, ``decoding`` more in each further one.
+        The first step attends to ``context_tokens``, each further step to ``decoding`` more.
         """
         attended = steps * context_tokens + decoding * (steps * (steps - 1) // 2)
         each_s = self.base_s + prefill_tokens * self.prefill_s_per_token + decoding * self.decode_s_per_sequence
         return self.slowdown * (steps * each_s + attended * self.attention_s_per_token)
 
     def resized(self, *, max_num_seqs: int | None = None, kv_blocks: int | None = None) -> EngineModel:
-        """Return the model with other limits; what is not given stays.
+        """Return the model with other limits; ``None`` keeps a limit.
 
         :raises InputError: the new limits do not go together.
         """
@@ -122,29 +133,29 @@ ENGINES: Final[Mapping[str, EngineModel]] = MappingProxyType(
 """Calibrated engines by name.
 
 ``h100-8b``: an 8B model of Qwen3's shape in bf16 on one H100 with 80 GB. Weights of 16.4 GB at 70 % of 3.35 TB/s are
-7 ms a step, and 3 ms are the engine's own; 16.4 GFLOP a token at 600 TFLOP/s are 28 us, and a decoding sequence costs
+7 ms a step, and the engine adds 3 ms; 16.4 GFLOP a token at 600 TFLOP/s are 28 us, and a decoding sequence costs
 14 us more for sampling and bookkeeping; 147 KB of cache a token at 2.3 TB/s are 63 ns. 53 GB are left for 360,000
 cached tokens. With Self-Instruct's prompts and lengths a full batch of 256 writes about 6,400 tokens/s, which is what
 is published for Qwen3-8B on one H100 with vLLM 0.15 (6,338 by default, 6,443 tuned).
 
-``h100-0.6b``: Qwen3-0.6B's shape. Weights are read in 0.5 ms, so that the engine's own time rules; the cache of a
+``h100-0.6b``: Qwen3-0.6B's shape. Weights are read in 0.5 ms, so the engine's overhead dominates; the cache of a
 token is 115 KB. With the same prompts a full batch of 512 writes about 14,000 tokens/s (published: 13,527 and 14,069).
 
 ``cpu-135m``: vLLM's CPU build with SmolLM2-135M on one core and 1 GB of cache: 27, 97, 123 and 132 output tokens/s were
 measured at 1, 8, 32 and 64 requests in flight with prompts of 207 tokens and 64 output tokens; the model gives within
 5 % of each. How the time divides between prefill and decoding is an assumption.
 
-The published figures do not state their lengths, so that no model can be fitted to more than one number of each: what
-is claimed is the order of magnitude of each cost, and the total.
+The published figures do not state their lengths, so only one number of each model can be fitted. The order of
+magnitude of each cost and the total are meant to be right, not more.
 """
 
 
 @dataclass(slots=True, eq=False)
-class ServedSequence:
-    """One sequence: what it asks, and where it stands.
+class EngineSequence:
+    """One sequence in the engine: what it asks for, and its progress.
 
-    ``cached_tokens`` of its prompt cost nothing, as if they were held by somebody for ever; ``hashes`` are those of the
-    prompt's whole blocks. Times are ``None`` until they have come.
+    ``hashes`` are those of the prompt's whole blocks. ``cached_tokens`` of the prompt cost nothing, as if they were
+    always in the cache. Times are ``None`` before the event.
     """
 
     prompt_tokens: int
@@ -160,13 +171,13 @@ class ServedSequence:
     generated: int = field(default=0, repr=False)  # up to the last preemption
     to_prefill: int = field(default=0, repr=False)
     chunk: int = field(default=0, repr=False)  # of the step in progress
-    offset: int = field(default=0, repr=False)  # cached tokens are this and the number of steps
+    offset: int = field(default=0, repr=False)  # tokens in the cache = offset + number of steps
     ends_at: int = field(default=-1, repr=False)  # number of steps
 
 
 @dataclass(slots=True)
 class Counts:
-    """Since the engine's start. ``busy_s`` is the sum over all sequences of the time they ran."""
+    """Totals since the engine's start; ``busy_s`` is the sum over all sequences of the time they ran."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -177,6 +188,15 @@ class Counts:
     steps: int = 0
     busy_s: float = 0.0
 
+    def vllm_counters(self) -> dict[str, float]:
+        """Return those that vLLM has, under its names without ``vllm:`` and ``_total``."""
+        return {
+            "prefix_cache_queries": self.prefix_queries_tokens,
+            "prefix_cache_hits": self.prefix_hits_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "generation_tokens": self.generation_tokens,
+        }
+
 
 SECOND_S = 1.0
 KEPT_SECONDS = 100_000
@@ -184,11 +204,11 @@ KEPT_SECONDS = 100_000
 
 @dataclass(slots=True)
 class Timeline:
-    """Seconds are counted from ``origin_s``; every list has one entry a second and grows as time passes.
+    """What an engine did in each second from ``origin_s`` on, restarts included; exact for steps of any length.
 
     ``tokens`` are output tokens. ``running`` and ``waiting`` are mean numbers of sequences. ``saturation`` (0..1) is
-    the time that a full batch would have needed for the work done, so that it does not depend on which lengths
-    happened to come up. ``capacity`` is `max_num_seqs` at the second's end.
+    the share of the second that a full batch would have needed for the same work; it does not depend on the lengths of
+    the sequences. ``capacity`` is `max_num_seqs` at the end of the second.
     """
 
     origin_s: float
@@ -199,7 +219,7 @@ class Timeline:
     capacity: list[int] = field(default_factory=list)
 
     def spread(self, series: list[float], amount: float, from_s: float, to_s: float) -> None:
-        """Add ``amount`` to a series, evenly over a span."""
+        """Add ``amount`` to a series, spread evenly over a span."""
         length_s = to_s - from_s
         if length_s <= 0 or not amount:
             return
@@ -213,7 +233,7 @@ class Timeline:
             series[second] += amount * max(0.0, share)
 
     def reach(self, to_s: float, capacity: int) -> None:
-        """Have entries up to a time."""
+        """Add entries up to a time."""
         wanted = min(int(to_s - self.origin_s) + 1, KEPT_SECONDS)
         for series in (self.tokens, self.running, self.waiting, self.saturation):
             series.extend(0.0 for _ in range(wanted - len(series)))
@@ -221,187 +241,41 @@ class Timeline:
         self.capacity[-1] = capacity
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``/sim/stats``."""
+        """Return the series by name."""
         return {name: getattr(self, name) for name in ("tokens", "running", "waiting", "saturation", "capacity")}
-
-
-def block_hashes(text: str, characters: int) -> tuple[int, ...]:
-    """Return one number for each whole block of ``characters``: equal numbers mean equal texts up to the block's end.
-
-    (Up to a chance of about 2**-61, and within one process.)
-    """
-    hashes, chain = [], 0
-    for end in range(characters, len(text) + 1, characters):
-        chain = hash((chain, text[end - characters : end]))
-        hashes.append(chain)
-    return tuple(hashes)
-
-
-class BlockPool:
-    """``total`` blocks: private ones are only counted, those of prompts are known by hash and counted by holder."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.used = 0  # private, or of a prompt that somebody holds
-        self._holders: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()  # kept, held by nobody; the least recently used first
-
-    @property
-    def free(self) -> int:
-        """Blocks that can be had: empty ones and those that are only kept; below 0 after `total` was lowered."""
-        return self.total - self.used
-
-    def known(self, hashes: Sequence[int]) -> int:
-        """Return how many blocks from the first on are in the cache."""
-        holders, idle = self._holders, self._idle
-        for count, block in enumerate(hashes):
-            if block not in holders and block not in idle:
-                return count
-        return len(hashes)
-
-    def unheld(self, hashes: Sequence[int]) -> int:
-        """Return how many blocks `hold` of these would take from the free ones."""
-        holders = self._holders
-        return sum(block not in holders for block in hashes)
-
-    def hold(self, hashes: Sequence[int]) -> None:
-        """Share or fill these blocks; the caller has seen to it that `free` suffices."""
-        holders, idle = self._holders, self._idle
-        for block in hashes:
-            count = holders.get(block, 0)
-            holders[block] = count + 1
-            if not count:
-                self.used += 1
-                idle.pop(block, None)
-        self._evict()
-
-    def release(self, hashes: Sequence[int]) -> None:
-        """Let go of held blocks, the last of a prompt to be evicted first."""
-        holders, idle = self._holders, self._idle
-        for block in reversed(hashes):
-            count = holders[block] - 1
-            if count:
-                holders[block] = count
-            else:
-                del holders[block]
-                idle[block] = None
-                self.used -= 1
-
-    def take(self, blocks: int) -> None:
-        """Take private blocks (give them back if negative)."""
-        self.used += blocks
-        if blocks > 0:
-            self._evict()
-
-    def _evict(self) -> None:
-        while self._idle and len(self._idle) > self.total - self.used:
-            self._idle.popitem(last=False)
-
-
-class BlockGrowth:
-    """Counts decoding sequences by the remainder at which they need a block."""
-
-    def __init__(self, block_tokens: int) -> None:
-        self._period = block_tokens
-        self._needs = [0] * block_tokens
-        self._sequences = 0
-
-    def add(self, offset: int) -> None:
-        """A sequence begins to decode."""
-        self._needs[-offset % self._period] += 1
-        self._sequences += 1
-
-    def drop(self, offset: int) -> None:
-        """A sequence decodes no more."""
-        self._needs[-offset % self._period] -= 1
-        self._sequences -= 1
-
-    def at(self, step: int) -> int:
-        """Return the blocks needed in a step."""
-        return self._needs[step % self._period]
-
-    def within(self, step: int, steps: int) -> int:
-        """Return the blocks needed in so many steps, from ``step`` on."""
-        rounds, rest = divmod(steps, self._period)
-        return rounds * self._sequences + sum(self.at(step + i) for i in range(rest))
-
-    def steps_for(self, step: int, free: int) -> int:
-        """Return for how many steps, from ``step`` on, ``free`` blocks suffice; at least 1, with sequences at all."""
-        rounds, free = divmod(max(0, free), self._sequences)
-        steps = rounds * self._period
-        for i in range(self._period):
-            free -= self.at(step + i)
-            if free < 0:
-                break
-            steps += 1
-        return max(1, steps)
-
-
-class Accounts:
-    """The books of one engine; times must not go back."""
-
-    def __init__(self, now_s: float, timeline: Timeline | None = None) -> None:
-        self.counts = Counts()
-        self.timeline = timeline or Timeline(now_s)
-        self._until_s = now_s
-
-    def pass_time(self, now_s: float, running: int, waiting: int, capacity: int) -> None:
-        """Book the time since the last booking, in which so many ran and waited."""
-        timeline = self.timeline
-        timeline.reach(now_s, capacity)
-        before_s, lasted_s = self._until_s, now_s - self._until_s
-        if lasted_s <= 0:
-            return
-        self._until_s = now_s
-        self.counts.busy_s += running * lasted_s
-        timeline.spread(timeline.running, running * lasted_s, before_s, now_s)
-        timeline.spread(timeline.waiting, waiting * lasted_s, before_s, now_s)
-
-    def steps(self, model: EngineModel, steps: int, running: int, span_s: tuple[float, float], *, full: bool) -> None:
-        """Book steps that are over: their number, and how much of their time a full batch would have needed."""
-        self.counts.steps += steps
-        from_s, to_s = span_s
-        idle_s = 0.0
-        if not full:  # a full batch shares the fixed cost of a step among more
-            idle_s = steps * model.base_s * model.slowdown * max(0.0, 1 - running / model.max_num_seqs)
-        self.timeline.spread(self.timeline.saturation, to_s - from_s - idle_s, from_s, to_s)
-
-    def tokens(self, tokens: int, span_s: tuple[float, float]) -> None:
-        """Book output tokens."""
-        self.counts.generation_tokens += tokens
-        self.timeline.spread(self.timeline.tokens, tokens, *span_s)
 
 
 @dataclass(slots=True)
 class _Span:
-    """Steps of one composition, not yet over."""
+    """Steps of one composition that are not over."""
 
     start_s: float
     steps: int
     end_s: float
-    full: bool  # nobody more could have been in it
+    full: bool  # no further sequence could have been in it
 
 
 class Batch:
-    """The engine's state; ``on_end`` is told of each sequence whose last token is there, at its time."""
+    """The engine's state; calls ``on_end`` for each sequence when its last token is there. Times must not go back."""
 
     def __init__(
         self,
         model: EngineModel,
-        on_end: Callable[[ServedSequence], None],
+        on_end: Callable[[EngineSequence], None],
         *,
         now_s: float = 0.0,
         timeline: Timeline | None = None,
     ) -> None:
         self.model = model
-        self._accounts = Accounts(now_s, timeline)
-        self.counts, self.timeline = self._accounts.counts, self._accounts.timeline
+        self.counts = Counts()
+        self.timeline = timeline or Timeline(now_s)
         self._on_end = on_end
+        self._accounted_s = now_s
         self._pool = BlockPool(model.kv_blocks)
-        self._running: dict[ServedSequence, None] = {}  # the oldest first
-        self._prefilling: dict[ServedSequence, None] = {}  # those of them whose prompt is not yet computed
-        self._waiting: deque[ServedSequence] = deque()
-        self._ends: list[tuple[int, int, ServedSequence]] = []  # (number of steps, tie-breaker, sequence)
+        self._running: dict[EngineSequence, None] = {}  # the oldest first
+        self._prefilling: dict[EngineSequence, None] = {}  # those of them whose prompt is not yet computed
+        self._waiting: deque[EngineSequence] = deque()
+        self._ends: list[tuple[int, int, EngineSequence]] = []  # (number of steps, tie-breaker, sequence)
         self._tie = 0
         self._steps = 0
         self._context_tokens = 0  # cached tokens of the decoding sequences
@@ -426,20 +300,20 @@ class Batch:
         return min(1.0, self._pool.used / self._pool.total)
 
     def next_change_s(self) -> float | None:
-        """Return when the present composition ends if nothing comes in between; ``None`` when idle."""
+        """Return when the present composition ends unless something happens before; ``None`` when idle."""
         return None if self._span is None else self._span.end_s
 
-    # -- what happens to it --------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------------------
 
     def advance(self, to_s: float) -> None:
-        """Carry out every step that is over by ``to_s``."""
+        """Take every step that is over by ``to_s``."""
         while self._span is not None and self._span.end_s <= to_s:
             span, self._span = self._span, None
             self._carry_out(span, span.steps, span.end_s)
             self._begin(span.end_s)
 
     def settle(self, to_s: float) -> None:
-        """`advance`, and leave only the step in progress undone: now the figures are exact, and things may change."""
+        """`advance`, and end the span at the step in progress: figures are exact, and the batch may be changed."""
         self.advance(to_s)
         span = self._span
         if span is not None and span.steps > 1:
@@ -449,10 +323,10 @@ class Batch:
             self._span = _Span(over_s, 1, over_s + self._lasts_s(1), span.full)
         self._account(to_s)
 
-    def add(self, sequences: Iterable[ServedSequence], now_s: float) -> None:
+    def add(self, sequences: Iterable[EngineSequence], now_s: float) -> None:
         """Queue them up.
 
-        :raises ValueError: one is longer than the model's ``max_model_len``, and might never fit.
+        :raises ValueError: when one is longer than the model's ``max_model_len`` and might never fit.
         """
         self.settle(now_s)
         for sequence in sequences:
@@ -463,8 +337,8 @@ class Batch:
         if self._span is None:
             self._begin(now_s)
 
-    def remove(self, sequence: ServedSequence, now_s: float) -> None:
-        """Forget one that nobody waits for any more; what has ended stays ended."""
+    def remove(self, sequence: EngineSequence, now_s: float) -> None:
+        """Remove a sequence whose client has gone; one that has ended is ignored."""
         self.settle(now_s)
         if sequence in self._running:
             self._leave(sequence)
@@ -472,9 +346,9 @@ class Batch:
             self._waiting.remove(sequence)
 
     def change(self, model: EngineModel, now_s: float) -> None:
-        """Go on with another model (of the same block size) from the next step on.
+        """Use another model (of the same block size) from the next step on.
 
-        Whoever has no room in the cache any more is preempted; whoever has no seat stays to the end.
+        Sequences for which the cache has no room are preempted. Running ones beyond ``max_num_seqs`` finish.
         """
         self.settle(now_s)
         self.model = model
@@ -483,7 +357,6 @@ class Batch:
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def _begin(self, now_s: float) -> None:
-        """Schedule what comes next."""
         preempted = self._make_room()
         budget = self.model.max_num_batched_tokens - self._decoding
         for sequence in self._prefilling:
@@ -505,7 +378,7 @@ class Batch:
             preempted = True
         return preempted
 
-    def _preempt(self, sequence: ServedSequence) -> None:
+    def _preempt(self, sequence: EngineSequence) -> None:
         if sequence.decoding:
             sequence.generated = sequence.output_tokens - (sequence.ends_at - self._steps)
         self._leave(sequence)
@@ -530,8 +403,8 @@ class Batch:
                 sequence.admitted_s = now_s
             budget -= self._assign(sequence, budget)
 
-    def _look_up(self, sequence: ServedSequence, tokens: int) -> None:
-        """Take what the cache has of a prompt; the last token is always computed."""
+    def _look_up(self, sequence: EngineSequence, tokens: int) -> None:
+        """Take a prompt's blocks from the cache; the last token is always computed."""
         hits = 0
         if self.model.prefix_caching:
             known = self._pool.known(sequence.hashes) * self.model.block_tokens
@@ -544,19 +417,25 @@ class Batch:
             self.counts.recomputed_tokens += tokens - hits
         sequence.to_prefill = tokens - hits
 
-    def _assign(self, sequence: ServedSequence, budget: int) -> int:
+    def _assign(self, sequence: EngineSequence, budget: int) -> int:
         sequence.chunk = min(sequence.to_prefill, budget)
         return sequence.chunk
 
     def _carry_out(self, span: _Span, steps: int, end_s: float) -> None:
-        """What so many steps of a span bring about, at the end of the last of them."""
+        """Take the first ``steps`` steps of a span, which end at ``end_s``."""
         if not steps:
             return
         decoding = self._decoding
         self._account(end_s)
-        lasted_s = (span.start_s, end_s)
-        self._accounts.steps(self.model, steps, len(self._running), lasted_s, full=span.full)
-        self._accounts.tokens(decoding * steps, lasted_s)
+        self.counts.steps += steps
+        self.counts.generation_tokens += decoding * steps
+        idle_s = 0.0
+        if not span.full:  # a full batch shares the fixed cost of a step among more sequences
+            free_share = max(0.0, 1 - len(self._running) / self.model.max_num_seqs)
+            idle_s = steps * self.model.base_s * self.model.slowdown * free_share
+        timeline = self.timeline
+        timeline.spread(timeline.saturation, end_s - span.start_s - idle_s, span.start_s, end_s)
+        timeline.spread(timeline.tokens, decoding * steps, span.start_s, end_s)
         self._pool.take(self._growth.within(self._steps, steps))
         self._steps += steps
         self._context_tokens += decoding * steps
@@ -565,19 +444,20 @@ class Batch:
             if sequence.decoding and sequence.ends_at == at:
                 self._end(sequence, end_s)
         for sequence in tuple(self._prefilling):
-            self._prefilled(sequence, lasted_s)
+            self._prefilled(sequence, span.start_s, end_s)
 
-    def _prefilled(self, sequence: ServedSequence, step_s: tuple[float, float]) -> None:
-        """Take one step's chunk off a prompt; a computed prompt gives the first token in the same step."""
+    def _prefilled(self, sequence: EngineSequence, start_s: float, end_s: float) -> None:
+        """Prefill one chunk of a prompt; its last chunk gives the first output token in the same step."""
         sequence.to_prefill -= sequence.chunk
         if sequence.to_prefill:
             return
         del self._prefilling[sequence]
         cached = sequence.prompt_tokens + sequence.generated
         sequence.generated += 1
-        self._accounts.tokens(1, step_s)
+        self.counts.generation_tokens += 1
+        self.timeline.spread(self.timeline.tokens, 1, start_s, end_s)
         if sequence.first_token_s is None:
-            sequence.first_token_s = step_s[1]
+            sequence.first_token_s = end_s
             self.counts.prompt_tokens += sequence.prompt_tokens
         sequence.decoding = True
         sequence.offset = cached - self._steps
@@ -585,17 +465,17 @@ class Batch:
         self._context_tokens += cached
         self._growth.add(sequence.offset)
         if sequence.ends_at == self._steps:
-            self._end(sequence, step_s[1])
+            self._end(sequence, end_s)
         else:
             self._tie += 1
             heapq.heappush(self._ends, (sequence.ends_at, self._tie, sequence))
 
-    def _end(self, sequence: ServedSequence, now_s: float) -> None:
+    def _end(self, sequence: EngineSequence, now_s: float) -> None:
         sequence.ended_s = now_s
         self._leave(sequence)
         self._on_end(sequence)
 
-    def _leave(self, sequence: ServedSequence) -> None:
+    def _leave(self, sequence: EngineSequence) -> None:
         """Take a sequence out of the batch and free what it holds."""
         tokens = sequence.prompt_tokens + sequence.generated
         if sequence.decoding:
@@ -614,7 +494,7 @@ class Batch:
     def _decoding(self) -> int:
         return len(self._running) - len(self._prefilling)
 
-    def _private_blocks(self, sequence: ServedSequence, tokens: int) -> int:
+    def _private_blocks(self, sequence: EngineSequence, tokens: int) -> int:
         shared = max(len(sequence.hashes), sequence.cached_tokens // self.model.block_tokens)
         return max(0, self.model.blocks(tokens) - shared)
 
@@ -622,7 +502,7 @@ class Batch:
         return self.model.steps_s(steps, prefill_tokens, self._decoding, self._context_tokens)
 
     def _steps_within(self, span: _Span, elapsed_s: float) -> int:
-        """Return how many of a decoding span's steps are over, but for the last."""
+        """Return how many of a decoding span's steps, except its last, are over."""
         low, high = 0, span.steps - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -638,7 +518,137 @@ class Batch:
             heapq.heappop(self._ends)
 
     def _account(self, now_s: float) -> None:
-        self._accounts.pass_time(now_s, len(self._running), len(self._waiting), self.model.max_num_seqs)
+        """Count the time since the last call, in which running and waiting did not change."""
+        timeline = self.timeline
+        timeline.reach(now_s, self.model.max_num_seqs)
+        before_s, lasted_s = self._accounted_s, now_s - self._accounted_s
+        if lasted_s <= 0:
+            return
+        self._accounted_s = now_s
+        running_s = len(self._running) * lasted_s
+        self.counts.busy_s += running_s
+        timeline.spread(timeline.running, running_s, before_s, now_s)
+        timeline.spread(timeline.waiting, len(self._waiting) * lasted_s, before_s, now_s)
+
+
+def block_hashes(text: str, characters: int) -> tuple[int, ...]:
+    """Return a number for each whole block of ``characters``; equal numbers mean equal texts up to the block's end.
+
+    The numbers are valid within one process. Two texts collide with a probability of about 2**-61.
+    """
+    hashes, chain = [], 0
+    for end in range(characters, len(text) + 1, characters):
+        chain = hash((chain, text[end - characters : end]))
+        hashes.append(chain)
+    return tuple(hashes)
+
+
+class BlockPool:
+    """vLLM's block pool and prefix cache: ``total`` blocks of which no more than that are held.
+
+    Private blocks are only counted. Blocks of prompts are known by hash and shared by reference count. A block without
+    a holder stays in the cache until others need its room; the least recently used block is evicted first.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used = 0  # private blocks and held blocks of prompts
+        self._holders: dict[int, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # without a holder; the least recently used first
+
+    @property
+    def free(self) -> int:
+        """Empty blocks and those without a holder; below 0 after `total` was lowered."""
+        return self.total - self.used
+
+    def known(self, hashes: Sequence[int]) -> int:
+        """Return how many of the first blocks are in the cache."""
+        holders, idle = self._holders, self._idle
+        for count, block in enumerate(hashes):
+            if block not in holders and block not in idle:
+                return count
+        return len(hashes)
+
+    def unheld(self, hashes: Sequence[int]) -> int:
+        """Return how many blocks `hold` of these would take from the free ones."""
+        holders = self._holders
+        return sum(block not in holders for block in hashes)
+
+    def hold(self, hashes: Sequence[int]) -> None:
+        """Share or fill these blocks; the caller checks that `free` suffices."""
+        holders, idle = self._holders, self._idle
+        for block in hashes:
+            count = holders.get(block, 0)
+            holders[block] = count + 1
+            if not count:
+                self.used += 1
+                idle.pop(block, None)
+        self._evict()
+
+    def release(self, hashes: Sequence[int]) -> None:
+        """Release held blocks; the last block of a prompt is evicted first."""
+        holders, idle = self._holders, self._idle
+        for block in reversed(hashes):
+            count = holders[block] - 1
+            if count:
+                holders[block] = count
+            else:
+                del holders[block]
+                idle[block] = None
+                self.used -= 1
+
+    def take(self, blocks: int) -> None:
+        """Take private blocks, or return them if ``blocks`` is negative."""
+        self.used += blocks
+        if blocks > 0:
+            self._evict()
+
+    def _evict(self) -> None:
+        while self._idle and len(self._idle) > self.total - self.used:
+            self._idle.popitem(last=False)
+
+
+class BlockGrowth:
+    """When decoding sequences need their next block, without a look at each of them.
+
+    A sequence gains one token a step, so it needs a block every ``block_tokens`` steps, always at the same remainder.
+    Its offset identifies it: offset + number of steps so far = its tokens in the cache.
+    """
+
+    def __init__(self, block_tokens: int) -> None:
+        self._period = block_tokens
+        self._needs = [0] * block_tokens
+        self._sequences = 0
+
+    def add(self, offset: int) -> None:
+        """Count a sequence that begins to decode."""
+        self._needs[-offset % self._period] += 1
+        self._sequences += 1
+
+    def drop(self, offset: int) -> None:
+        """Remove a sequence that stops decoding."""
+        self._needs[-offset % self._period] -= 1
+        self._sequences -= 1
+
+    def at(self, step: int) -> int:
+        """Return the blocks needed in a step."""
+        return self._needs[step % self._period]
+
+    def within(self, step: int, steps: int) -> int:
+        """Return the blocks needed in ``steps`` steps from ``step`` on."""
+        rounds, rest = divmod(steps, self._period)
+        return rounds * self._sequences + sum(self.at(step + i) for i in range(rest))
+
+    def steps_for(self, step: int, free: int) -> int:
+        """Return for how many steps from ``step`` on ``free`` blocks suffice: at least 1; needs a sequence."""
+        rounds, free = divmod(max(0, free), self._sequences)
+        steps = rounds * self._period
+        for i in range(self._period):
+            free -= self.at(step + i)
+            if free < 0:
+                break
+            steps += 1
+        return max(1, steps)
 
 
 WARM_ROUNDS = 3
@@ -655,30 +665,28 @@ class Lengths:
 
 
 def ideal_tokens_per_s(model: EngineModel, lengths: Iterable[Lengths]) -> float:
-    """Return the output tokens per simulated second of a batch that always has a queue behind it.
+    """Return the output tokens per simulated second of an engine whose queue is never empty.
 
-    The lengths are taken in order, again and again, until the batch has turned over at least `ROUNDS` times and every
-    one was taken once; the first `WARM_ROUNDS` do not count. Cached tokens cost nothing and need no blocks.
+    It is the ceiling that a client is measured against: the same model, fed with the same lengths. The lengths repeat
+    in order until the batch has turned over at least `ROUNDS` times and each was used once. The first `WARM_ROUNDS` do
+    not count. Cached tokens cost nothing and need no blocks.
 
-    :raises ValueError: no lengths.
+    :raises ValueError: when there are no lengths.
     """
     known = list(lengths)
     if not known:
         raise ValueError("an ideal needs lengths")
-    ended: list[ServedSequence] = []
+    ended: list[EngineSequence] = []
     batch, endless, now_s = Batch(model, ended.append), cycle(known), 0.0
     warm = WARM_ROUNDS * model.max_num_seqs
     wanted = max(ROUNDS * model.max_num_seqs, warm + len(known))
     from_s, before = 0.0, 0
     while len(ended) < wanted:
         missing = 2 * model.max_num_seqs - batch.waiting
-        batch.add([_sequence(next(endless)) for _ in range(missing)], now_s)
+        more = (next(endless) for _ in range(missing))
+        batch.add([EngineSequence(one.prompt_tokens, one.output_tokens, (), one.cached_tokens) for one in more], now_s)
         now_s = batch.next_change_s() or now_s
         batch.advance(now_s)
         if not before and len(ended) >= warm:
             from_s, before = now_s, batch.counts.generation_tokens
     return (batch.counts.generation_tokens - before) / (now_s - from_s)
-
-
-def _sequence(one: Lengths) -> ServedSequence:
-    return ServedSequence(one.prompt_tokens, one.output_tokens, cached_tokens=one.cached_tokens)

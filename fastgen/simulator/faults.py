@@ -1,4 +1,7 @@
-"""What goes wrong on a test server, and when: by a script, or by chance with a seed. Pure."""
+"""How the test server fails: kinds of faults, when they happen (by script or by chance), and how they look on the wire.
+
+Also the changes of a simulated server at given times, written as ``20:slow=3``.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,12 @@ class Fault(StrEnum):
 USUAL_FAULTS: tuple[Fault, ...] = tuple(
     fault for fault in Fault if fault not in (Fault.HANG, Fault.SLOW, Fault.PROMPT_TOO_LONG)
 )
-"""What `FaultPlan` draws from by default: everything that does not wait for a timeout and does not blame the
-request."""
+"""What `FaultPlan` draws from by default: every fault that neither waits for a timeout nor blames the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A scripted answer, given as it stands."""
+    """A scripted answer, sent unchanged."""
 
     status: int = 200
     body: bytes = b""
@@ -70,10 +72,10 @@ Event = Fault | Reply | None
 
 
 class FaultPlan:
-    """Decides by the order in which requests arrive: first the script, one event a request, then chance.
+    """Decides in the order in which requests arrive: first the script, one event a request, then chance.
 
-    With ``rate`` (0..1) a share of the later requests gets a fault drawn from ``kinds``; the draws depend on ``seed``
-    and on the number of the arrival only.
+    ``rate`` (0..1) is the share of the later requests that get a fault, drawn from ``kinds``. The draws depend only on
+    ``seed`` and on the number of the arrival.
     """
 
     def __init__(
@@ -100,34 +102,27 @@ class FaultPlan:
 HUGE_BYTES: Final = 2_000_000
 RETRY_AFTER_S: Final = 1
 
+_TOO_MANY: Final = error_body(429, "Too many requests.", "RateLimitError")
+_QUEUE_FULL: Final = error_body(503, "The request queue is full.", "ServiceUnavailableError")
+_WAIT: Final = {"Retry-After": str(RETRY_AFTER_S)}
 _REFUSALS: Final[dict[Fault, tuple[int, bytes, dict[str, str]]]] = {
-    Fault.RATE_LIMIT: (429, error_body(429, "Too many requests.", "RateLimitError"), {}),
-    Fault.RATE_LIMIT_RETRY_AFTER: (
-        429,
-        error_body(429, "Too many requests.", "RateLimitError"),
-        {"Retry-After": str(RETRY_AFTER_S)},
-    ),
-    Fault.OVERLOADED: (503, error_body(503, "The request queue is full.", "ServiceUnavailableError"), {}),
-    Fault.OVERLOADED_RETRY_AFTER: (
-        503,
-        error_body(503, "The request queue is full.", "ServiceUnavailableError"),
-        {"Retry-After": str(RETRY_AFTER_S)},
-    ),
+    Fault.RATE_LIMIT: (429, _TOO_MANY, {}),
+    Fault.RATE_LIMIT_RETRY_AFTER: (429, _TOO_MANY, _WAIT),
+    Fault.OVERLOADED: (503, _QUEUE_FULL, {}),
+    Fault.OVERLOADED_RETRY_AFTER: (503, _QUEUE_FULL, _WAIT),
     Fault.SERVER_ERROR: (500, error_body(500, "EngineCore encountered an issue.", "InternalServerError"), {}),
     Fault.BAD_GATEWAY: (502, b"<html><head><title>502 Bad Gateway</title></head></html>", {}),
 }
 
 
-def inject_instead(exchange: Exchange, event: Event, *, prompt_too_long: bytes) -> bool:
-    """Answer with a fault that takes the place of any work; false where the event is none of these."""
+def inject_instead(exchange: Exchange, event: Event) -> bool:
+    """Answer with a fault that replaces the work; return false where the event is not of that kind."""
     if isinstance(event, Reply):
         exchange.respond(event.status, event.body, content_type=event.content_type, headers=event.headers)
     elif event is Fault.RESET:
         exchange.reset()
     elif event is Fault.DISCONNECT:
         exchange.disconnect()
-    elif event is Fault.PROMPT_TOO_LONG:
-        exchange.respond(400, prompt_too_long)
     elif event in _REFUSALS:
         status, body, headers = _REFUSALS[event]
         exchange.respond(status, body, headers=headers)
@@ -137,10 +132,9 @@ def inject_instead(exchange: Exchange, event: Event, *, prompt_too_long: bytes) 
 
 
 def inject_into(exchange: Exchange, answer: dict[str, Any], fault: Fault, *, chat: bool) -> None:
-    """Send a good answer spoilt by a fault that shows in it."""
-    spoil = _SPOILERS.get(fault)
-    if spoil is not None:
-        spoil(answer, chat)
+    """Send a good answer that a fault has changed, or broken off."""
+    if fault in _SPOILERS:
+        _SPOILERS[fault](answer, chat)
     body = orjson.dumps(answer)
     if fault in (Fault.RESET_MID_BODY, Fault.TRUNCATED_BODY):
         exchange.break_off(body[: len(body) // 2], len(body), reset=fault is Fault.RESET_MID_BODY)
@@ -159,7 +153,7 @@ def _set_text(answer: dict[str, Any], chat: bool, text: object) -> None:
 
 
 def _null_text(answer: dict[str, Any], chat: bool) -> None:
-    """Take the text away; in a chat the finish reason too, because a null content beside one is legal."""
+    """Remove the text; in a chat also the finish reason, because a null content with a finish reason is legal."""
     _set_text(answer, chat, None)
     if chat:
         _set_finish_reason(answer, None)
@@ -174,7 +168,7 @@ def _add_choice(answer: dict[str, Any], chat: bool) -> None:
     answer["choices"].append(choice(len(answer["choices"]), "", "stop", chat=chat))
 
 
-def _spoil_index(answer: dict[str, Any]) -> None:
+def _spoil_index(answer: dict[str, Any], _chat: bool) -> None:
     answer["choices"][-1]["index"] = 0 if len(answer["choices"]) > 1 else 1
 
 
@@ -182,7 +176,7 @@ _SPOILERS: Final[dict[Fault, Callable[[dict[str, Any], bool], object]]] = {
     Fault.EMPTY_CHOICES: lambda answer, _: answer["choices"].clear(),
     Fault.MISSING_CHOICE: lambda answer, _: answer["choices"].pop(),
     Fault.EXTRA_CHOICE: _add_choice,
-    Fault.DUPLICATE_INDEX: lambda answer, _: _spoil_index(answer),
+    Fault.DUPLICATE_INDEX: _spoil_index,
     Fault.WRONG_TYPES: lambda answer, chat: _set_text(answer, chat, ["text"]),
     Fault.NULL_TEXT: _null_text,
     Fault.NULL_FINISH_REASON: lambda answer, _: _set_finish_reason(answer, None),
@@ -194,11 +188,11 @@ _SPOILERS: Final[dict[Fault, Callable[[dict[str, Any], bool], object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changes at a simulated server; ``None`` leaves a thing as it is.
+    """What changes at a simulated server; ``None`` keeps a setting.
 
-    ``stop_s``: the process dies, connections are refused for so many simulated seconds, then it is back with nothing in
-    its memory. ``slow``: every step takes so many times as long as the model says. ``fault_rate``: such a share (0..1)
-    of the requests gets one of ``faults``.
+    ``stop_s``: the process dies, refuses connections for that many simulated seconds, and returns with an empty memory.
+    ``slow``: every step takes that many times as long as the model says. ``fault_rate``: that share (0..1) of the
+    requests gets one of ``faults``.
     """
 
     slow: float | None = None
@@ -207,14 +201,6 @@ class Change:
     kv_blocks: int | None = None
     fault_rate: float | None = None
     faults: tuple[Fault, ...] = USUAL_FAULTS
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """A change at ``at_s`` simulated seconds after the first request."""
-
-    at_s: float
-    change: Change
 
 
 def _above_zero(text: str) -> float:
@@ -256,9 +242,9 @@ _KEYS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
 
 
 def read_change(text: str) -> Change:
-    """Return what ``slow=3,max-num-seqs=128`` says.
+    """Read a change such as ``slow=3,max-num-seqs=128``.
 
-    :raises InputError: an unknown key, or a value that does not fit it.
+    :raises InputError: when a key is unknown, or a value does not fit its key.
     """
     values: dict[str, Any] = {}
     for part in text.split(","):
@@ -273,10 +259,10 @@ def read_change(text: str) -> Change:
     return Change(**values)
 
 
-def read_timed(text: str) -> Timed:
-    """Return what ``20:slow=3`` says.
+def read_timed(text: str) -> tuple[float, Change]:
+    """Read ``20:slow=3`` as (simulated seconds after the first request, change).
 
-    :raises InputError: no time, an unknown key, or a value that does not fit it.
+    :raises InputError: when the time is missing, a key is unknown, or a value does not fit its key.
     """
     when, _, what = text.partition(":")
     try:
@@ -286,6 +272,6 @@ def read_timed(text: str) -> Timed:
     if not 0 <= at_s < math.inf:
         raise InputError(f"--at {text!r}: use SECONDS:KEY=VALUE, such as 20:slow=3")
     try:
-        return Timed(at_s, read_change(what))
+        return at_s, read_change(what)
     except InputError as error:
         raise InputError(f"--at {text!r}: {error}") from None

@@ -1,8 +1,8 @@
-"""HTTP/1.1 for a test server, written by hand on `asyncio.Protocol`.
+"""HTTP/1.1 for the test server, on `asyncio.Protocol`.
 
-So cheap that it is never what a benchmark measures, and close enough to the socket to break in every way a server
-breaks. Speaks keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``; one request at a
-time per connection (a pipelined one waits). No chunked requests (411), no TLS. Knows nothing of what is served.
+It is cheap enough never to be what a benchmark measures, and close enough to the socket to break in every way in which
+a server breaks. It supports keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``. A
+connection serves one request at a time; pipelined requests wait. Chunked requests get a 411. There is no TLS.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _MAX_BODY_BYTES = 64 << 20
 _OK_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with a zero timeout: close() sends RST instead of FIN
 _RESET_DELAY_S = 0.01
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 Handler = Callable[["Exchange"], None]
 
 
 class Exchange:
-    """One request and the means to answer it: exactly one of `respond`, `break_off`, `reset` or nothing (a hang).
+    """One request, and the ways to answer it: call exactly one of them, or none (a hang).
 
-    ``on_gone``, if set, is called when the client goes away before the answer; after that, answering does nothing.
+    ``on_gone``, if set, is called when the client disconnects before the answer. After that, answers are ignored.
     """
 
     __slots__ = ("_close", "_connection", "_head", "body", "method", "on_gone", "path")
@@ -48,12 +49,12 @@ class Exchange:
         self.on_gone: Callable[[], None] | None = None
 
     def header(self, name: str) -> str:
-        """Return the first value of a request header, empty if it is not there."""
+        """Return the first value of a request header, or an empty string."""
         found = re.search(rb"\r\n" + re.escape(name.encode()) + rb":[ \t]*([^\r]*)", self._head, re.IGNORECASE)
         return found[1].strip().decode("latin-1") if found else ""
 
     def respond_json(self, body: bytes) -> None:
-        """Answer a 200 with a JSON body: the common case, in one write."""
+        """Answer with a 200 and a JSON body, in one write."""
         self._connection.finish(self, _OK_JSON % len(body) + body, close=self._close)
 
     def respond(
@@ -64,9 +65,9 @@ class Exchange:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Answer anything whole."""
+        """Send a complete answer."""
         lines = [
-            f"HTTP/1.1 {status} {_reason(status)}",
+            f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}",
             f"Content-Type: {content_type}",
             f"Content-Length: {len(body)}",
         ]
@@ -74,9 +75,9 @@ class Exchange:
         self._connection.finish(self, "\r\n".join([*lines, "", ""]).encode("latin-1") + body, close=self._close)
 
     def break_off(self, body: bytes, stated_bytes: int, *, reset: bool) -> None:
-        """Answer a 200 that states more bytes than it sends; then the connection is reset, or closed politely."""
+        """Answer with a 200 that states more bytes than it sends; then reset or close the connection."""
         self._connection.finish(self, _OK_JSON % stated_bytes + body, close=not reset)
-        if reset:  # a moment later, or the reset would overtake the bytes
+        if reset:  # later, or the reset would overtake the bytes
             asyncio.get_running_loop().call_later(_RESET_DELAY_S, self._connection.reset)
 
     def reset(self) -> None:
@@ -88,15 +89,8 @@ class Exchange:
         self._connection.close()
 
 
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
-
-
 class Connection(asyncio.Protocol):
-    """One client's connection: cuts requests out of the stream and writes answers into it."""
+    """One client's connection: splits its stream into requests, and writes the answers."""
 
     def __init__(
         self, handler: Handler, opened: Callable[[Connection], bool], closed: Callable[[Connection], None]
@@ -109,13 +103,13 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the owner, who may refuse."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none, though they do the same
+        """Call ``opened``; reset the connection where it returns false."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not subclass it
         if not self._opened(self):
             self.reset()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell whoever is working on an answer that nobody waits for it."""
+        """Call the current exchange's ``on_gone``, then ``closed``."""
         self._transport = None
         current, self._current = self._current, None
         if current is not None and current.on_gone is not None:
@@ -158,7 +152,7 @@ class Connection(asyncio.Protocol):
         exchange.respond(status, b"")
 
     def finish(self, exchange: Exchange, answer: bytes, *, close: bool) -> None:
-        """Write an answer, unless its client has gone, and take up the next request."""
+        """Write an answer unless the client has gone, then serve the next request."""
         if self._current is not exchange or self._transport is None:
             return
         self._current = None
@@ -169,7 +163,7 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def reset(self) -> None:
-        """Drop the connection the hard way."""
+        """Reset the connection."""
         if self._transport is not None:
             peer: socket.socket | None = self._transport.get_extra_info("socket")
             if peer is not None:
@@ -177,6 +171,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Drop the connection the polite way, answered or not."""
+        """Close the connection, answered or not."""
         if self._transport is not None:
             self._transport.close()

@@ -1,37 +1,59 @@
-"""What a test server keeps to be asked about afterwards."""
+"""The test server: OpenAI's API as vLLM serves it, with faults on command.
+
+Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names) and
+``/tokenize``. ``GET /faults`` returns the counters as JSON; ``POST /faults`` with ``{"script": [...], "rate": 0.1,
+"kinds": [...], "seed": 0}`` plans new faults. Texts depend only on the prompt (`answers`), times on the engine
+(`engine`), faults on the order of arrival (`faults`).
+
+With a simulated engine there are three more. ``GET /sim/stats`` returns the present figures, the CPU time of the
+process, and what happened in each simulated second since the first request (`Timeline`). ``POST /sim/ideal`` with
+``{"from_s": 10, "to_s": 60}`` returns what the engine as it is now would write if its queue were never empty, given the
+lengths of the sequences that ended in that time. ``POST /sim/change`` with ``{"change": "slow=3"}`` applies a change
+now.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from fastgen.errors import InputError
 from fastgen.simulator import api
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.api import count_tokens
-from fastgen.simulator.engine import Engine, SlotEngine, Work
-from fastgen.simulator.faults import Event, Fault, FaultPlan, inject_instead, inject_into
+from fastgen.simulator.batching import block_hashes, ideal_tokens_per_s
+from fastgen.simulator.engine import SimulatedEngine, SlotEngine, Work
+from fastgen.simulator.faults import Change, Event, Fault, FaultPlan, inject_instead, inject_into, read_change
 from fastgen.simulator.protocol import Connection, Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastgen.simulator.engine import EngineFigures, Histogram, Load
+
+BACKLOG = 4096
+KEPT_REQUESTS = 64
+BLOCK_CHARACTERS = 256
+BLOCK_TOKENS = 64
+CAPACITY_BLOCKS = 100_000
+_LOADING = api.error_body(503, "Loading model", "unavailable_error")
 
 
 @dataclass(slots=True)
 class ServerCounters:
     """What a server has seen since its start.
 
-    ``requests`` are those for completions, ``gone`` the clients that left before their answer, tokens are counted by
-    the fake tokenizer, ``finished`` counts sequences by finish_reason and ``injected`` faults by name.
+    ``requests`` are those for completions. ``gone`` are clients that disconnected before their answer. ``finished``
+    counts completions by finish_reason, ``injected`` faults by name.
     """
 
     connections: int = 0
@@ -46,26 +68,12 @@ class ServerCounters:
     injected: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``/faults``."""
+        """Return the counters by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One request for completions, as it came."""
-
-    path: str
-    authorization: str
-    body: bytes
-
-
-BLOCK_CHARACTERS = 256
-BLOCK_TOKENS = 64
-CAPACITY_BLOCKS = 100_000
-
-
 class PrefixCache:
-    """Counts queried and hit tokens in whole blocks; forgets everything when it is full."""
+    """Counts queried and hit tokens in whole blocks; it forgets everything when it is full."""
 
     def __init__(self) -> None:
         self.queries_tokens = 0
@@ -74,79 +82,24 @@ class PrefixCache:
 
     def look_up(self, prompt: str) -> None:
         """Count the blocks of ``prompt`` that continue a known prefix, and remember the others."""
-        chain, hits = 0, 0
-        for start in range(0, len(prompt) - BLOCK_CHARACTERS + 1, BLOCK_CHARACTERS):
-            chain = hash((chain, prompt[start : start + BLOCK_CHARACTERS]))
-            if chain in self._seen:
-                hits += 1
-            else:
-                self._seen.add(chain)
-        self.queries_tokens += len(prompt) // BLOCK_CHARACTERS * BLOCK_TOKENS
-        self.hits_tokens += hits * BLOCK_TOKENS
+        blocks = block_hashes(prompt, BLOCK_CHARACTERS)
+        self.queries_tokens += len(blocks) * BLOCK_TOKENS
+        self.hits_tokens += sum(block in self._seen for block in blocks) * BLOCK_TOKENS
+        self._seen.update(blocks)
         if len(self._seen) > CAPACITY_BLOCKS:
             self._seen.clear()
-
-
-def metrics_page(
-    model: str, load: Load, counters: Mapping[str, float], finished: Mapping[str, int], figures: EngineFigures | None
-) -> bytes:
-    """Return the page.
-
-    ``counters`` have vLLM's names without ``vllm:`` and ``_total``; an engine's own count instead of a server's of the
-    same name. ``finished`` counts sequences by their finish_reason.
-    """
-    label = f'engine="0",model_name="{model}"'
-    gauges = {
-        "num_requests_running": load.running,
-        "num_requests_waiting": load.waiting,
-        "kv_cache_usage_perc": load.kv_cache_usage,
-    }
-    lines: list[str] = []
-    for name, value in gauges.items():
-        lines += _family(name, "gauge", {label: value})
-    lines += _family("num_requests_waiting_by_reason", "gauge", {f'{label},reason="capacity"': load.waiting})
-    counted = {**counters, "num_preemptions": load.preemptions, **(figures.counters if figures else {})}
-    for name, value in counted.items():
-        lines += _family(f"{name}_total", "counter", {label: value})
-    by_reason = {f'{label},finished_reason="{reason}"': count for reason, count in finished.items()}
-    lines += _family("request_success_total", "counter", by_reason)
-    if figures is not None:
-        for name, histogram in figures.histograms.items():
-            lines += _histogram(name, label, histogram)
-        config = ",".join(f'{key}="{value}"' for key, value in figures.cache_config.items())
-        lines += _family("cache_config_info", "gauge", {f'{config},engine="0"': 1})
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _family(name: str, kind: str, values: Mapping[str, float]) -> Iterator[str]:
-    yield f"# HELP vllm:{name} As vLLM's."
-    yield f"# TYPE vllm:{name} {kind}"
-    for labels, value in values.items():
-        yield f"vllm:{name}{{{labels}}} {float(value)}"
-
-
-def _histogram(name: str, label: str, histogram: Histogram) -> Iterator[str]:
-    yield f"# HELP vllm:{name} As vLLM's."
-    yield f"# TYPE vllm:{name} histogram"
-    counts = histogram.cumulative()
-    for bound, count in counts:
-        yield f'vllm:{name}_bucket{{{label},le="{bound}"}} {float(count)}'
-    yield f"vllm:{name}_count{{{label}}} {float(counts[-1][1])}"
-    yield f"vllm:{name}_sum{{{label}}} {histogram.total_s}"
-
-
-BACKLOG = 4096
-KEPT_REQUESTS = 64
-_LOADING = api.error_body(503, "Loading model", "unavailable_error")
 
 
 class FaultServer:
     """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
 
-    ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist; ``api_key``, if given, is
-    asked for under ``/v1`` as vLLM does. Without an engine answers come at once. ``write`` gives the text
-    for a prompt and the number of its choice, or ``None`` for a chat answer whose content is null. While ``loading`` is
-    true (it may be set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
+    ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist. ``api_key``, if given, is
+    required under ``/v1`` as in vLLM. Without an engine answers come at once. ``write`` returns the text for a prompt
+    and the number of its choice, or ``None`` for a chat answer whose content is null. While ``loading`` is true (it may
+    be set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
+
+    ``schedule`` holds changes of a simulated engine and the simulated seconds after the first request at which they
+    happen; ``seed`` keys the faults of a change. ``received`` has the last requests for completions.
     """
 
     def __init__(
@@ -155,35 +108,43 @@ class FaultServer:
         model: str = "test-model",
         script: Iterable[Event] = (),
         faults: FaultPlan | None = None,
-        engine: Engine | None = None,
+        engine: SlotEngine | SimulatedEngine | None = None,
         write: Callable[[str, int], str | None] | None = None,
         max_model_len: int = 1 << 20,
         apis: Iterable[str] = ("completions", "chat"),
         api_key: str | None = None,
         slow_s: float = 1.0,
+        schedule: Iterable[tuple[float, Change]] = (),
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.faults = faults or FaultPlan(script)
         self.engine = engine or SlotEngine()
         self.loading = False
         self.counters = ServerCounters()
-        self.received: deque[Received] = deque(maxlen=KEPT_REQUESTS)
+        self.received: deque[Exchange] = deque(maxlen=KEPT_REQUESTS)
         self._write = write or Writer().answer
         self._max_model_len = max_model_len
         self._api_key = api_key
         self._slow_s = slow_s
-        self._prefix_cache = PrefixCache() if self.engine.figures() is None else None  # else it counts itself
+        self._seed = seed
+        self._schedule = tuple(schedule)
+        self._changes: list[tuple[float, str]] = []
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._prefix_cache = PrefixCache()
         self._routes = self._make_routes(frozenset(apis))
         self._host, self._port = "127.0.0.1", 0
         self._listener: asyncio.Server | None = None
         self._connections: set[Connection] = set()
         self._changed = asyncio.Event()
+        if isinstance(self.engine, SimulatedEngine):
+            self.engine.on_start = self._start_schedule
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     @property
     def base_url(self) -> str:
-        """For ``--base-url``."""
+        """The value for ``--base-url``."""
         return f"http://{self._host}:{self._port}/v1"
 
     async def __aenter__(self) -> Self:
@@ -194,7 +155,7 @@ class FaultServer:
         await self.refuse()
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Accept connections; after `refuse` on the same port as before."""
+        """Accept connections; after `refuse` on the same port."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             lambda: Connection(self._handle, self._opened, self._closed),
@@ -206,7 +167,7 @@ class FaultServer:
         self._host, self._port = self._listener.sockets[0].getsockname()[:2]
 
     async def refuse(self) -> None:
-        """Stop accepting and reset every connection, as a killed server does; `listen` begins again."""
+        """Stop accepting and reset every connection, as a killed server does; `listen` starts again."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -216,7 +177,7 @@ class FaultServer:
             await listener.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; looked at whenever a request, an answer or a connection comes or goes."""
+        """Return when ``condition`` holds; it is checked at each request, answer, connection and disconnection."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -234,7 +195,7 @@ class FaultServer:
         self._changed.set()
 
     def add_route(self, method: str, path: str, handler: Callable[[Exchange], None]) -> None:
-        """Serve one more route, or another way."""
+        """Add or replace a route."""
         self._routes[method, path] = handler
 
     # -- routes --------------------------------------------------------------------------------------------------------
@@ -254,6 +215,11 @@ class FaultServer:
             routes["POST", "/v1/completions"] = lambda exchange: self._arrive(exchange, chat=False)
         if "chat" in apis:
             routes["POST", "/v1/chat/completions"] = lambda exchange: self._arrive(exchange, chat=True)
+        if isinstance(self.engine, SimulatedEngine):
+            engine = self.engine
+            routes["GET", "/sim/stats"] = lambda exchange: self._stats(exchange, engine)
+            routes["POST", "/sim/ideal"] = lambda exchange: self._ideal(exchange, engine)
+            routes["POST", "/sim/change"] = lambda exchange: self._change(exchange, engine)
         return routes
 
     def _handle(self, exchange: Exchange) -> None:
@@ -277,14 +243,18 @@ class FaultServer:
         exchange.respond(503 if self.loading else 200, _LOADING if self.loading else b"")
 
     def _metrics(self, exchange: Exchange) -> None:
-        seen = self.counters
-        counters = {
-            "prefix_cache_queries": self._prefix_cache.queries_tokens if self._prefix_cache else 0,
-            "prefix_cache_hits": self._prefix_cache.hits_tokens if self._prefix_cache else 0,
-            "prompt_tokens": seen.prompt_tokens,
-            "generation_tokens": seen.generation_tokens,
-        }
-        page = metrics_page(self.model, self.engine.load(), counters, seen.finished, self.engine.figures())
+        simulated = self.engine if isinstance(self.engine, SimulatedEngine) else None
+        counters = (
+            simulated.counts().vllm_counters()
+            if simulated
+            else {
+                "prefix_cache_queries": self._prefix_cache.queries_tokens,
+                "prefix_cache_hits": self._prefix_cache.hits_tokens,
+                "prompt_tokens": self.counters.prompt_tokens,
+                "generation_tokens": self.counters.generation_tokens,
+            }
+        )
+        page = api.metrics_page(self.model, self.engine.load(), counters, self.counters.finished, simulated)
         exchange.respond(200, page, content_type="text/plain; version=0.0.4")
 
     def _tokenize(self, exchange: Exchange) -> None:
@@ -327,12 +297,13 @@ class FaultServer:
 
     def _arrive(self, exchange: Exchange, *, chat: bool) -> None:
         self.counters.requests += 1
-        self.received.append(Received(exchange.path, exchange.header("Authorization"), exchange.body))
+        self.received.append(exchange)
         event = self.faults.next()
         if event is not None:
             self.counters.injected[event.value if isinstance(event, Fault) else f"reply-{event.status}"] += 1
-        too_long = api.too_long_body(self._max_model_len, self._max_model_len + 1)
-        if not inject_instead(exchange, event, prompt_too_long=too_long):
+        if event is Fault.PROMPT_TOO_LONG:
+            exchange.respond(400, api.too_long_body(self._max_model_len, self._max_model_len + 1))
+        elif not inject_instead(exchange, event):
             self._generate(exchange, event if isinstance(event, Fault) else None, chat=chat)
 
     def _generate(self, exchange: Exchange, fault: Fault | None, *, chat: bool) -> None:
@@ -351,13 +322,15 @@ class FaultServer:
         else:
             self._run(exchange, asked, prompt_tokens, fault, chat=chat)
 
-    def _run(self, exchange: Exchange, asked: api.Asked, tokens: list[int], fault: Fault | None, *, chat: bool) -> None:
-        sequences = [
+    def _run(
+        self, exchange: Exchange, asked: api.CompletionRequest, tokens: list[int], fault: Fault | None, *, chat: bool
+    ) -> None:
+        completions = [
             api.cut(self._write(prompt, i), asked, self._max_model_len - count)
             for prompt, count in zip(asked.prompts, tokens, strict=True)
             for i in range(asked.n)
         ]
-        if self._prefix_cache is not None:
+        if not isinstance(self.engine, SimulatedEngine):  # which counts itself
             for prompt in asked.prompts:
                 self._prefix_cache.look_up(prompt)
         prompt_tokens = sum(tokens)
@@ -366,9 +339,9 @@ class FaultServer:
         def done() -> None:
             exchange.on_gone = None
             self.counters.answered += 1
-            self.counters.generation_tokens += sum(sequence.tokens for sequence in sequences)
-            self.counters.finished.update(sequence.finish_reason for sequence in sequences)
-            answer = api.answer(asked, sequences, prompt_tokens, chat=chat)
+            self.counters.generation_tokens += sum(completion.tokens for completion in completions)
+            self.counters.finished.update(completion.finish_reason for completion in completions)
+            answer = api.answer(asked, completions, prompt_tokens, chat=chat)
             if fault is None:
                 exchange.respond_json(orjson.dumps(answer))
             else:
@@ -380,21 +353,91 @@ class FaultServer:
             cancel()
 
         exchange.on_gone = gone
-        work = Work(prompt_tokens, tuple(sequence.tokens for sequence in sequences), asked.prompts)
+        work = Work(prompt_tokens, tuple(completion.tokens for completion in completions), asked.prompts)
         cancel = self._submit(work, done, fault)
 
     def _submit(self, work: Work, done: Callable[[], None], fault: Fault | None) -> Callable[[], None]:
-        """Begin the work; a hang never ends, a slow answer begins late."""
+        """Start the work; a hang never ends, a slow answer ignores the engine."""
         if fault is Fault.HANG:
             return lambda: None
         if fault is Fault.SLOW:
             return asyncio.get_running_loop().call_later(self._slow_s, done).cancel
         return self.engine.submit(work, done)
 
+    # -- a simulated engine --------------------------------------------------------------------------------------------
+
+    def _start_schedule(self, started_s: float) -> None:
+        engine = self.engine
+        assert isinstance(engine, SimulatedEngine), "it has called"  # noqa: S101 - for the type checker
+        for at_s, change in self._schedule:
+            engine.clock.call_at(started_s + at_s, partial(self._apply, change, engine))
+
+    def _apply(self, change: Change, engine: SimulatedEngine) -> None:
+        """:raises InputError: when the engine cannot have such limits."""
+        model = engine.model
+        resized = model.resized(max_num_seqs=change.max_num_seqs, kv_blocks=change.kv_blocks)
+        changed = replace(resized, slowdown=model.slowdown if change.slow is None else change.slow)
+        if changed != model:
+            engine.change(changed)
+        if change.fault_rate is not None:
+            self.faults = FaultPlan(rate=change.fault_rate, kinds=change.faults, seed=self._seed)
+        if change.stop_s is not None:
+            restart = asyncio.get_running_loop().create_task(self._restart(engine, change.stop_s))
+            self._restarts.add(restart)
+            restart.add_done_callback(self._restarts.discard)
+        self._changes.append((engine.now_s(), str(change)))
+
+    async def _restart(self, engine: SimulatedEngine, seconds: float) -> None:
+        over = asyncio.Event()
+        back_s = engine.clock.now_s() + seconds
+        engine.reset()
+        await self.refuse()
+        engine.clock.call_at(back_s, over.set)
+        await over.wait()
+        await self.listen()
+
+    def _stats(self, exchange: Exchange, engine: SimulatedEngine) -> None:
+        timeline = engine.timeline()
+        stats = {
+            "now_s": engine.now_s(),
+            "load": asdict(engine.load()),
+            "model": asdict(engine.model),
+            "counters": engine.counts().vllm_counters(),
+            "lateness": engine.lateness,
+            "changes": self._changes,
+            "cpu_s": time.process_time(),
+            "monotonic_s": time.monotonic(),
+            "requests": self.counters.requests,
+            "sequences": self.counters.finished.total(),
+            "seconds": None if timeline is None else timeline.as_dict(),
+        }
+        exchange.respond_json(orjson.dumps(stats))
+
+    def _ideal(self, exchange: Exchange, engine: SimulatedEngine) -> None:
+        try:
+            asked = orjson.loads(exchange.body or b"{}")
+            lengths = engine.lengths(float(asked.get("from_s", 0.0)), float(asked.get("to_s", math.inf)))
+            ideal = ideal_tokens_per_s(engine.model, lengths)
+        except (ValueError, TypeError, AttributeError) as error:
+            exchange.respond(400, api.error_body(400, f"no ideal: {error}", "BadRequestError"))
+            return
+        mean_tokens = sum(one.output_tokens for one in lengths) / len(lengths)
+        exchange.respond_json(
+            orjson.dumps({"tokens_per_s": ideal, "sequences": len(lengths), "mean_output_tokens": mean_tokens})
+        )
+
+    def _change(self, exchange: Exchange, engine: SimulatedEngine) -> None:
+        try:
+            self._apply(read_change(str(orjson.loads(exchange.body)["change"])), engine)
+        except (InputError, ValueError, TypeError, KeyError) as error:
+            exchange.respond(400, api.error_body(400, f"no change: {error}", "BadRequestError"))
+            return
+        exchange.respond_json(b"{}")
+
 
 @contextmanager
 def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
-    """Have the server listen in a thread of its own, so that a command may have this one and its signals."""
+    """Serve in another thread; this one stays free for a command and its signals."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

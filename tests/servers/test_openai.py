@@ -210,7 +210,7 @@ def test_a_key_is_sent_and_a_wrong_one_stops_the_run_without_showing() -> None:
         async with FaultServer(api_key="right-key") as server:
             async with backend_for(server, api_key="right-key") as backend:
                 await backend.complete(REQUEST)
-                assert server.received[-1].authorization == "Bearer right-key"
+                assert server.received[-1].header("Authorization") == "Bearer right-key"
             async with backend_for(server, api_key="wrong-key") as backend:
                 for error in (await fault_of(backend), await probe_fault(backend)):
                     assert isinstance(error, InputError)
@@ -234,7 +234,7 @@ def test_credentials_of_the_url_are_sent_and_not_shown() -> None:
             async with OpenAIBackend(Endpoint(url, server.model)) as backend:
                 error = await fault_of(backend)
                 assert "hidden" not in str(error)
-                assert server.received[-1].authorization == "Basic dXNlcjpoaWRkZW4="
+                assert server.received[-1].header("Authorization") == "Basic dXNlcjpoaWRkZW4="
 
     run(test())
 

@@ -15,8 +15,8 @@ from fastgen.simulator.batching import (
     Batch,
     BlockPool,
     EngineModel,
+    EngineSequence,
     Lengths,
-    ServedSequence,
     block_hashes,
     ideal_tokens_per_s,
 )
@@ -34,14 +34,14 @@ SMALL = EngineModel(
 )
 
 
-def ended(batch: Batch) -> list[ServedSequence]:
-    """Run to the end; what ended, in order (the batch tells `collected`)."""
+def ended(batch: Batch) -> list[EngineSequence]:
+    """Run to the end; return what ended, in order."""
     while (change_s := batch.next_change_s()) is not None:
         batch.advance(change_s)
     return collected
 
 
-collected: list[ServedSequence] = []
+collected: list[EngineSequence] = []
 
 
 def new_batch(model: EngineModel = SMALL) -> Batch:
@@ -66,7 +66,7 @@ class Naive:
 
 
 class NaiveEngine:
-    """Steps through time; blocks are counted from scratch whenever somebody asks."""
+    """Steps through time; blocks are counted from scratch in every step."""
 
     def __init__(self, model: EngineModel, sequences: list[Naive]) -> None:
         self.model = model
@@ -194,14 +194,14 @@ def test_every_sequence_ends_when_a_model_that_takes_every_step_says_so(
         text = head + chr(200 + tail) * rest
         hashes = block_hashes(text, model.block_tokens)
         naive.append(Naive(number, arrives_s, len(text), output, hashes))
-        events.append((arrives_s, ServedSequence(len(text), output, hashes)))
+        events.append((arrives_s, EngineSequence(len(text), output, hashes)))
     oracle = NaiveEngine(model, naive)
     oracle.run()
     batch = new_batch(model)
     sequences = [sequence for _, sequence in events]
     for at_s, sequence in sorted([*events, *((look_s, None) for look_s in looks)], key=lambda event: event[0]):
         if sequence is None:
-            batch.settle(at_s)  # somebody looks, which must change nothing
+            batch.settle(at_s)  # a look must change nothing
         else:
             batch.add([sequence], at_s)
     ended(batch)
@@ -217,7 +217,7 @@ def test_every_sequence_ends_when_a_model_that_takes_every_step_says_so(
 
 def test_one_sequence_costs_a_prefill_step_and_a_step_for_each_further_token() -> None:
     batch = new_batch()
-    batch.add([ServedSequence(8, 3)], 5.0)
+    batch.add([EngineSequence(8, 3)], 5.0)
     (only,) = ended(batch)
     assert only.first_token_s == pytest.approx(5.0 + 1.0 + 8 * 0.1)
     assert only.ended_s == pytest.approx(6.8 + 2 * (1.0 + 0.01) + (8 + 9) * 0.001)
@@ -225,9 +225,9 @@ def test_one_sequence_costs_a_prefill_step_and_a_step_for_each_further_token() -
 
 def test_a_prompt_beyond_the_token_budget_is_prefilled_in_chunks_beside_the_decoding_ones() -> None:
     batch = new_batch()
-    batch.add([ServedSequence(1, 20)], 0.0)
+    batch.add([EngineSequence(1, 20)], 0.0)
     batch.advance(1.1)
-    batch.add([ServedSequence(31, 1)], 1.2)
+    batch.add([EngineSequence(31, 1)], 1.2)
     first, second = sorted(ended(batch), key=lambda one: one.output_tokens)
     assert batch.counts.steps == 20  # the long prompt took three of them, in which the other got its tokens too
     assert first.admitted_s == pytest.approx(1.1 + 1.011)
@@ -239,14 +239,14 @@ def test_a_prompt_beyond_the_token_budget_is_prefilled_in_chunks_beside_the_deco
 
 def test_the_queue_is_served_in_order_of_arrival_as_seats_become_free() -> None:
     batch = new_batch(replace(SMALL, kv_blocks=100))
-    batch.add([ServedSequence(1, 2 + number) for number in range(6)], 0.0)
+    batch.add([EngineSequence(1, 2 + number) for number in range(6)], 0.0)
     assert (batch.running, batch.waiting) == (4, 2)
     assert [one.output_tokens for one in ended(batch)] == [2, 3, 4, 5, 6, 7]
 
 
 def test_the_youngest_is_preempted_when_the_cache_is_full_and_computed_again() -> None:
     batch = new_batch(replace(SMALL, kv_blocks=10, max_num_seqs=2))
-    old, young = ServedSequence(12, 20), ServedSequence(12, 20)
+    old, young = EngineSequence(12, 20), EngineSequence(12, 20)
     batch.add([old, young], 0.0)
     assert ended(batch) == [old, young]
     assert batch.counts.preemptions == 1
@@ -255,41 +255,41 @@ def test_the_youngest_is_preempted_when_the_cache_is_full_and_computed_again() -
     assert batch.counts.generation_tokens == 40
 
 
-def test_nobody_is_admitted_whose_prompt_does_not_fit_beside_the_others() -> None:
+def test_a_prompt_that_does_not_fit_beside_the_others_waits() -> None:
     batch = new_batch(replace(SMALL, max_num_batched_tokens=100))
-    batch.add([ServedSequence(32, 2), ServedSequence(20, 2), ServedSequence(1, 2)], 0.0)
+    batch.add([EngineSequence(32, 2), EngineSequence(20, 2), EngineSequence(1, 2)], 0.0)
     assert (batch.running, batch.waiting) == (1, 2)  # nor does a later one that would fit go first
     assert [one.prompt_tokens for one in ended(batch)] == [32, 20, 1]
 
 
 def test_a_removed_sequence_frees_its_seat_and_its_blocks() -> None:
     batch = new_batch(replace(SMALL, max_num_seqs=1))
-    running, waiting, other = ServedSequence(8, 10), ServedSequence(8, 10), ServedSequence(4, 1)
+    running, waiting, other = EngineSequence(8, 10), EngineSequence(8, 10), EngineSequence(4, 1)
     batch.add([running, waiting, other], 0.0)
     batch.remove(running, 3.0)
     batch.remove(waiting, 3.0)
-    batch.remove(ServedSequence(1, 1), 3.0)
+    batch.remove(EngineSequence(1, 1), 3.0)
     assert batch.kv_cache_usage == 0.0
     assert ended(batch) == [other]
 
 
 def test_a_sequence_that_could_never_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="max_model_len 40"):
-        new_batch().add([ServedSequence(39, 2)], 0.0)
+        new_batch().add([EngineSequence(39, 2)], 0.0)
 
 
 def test_slower_steps_begin_after_the_one_in_progress() -> None:
     batch = new_batch()
-    batch.add([ServedSequence(8, 2)], 0.0)
+    batch.add([EngineSequence(8, 2)], 0.0)
     batch.change(replace(SMALL, slowdown=3.0), 0.5)
     (only,) = ended(batch)
     assert only.first_token_s == pytest.approx(1.8)
     assert only.ended_s == pytest.approx(1.8 + 3 * (1.0 + 0.01 + 0.008))
 
 
-def test_fewer_seats_let_those_who_sit_finish_and_admit_nobody_meanwhile() -> None:
+def test_with_fewer_seats_running_sequences_finish_and_none_is_admitted_meanwhile() -> None:
     batch = new_batch(replace(SMALL, kv_blocks=100))
-    batch.add([ServedSequence(1, 5) for _ in range(6)], 0.0)
+    batch.add([EngineSequence(1, 5) for _ in range(6)], 0.0)
     batch.change(batch.model.resized(max_num_seqs=1), 0.5)
     batch.settle(2.0)
     assert (batch.running, batch.waiting) == (4, 2)
@@ -300,7 +300,7 @@ def test_fewer_seats_let_those_who_sit_finish_and_admit_nobody_meanwhile() -> No
 
 def test_a_smaller_cache_preempts_until_what_runs_fits() -> None:
     batch = new_batch(replace(SMALL, kv_blocks=100))
-    batch.add([ServedSequence(12, 20) for _ in range(4)], 0.0)
+    batch.add([EngineSequence(12, 20) for _ in range(4)], 0.0)
     batch.settle(9.0)
     batch.change(batch.model.resized(kv_blocks=10), 9.5)
     batch.settle(11.0)
@@ -311,7 +311,7 @@ def test_a_smaller_cache_preempts_until_what_runs_fits() -> None:
 def test_a_thousand_sequences_of_ten_thousand_tokens_are_a_handful_of_events() -> None:
     model = EngineModel(max_num_seqs=1000, kv_blocks=10_000_000, max_model_len=20_000, max_num_batched_tokens=10_000)
     batch = new_batch(model)
-    batch.add([ServedSequence(10, 10_000) for _ in range(1000)], 0.0)
+    batch.add([EngineSequence(10, 10_000) for _ in range(1000)], 0.0)
     events = 0
     while (change_s := batch.next_change_s()) is not None:
         batch.advance(change_s)
@@ -324,9 +324,9 @@ def test_a_thousand_sequences_of_ten_thousand_tokens_are_a_handful_of_events() -
 
 def test_a_prompt_that_begins_like_an_earlier_one_computes_only_the_rest() -> None:
     batch = new_batch()
-    batch.add([ServedSequence(14, 1, block_hashes("abcdefgh1234xy", 4))], 0.0)
+    batch.add([EngineSequence(14, 1, block_hashes("abcdefgh1234xy", 4))], 0.0)
     ended(batch)
-    second = ServedSequence(15, 1, block_hashes("abcdefgh5678xyz", 4))
+    second = EngineSequence(15, 1, block_hashes("abcdefgh5678xyz", 4))
     batch.add([second], 10.0)
     ended(batch)
     assert second.hit_tokens == 8
@@ -337,7 +337,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_computes_only_the_rest() -> No
 def test_a_prompt_that_is_cached_whole_still_computes_its_last_token() -> None:
     batch = new_batch()
     batch.add(
-        [ServedSequence(8, 1, block_hashes("abcdefgh", 4)), ServedSequence(8, 1, block_hashes("abcdefgh", 4))], 0.0
+        [EngineSequence(8, 1, block_hashes("abcdefgh", 4)), EngineSequence(8, 1, block_hashes("abcdefgh", 4))], 0.0
     )
     assert [one.hit_tokens for one in ended(batch)] == [0, 7]
 
@@ -356,7 +356,7 @@ def test_kept_blocks_make_room_for_others_the_least_recently_used_first() -> Non
     assert (pool.used, pool.known((3,)), pool.known((1,))) == (4, 0, 1)
 
 
-def test_held_blocks_are_shared_and_free_only_when_nobody_holds_them() -> None:
+def test_held_blocks_are_shared_and_free_only_without_a_holder() -> None:
     pool = BlockPool(10)
     pool.hold((1, 2))
     pool.hold((1, 3))
@@ -393,13 +393,13 @@ def test_the_gpu_engines_reach_what_is_published_for_them(engine: str, published
 @pytest.mark.parametrize(("in_flight", "measured"), [(1, 27), (8, 97), (32, 123), (64, 132)])
 def test_the_cpu_engine_does_what_was_measured_at_every_concurrency(in_flight: int, measured: float) -> None:
     batch = new_batch(ENGINES["cpu-135m"])
-    batch.add([ServedSequence(207, 64) for _ in range(in_flight)], 0.0)
+    batch.add([EngineSequence(207, 64) for _ in range(in_flight)], 0.0)
     added, now_s = in_flight, 0.0
     while len(collected) < 8 * in_flight:
         now_s = batch.next_change_s() or now_s
         batch.advance(now_s)
         more = min(len(collected) + in_flight, 8 * in_flight) - added
-        batch.add([ServedSequence(207, 64) for _ in range(more)], now_s)
+        batch.add([EngineSequence(207, 64) for _ in range(more)], now_s)
         added += more
     assert batch.counts.generation_tokens / now_s == pytest.approx(measured, rel=0.055)
 

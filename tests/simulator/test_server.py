@@ -11,7 +11,6 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 
 from fastgen.simulator.__main__ import main
 from fastgen.simulator.answers import Writer
-from fastgen.simulator.engine import Load, SlotEngine, Work
+from fastgen.simulator.engine import Load, SlotEngine, VirtualClock, Work
 from fastgen.simulator.faults import USUAL_FAULTS, Fault, FaultPlan, Reply
 from fastgen.simulator.server import BLOCK_CHARACTERS, BLOCK_TOKENS, FaultServer, PrefixCache
 
@@ -361,7 +360,7 @@ def test_pipelined_requests_are_answered_in_turn() -> None:
     on_the_wire(test)
 
 
-def test_a_client_that_waits_for_100_is_told_to_go_on() -> None:
+def test_a_client_that_waits_for_100_gets_it() -> None:
     async def test(server: FaultServer, wire: Wire) -> None:
         wire.writer.write(HEAD + b"Expect: 100-continue\r\n\r\n")
         assert await wire.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -402,48 +401,45 @@ def test_what_the_server_does_not_speak_is_refused(sent: bytes, status: bytes) -
 
 
 def test_slots_bound_what_runs_and_waiting_work_follows_in_order() -> None:
-    async def test() -> None:
-        engine, ended = SlotEngine(slots=2, latency_s=0.01), asyncio.Event()
-        finished: list[int] = []
-
-        def done(number: int) -> None:
-            finished.append(number)
-            if len(finished) == 5:
-                ended.set()
-
-        for number in range(5):
-            engine.submit(Work(1, (1,)), lambda number=number: done(number))  # type: ignore[misc]  # bound now
-        assert replace(engine.load(), busy_s=0.0) == Load(2, 3, 1.0, 0, 0.0)
-        await ended.wait()
-        assert finished == [0, 1, 2, 3, 4]
-        load = engine.load()
-        assert (load.running, load.waiting) == (0, 0)
-        assert load.busy_s >= 5 * 0.01 - 1e-6  # timers are never early, and how late they are says nothing
-
-    run(test())
+    clock, finished = VirtualClock(), list[tuple[int, float]]()
+    engine = SlotEngine(slots=2, latency_s=1.0, clock=clock)
+    for number in range(5):
+        engine.submit(Work(1, (1,)), lambda number=number: finished.append((number, clock.now_s())))  # type: ignore[misc]  # bound now
+    assert engine.load() == Load(2, 3, 1.0, 0, 0.0)
+    clock.run_until(0.5)
+    assert engine.load() == Load(2, 3, 1.0, 0, 1.0)
+    clock.run()
+    assert finished == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0), (4, 3.0)]
+    assert engine.load() == Load(0, 0, 0.0, 0, 5.0)
 
 
 def test_a_request_is_done_when_its_last_sequence_is() -> None:
-    async def test() -> None:
-        engine, done = SlotEngine(slots=2, seconds_per_token=0.001), asyncio.Event()
-        engine.submit(Work(1, (1, 20, 1)), done.set)
-        assert (engine.load().running, engine.load().waiting) == (2, 1)
-        await done.wait()
-        assert engine.load().running == 0
-        assert engine.load().busy_s >= 0.021
-
-    run(test())
+    clock, done = VirtualClock(), list[float]()
+    engine = SlotEngine(slots=2, seconds_per_token=0.5, clock=clock)
+    engine.submit(Work(1, (1, 20, 1)), lambda: done.append(clock.now_s()))
+    assert (engine.load().running, engine.load().waiting) == (2, 1)
+    clock.run()
+    assert done == [10.0]
+    assert engine.load() == Load(0, 0, 0.0, 0, 11.0)
 
 
 def test_cancelled_work_frees_its_slots_and_is_never_done() -> None:
+    clock, done = VirtualClock(), list[float]()
+    engine = SlotEngine(slots=2, latency_s=1.0, clock=clock)
+    cancel = engine.submit(Work(1, (1, 1, 1)), pytest.fail)
+    engine.submit(Work(1, (1,)), lambda: done.append(clock.now_s()))
+    clock.run_until(0.25)
+    cancel()
+    assert (engine.load().running, engine.load().waiting) == (1, 0)
+    clock.run()
+    assert (done, engine.load().running) == ([1.25], 0)
+
+
+def test_the_slots_run_on_the_event_loop_s_time_by_default() -> None:
     async def test() -> None:
-        engine, done = SlotEngine(slots=2, latency_s=0.001), asyncio.Event()
-        cancel = engine.submit(Work(1, (1, 1, 1)), pytest.fail)
-        engine.submit(Work(1, (1,)), done.set)
-        cancel()
-        assert (engine.load().running, engine.load().waiting) == (1, 0)
+        done = asyncio.Event()
+        SlotEngine(slots=1, latency_s=0.001).submit(Work(1, (1, 1)), done.set)
         await done.wait()
-        assert engine.load().running == 0
 
     run(test())
 
@@ -457,7 +453,7 @@ def test_without_latency_work_is_done_at_once() -> None:
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-def test_the_module_serves_until_it_is_told_to_stop() -> None:
+def test_the_module_serves_until_a_signal() -> None:
     command = [
         sys.executable,
         "-m",

@@ -23,10 +23,9 @@ from fastgen.engine.backend import parse_metrics
 from fastgen.errors import InputError
 from fastgen.simulator.__main__ import main
 from fastgen.simulator.batching import ENGINES, EngineModel, Timeline, ideal_tokens_per_s
-from fastgen.simulator.engine import Histogram, LoopClock, VirtualClock, Work
-from fastgen.simulator.faults import Change, Fault, Timed, read_change, read_timed
+from fastgen.simulator.engine import LoopClock, SimulatedEngine, VirtualClock, Work
+from fastgen.simulator.faults import Change, Fault, read_change, read_timed
 from fastgen.simulator.server import FaultServer
-from fastgen.simulator.simulated import SimulatedEngine, Simulation
 
 GUARD_S = 20.0
 TEXT = "What does a gardener do in the autumn before the first frost comes? " * 8
@@ -39,7 +38,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 class ClosedLoop:
-    """So many clients in virtual time, each asking again as soon as it is answered."""
+    """Clients in virtual time; each asks again as soon as it is answered."""
 
     def __init__(self, engine: SimulatedEngine, seed: int = 0) -> None:
         self.engine = engine
@@ -58,7 +57,7 @@ class ClosedLoop:
 # -- virtual time ------------------------------------------------------------------------------------------------------
 
 
-def test_virtual_time_passes_only_when_it_is_told_to_and_in_order() -> None:
+def test_virtual_time_passes_only_in_run_and_calls_come_in_order() -> None:
     clock, seen = VirtualClock(), list[tuple[str, float]]()
 
     def saw(name: str) -> Callable[[], None]:
@@ -83,7 +82,7 @@ def test_work_is_done_once_when_its_last_sequence_is() -> None:
     assert len(done) == 1
     assert done[0] == pytest.approx(20 * MODEL.base_s, rel=0.05)
     assert engine.load().running == 0
-    assert engine.figures().counters["generation_tokens"] == 26
+    assert engine.counts().generation_tokens == 26
 
 
 def test_cancelled_work_is_never_done_and_its_seats_are_free() -> None:
@@ -143,7 +142,7 @@ def test_a_reset_loses_everything_but_its_history() -> None:
     engine.submit(Work(10, (100,)), pytest.fail)
     clock.run_until(1.0)
     engine.reset()
-    assert engine.load().running == engine.figures().counters["generation_tokens"] == 0
+    assert engine.load().running == engine.counts().generation_tokens == 0
     clock.run_until(3.0)
     engine.submit(Work(10, (50,)), lambda: None)
     clock.run_until(4.9)
@@ -159,22 +158,14 @@ def test_prompts_that_share_a_beginning_hit_the_prefix_cache() -> None:
     for tail in ("one", "two"):
         engine.submit(Work(300, (4, 4), (TEXT + tail, TEXT + tail)), lambda: None)
         clock.run()
-    counted = engine.figures().counters
+    counted = engine.counts()
     whole_blocks = len(TEXT) // 64 * 16
-    assert counted["prefix_cache_hits"] == 3 * whole_blocks
-    assert counted["prompt_tokens"] == counted["prefix_cache_queries"] == 4 * (len(TEXT + "one") // 4 + 1)
+    assert counted.prefix_hits_tokens == 3 * whole_blocks
+    assert counted.prompt_tokens == counted.prefix_queries_tokens == 4 * (len(TEXT + "one") // 4 + 1)
     off = SimulatedEngine(replace(MODEL, prefix_caching=False), clock)
     off.submit(Work(300, (4, 4), (TEXT, TEXT)), lambda: None)
     clock.run()
-    assert off.figures().counters["prefix_cache_hits"] == 0
-
-
-def test_histograms_count_at_and_below_each_bound() -> None:
-    histogram = Histogram((0.5, 1.0))
-    for value_s in (0.5, 0.6, 3.0):
-        histogram.observe(value_s)
-    assert histogram.cumulative() == [("0.5", 1), ("1.0", 2), ("+Inf", 3)]
-    assert histogram.total_s == pytest.approx(4.1)
+    assert off.counts().prefix_hits_tokens == 0
 
 
 def test_a_timeline_divides_what_spans_several_seconds() -> None:
@@ -190,7 +181,7 @@ def test_a_timeline_divides_what_spans_several_seconds() -> None:
 
 
 def test_a_script_line_is_a_time_and_what_changes() -> None:
-    assert read_timed("20:slow=3") == Timed(20.0, Change(slow=3.0))
+    assert read_timed("20:slow=3") == (20.0, Change(slow=3.0))
     assert read_change("stop=5,max-num-seqs=12,kv-blocks=9") == Change(stop_s=5.0, max_num_seqs=12, kv_blocks=9)
     assert read_change("fault-rate=0.5,faults=reset+500").faults == (Fault.RESET, Fault.SERVER_ERROR)
 
@@ -222,10 +213,9 @@ async def get(server: FaultServer, route: str) -> bytes:
         return await response.read()
 
 
-def simulated(*script: Timed, speed: float = 1000.0, model: EngineModel = MODEL) -> tuple[FaultServer, Simulation]:
+def simulated(*schedule: tuple[float, Change], speed: float = 1000.0, model: EngineModel = MODEL) -> FaultServer:
     engine = SimulatedEngine(model, LoopClock(speed))
-    server = FaultServer(engine=engine, max_model_len=model.max_model_len)
-    return server, Simulation(server, engine, script)
+    return FaultServer(engine=engine, max_model_len=model.max_model_len, schedule=schedule)
 
 
 def ask(server: FaultServer, **more: object) -> Coroutine[Any, Any, tuple[int, Any]]:
@@ -234,7 +224,7 @@ def ask(server: FaultServer, **more: object) -> Coroutine[Any, Any, tuple[int, A
 
 def test_the_page_of_metrics_has_vllms_names_and_the_engines_figures() -> None:
     async def test() -> None:
-        server, _ = simulated()
+        server = simulated()
         async with server:
             _, answer = await ask(server, n=2)
             page = await get(server, "/metrics")
@@ -244,10 +234,10 @@ def test_the_page_of_metrics_has_vllms_names_and_the_engines_figures() -> None:
             assert (read.running, read.waiting, read.preemptions) == (0, 0, 0)
             assert read.prefix_hits_tokens * 2 == pytest.approx(read.prefix_queries_tokens, rel=0.1)
             text = page.decode()
-            assert re.search(r'^vllm:request_success_total\{.*finished_reason="stop"\} 2\.0$', text, re.MULTILINE)
+            assert re.search(r'^vllm:request_success_total\{.*finished_reason="stop".*\} 2\.0$', text, re.MULTILINE)
             assert re.search(r'^vllm:cache_config_info\{block_size="16".*num_gpu_blocks="4000"', text, re.MULTILINE)
             for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
-                assert re.search(rf'^vllm:{name}_seconds_bucket\{{.*le="\+Inf"\}} 2\.0$', text, re.MULTILINE)
+                assert re.search(rf'^vllm:{name}_seconds_bucket\{{.*le="\+Inf".*\}} 2\.0$', text, re.MULTILINE)
                 assert re.search(rf"^vllm:{name}_seconds_count\{{.*\}} 2\.0$", text, re.MULTILINE)
 
     run(test())
@@ -255,7 +245,7 @@ def test_the_page_of_metrics_has_vllms_names_and_the_engines_figures() -> None:
 
 def test_every_line_of_the_page_is_prometheus_text() -> None:
     async def test() -> None:
-        server, _ = simulated()
+        server = simulated()
         async with server:
             await ask(server)
             line = re.compile(r'vllm:\w+\{(\w+="[^"]*",?)+\} [0-9.e+-]+|# (HELP|TYPE) vllm:\w+ .+')
@@ -265,9 +255,9 @@ def test_every_line_of_the_page_is_prometheus_text() -> None:
     run(test())
 
 
-def test_what_the_server_did_is_told_second_by_second_beside_the_ideal() -> None:
+def test_stats_give_every_second_and_the_ideal_can_be_computed() -> None:
     async def test() -> None:
-        server, _ = simulated(speed=200.0)
+        server = simulated(speed=200.0)
         async with server:
             assert (await post(server, "/sim/ideal", {}))[0] == 400  # of nothing
             await asyncio.gather(*(ask(server, n=4) for _ in range(8)))
@@ -285,7 +275,7 @@ def test_what_the_server_did_is_told_second_by_second_beside_the_ideal() -> None
 
 def test_a_change_on_command_changes_the_engine_and_a_bad_one_is_refused() -> None:
     async def test() -> None:
-        server, _ = simulated()
+        server = simulated()
         async with server:
             assert (await post(server, "/sim/change", {"change": "slow=2,max-num-seqs=4"}))[0] == 200
             stats = json.loads(await get(server, "/sim/stats"))
@@ -301,7 +291,7 @@ def test_a_change_on_command_changes_the_engine_and_a_bad_one_is_refused() -> No
 
 def test_a_script_that_stops_the_server_loses_its_state_and_brings_it_back_on_the_same_port() -> None:
     async def test() -> None:
-        server, _ = simulated(Timed(0.5, Change(stop_s=20.0)))
+        server = simulated((0.5, Change(stop_s=20.0)))
         async with server:
             url = server.base_url
             with pytest.raises(aiohttp.ClientError):
@@ -324,7 +314,7 @@ def test_a_script_that_stops_the_server_loses_its_state_and_brings_it_back_on_th
 
 def test_an_answer_ends_where_the_models_length_does() -> None:
     async def test() -> None:
-        server, _ = simulated(model=replace(MODEL, max_model_len=150))
+        server = simulated(model=replace(MODEL, max_model_len=150))
         async with server:
             status, answer = await ask(server, max_tokens=4000)
             assert status == 200
