@@ -24,7 +24,7 @@ import aiohttp
 import orjson
 import uvloop
 
-from benchmarks.harness import ServerProcess, Stopwatch, finish, instruction_prompts, print_table, test_server
+from benchmarks.harness import Server, Stopwatch, finish, instruction_prompts, print_table, test_server
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.protocol import encode_request
@@ -145,7 +145,7 @@ def make_requests(count: int) -> list[Request]:
 
 
 async def _measure(
-    name: str, server: ServerProcess, requests: Sequence[Request], bodies: Sequence[bytes], concurrency: int
+    name: str, server: Server, requests: Sequence[Request], bodies: Sequence[bytes], concurrency: int
 ) -> LoopResult:
     if name == "raw":
         return await raw_loop(bodies, server.base_url, concurrency)
@@ -166,16 +166,16 @@ def run(completions: int, concurrency: int, repeats: int) -> dict[str, dict[str,
         seen: dict[str, list[dict[str, float]]] = {"raw": [], "bare": [], "fastgen": []}
         for repeat in range(-1, repeats):  # the first round warms both processes up
             for name, figures in seen.items():
-                before = server.report()
+                before = server.ask("/faults")
                 result = uvloop.run(_measure(name, server, requests, bodies, concurrency))
-                after = server.report()
+                after = server.ask("/faults")
                 if repeat >= 0:
                     figures.append(
                         {
                             "completions_per_s": result.per_s,
                             "client_cpu_us": result.cpu_us,
-                            "server_cpu_us": (after.cpu_s - before.cpu_s) / completions * 1e6,
-                            "connections": float(after.connections - before.connections - 1),
+                            "server_cpu_us": (after["cpu_s"] - before["cpu_s"]) / completions * 1e6,
+                            "connections": float(after["connections"] - before["connections"] - 1),
                         }
                     )
     return {
@@ -187,10 +187,10 @@ def occupancy(completions: int, concurrency: int, slots: int = 256, latency_s: f
     """Return the share of slot-seconds used; ``completions`` should fill whole rounds of the slots."""
     requests = make_requests(completions)
     with test_server("--slots", str(slots), "--latency", str(latency_s)) as server:
-        before = server.report()
+        before = server.ask("/faults")
         result = uvloop.run(_measure("fastgen", server, requests, (), concurrency))
-        after = server.report()
-    used = (after.busy_s - before.busy_s) / (slots * result.wall_s)
+        after = server.ask("/faults")
+    used = (after["busy_s"] - before["busy_s"]) / (slots * result.wall_s)
     return {"occupancy": used, "client_cpu_us": result.cpu_us}
 
 

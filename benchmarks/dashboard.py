@@ -31,8 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import ROOT, cpu_seconds, finish, print_table, test_server
-from benchmarks.intervals import ratio_interval
+from benchmarks.harness import ROOT, cpu_seconds, finish, print_table, ratio_interval, test_server
 from fastgen.store.run_folder import RunFolder
 
 MODES: Final = ("off", "on", "viewed")

@@ -23,36 +23,42 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
+from unittest.mock import patch
 
 import orjson
 import uvloop
 
-from benchmarks.harness import ROOT, finish, print_table
-from benchmarks.intervals import Interval, ratio_interval
-from benchmarks.replay import Concurrency, Recording, record, replay, shortened
-from benchmarks.vllm_bench import BenchFigures, VllmBench, vllm_bench
+from benchmarks.harness import ROOT, Interval, finish, print_table, ratio_interval
 from fastgen.cli.commands import cache_dir
+from fastgen.engine.concurrency import Governor
+from fastgen.engine.requests import Limits
+from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import FastgenError
-from fastgen.generate.options import SamplingOptions
+from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
+from fastgen.generate.run import Place, generate
+from fastgen.generate.serving import START_CONCURRENCY
+from fastgen.generate.runtime import Stopper
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.embedded import EMBEDDED_MODEL, embedded_status, ensure_embedded
-from fastgen.servers.endpoint import Endpoint, normalise_base_url
-from fastgen.servers.fleet import start_server
+from fastgen.servers.endpoint import Endpoint, TimeoutPolicy, normalise_base_url
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.types import Sampling
-
-if TYPE_CHECKING:
-    from benchmarks.replay import TokenFigures
-    from benchmarks.vllm_bench import Prompt
+from fastgen.servers.process import start_server
+from fastgen.servers.router import Router
+from fastgen.telemetry.progress import QuietReporter
+from fastgen.types import Answer, Completion, Failure, Request, Sampling, Stage
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1)
 BENCH_SAMPLING = ("--temperature", "0.7", "--top-p", "0.5")
@@ -91,7 +97,7 @@ async def target(base_url: str | None) -> AsyncIterator[Target]:
     if base_url is not None:
         url = normalise_base_url(base_url)
         async with OpenAIBackend(Endpoint(url, "")) as backend:
-            yield Target(url, (await backend.wait_until_answering(60.0, say))[0])
+            yield Target(url, (await backend.wait_until_answering(60.0, say)).ids[0])
         return
     (spec,) = await choose_servers(None, "", cache_dir=cache_dir(), report=say)
     with tempfile.TemporaryDirectory() as name:
@@ -256,6 +262,266 @@ def main() -> None:
     except FastgenError as error:
         raise SystemExit(str(error)) from None
     finish("real_server", figures | {"settings": vars(given)})
+
+
+Concurrency = int | Literal["auto"]
+MAX_CONCURRENCY = 4096
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFigures:
+    """From the first request to the last answer."""
+
+    tokens: int
+    completions: int
+    wall_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second, as the server counts them."""
+        return self.tokens / self.wall_s
+
+
+# -- a recorded run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Recording:
+    """What a run asked and how long the answers were, in the order of asking."""
+
+    prompts: dict[int, list[Prompt]] = field(default_factory=dict)
+    first_s: float | None = None
+    last_s: float = 0.0
+    complete: int = 0
+    """Instructions that the run completed."""
+
+    def asks(self) -> None:
+        """A request begins."""
+        if self.first_s is None:
+            self.first_s = time.perf_counter()
+
+    def answered(self, request: Request, completions: Sequence[Completion]) -> None:
+        """A request's answer came."""
+        self.last_s = time.perf_counter()
+        texts = (request.prompt,) if isinstance(request.prompt, str) else request.prompt
+        self.prompts[request.number] = [
+            Prompt(_text(texts[choice // request.n]), max(1, completion.completion_tokens))
+            for choice, completion in enumerate(completions)
+        ]
+
+    def all(self) -> list[Prompt]:
+        """Every prompt, one for each completion."""
+        return [prompt for number in sorted(self.prompts) for prompt in self.prompts[number]]
+
+    def figures(self) -> TokenFigures:
+        """Of the whole run, ramp and drain included."""
+        prompts = self.all()
+        return TokenFigures(sum(p.tokens for p in prompts), len(prompts), self.last_s - (self.first_s or 0.0))
+
+
+def _text(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise TypeError("completion prompts are texts")
+    return prompt
+
+
+def shortened(most_tokens: int) -> SamplingOptions:
+    """The default sampling with answers of at most so many tokens: a CPU makes a hundred a second."""
+    stages = SamplingOptions().by_stage()
+    return SamplingOptions(
+        **{name: replace(one, max_tokens=min(one.max_tokens, most_tokens)) for name, one in stages.items()}
+    )
+
+
+async def record(
+    base_url: str, instructions: int, sampling: SamplingOptions, concurrency: Concurrency = "auto"
+) -> Recording:
+    """One whole `generate` in a fresh folder, everything on; nothing else of fastgen's may ask meanwhile."""
+    recording = Recording()
+    complete = OpenAIBackend.complete
+
+    async def noting(self: OpenAIBackend, request: Request) -> tuple[Completion, ...]:
+        recording.asks()
+        completions = await complete(self, request)
+        recording.answered(request, completions)
+        return completions
+
+    options = Options(
+        job=JobOptions(num_instructions=instructions),
+        server=ServerOptions(base_url=(base_url,)),
+        speed=SpeedOptions(concurrency=concurrency),
+        sampling=sampling,
+    )
+    reporter = QuietReporter()
+    with tempfile.TemporaryDirectory() as name, patch.object(OpenAIBackend, "complete", noting):
+        folder = Path(name) / "run"
+        outcome = await generate(Place(folder, folder), options, reporter, Stopper(reporter))
+    recording.complete = outcome.complete
+    return recording
+
+
+# -- once more ---------------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A `Source` that asks every prompt once, in order."""
+
+    def __init__(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        self._requests = [
+            Request(
+                number, Stage.QUESTION, prompt.text, replace(sampling, max_tokens=prompt.tokens), subjects=(number,)
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        self._asked = 0
+
+    def next(self) -> Request | None:
+        """See `Source.next`."""
+        if self._asked == len(self._requests):
+            return None
+        self._asked += 1
+        return self._requests[self._asked - 1]
+
+    def give_back(self, request: Request) -> None:
+        """See `Source.give_back`."""
+        raise RuntimeError(f"request {request.number} was not answered")
+
+    def shrink(self, request: Request) -> None:
+        """See `Source.shrink`: there is no shorter form."""
+
+
+async def replay(
+    base_url: str, model: str, prompts: Sequence[Prompt], sampling: Sampling, concurrency: Concurrency
+) -> TokenFigures:
+    """Ask every prompt once through the client; ends of sequences are ignored.
+
+    :raises RuntimeError: a request failed for good.
+    """
+    endpoint = Endpoint(base_url, model, extra_body={"ignore_eos": True}, timeout=TimeoutPolicy(total_s=TIMEOUT_S))
+    router = Router([OpenAIBackend(endpoint)])
+    tokens = 0
+
+    first = START_CONCURRENCY if concurrency == "auto" else concurrency
+    limits = Limits(first, max_concurrency=MAX_CONCURRENCY if concurrency == "auto" else None)
+    scheduler = Scheduler(Recorded(prompts, sampling), router, limits, jitter=random.Random(0))
+    steering = None
+    began_s = time.perf_counter()
+    try:
+        if concurrency == "auto":
+            governor = Governor(router, scheduler.set_concurrency, initial=[first], maximum=MAX_CONCURRENCY)
+            steering = asyncio.create_task(governor.run())
+        async with aclosing(scheduler.answers()) as batches:
+            async for answers in batches:
+                for answer in answers:
+                    if isinstance(answer.result, Failure):
+                        raise RuntimeError(f"request {answer.request.number}: {answer.result.detail}")  # noqa: TRY004 - no type was wrong
+                    tokens += answer.result.completion_tokens
+        wall_s = time.perf_counter() - began_s
+    finally:
+        if steering is not None:
+            steering.cancel()
+            await asyncio.gather(steering, return_exceptions=True)
+        await router.close()
+    return TokenFigures(tokens, len(prompts), wall_s)
+
+
+EXTRA_PACKAGES = ("pandas", "python-dateutil", "six", "tzdata", "pytz")
+_METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+_HAS = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in ('pandas',)))"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt and how many tokens its answer has, neither more nor fewer."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFigures:
+    """What the command reports of one run: from its first request to its last answer."""
+
+    tokens: int
+    wall_s: float
+    completed: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second."""
+        return self.tokens / self.wall_s
+
+    @classmethod
+    def read(cls, path: Path, expected: int) -> Self:
+        """The command's result file.
+
+        :raises RuntimeError: not all requests were answered.
+        """
+        said = orjson.loads(path.read_bytes())
+        if said["completed"] != expected:
+            raise RuntimeError(f"vllm bench completed {said['completed']} of {expected} requests")
+        return cls(said["total_output_tokens"], said["duration"], said["completed"])
+
+
+@dataclass(frozen=True, slots=True)
+class VllmBench:
+    """The command, ready to be run; ``tokenizer`` is a folder or name that it can load."""
+
+    python: str
+    tokenizer: str
+    folder: Path
+    path: str
+
+    def run(
+        self, base_url: str, model: str, prompts: Sequence[Prompt], concurrency: int, sampling: Sequence[str]
+    ) -> BenchFigures:
+        """Send every prompt once, in order, ``concurrency`` at a time; ends of sequences are ignored.
+
+        :raises RuntimeError: it failed; with its last words.
+        """
+        data, result = self.folder / "prompts.jsonl", self.folder / "result.json"
+        data.write_bytes(b"".join(orjson.dumps({"prompt": p.text, "output_tokens": p.tokens}) + b"\n" for p in prompts))
+        result.unlink(missing_ok=True)
+        command = [
+            *(self.python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai"),
+            *("--base-url", base_url.removesuffix("/v1"), "--model", model, "--served-model-name", model),
+            *("--tokenizer", self.tokenizer, "--dataset-name", "custom", "--dataset-path", str(data)),
+            *("--custom-output-len", "-1", "--skip-chat-template", "--disable-shuffle", "--no-oversample"),
+            *("--num-prompts", str(len(prompts)), "--max-concurrency", str(concurrency), "--ignore-eos", *sampling),
+            *("--ready-check-timeout-sec", "0", "--disable-tqdm", "--save-result"),
+            *("--result-dir", str(self.folder), "--result-filename", result.name),
+        ]
+        env = {**os.environ, "PYTHONPATH": self.path, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not result.exists():
+            raise RuntimeError(f"vllm bench serve failed\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
+        return BenchFigures.read(result, len(prompts))
+
+
+@contextmanager
+def vllm_bench(python: str, tokenizer: str, version: str | None) -> Iterator[VllmBench]:
+    """The command with what ``python``'s environment lacks, gone on leaving.
+
+    ``version`` is what it states for a distribution that has another name; ``None`` where ``vllm`` is installed.
+    """
+    with TemporaryDirectory() as name:
+        folder, beside = Path(name), Path(name) / "beside"
+        beside.mkdir()
+        if subprocess.run([python, "-c", _HAS], check=False).returncode != 0:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(beside)]
+            subprocess.run(
+                [*pip, "--python-version", _python_version(python), "--only-binary=:all:", *EXTRA_PACKAGES], check=True
+            )
+        if version is not None:
+            (beside / f"vllm-{version}.dist-info").mkdir()
+            (beside / f"vllm-{version}.dist-info" / "METADATA").write_text(_METADATA.format(version=version))
+        yield VllmBench(python, tokenizer, folder, str(beside))
+
+
+def _python_version(python: str) -> str:
+    asked = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

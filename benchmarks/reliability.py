@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +31,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
-import orjson
-
-from benchmarks.harness import ROOT, finish, print_table, test_server
+from benchmarks.harness import ROOT, Server, finish, print_table, test_server
 from fastgen.methods.base import Commit
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.faults import USUAL_FAULTS, Fault
@@ -116,10 +113,9 @@ def wait_for(run: Path, process: subprocess.Popen[str], size: int) -> None:
         time.sleep(0.002)
 
 
-def injected(url: str) -> int:
-    """Faults that the server has injected so far."""
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/faults", timeout=30) as answer:  # noqa: S310 - our own server
-        return int(sum(orjson.loads(answer.read())["injected"].values()))
+def injected(server: Server) -> int:
+    """Return the number of faults that the server has injected so far."""
+    return int(sum(server.ask("/faults")["injected"].values()))
 
 
 def lost(run: Path, before: list[Commit]) -> str:
@@ -181,7 +177,7 @@ def _server_fault(folder: Path, instructions: int, kinds: tuple[Fault, ...]) -> 
     flags = ("--request-timeout", "1") if kinds == (Fault.HANG,) else ()
     with test_server(*plan, "--latency", "0.005") as server:
         ended = end(start(run, server.base_url, instructions, "--concurrency", "16", *flags))
-        count = injected(server.base_url)
+        count = injected(server)
     complete = RunFolder(run).ledger().complete
     assert (ended.code, complete) == (0, instructions), ended
     return Row("", str(count), f"nothing: {complete} of {instructions} instructions" + given_up(run), ended.seen())
@@ -227,7 +223,7 @@ def failing_server(folder: Path) -> Row:
     before = commits(run)
     with test_server("--fault-rate", "1", "--faults", "500,invalid-json,reset") as server:
         stopped = end(start(run, server.base_url, 100, "--outage-timeout", "3"))
-        count = injected(server.base_url)
+        count = injected(server)
     with test_server() as server:
         end(start(run, server.base_url, 100))
     return Row("server: nothing but errors", f"{count} times", lost(run, before), stopped.seen())

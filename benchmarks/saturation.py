@@ -32,6 +32,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,25 +42,42 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from benchmarks.dashboard import PAGE, Viewer
-from benchmarks.harness import ROOT, cpu_seconds, finish, print_table
-from benchmarks.simulated import (
-    Settings,
-    client,
-    ended,
-    simulated_servers,
-    sleep_until,
-    wait_for_first_request,
-)
+from benchmarks.harness import ROOT, Server, cpu_seconds, finish, print_table, test_server, test_servers
 from fastgen.simulator.batching import ENGINES
 from fastgen.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 RECOVERED = 0.95
 HOLD_SECONDS = 3
 DEAD_S = 3.0
+START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all scenarios share; times are simulated seconds after the first request."""
+
+    engine: str = "h100-8b"
+    concurrency: str = "auto"
+    seconds: float = 60.0
+    warm_s: float = 10.0
+    speed: float = 1.0
+    processes: bool = False
+    flags: tuple[str, ...] = ()
+
+    @property
+    def server_flags(self) -> list[str]:
+        """The flags of the servers."""
+        processes = ["--processes"] if self.processes else []
+        return ["--engine", self.engine, "--speed", str(self.speed), *processes, *self.flags]
+
+    @property
+    def event_s(self) -> float:
+        """When the event happens."""
+        return self.seconds / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +180,7 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
 
     :raises RuntimeError: the client ended by itself.
     """
-    with tempfile.TemporaryDirectory() as name, simulated_servers(settings, scenario.instances, scenario.change) as up:
+    with tempfile.TemporaryDirectory() as name, running_servers(scenario, settings) as up:
         run = Path(name)
         flags = ["--dashboard", "--dashboard-port", "0"] if scenario.watched else []
         with client(run, up, settings.concurrency, *flags) as process:
@@ -170,19 +189,30 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
                 Viewer(page_of(run)).start()
             from_s = scenario.counts_from_s(settings)
             sleep_until(up[0], from_s, settings.speed)
-            before, client_before_s = [server.stats() for server in up], cpu_seconds(process.pid)[0]
+            before, client_before_s = [server.ask("/sim/stats") for server in up], cpu_seconds(process.pid)[0]
             sleep_until(up[0], settings.seconds, settings.speed)
-            after, client_after_s = [server.stats() for server in up], cpu_seconds(process.pid)[0]
+            after, client_after_s = [server.ask("/sim/stats") for server in up], cpu_seconds(process.pid)[0]
             if process.poll() is not None:
                 raise ended(run)
             process.send_signal(signal.SIGINT)
             process.wait(END_TIMEOUT_S)
-        complete, took_s = RunFolder(run / "run").ledger().complete, up[0].stats()["now_s"]
+        complete, took_s = RunFolder(run / "run").ledger().complete, up[0].ask("/sim/stats")["now_s"]
         windows = [
-            window(stats["seconds"], from_s, stats["now_s"], server.ideal_tokens_per_s(from_s, stats["now_s"]))
+            window(stats["seconds"], from_s, stats["now_s"], ideal(server, from_s, stats["now_s"]))
             for server, stats in zip(up, after, strict=True)
         ]
     return _result(scenario, settings, before, after, windows, client_after_s - client_before_s, complete / took_s)
+
+
+def running_servers(scenario: Scenario, settings: Settings) -> AbstractContextManager[list[Server]]:
+    """Run the scenario's servers, with its event."""
+    event = ("--at", f"{settings.event_s}:{scenario.change}") if scenario.change else ()
+    return test_servers(scenario.instances, *settings.server_flags, *event)
+
+
+def ideal(server: Server, from_s: float, to_s: float) -> float:
+    """Return what the engine would write a second if its queue were never empty, with the lengths of that time."""
+    return float(server.ask("/sim/ideal", {"from_s": from_s, "to_s": to_s})["tokens_per_s"])
 
 
 def page_of(run: Path) -> str:
@@ -230,12 +260,50 @@ def _result(
     )
 
 
+@contextmanager
+def client(run: Path, servers: Sequence[Server], concurrency: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``fastgen generate`` with a target that it never reaches, and kill it at the end; stderr goes to ``said``."""
+    urls = [part for server in servers for part in ("--base-url", server.base_url)]
+    fixed = [] if concurrency == "default" else ["--concurrency", concurrency]
+    command = [sys.executable, "-m", "fastgen", "generate", "--run-dir", str(run / "run"), *urls, *fixed, *flags]
+    with (run / "said").open("wb") as said:
+        process = subprocess.Popen([*command, "--num-instructions", "10000000"], stderr=said, cwd=ROOT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for_first_request(servers: Sequence[Server], process: subprocess.Popen[bytes], run: Path) -> None:
+    """Return when the first server has a request.
+
+    :raises RuntimeError: when the client ends before, or does not ask in time.
+    """
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while servers[0].ask("/sim/stats")["now_s"] == 0:
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise ended(run)
+        time.sleep(0.05)
+
+
+def ended(run: Path) -> RuntimeError:
+    """Return the error to raise when the client has ended, with its last line."""
+    said = (run / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return RuntimeError(f"fastgen generate ended: {said[-1] if said else 'without a message'}")
+
+
+def sleep_until(server: Server, simulated_s: float, speed: float) -> None:
+    """Sleep until a simulated time of the server, counted from its first request."""
+    time.sleep(max(0.0, simulated_s - server.ask("/sim/stats")["now_s"]) / speed)
+
+
 def original_loop(settings: Settings, instructions: int) -> float:
     """Run the original's loop on one engine and print its table; return its complete instructions a minute.
 
     In a process of its own: its pools fork, which only a process without threads may do.
     """
-    with simulated_servers(settings, 1) as (server,):
+    with test_server(*settings.server_flags) as server:
         wanted = ("--base-url", server.base_url, "--instructions", str(instructions))
         command = [sys.executable, "-m", "benchmarks.original_loop", *wanted]
         said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout

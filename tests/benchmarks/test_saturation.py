@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-from benchmarks.saturation import Scenario, measure, scenarios
-from benchmarks.simulated import Settings, simulated_servers
+from benchmarks.harness import test_server as started_server
+from benchmarks.saturation import Scenario, Settings, measure, scenarios
 
 
 def test_a_scenario_measures_the_command_line_against_an_engine() -> None:
@@ -28,7 +28,7 @@ def test_events_come_at_half_time_and_count_from_their_end_on() -> None:
 
 
 def test_the_originals_loop_makes_complete_instructions_one_batch_after_the_other() -> None:
-    with simulated_servers(Settings(speed=200.0), 1) as (server,):
+    with started_server("--engine", "h100-8b", "--speed", "200") as server:
         command = [sys.executable, "-m", "benchmarks.original_loop", "--base-url", server.base_url]
         small = ["--instructions", "3", "--request-batch", "1", "--pool-processes", "1"]
         done = subprocess.run([*command, *small], capture_output=True, text=True, check=True, timeout=120)

@@ -10,11 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import mean_interval, pooled_intervals, ratio_interval
 from benchmarks.harness import test_server as started_server
-from benchmarks.intervals import mean_interval, pooled_intervals, ratio_interval
-from benchmarks.replay import Concurrency
-from benchmarks.sweep import hurried, orders, recommend
-from benchmarks.sweep_run import Asked, Latency, Look, RunFigures, Watched, figures, nearest_rank, window
+from benchmarks.real_server import Concurrency
+from benchmarks.sweep import (
+    Asked,
+    Latency,
+    Look,
+    RunFigures,
+    Watched,
+    figures,
+    hurried,
+    nearest_rank,
+    orders,
+    recommend,
+    window,
+)
 
 
 def steady(concurrency: int, rounds: int, *, each_s: float = 1.0, tokens: int = 10) -> Watched:
