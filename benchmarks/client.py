@@ -1,15 +1,15 @@
-"""What fastgen's client costs beside a bare aiohttp loop that sends the same bodies to the same server.
+"""What fastgen's client costs, compared with a bare aiohttp loop that sends the same bodies to the same server.
 
 ``python -m benchmarks.client [--completions 20000] [--concurrency 512] [--repeats 5] [--occupancy 5000]``
 
-Three loops take turns, in this process, against one test server without latency in another process:
+Three loops in this process take turns against one test server without latency in another process:
 
-- *raw*: hand-written HTTP on `asyncio.Protocol`, answers not even parsed. The ceiling: what the server can give.
-- *bare*: aiohttp, uvloop, orjson; POST, read, parse, nothing else. What any client on aiohttp pays at least.
-- *fastgen*: `Router.complete`: builds the body, sends it, checks the answer, makes completions, keeps counters.
+- *raw*: hand-written HTTP on `asyncio.Protocol`; answers are not parsed. The ceiling: what the server can give.
+- *bare*: aiohttp, uvloop and orjson; POST, read, parse. What any client on aiohttp costs at least.
+- *fastgen*: `Router.complete`: builds the body, sends it, checks the answer, makes completions, counts.
 
-Figures are medians over the repeats; CPU is the process's own (user and system). Then the occupancy of a server with
-256 slots and 1 s a request, from the first request to the last answer; the ceiling is 1.
+Figures are medians over the repeats. CPU is this process's own (user and system). Last comes the occupancy of a server
+with 256 slots and 1 s a request, from the first request to the last answer. Its ceiling is 1.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What the live page costs a run: whole ``fastgen generate`` commands without it, with it, and with somebody looking.
+"""What the live page costs a run: ``fastgen generate`` without it, with it, and with a viewer.
 
 ``python -m benchmarks.dashboard [--instructions 8000] [--concurrency 256] [--repeats 5]``
 
-The three take turns, in another order each time, against one test server without latency in another process, after one
-run that nobody counts. Of each are measured:
+The three take turns, in another order each time, against one test server without latency in another process. A first
+run does not count. Figures of each:
 
-- *wall*: from starting the command to its end, interpreter and imports included;
-- *steady*: seconds from the first to the last commit, by the run's own log: the rate, without start and end;
-- *CPU*: user and system time of the run's own process, all its threads; that of the page's process beside it.
+- *wall*: from the start of the command to its end, with interpreter and imports;
+- *steady*: seconds from the first to the last commit in the run's log: the rate, without start and end;
+- *CPU*: user and system time of the run's process, all threads; and that of the page's process.
 
-Ratios are of runs in the same turn, to the one without a page; each with the median and a 95 % interval. Linux only:
-a process's own CPU time is read from ``/proc`` (clock ticks, 10 ms). The viewer is a thread of this process, so it
-takes some CPU time on the same machine, as a browser there does. On two cores the run and the server have one each, and
-the page what they leave.
+Ratios compare runs of the same turn with the one without a page; given are the median and a 95 % interval. Linux only:
+the CPU time of a process is read from ``/proc`` (clock ticks, 10 ms). The viewer is a thread of this process, so it
+takes CPU time on the same machine, as a browser would. On two cores the run and the server use one each, and the page
+gets what is left.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from fastgen.store.run_folder import RunFolder
 
 MODES: Final = ("off", "on", "viewed")
 PAGE: Final = re.compile(r"dashboard at (\S+)")
-"""What a run says of its page."""
+"""The line in which a run names its page."""
 FIGURES: Final = ("wall_s", "steady_s", "cpu_s")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run; ``completions_per_s`` is the steady rate, ``states`` what the viewer was sent."""
+    """One run; ``completions_per_s`` is the steady rate, ``states`` counts what the viewer received."""
 
     wall_s: float
     steady_s: float
@@ -53,7 +53,7 @@ class Measured:
 
 
 class Viewer(threading.Thread):
-    """Looks at the page from when its URL is known to its end, and counts what it is sent."""
+    """Reads the page's events to their end and counts them."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -71,7 +71,7 @@ class Viewer(threading.Thread):
 
 
 def measure(base_url: str, mode: str, instructions: int, concurrency: int) -> Measured:
-    """One run in a fresh folder."""
+    """Measure one run in a new folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name) / "run")
         command = [sys.executable, "-m", "fastgen", "generate", "--run-dir", str(folder.path), "--base-url", base_url]
@@ -94,7 +94,7 @@ def measure(base_url: str, mode: str, instructions: int, concurrency: int) -> Me
 
 
 def _watch(process: subprocess.Popen[str]) -> Viewer:
-    """Somebody who opens the page as soon as the run names it."""
+    """Open the page as soon as the run prints its address."""
     assert process.stderr is not None
     for line in process.stderr:
         if found := PAGE.search(line):
@@ -105,7 +105,7 @@ def _watch(process: subprocess.Popen[str]) -> Viewer:
 
 
 def _until_it_ends(process: subprocess.Popen[str]) -> str:
-    """What it says; it is left as a zombie, whose times can be read."""
+    """Return its stderr; the process stays a zombie, whose times can be read."""
     assert process.stderr is not None
     said = process.stderr.read()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -113,10 +113,10 @@ def _until_it_ends(process: subprocess.Popen[str]) -> str:
 
 
 def measure_all(instructions: int, concurrency: int, repeats: int) -> dict[str, list[Measured]]:
-    """All of them in turn."""
+    """Measure all modes in turn."""
     runs: dict[str, list[Measured]] = {mode: [] for mode in MODES}
     with test_server() as server:
-        measure(server.base_url, "off", min(1000, instructions), concurrency)  # compiles what is compiled
+        measure(server.base_url, "off", min(1000, instructions), concurrency)  # compiles the kernels
         for turn in range(repeats):
             first = turn % len(MODES)
             for mode in MODES[first:] + MODES[:first]:

@@ -1,12 +1,12 @@
-"""What an export of a large run costs in time and memory, for each format, and whether memory grows with the run.
+"""What an export of a large run costs in time and memory for each format, and whether memory grows with the run.
 
 ``python -m benchmarks.export [--instructions 1000000] [--folder DIR]``
 
-The run is synthetic, of the original's proportions (1.57 instances an instruction, 43.5 % of the inputs empty, 16, 13
-and 19 words of an instruction, input and output), and written by the store that writes real ones. Every export is a
-process of its own, with a split, a card, seeds and a sample of nine tenths switched on for ``all flags``; *peak* is
-the process's largest resident set, as the kernel counts it. Each is done at a tenth of the size too: what does not grow
-from there does not grow with the run.
+The run is synthetic, with the proportions of the original's data (1.57 instances an instruction, 43.5 % of the inputs
+empty; 16, 13 and 19 words in an instruction, input and output), and written by the store that writes real runs. Each
+export is a separate process. ``all flags`` adds a split, a card, seeds and a sample of nine tenths. *peak* is the
+largest resident set of the process. Each format is also exported at a tenth of the size: memory that is the same at
+both sizes does not grow with the run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Cost:
 
 
 def write_run(path: Path, count: int, seed: int = 0) -> None:
-    """A finished run of ``count`` instructions, in an empty folder; the same for the same arguments."""
+    """Write a finished run of ``count`` instructions into an empty folder; the same for the same arguments."""
     store = Store(RunFolder(path))
     options = Options(job=JobOptions(num_instructions=count))
     fingerprint = seed_fingerprint(load_seed_tasks(default_seed_path()))
@@ -97,12 +97,12 @@ def _instances(request: int, number: int, draw: random.Random) -> Commit:
 
 
 def _words(draw: random.Random, count: int) -> str:
-    """Made-up words whose frequencies fall as natural ones do."""
+    """Return invented words with Zipf's frequencies."""
     return " ".join(f"w{int(_WORDS ** draw.random()):x}" for _ in range(count))
 
 
 def measure(run: Path, output: Path, *flags: str) -> Cost:
-    """Export in a process of its own and remove what it wrote."""
+    """Export in a separate process and remove the output."""
     command = [sys.executable, "-c", _CHILD, "export", "--run-dir", str(run), "--output", str(output), *flags]
     begun_s = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -134,7 +134,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--instructions", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="where runs are kept for the next time")
+    parser.add_argument("--folder", type=Path, help="keep the runs here for the next time")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)

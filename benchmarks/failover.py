@@ -1,15 +1,16 @@
-"""How fast a run recovers when one of its three servers is killed, comes back, or is stopped in its tracks.
+"""How fast a run recovers when one of its three servers is killed, returns, or is stopped.
 
 ``python -m benchmarks.failover [--kills 20] [--stops 3]``
 
-Three processes of the shipped server with a fixed number of slots and a fixed time a token, so that what a full server
-gives is known: slots / seconds a token, whatever is asked. One ``fastgen generate`` with ``--concurrency auto`` over
-them. One after the other they are killed (SIGKILL) and started again at the same address, then stopped (SIGSTOP) and
-continued. Generated tokens are read from the servers ten times a second. *Recovered after* is where the first second
-begins, counted from the event, in which at least 95 % of the share is generated: two thirds of the full rate while one
-is away, the full rate from the moment that it listens again. The full rate is the median before the first kill.
+The servers are three processes of the test server with a fixed number of slots and a fixed time a token, so the rate
+of a full server is known: slots / seconds a token. One ``fastgen generate`` with ``--concurrency auto`` uses them.
+Servers are killed (SIGKILL) and started again at the same address one after the other, then stopped (SIGSTOP) and
+continued. Generated tokens are read from the servers ten times a second. *Recovered after* is the time from the event
+to the start of the first second in which the servers generate at least 95 % of the wanted rate: two thirds of the full
+rate while one server is away, the full rate from the moment that it listens again. The full rate is the median before
+the first kill.
 
-At the end the run is interrupted and drained; *lost* are request numbers that were given out and never committed,
+At the end the run is interrupted and drained. *lost* are request numbers that were given out and never committed,
 *doubled* are completions that were committed twice.
 """
 
@@ -49,7 +50,7 @@ IDEAL_PER_S = SERVERS * SLOTS / SECONDS_PER_TOKEN
 
 @dataclass(slots=True)
 class Server:
-    """One server process, to be killed and started again at the same address."""
+    """One server process, which can be killed and started again at the same address."""
 
     process: subprocess.Popen[str] | None = None
     port: int = 0
@@ -88,7 +89,7 @@ class Server:
 
 
 class Meter:
-    """Generated tokens of one server over time, in a thread of its own; restarts begin at 0 and are added up."""
+    """Counts the generated tokens of one server over time, in a thread; counts continue over restarts."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -154,7 +155,7 @@ def kill(server: Server) -> Fault:
 
 
 def stop(server: Server) -> Fault:
-    """Stop a server in its tracks, wait, let it go on, wait."""
+    """Stop a server, wait, continue it, wait."""
     gone_s = time.monotonic()
     server.signal(signal.SIGSTOP)
     time.sleep(STOPPED_S)
@@ -166,7 +167,7 @@ def stop(server: Server) -> Fault:
 
 @contextmanager
 def generating(run: Path, servers: list[Server]) -> Iterator[subprocess.Popen[str]]:
-    """A run without an end, interrupted on leaving."""
+    """Run ``generate`` with a target that it never reaches, and interrupt it at the end."""
     places = [part for server in servers for part in ("--base-url", f"{server.url}/v1")]
     flags = ["--run-dir", str(run), "--num-instructions", "10000000", "--request-timeout", "600"]
     command = [sys.executable, "-m", "fastgen", "generate", *flags, *places]
@@ -178,7 +179,7 @@ def generating(run: Path, servers: list[Server]) -> Iterator[subprocess.Popen[st
 
 
 def wait_until_warm(meters: list[Meter]) -> None:
-    """Until the servers are nearly full, or the time for that is over."""
+    """Return when the servers are nearly full, or the time limit is over."""
     deadline_s = time.monotonic() + LONGEST_WARM_UP_S
     while time.monotonic() < deadline_s:
         time.sleep(WINDOW_S)

@@ -1,14 +1,14 @@
-"""What the similarity filter costs as the pool grows, whether it decides rightly, and what it holds up.
+"""What the similarity filter costs as its pool grows, whether its decisions are right, and how long it blocks.
 
     python -m benchmarks.filter                                  # 10k and 100k entries, a generated corpus, minutes
     python -m benchmarks.filter --sizes 10000 100000 1000000 --corpus stream.jsonl --plot benchmarks/plots/filter.png
 
-Rates are candidates a second of one core (CPU time of the one thread that works): text in, decision and insertion,
-growth included. For each index and pool size also: bytes an entry, wall time of batches of 64, the share kept, wrong
-decisions among fresh candidates against the exhaustive scan of the same pool (whose rate is given too). Rivals run in
-the same process on the same texts; rouge_score is measured per pair and extrapolated, and so marked. Beyond
-``--fill-above`` the pool grows unchecked, which saves minutes and leaves more neighbours in it than a filtered one has.
-The last line is JSON; ``--also`` joins the last lines of earlier parts, for machines that are lent for minutes.
+Rates are candidates a second of one core (CPU time of the working thread): text in, decision and insertion, growth
+included. Other figures of each index and pool size: bytes an entry, wall time of batches of 64, the share kept, and
+wrong decisions on fresh candidates compared with an exhaustive scan of the same pool (whose rate is given too). Rivals
+run in the same process on the same texts. rouge_score is measured per pair and extrapolated, and marked as such. Beyond
+``--fill-above`` the pool grows unchecked, which saves minutes and leaves more near-duplicates in it than a filtered
+pool has. ``--also`` joins the last lines of earlier parts, for machines with short time limits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ import orjson
 from benchmarks.harness import finish, memory_bytes, print_table
 from fastgen.similarity.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, warm_up
 from fastgen.similarity.rouge import tokenise
+
+WINDOW = 20_000  # candidates timed at each size
+_FILL = 8192  # texts added at once where the pool grows unchecked
+BUDGET_S = 5.0
+_COLUMNS = ("method", "pool", "candidates/s", "B/entry", "batch p50 ms", "p99.9 ms", "max ms", "wrong", "kept")
+BATCH = 64
 
 
 def arguments() -> argparse.Namespace:
@@ -115,10 +121,6 @@ def main() -> None:
     }
     print_summary(summary)
     finish("filter", {**summary, "rows": [asdict(row) for row in rows]})
-
-
-WINDOW = 20_000  # candidates timed at each size
-_FILL = 8192  # texts added at once where the pool grows unchecked
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +310,6 @@ def outside_decision(texts: Sequence[str]) -> float:
     return (time.thread_time() - tokens) / whole
 
 
-BUDGET_S = 5.0
-
-
 def rate(queries: Sequence[Any], check: Callable[[Any], object], budget_s: float = BUDGET_S) -> float:
     """Queries a second of CPU time, as many as fit in the budget."""
     began, done = time.thread_time(), 0
@@ -411,9 +410,6 @@ def rensa_rate(pool: Sequence[str], queries: Sequence[str]) -> float:
     return rate(queries, lambda text: lsh.query(sketch(text)))
 
 
-_COLUMNS = ("method", "pool", "candidates/s", "B/entry", "batch p50 ms", "p99.9 ms", "max ms", "wrong", "kept")
-
-
 def print_rows(rows: Sequence[Row]) -> None:
     """Print a Markdown table, the fastest of each pool size first."""
     print_table(_COLUMNS, [_cells(row) for row in sorted(rows, key=lambda row: (row.pool, -row.per_s))])
@@ -508,9 +504,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
-BATCH = 64
 
 
 def generate(seed: int) -> Iterator[str]:

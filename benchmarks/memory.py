@@ -1,11 +1,11 @@
-"""Whether the client's memory grows with the number of completions once similarity index and pool are taken out.
+"""Whether the client's memory grows with the number of completions, apart from similarity index and pool.
 
 ``python -m benchmarks.memory [--completions 1000000] [--concurrency 256]``
 
-One run of ``generate``, everything on, against the test server without latency. At each tenth of the completions the
-process's resident memory is read, and beside it what the similarity index and the pool of instructions say that they
-hold, and the copy of both that a snapshot is written from, if one is being made: these must grow with the pool. What is
-left must not: its growth is given from the first tenth to the last.
+One whole run of ``generate`` against the test server without latency. At each tenth of the completions the resident
+memory of the process is read. The similarity index, the pool of instructions, and the copy of both while a snapshot is
+written report their own size; these grow with the pool. The rest must not grow: the benchmark prints its growth from
+the first tenth to the last.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What raises the yield of the instruction stage: kept instructions per 1,000 generated tokens, setting by setting.
+"""What raises the yield of the instruction stage: kept instructions per 1,000 generated tokens, by setting.
 
 ``python -m benchmarks.novelty_yield --base-url http://127.0.0.1:8000/v1 --output yield.jsonl [--tokens 12000]``
 ``python -m benchmarks.novelty_yield --analyse yield.jsonl``
 
-Every setting is a run of its own (plan, prompts, rules, ROUGE-L check, its own growing pool) against the same server,
-all of them side by side with about as many sequences in flight, until each has generated ``--tokens``. Only the
-instruction stage asks the server: classification and instances are answered here, at once, with the same words for all.
-Each completion is one line of the output, so that the figures can be made again without a server.
+Each setting is a separate run (plan, prompts, rules, ROUGE-L check, growing pool) against the same server. All run side
+by side with about the same number of sequences in flight, until each has generated ``--tokens``. Only the instruction
+stage asks the server. Classification and instances are answered here with the same text for all. Each completion is one
+line of the output, so the figures can be computed again without a server.
 
-Intervals are percentile bootstraps over requests (the samples of one prompt stay together), 2,000 draws. A draw takes
-each request's kept count as it came about; it does not replay the order of admission. *Deep* is the same text judged
-once more, against the seeds and an equal number of instructions that other settings kept: what is left of a
-setting's yield when the pool is that deep from the start. No figure is a time: the machine may be busy with other work.
+Intervals are percentile bootstraps over requests (the samples of one prompt stay together) with 2,000 draws. A draw
+takes each request's kept count as it was; it does not replay the order of admission. *Deep* judges the same text once
+more, against the seeds and an equal number of instructions that other settings kept: it is the yield of a setting when
+the pool is that deep from the start. No figure is a time, so the machine may be busy with other work.
 """
 
 from __future__ import annotations

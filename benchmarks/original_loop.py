@@ -1,17 +1,17 @@
-"""How fast the control flow of the original is: a re-implementation of its loop, beside `fastgen generate`.
+"""How fast the control flow of the original is: a re-implementation of its loop, compared with `fastgen generate`.
 
 ``python -m benchmarks.original_loop --base-url URL [--instructions 100]``
 
-What is reproduced of Self-Instruct's released code is how it goes about its work, not a line of it:
+It reproduces how Self-Instruct's released code works, none of its lines:
 
 - three programs one after the other: all instructions, then all classifications, then all instances;
-- one request at a time with 5 prompts in it, and nothing happens while it is answered;
-- for every single new instruction a new pool of 4 processes scores it with ``rouge_score`` against all seeds and all
+- one request at a time with 5 prompts in it; nothing else happens while it is answered;
+- for each new instruction a new pool of 4 processes scores it with ``rouge_score`` against all seeds and all
   instructions kept so far.
 
-Everything else is fastgen's own (prompts, sampling, parsers, rules), so that both keep the same. The connection is kept
-alive, which is kinder than a client library of those days. The pool is small here; the original's check costs more the
-more it has kept, so that its real factor is worse than the one measured.
+Everything else is fastgen's (prompts, sampling, parsers, rules), so both keep the same. The connection is kept alive,
+which favours the original. The pool is small here. The original's check costs more the more it has kept, so its real
+factor is worse than the measured one.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class OriginalLoop:
         self._checks_s = 0.0
 
     def run(self, instructions: int) -> LoopFigures:
-        """Make at least so many instructions, then everything that belongs to them."""
+        """Write at least ``instructions`` instructions, then classify them and write their instances."""
         _scorer()  # loaded once, before the time counts and before pools fork
         marks_s = [time.perf_counter()]
         kept = self._write_instructions(instructions)

@@ -1,19 +1,18 @@
-"""What the whole of ``fastgen generate`` costs beside a bare aiohttp loop that sends the same bodies.
+"""What the whole of ``fastgen generate`` costs, compared with a bare aiohttp loop that sends the same bodies.
 
 ``python -m benchmarks.pipeline [--instructions 4000] [--concurrency 256] [--repeats 3]``
 
-Three things take turns, in this process, against one test server without latency in another process:
+Three loops in this process take turns against one test server without latency in another process:
 
-- *bare*: aiohttp, uvloop, orjson; POST, read, parse JSON, nothing else: the floor for any client on aiohttp.
+- *bare*: aiohttp, uvloop and orjson; POST, read, parse JSON: the least that any client on aiohttp costs.
 - *generate*: everything on: prompts drawn and built, requests sent, answers parsed, every rule, the ROUGE-L check
   against the growing pool, commits written and synced, the plan and the ledger. From an open event loop to the closed
   folder.
-- *generate, one prompt a request*: the same with ``--classification-batch 1``, so that it sends as many requests for a
-  completion as the bare loop does.
+- *generate, one prompt a request*: the same with ``--classification-batch 1``, which sends as many requests for a
+  completion as the bare loop.
 
-The bodies are those of a `generate` run with one prompt a request, recorded in a pass of its own. CPU is the process's
-own (user and system, all its threads); figures are medians over the repeats. The server shares the machine: on two
-cores it has one to itself.
+The bodies are those of a `generate` run with one prompt a request, recorded before. CPU is this process's own (user and
+system, all threads). Figures are medians over the repeats. The server shares the machine: on two cores it uses one.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ DEFAULT_BATCH = SpeedOptions().classification_batch
 
 
 def run_generate(base_url: str, instructions: int, concurrency: int, batch: int = DEFAULT_BATCH) -> LoopResult:
-    """One whole run in a fresh folder; ``batch`` is how many classification prompts share a request."""
+    """Measure one whole run in a new folder; ``batch`` classification prompts share a request."""
     options = Options(
         job=JobOptions(num_instructions=instructions),
         server=ServerOptions(base_url=(base_url,)),
@@ -67,7 +66,7 @@ def run_generate(base_url: str, instructions: int, concurrency: int, batch: int 
 
 
 def record_bodies(base_url: str, instructions: int, concurrency: int) -> list[bytes]:
-    """The bodies that such a run sends, one prompt each: as many as completions."""
+    """Return the bodies that such a run sends with one prompt each: one for each completion."""
     bodies: list[bytes] = []
 
     def recording(endpoint: Endpoint, request: Request) -> bytes:
@@ -80,7 +79,7 @@ def record_bodies(base_url: str, instructions: int, concurrency: int) -> list[by
 
 
 def measure(instructions: int, concurrency: int, repeats: int) -> dict[str, list[LoopResult]]:
-    """The three in turn, after a pass that records the bodies and compiles what is compiled."""
+    """Measure the three in turn, after a pass that records the bodies and compiles the kernels."""
     results: dict[str, list[LoopResult]] = {"bare": [], "generate": [], ONE: []}
     with test_server() as server:
         bodies = record_bodies(server.base_url, instructions, concurrency)

@@ -1,22 +1,22 @@
-"""fastgen against ``vllm bench serve`` on a real vLLM server: output tokens/s with the same prompts and lengths.
+"""fastgen compared with ``vllm bench serve`` on a real vLLM server: output tokens/s, same prompts and lengths.
 
 ``python -m benchmarks.real_server [--base-url URL --tokenizer DIR] [--pairs 5] [--instructions 40] [--original 0]``
 
-Without ``--base-url`` the server that `generate` would start is started (on a machine without a GPU: a 135M model on
-the CPU). Then, one after the other:
+Without ``--base-url`` the benchmark starts the server that `generate` would start (without a GPU: a 135M model on the
+CPU). Then, one after the other:
 
-1. *generate*: a whole run, everything on, with short answers; what it asks, and how long each answer was, is recorded.
-2. ``vllm bench serve`` once at each of ``--bench-concurrency``: the best of them is its fixed concurrency from then on.
-3. ``--pairs`` times, taking turns in who begins: ``vllm bench serve`` at its best, and fastgen's client (scheduler,
-   router, and the governor with ``--concurrency auto``). Both send the recorded prompts in the same order, one prompt
-   a request, ask for the recorded number of tokens and ignore the end of sequence, with the same sampling.
+1. *generate*: a whole run, everything on, with short answers. Its prompts and the length of each answer are recorded.
+2. ``vllm bench serve`` once at each of ``--bench-concurrency``. The best is its fixed concurrency from then on.
+3. ``--pairs`` times, alternating which is first: ``vllm bench serve`` at its best, and fastgen's client (scheduler,
+   router, and with ``--concurrency auto`` the governor). Both send the recorded prompts in the same order, one prompt a
+   request, ask for the recorded number of tokens and ignore the end of sequence, with the same sampling.
 
-All count from their first request to their last answer, ramp and drain included. By then every prompt is in the
-server's prefix cache, for both alike; *generate* finds it empty. The benchmark client asks for a stream, as it always
-does; fastgen does not. Given are the median of the pairs' ratios and Student's 95 % interval of their geometric mean.
+All are timed from their first request to their last answer, ramp and drain included. By then every prompt is in the
+server's prefix cache, for both; *generate* finds it empty. The benchmark client always asks for a stream, fastgen does
+not. Given are the median of the pairs' ratios and Student's 95 % interval of their geometric mean.
 
-``--original N`` adds the original's control flow (`benchmarks.original_loop`) against `generate` for N instructions
-each, in complete instructions a minute.
+``--original N`` adds the original's control flow (`benchmarks.original_loop`) compared with `generate` for N
+instructions each, in complete instructions a minute.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ from fastgen.types import Answer, Completion, Failure, Request, Sampling, Stage
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1)
 BENCH_SAMPLING = ("--temperature", "0.7", "--top-p", "0.5")
 SERVER_TIMEOUT_S = 600.0
+MAX_CONCURRENCY = 4096
+TIMEOUT_S = 600.0
+EXTRA_PACKAGES = ("pandas", "python-dateutil", "six", "tzdata", "pytz")
+_METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+_HAS = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in ('pandas',)))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +87,18 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """What fastgen made over what the benchmark made."""
+        """Return fastgen's rate over that of ``vllm bench serve``."""
         return self.fastgen / self.bench
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 @asynccontextmanager
 async def target(base_url: str | None) -> AsyncIterator[Target]:
-    """The user's server, or the one that `generate` would start, ended on leaving."""
+    """Yield the user's server, or the one that `generate` would start."""
     if base_url is not None:
         url = normalise_base_url(base_url)
         async with OpenAIBackend(Endpoint(url, "")) as backend:
@@ -144,7 +149,7 @@ class Contest:
         return max(rates, key=rates.__getitem__), rates
 
     async def pairs(self, count: int, fixed: int, concurrency: Concurrency) -> list[Pair]:
-        """So many turns of both; every other begins with fastgen."""
+        """Run both ``count`` times; every second pair begins with fastgen."""
         pairs: list[Pair] = []
         for turn in range(count):
             if turn % 2:
@@ -175,7 +180,7 @@ async def against_original(base_url: str, instructions: int) -> dict[str, float]
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for, printed on the way."""
+    """Measure what the flags ask for, and print it."""
     figures: dict[str, Any] = {}
     async with target(given.base_url) as server:
         if given.pairs:
@@ -265,8 +270,6 @@ def main() -> None:
 
 
 Concurrency = int | Literal["auto"]
-MAX_CONCURRENCY = 4096
-TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +330,7 @@ def _text(prompt: object) -> str:
 
 
 def shortened(most_tokens: int) -> SamplingOptions:
-    """The default sampling with answers of at most so many tokens: a CPU makes a hundred a second."""
+    """Return the default sampling with at most ``most_tokens`` an answer (a CPU generates 100 tokens/s)."""
     stages = SamplingOptions().by_stage()
     return SamplingOptions(
         **{name: replace(one, max_tokens=min(one.max_tokens, most_tokens)) for name, one in stages.items()}
@@ -337,7 +340,7 @@ def shortened(most_tokens: int) -> SamplingOptions:
 async def record(
     base_url: str, instructions: int, sampling: SamplingOptions, concurrency: Concurrency = "auto"
 ) -> Recording:
-    """One whole `generate` in a fresh folder, everything on; nothing else of fastgen's may ask meanwhile."""
+    """Record a whole `generate` in a new folder; this process must not send other requests meanwhile."""
     recording = Recording()
     complete = OpenAIBackend.complete
 
@@ -396,7 +399,7 @@ async def replay(
 ) -> TokenFigures:
     """Ask every prompt once through the client; ends of sequences are ignored.
 
-    :raises RuntimeError: a request failed for good.
+    :raises RuntimeError: when a request fails permanently.
     """
     endpoint = Endpoint(base_url, model, extra_body={"ignore_eos": True}, timeout=TimeoutPolicy(total_s=TIMEOUT_S))
     router = Router([OpenAIBackend(endpoint)])
@@ -426,14 +429,9 @@ async def replay(
     return TokenFigures(tokens, len(prompts), wall_s)
 
 
-EXTRA_PACKAGES = ("pandas", "python-dateutil", "six", "tzdata", "pytz")
-_METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
-_HAS = "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in ('pandas',)))"
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt and how many tokens its answer has, neither more nor fewer."""
+    """One prompt and the exact number of tokens of its answer."""
 
     text: str
     tokens: int
@@ -478,7 +476,7 @@ class VllmBench:
     ) -> BenchFigures:
         """Send every prompt once, in order, ``concurrency`` at a time; ends of sequences are ignored.
 
-        :raises RuntimeError: it failed; with its last words.
+        :raises RuntimeError: when it fails; the message has the end of its output.
         """
         data, result = self.folder / "prompts.jsonl", self.folder / "result.json"
         data.write_bytes(b"".join(orjson.dumps({"prompt": p.text, "output_tokens": p.tokens}) + b"\n" for p in prompts))
@@ -501,9 +499,12 @@ class VllmBench:
 
 @contextmanager
 def vllm_bench(python: str, tokenizer: str, version: str | None) -> Iterator[VllmBench]:
-    """The command with what ``python``'s environment lacks, gone on leaving.
+    """Prepare the command, with packages that ``python``'s environment lacks in a temporary folder.
 
-    ``version`` is what it states for a distribution that has another name; ``None`` where ``vllm`` is installed.
+    ``version`` is stated for a distribution with another name than ``vllm``; ``None`` where ``vllm`` is installed.
+
+    The embedded CPU build lacks pandas, which reads the command's ``custom`` data set, and the metadata of ``vllm``,
+    which states its version. The environment itself is not changed.
     """
     with TemporaryDirectory() as name:
         folder, beside = Path(name), Path(name) / "beside"

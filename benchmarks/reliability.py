@@ -2,11 +2,11 @@
 
 ``python -m benchmarks.reliability [--instructions 150] [--kills 20]``
 
-Every row is real: command lines in processes of their own, the shipped server in another, real signals, real files, a
-real full disk (a tmpfs, where mounting is permitted). *Injected* is counted by the server or by this script. *Lost* are
-commits (judged completions, one log line each) that were in the log before the fault and are gone or changed after the
-last resume, or that are there twice; and requests that were given up. What the user sees is quoted from standard error.
-The table is that of ``docs/reliability.md``.
+Every row is real: command lines in separate processes, the test server in another, real signals, real files, a real
+full disk (a tmpfs, where mounting is permitted). *Injected* is counted by the server or by this script. *Lost* are
+commits (judged completions, one log line each) that were in the log before the fault and are missing, changed or
+doubled after the last resume; and requests that failed permanently. What the user sees is quoted from standard error.
+``docs/reliability.md`` has the table.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def start(
     stderr: int = subprocess.PIPE,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-    """``fastgen generate`` in a process of its own."""
+    """Start ``fastgen generate``."""
     place = ["--base-url", url] if url else []
     command = [*FASTGEN, "generate", "--run-dir", str(run), *place, "--num-instructions", str(count), *flags]
     environment = {**os.environ, **(env or {})}
@@ -107,7 +107,7 @@ def commits(run: Path) -> list[Commit]:
 
 
 def wait_for(run: Path, process: subprocess.Popen[str], size: int) -> None:
-    """Until the log has so many bytes."""
+    """Return when the log has more than ``size`` bytes, or the process ends."""
     log = run / "log" / "000000.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size > size):
         time.sleep(0.002)
@@ -339,9 +339,7 @@ def read_only(folder: Path) -> Row:
         command = [*FASTGEN, "export", "--run-dir", str(run), "--output", "-"]
         exported = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
         assert exported.stdout.count(b"\n") == 50
-        return Row(
-            "run folder read-only", "once", lost(run, before), ended.seen() + " (status and export go on working)"
-        )
+        return Row("run folder read-only", "once", lost(run, before), ended.seen() + " (status and export still work)")
 
 
 def size_limit(folder: Path) -> Row:
@@ -404,7 +402,7 @@ def damaged_end(folder: Path, flips: int = 8) -> Row:
 
 
 def lost_files(folder: Path) -> Row:
-    """The lock or the log of a run that is going on is removed."""
+    """Remove the lock or the log of a running run."""
     ended, cells = Ended(0, ()), set()
     with test_server("--latency", "0.01") as server:
         for name in ("lock", "log/000000.jsonl"):
@@ -439,7 +437,7 @@ def derived(folder: Path) -> Row:
 
 
 def displays(folder: Path) -> Row:
-    """Standard error that is full, closed, or a pipe that is full and that nobody reads."""
+    """Standard error that is full, closed, or a full pipe without a reader."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with suppress(BlockingIOError):

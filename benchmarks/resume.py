@@ -1,18 +1,18 @@
-"""How long a run takes to start again, beside parsing its log with orjson alone.
+"""How long a run takes to start again, compared with parsing its log with orjson alone.
 
 ``python -m benchmarks.resume [--instructions 1000000] [--index lsh]``
 
 A run of invented instructions is written through the store, as `generate` would: five instructions a completion, one
-classification and one instance answer each, closed segments compressed. Its state is saved when 95 % of it are there
-and at the end. Then, each in a process of its own:
+classification and one instance answer each, closed segments compressed. Its state is saved at 95 % and at the end.
+Then, each in a separate process:
 
-- *orjson*: ``orjson.loads`` over the log's lines, which are already in memory: no file, no decompression, no checksums;
+- *orjson*: ``orjson.loads`` over the log's lines, already in memory: no file, no decompression, no checksums;
 - *snapshot*: from a fresh plan to one that is ready to ask, with the snapshot of the end;
-- *stale*: the same with the one of 95 %: the last 5 % come from the log;
+- *stale*: the same with the snapshot of 95 %: the last 5 % come from the log;
 - *replay*: the same without a snapshot: the whole log.
 
-Loading the compiled kernels, which no run can do without, comes before and is given by itself. What the files hold is
-in the page cache. Peak memory is the process's own (``ru_maxrss``).
+Every run has to load the compiled kernels. That comes before and has its own figure. The files are in the page cache.
+Peak memory is that of the process (``ru_maxrss``).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def instructions(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def commits(texts: list[str], first: int, request: int) -> list[Commit]:
-    """What a run of these instructions commits, ``first`` being the number of the first."""
+    """Return the commits of a run of these instructions, numbered from ``first``."""
     made: list[Commit] = []
     for at in range(0, len(texts), _PER_COMPLETION):
         some = texts[at : at + _PER_COMPLETION]
@@ -130,7 +130,7 @@ def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
 
 
 def save_while_running(plan: Plan, store: Store) -> dict[str, float]:
-    """Save as a run in progress does, and how long a batch of decisions waits for it."""
+    """Save as a run in progress does; measure how long a batch of decisions waits for it."""
     state = look_at(plan.state, store)
     room = Room(int(1.01 * sum(part.data.nbytes for part in state.parts)) + (1 << 20))
     began_s = time.perf_counter()
@@ -184,7 +184,7 @@ def one(kind: str, path: Path, count: int, index: IndexKind) -> dict[str, float]
 
 
 def in_process(kind: str, path: Path, given: argparse.Namespace) -> dict[str, float]:
-    """The same in a process of its own."""
+    """Measure one kind in a separate process."""
     options = ["--instructions", str(given.instructions), "--index", given.index, "--one", kind, "--at", str(path)]
     command = [sys.executable, "-m", "benchmarks.resume", *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -218,7 +218,7 @@ def main() -> None:
     print(
         f"\nsnapshot: {made['snapshot_bytes'] / 1e6:,.0f} MB ({made['snapshot_bytes'] / given.instructions:,.0f} bytes "
         f"an instruction); a batch of decisions waits {1e3 * made['copy_s']:.0f} ms for its copy, writing takes "
-        f"{made['write_s']:.1f} s beside the run; log: {made['log_bytes'] / 1e6:,.0f} MB"
+        f"{made['write_s']:.1f} s while the run continues; log: {made['log_bytes'] / 1e6:,.0f} MB"
     )
     finish("resume", {"instructions": given.instructions, "index": given.index, "made": made, **measured})
 

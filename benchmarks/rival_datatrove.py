@@ -1,13 +1,13 @@
-"""datatrove's inference runner over recorded requests; runs in an environment of its own (see `benchmarks.rivals`).
+"""datatrove's inference runner over recorded requests; `benchmarks.rivals` runs it in a separate environment.
 
-``python rival_datatrove.py BASE_URL BODIES.jsonl IN_FLIGHT`` prints one line of JSON. Imports nothing of fastgen.
+``python rival_datatrove.py BASE_URL BODIES.jsonl IN_FLIGHT`` prints one line of JSON. It imports nothing of fastgen.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +22,11 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Send every body once and write the answers, as its users would."""
-    base_url, bodies, in_flight = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base_url")
+    parser.add_argument("bodies", type=Path)
+    parser.add_argument("in_flight", type=int)
+    given = parser.parse_args()
     began_s = time.perf_counter()
     from datatrove.data import Document
     from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
@@ -42,12 +46,12 @@ def main() -> None:
         server_type="endpoint",
         model_name_or_path="test-model",
         use_chat=False,
-        endpoint_url=base_url.removesuffix("/v1"),
-        max_concurrent_generations=in_flight,
+        endpoint_url=given.base_url.removesuffix("/v1"),
+        max_concurrent_generations=given.in_flight,
     )
     with tempfile.TemporaryDirectory() as folder:
         runner = InferenceRunner(ask, config, JsonlWriter(folder, compression=None))
-        lines = bodies.read_text(encoding="utf-8").splitlines()
+        lines = given.bodies.read_text(encoding="utf-8").splitlines()
         runner.run((Document(text="-", id=str(i), metadata=json.loads(line)) for i, line in enumerate(lines)), 0, 1)
         written = sum(len(path.read_bytes().splitlines()) for path in Path(folder).rglob("*.jsonl"))
     ended_s = time.perf_counter()

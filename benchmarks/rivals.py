@@ -1,13 +1,13 @@
-"""Our whole pipeline beside a rival's bare requests: completions a second, CPU a completion, start-up, memory.
+"""fastgen's whole pipeline compared with a rival's bare requests: completions a second, CPU, start-up, memory.
 
 ``python -m benchmarks.rivals [--instructions 3000] [--concurrency 256] [--repeats 3] [--python PYTHON]``
 
-The rival is datatrove's inference runner, the fastest of those tried, in an environment of its own (made here from
-PyPI unless ``--python`` names one that has it). It sends the very bodies that a `generate` run of ours sent before, one
-prompt a request, and writes the answers to a file: no parsing, no filter, no commits. Ours is `generate` with
-everything on, as it is by default (several classification prompts share a request) and, as *one prompt a request*,
-without that. Each is a process of its own, in turn, against the same test server without latency in another process.
-*start* is from the interpreter's first line to the first request; *CPU* is the process's own, its start included.
+The rival is datatrove's inference runner, the fastest of those tried, in a separate environment (made here from PyPI
+unless ``--python`` names one that has it). It sends the bodies that an earlier `generate` run sent, one prompt a
+request, and writes the answers to a file: no parsing, no filter, no commits. fastgen runs `generate` with everything on
+by default (several classification prompts share a request) and, as *one prompt a request*, without that. Each is a
+separate process, in turn, against the same test server without latency in another process. *start* is the time from the
+interpreter's first line to the first request. *CPU* is the process's own, its start included.
 """
 
 from __future__ import annotations

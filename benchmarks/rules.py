@@ -1,14 +1,14 @@
-"""What other rules would keep of a run's own completions: per rule, kept and rejected before and after, with samples.
+"""What other rules would keep of a run's own completions: by rule, kept and rejected before and after, with samples.
 
 ``python -m benchmarks.rules --run-dir RUN [--preset default] [--samples 20] [--seed 0]``
 
 *Before* is what the run's log says. *After* reads the same raw completions again under the rules of ``--preset``.
-Similarity is not asked again: what the log rejects as ``similar`` stays so, and an item that only the new rules let
-through counts as kept. An instance is read by its instruction as the log has it, whether that is kept now or not,
-so that the figures of the stages do not depend on each other. A run in progress may be read.
+Similarity is not computed again: what the log rejects as ``similar`` stays rejected, and an item that only the new
+rules let through counts as kept. An instance is read with its instruction as in the log, whether that is kept now or
+not, so the figures of the stages do not depend on each other. The run may be in progress.
 
-Columns: rule, before, after; ``kept`` is what no rule rejects. Then random differences: ``-`` was kept and is not,
-``+`` is kept and was not. The last line is JSON.
+Columns: rule, before, after; ``kept`` is what no rule rejects. Random differences follow: ``-`` was kept and is not,
+``+`` is kept and was not.
 """
 
 from __future__ import annotations

@@ -1,28 +1,27 @@
-"""Is the server ever idle? ``fastgen generate`` against simulated engines, beside what those could do at most.
+"""Is a server ever idle? ``fastgen generate`` against simulated engines, compared with the most that those could do.
 
 ``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,watched,eight,original]``
 
 Each scenario starts simulated vLLM servers (``python -m fastgen.simulator --engine ...``: continuous batching at the
-speed of an 8B model on an H100, see `fastgen.simulator.batching`) and the real command line, in processes of their
-own, on
-one machine. After ``--seconds`` from the first request the run is interrupted as with Ctrl-C; what counts lies between
-``--warm`` seconds and that moment.
+speed of an 8B model on an H100, see `fastgen.simulator.batching`) and the real command line, in separate processes on
+one machine. ``--seconds`` after the first request the run is interrupted as with Ctrl-C. Figures are of the time
+between ``--warm`` seconds and that moment.
 
 - *share* is the output tokens/s over the ideal: the same engine with a queue that is never empty, fed with the lengths
   of the sequences that ended in that time.
-- *saturation* is the time that a full batch would have needed for each second's work; other than tokens/s it does not
-  depend on which lengths came up in that second, so that recovery is told from it: the first second after the event
-  from which three in a row have a mean of at least 0.95. The *ramp* is the same, counted from the first request.
+- *saturation* is the share of each second that a full batch would have needed for the same work. Unlike tokens/s it
+  does not depend on the lengths that happened to come up. Recovery is measured by it: from the event to the first
+  second from which three in a row have a mean of at least 0.95. The *ramp* is the same from the first request.
 - *queue* is the mean number of waiting sequences over ``max_num_seqs``, *occupancy* that of running ones.
 
-Events come after half of the time, and count from ``--warm`` seconds after them. ``watched`` is ``steady`` with
-``--dashboard`` and somebody looking; ``eight`` is compared with eight times ``steady``. ``original`` is the control
-flow of the original (`benchmarks.original_loop`) on the same engine, against the complete instructions a minute of
-``steady``, ramp and drain included.
+Events happen after half of the time; figures then start ``--warm`` seconds after them. ``watched`` is ``steady`` with
+``--dashboard`` and a viewer. ``eight`` is compared with eight times ``steady``. ``original`` runs the control flow of
+the original (`benchmarks.original_loop`) on the same engine and compares its complete instructions a minute with those
+of ``steady``, ramp and drain included.
 
-Everything happens in real time unless ``--speed`` says otherwise: with 4, the engines' time passes four times as fast,
-which shows longer runs, but only where the client keeps up, and whatever the client does by the clock (reading metrics,
-probing dead servers) takes four times as long in the engines' time.
+Everything happens in real time unless ``--speed`` says otherwise. With ``--speed 4`` the engines' time passes four
+times as fast, which shows longer runs if the client keeps up. What the client does by the clock (reading metrics,
+probing dead servers) then takes four times as long in the engines' time.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Servers, what happens to them, and from when on they count; ``back_s`` is when recovery can begin."""
+    """Servers, and what happens to them."""
 
     name: str
     instances: int = 1
@@ -91,16 +90,16 @@ class Scenario:
     watched: bool = False
 
     def back_s(self, settings: Settings) -> float | None:
-        """Return from when on it can recover; ``None`` where nothing happens."""
+        """Return the time from which recovery counts; ``None`` where nothing happens."""
         return None if self.change is None else settings.event_s + self.lasts_s
 
     def counts_from_s(self, settings: Settings) -> float:
-        """Return from when on the figures count."""
+        """Return the time from which the figures count."""
         return settings.warm_s + (self.back_s(settings) or 0.0)
 
 
 def scenarios(engine: str) -> dict[str, Scenario]:
-    """Return all by name; ``original`` is none of them, since it needs no client."""
+    """Return all by name, except ``original``, which needs no client."""
     seats = ENGINES[engine].max_num_seqs
     known = (
         Scenario("steady"),
@@ -148,7 +147,7 @@ class Result:
 def window(seconds: dict[str, list[float]], from_s: float, to_s: float, ideal_tokens_per_s: float) -> Window:
     """Return the means over the whole seconds between two times.
 
-    :raises ValueError: there are none.
+    :raises ValueError: when there is none.
     """
     span = slice(int(from_s + 0.999), int(to_s))
     if not seconds["tokens"][span]:
@@ -176,9 +175,9 @@ def recovered_after_s(saturation: Sequence[float], back_s: float, to_s: float) -
 
 
 def measure(scenario: Scenario, settings: Settings) -> Result:
-    """Run one.
+    """Run one scenario.
 
-    :raises RuntimeError: the client ended by itself.
+    :raises RuntimeError: when the client ends by itself.
     """
     with tempfile.TemporaryDirectory() as name, running_servers(scenario, settings) as up:
         run = Path(name)
@@ -216,9 +215,9 @@ def ideal(server: Server, from_s: float, to_s: float) -> float:
 
 
 def page_of(run: Path) -> str:
-    """The address that the client has named.
+    """Return the address of the live page that the client has printed.
 
-    :raises RuntimeError: it has named none.
+    :raises RuntimeError: when it has printed none.
     """
     if found := PAGE.search((run / "said").read_text(encoding="utf-8")):
         return found[1]
@@ -301,7 +300,7 @@ def sleep_until(server: Server, simulated_s: float, speed: float) -> None:
 def original_loop(settings: Settings, instructions: int) -> float:
     """Run the original's loop on one engine and print its table; return its complete instructions a minute.
 
-    In a process of its own: its pools fork, which only a process without threads may do.
+    It runs in a separate process: its pools fork, which is safe only in a process without threads.
     """
     with test_server(*settings.server_flags) as server:
         wanted = ("--base-url", server.base_url, "--instructions", str(instructions))
@@ -313,7 +312,7 @@ def original_loop(settings: Settings, instructions: int) -> float:
 
 
 def print_results(results: Sequence[Result]) -> None:
-    """One line a scenario."""
+    """Print one line for each scenario."""
     columns = (
         *("scenario", "output tokens/s", "ideal", "share", "saturation", "occupancy", "queue/batch"),
         *("ramp s", "recovered s", "completions/s", "client cores", "servers' cores"),
@@ -336,11 +335,11 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", default="steady", help="several with commas, or 'all' (default: %(default)s)")
     parser.add_argument("--engine", choices=list(ENGINES), default="h100-8b")
-    parser.add_argument("--concurrency", default="auto", help="handed on; 'default' leaves the flag out")
+    parser.add_argument("--concurrency", default="auto", help="passed on; 'default' leaves the flag out")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--warm", type=float, default=10.0)
     parser.add_argument("--speed", type=float, default=1.0)
-    parser.add_argument("--processes", action="store_true", help="a process for each server")
+    parser.add_argument("--processes", action="store_true", help="run each server in its own process")
     parser.add_argument("--original-instructions", type=int, default=100)
     parser.add_argument("--flags", default="", help="more arguments for the servers, in one string")
     return parser.parse_args()

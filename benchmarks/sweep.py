@@ -1,23 +1,23 @@
-"""What concurrency is best for a server, measured: `generate` at each of several, and with ``auto``.
+"""Which concurrency is best for a server: `generate` at each of several settings, and with ``auto``.
 
 ``python -m benchmarks.sweep --base-url URL --concurrency 1,8,32 [--auto] [--seconds 60] [--repeats 3]``
 
-Works on any OpenAI-compatible server; without ``--base-url`` on a simulated one (``--engine``). Each run is a whole
-`generate`, everything on, in a folder of its own. Every repeat goes through all settings, in another order each time,
-so that a machine that gets slower is nobody's fault. Ramp-up and drain are cut off: with ``--seconds`` all up to
-``--warm`` seconds (a third of the time, unless given) is left out and the run is cancelled at the end; with
-``--instructions`` what counts lies between the first third of the answers and the last request's beginning.
+It works with any OpenAI-compatible server; without ``--base-url`` with a simulated one (``--engine``). Each run is a
+whole `generate`, everything on, in a new folder. Every repeat runs all settings, in another order each time, so a
+machine that gets slower affects all settings alike. Ramp-up and drain do not count: with ``--seconds`` the first
+``--warm`` seconds are left out (default: a third) and the run is cancelled at the end; with ``--instructions`` the
+window begins when a third of the answers are there and ends when the last request begins.
 
 - *output tokens/s*: by the server's own counter (vLLM's metrics), else by the answers that came in the window.
-- *in flight*: completions asked for and not yet answered, the mean over the window; *occupancy* that over the
-  concurrency (for ``auto``, which has none, over the largest number that was ever running at once).
-- *running*, *waiting*: the server's own figures, where it tells.
+- *in flight*: completions requested and not yet answered, mean over the window. *occupancy* is that over the
+  concurrency (for ``auto``: over the largest number of running sequences in any run).
+- *running*, *waiting*: the server's own figures, where it has them.
 - *p50, p99*: of the requests of a stage that were answered in the window, from sending to the last byte.
 
 Intervals are Student's t, 95 %, over the repeats; that of the throughput is around the geometric mean, by the relative
-spread of all settings together. Recommended is the smallest concurrency whose throughput is within the interval of the
-best (within 3 % of it, where there was one repeat); ``auto`` where it is within, too. A run begins with instructions
-only: ``--warm`` should be twice what a request takes, and what is shorter is told.
+spread of all settings together. The recommendation is the smallest concurrency whose throughput is within the interval
+of the best (within 3 % of it after a single repeat), or ``auto`` where that is within it too. A run begins with
+instructions only, so ``--warm`` should be twice the time of a request; the benchmark says where it is shorter.
 """
 
 from __future__ import annotations
@@ -59,10 +59,13 @@ from fastgen.types import Completion, Request
 
 UNENDING = 10_000_000
 NEAR = 0.03
-"""What counts as equal where a single repeat tells nothing of the spread."""
+"""Difference that counts as equal after a single repeat, which has no spread."""
 FAR = 0.1
-"""What never counts as equal, however far the repeats of the best lie apart."""
+"""Difference that never counts as equal, however large the spread of the best is."""
 Results = Mapping[Concurrency, Sequence["RunFigures"]]
+LOOK_EVERY_S = 0.5
+IDLE_TIMEOUT_S = 30.0
+WARM_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def orders(settings: Sequence[Concurrency], repeats: int, seed: int = 0) -> list
 async def sweep(
     base_url: str, options: Options, turns: Sequence[Sequence[Concurrency]], seconds: float | None, warm_s: float | None
 ) -> dict[Concurrency, list[RunFigures]]:
-    """The figures of every run, by setting; a run that was too short to have a window is told and left out.
+    """The figures of every run, by setting; a run that was too short to have a window is reported and left out.
 
     :raises ValueError: all runs of a setting were.
     """
@@ -226,7 +229,7 @@ def _took(latency: Mapping[str, float] | None) -> str:
 
 
 def hurried(results: Results, warm_s: float) -> list[str]:
-    """What to say of settings whose requests take more than half of the time that was left out."""
+    """Return a line for each setting whose requests take more than half of the time that was left out."""
     said: list[str] = []
     for setting in in_order(results):
         longest_s = max((one.p50_s for run in results[setting] for one in run.latency.values()), default=0.0)
@@ -275,7 +278,7 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """One sweep of a server that is there."""
+    """Sweep a running server."""
     settings: list[Concurrency] = list(given.concurrency)
     if given.auto:
         settings.append("auto")
@@ -298,11 +301,6 @@ def run(given: argparse.Namespace) -> None:
     runs = {str(setting): [asdict(run) for run in results[setting]] for setting in results}
     found = {"rows": {str(setting): row for setting, row in rows.items()}, "recommended": asdict(advice), "runs": runs}
     finish("sweep", found | {"settings": {**vars(given), "plot": str(given.plot)}})
-
-
-LOOK_EVERY_S = 0.5
-IDLE_TIMEOUT_S = 30.0
-WARM_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +326,7 @@ class Look:
 
 @dataclass(slots=True)
 class Watched:
-    """All that was seen of one run, from ``began_s`` until asking was stopped."""
+    """What was seen of one run, from ``began_s`` until it was stopped."""
 
     began_s: float
     ended_s: float = math.inf
@@ -371,7 +369,7 @@ class RunFigures:
 def window(watched: Watched, warm_s: float | None) -> tuple[float, float]:
     """When the run was warm, and when it began to drain.
 
-    Warm is so many seconds after its begin or, without that, when a third of the answers had come.
+    It is warm ``warm_s`` seconds after its begin or, without that, when a third of the answers are there.
 
     :raises ValueError: nothing lies between the two; the run was too short.
     """
@@ -436,7 +434,7 @@ def nearest_rank(values: Sequence[float], share: float) -> float:
 
 
 async def watch(base_url: str, options: Options, concurrency: Concurrency, seconds: float | None) -> Watched:
-    """One `generate` in a fresh folder, cancelled after ``seconds`` or, without, at its end."""
+    """Watch one `generate` in a new folder, to its end or until it is cancelled after ``seconds``."""
     options = replace(options, speed=replace(options.speed, concurrency=concurrency))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
@@ -469,7 +467,7 @@ async def _generate(folder: Path, options: Options, seconds: float | None, watch
 
 @asynccontextmanager
 async def _noting(watched: Watched) -> AsyncIterator[None]:
-    """Every request of this process."""
+    """Note every request of this process."""
     complete = OpenAIBackend.complete
 
     async def noting(self: OpenAIBackend, request: Request) -> tuple[Completion, ...]:
@@ -514,7 +512,7 @@ def _look(page: ServerMetrics) -> Look:
 
 
 async def _until_idle(server: OpenAIBackend) -> None:
-    """What the last run left behind is no part of this one."""
+    """Wait for the sequences of the last run to end."""
     deadline_s = time.monotonic() + IDLE_TIMEOUT_S
     while (page := await server.metrics()) is not None and page.running + page.waiting:
         if time.monotonic() > deadline_s:
