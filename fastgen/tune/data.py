@@ -1,8 +1,8 @@
-"""The rows that a model is tuned on: a run's, through its export, or a file's; kept in the tuning's own folder.
+"""The rows that a model is tuned on: a run's, through its export, or a file's. They are kept in the tuning's folder.
 
-Guarantees: a row is ``{"prompt": ..., "completion": ...}``, both text or both lists of chat messages, all rows of one
-kind; evaluation rows share no instruction with training rows; the same source, options and seed give the same bytes;
-every defect is an `InputError` of one line. Knows nothing of models and trainers.
+A row is ``{"prompt": ..., "completion": ...}``, both text or both lists of chat messages, all rows of one kind.
+Evaluation rows share no instruction with training rows. The same source, options and seed give the same bytes. Every
+defect is an `InputError` of one line.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -33,10 +33,7 @@ _SHAPES: Final = "give rows with prompt and completion, with messages, or with i
 
 @dataclass(frozen=True, slots=True)
 class TuningData:
-    """What was prepared: counts of rows, a fingerprint of them all, and where they are from.
-
-    ``source`` is for people and holds no path; ``is_chat`` says whether rows are chat messages.
-    """
+    """The prepared data; ``sha256`` is of all rows, ``source`` describes where they are from, without a path."""
 
     train_rows: int
     eval_rows: int
@@ -44,19 +41,15 @@ class TuningData:
     source: str
     is_chat: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 def source_fingerprint(options: DataOptions) -> str:
-    """What the data is made from: a run's own id, which stays while the run grows, or a hash of the file's bytes.
+    """Return a run's id, which stays the same while the run grows, or a hash of the file's bytes.
 
-    :raises InputError: no run there, or an unreadable file.
+    :raises InputError: when there is no run, or the file cannot be read.
     """
     if options.run_dir is not None:
         return f"run {open_run(options.run_dir).folder.header().run_id}"
-    assert options.data is not None, "one of the two is given"  # noqa: S101 - the options see to it
+    assert options.data is not None, "one of the two is given"  # noqa: S101 - the options check it
     try:
         with options.data.open("rb") as file:
             return f"file {hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -65,37 +58,32 @@ def source_fingerprint(options: DataOptions) -> str:
 
 
 def prepare(options: DataOptions, seed: int, folder: Path) -> TuningData:
-    """Write ``train.jsonl`` and ``eval.jsonl`` into the folder, which is there.
+    """Write ``train.jsonl`` and ``eval.jsonl`` into the folder, which exists.
 
-    :raises InputError: nothing to tune on, broken rows, or a damaged run.
-    :raises DiskError: the folder cannot be written.
+    :raises InputError: when there is nothing to tune on, a row is broken, or the run is damaged.
+    :raises DiskError: when the folder cannot be written.
     """
     if options.run_dir is not None:
-        rows, source = _run_rows(options, seed, folder), _run_name(options.run_dir)
-    else:
-        assert options.data is not None, "one of the two is given"  # noqa: S101 - the options see to it
-        rows, source = _file_rows(options, options.data, seed), f"the file {options.data.name}"
-    return _write(rows, source, folder, options)
+        run = open_run(options.run_dir)
+        written_by = Path(str(run.meaning["model"])).name
+        source = f"the fastgen run {run.folder.header().run_id[:12]} (written by {written_by})"
+        return _write(_run_rows(options, options.run_dir, seed, folder), source, folder, options)
+    assert options.data is not None, "one of the two is given"  # noqa: S101 - the options check it
+    return _write(_file_rows(options, options.data, seed), f"the file {options.data.name}", folder, options)
 
 
-def read_prepared(folder: Path, split: str) -> Path:
-    """The file of a split."""
+def split_path(folder: Path, split: str) -> Path:
+    """Return the file of a split."""
     return folder / f"{split}.jsonl"
 
 
 def _shares(eval_share: float) -> str | None:
-    """As ``fastgen export --split`` takes them."""
+    """Return the value of ``fastgen export --split``."""
     return f"{TRAIN}={1 - eval_share!r},{EVAL}={eval_share!r}" if eval_share else None
 
 
-def _run_name(run_dir: Path) -> str:
-    run = open_run(run_dir)
-    return f"the fastgen run {run.folder.header().run_id[:12]} (written by {Path(str(run.meaning['model'])).name})"
-
-
-def _run_rows(options: DataOptions, seed: int, folder: Path) -> Iterator[tuple[str, Row]]:
-    """As `fastgen export` writes them, so that what is tuned on can be looked at with it."""
-    assert options.run_dir is not None, "the caller asks for a run's"  # noqa: S101 - seen to by the caller
+def _run_rows(options: DataOptions, run_dir: Path, seed: int, folder: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows that ``fastgen export`` writes, which users can look at."""
     exported, shares = folder / "exported", _shares(options.eval_share)
     exported.mkdir(exist_ok=True)
     choice = ChoiceOptions(
@@ -105,7 +93,7 @@ def _run_rows(options: DataOptions, seed: int, folder: Path) -> Iterator[tuple[s
         seed=seed,
         overwrite=True,
     )
-    export(options.run_dir, options.format, exported if shares else exported / f"{TRAIN}.jsonl", choice)
+    export(run_dir, options.format, exported if shares else exported / f"{TRAIN}.jsonl", choice)
     for path in sorted(exported.iterdir()):
         for number, row in read_rows(path):
             yield path.stem, _shaped(row, options.format, seed, number, str(path))
@@ -122,16 +110,16 @@ def _file_rows(options: DataOptions, path: Path, seed: int) -> Iterator[tuple[st
 
 
 def _shaped(row: Row, form: TextFormat, seed: int, number: int, where: str) -> Row:
-    """A row of any of the three kinds as prompt and completion.
+    """Return a row of any of the three kinds as prompt and completion.
 
-    :raises InputError: it is of no kind, or nothing would be learnt from it.
+    :raises InputError: when it is of another kind, or has nothing to learn.
     """
     if "messages" in row:
         return _chat(row["messages"], where)
     if "prompt" in row:
         prompt, completion = row["prompt"], row.get("completion")
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion.strip():
-            raise InputError(f"{where}: 'prompt' and 'completion' have to be texts, the latter not empty; mend it")
+            raise InputError(f"{where}: 'prompt' and 'completion' have to be texts, the latter not empty; fix it")
         return {"prompt": prompt, "completion": completion}
     return _from_instance(row, form, draw(seed, "template", str(number)), where)
 
@@ -149,14 +137,14 @@ def _from_instance(row: Row, form: TextFormat, bits: int, where: str) -> Row:
 
 
 def _chat(messages: object, where: str) -> Row:
-    """The last turn, the assistant's, is what is learnt; the others are read."""
+    """Return the assistant's last turn as completion, the turns before it as prompt."""
     turns = messages if isinstance(messages, list) else []
     well = all(
         isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in turns
     )
-    if len(turns) < 2 or not well or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():  # noqa: PLR2004 - a question and its answer
-        raise InputError(f"{where}: 'messages' has to end with an answer of the assistant's; mend it")
+    if len(turns) < 2 or not well or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():  # noqa: PLR2004 - question and answer
+        raise InputError(f"{where}: 'messages' has to end with an answer of the assistant's; fix it")
     plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     return {"prompt": plain[:-1], "completion": plain[-1:]}
 
@@ -164,7 +152,7 @@ def _chat(messages: object, where: str) -> Row:
 def _write(rows: Iterator[tuple[str, Row]], source: str, folder: Path, options: DataOptions) -> TuningData:
     counts, digest, kinds = {TRAIN: 0, EVAL: 0}, hashlib.sha256(), set[bool]()
     with ExitStack() as stack:
-        sinks = {name: stack.enter_context(read_prepared(folder, name).open("wb")) for name in counts}
+        sinks = {name: stack.enter_context(split_path(folder, name).open("wb")) for name in counts}
         for split, row in rows:
             line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
             kinds.add(isinstance(row["prompt"], list))

@@ -1,4 +1,4 @@
-"""The flags of ``fastgen tune``: name, default and help exist here once. Knows nothing of runs, files and trainers."""
+"""The flags of ``fastgen tune``: names, defaults, help and checks."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class DataOptions:
     include_seeds: Annotated[bool, Parameter(negative=())] = False
     """Also the run's seed tasks."""
     max_instructions: int | None = None
-    """Only so many of the run's instructions, as 'fastgen export' draws them with --seed."""
+    """Use only this number of the run's instructions, drawn as 'fastgen export' draws them with --seed."""
     eval_share: float = 0.05
     """Share of the instructions that is kept out of the training to measure the loss on (0: none)."""
 
     def check(self) -> None:
-        """:raises InputError: no source or two of them, flags that do not fit it, or a share out of range."""
+        """:raises InputError: when there is no source or two, a flag does not fit it, or the share is out of range."""
         if (self.run_dir is None) == (self.data is None):
             raise InputError("--run-dir: name the run to tune on, or a file with --data; one of the two")
         if self.data is not None and (self.include_seeds or self.max_instructions is not None):
@@ -93,23 +93,23 @@ class TrainingOptions:
         for flag, value in (("--epochs", self.epochs), ("--learning-rate", self.learning_rate)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{flag}: {value} is not a number above 0")
-        if self.max_length < 2:  # noqa: PLR2004 - a token to read and one to write
+        if self.max_length < 2:  # noqa: PLR2004 - one token of each
             raise InputError(f"--max-length: {self.max_length} leaves no room for a prompt and a completion")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed: {self.seed} is not at least 0 and below 2^32")
 
     @property
     def rate(self) -> float:
-        """The learning rate that is meant."""
+        """The learning rate, given or by default."""
         return self.learning_rate or (LORA_LEARNING_RATE if self.lora else FULL_LEARNING_RATE)
 
     @property
     def alpha(self) -> int:
-        """The LoRA alpha that is meant."""
+        """The LoRA alpha, given or by default."""
         return self.lora_alpha or 2 * self.lora_rank
 
     def meaning(self) -> dict[str, Any]:
-        """What decides the result, by flag; a stopped tuning goes on only with the same."""
+        """Return what decides the result, by flag; a stopped tuning resumes only with the same."""
         length = {"steps": self.steps} if self.steps is not None else {"epochs": self.epochs or DEFAULT_EPOCHS}
         adapters = {"lora_rank": self.lora_rank, "lora_alpha": self.alpha} if self.lora else {}
         return {
@@ -136,7 +136,7 @@ class MachineOptions:
     """What is computed in: auto is bfloat16 on GPUs and CPUs that multiply in it, else float32."""
 
     def check(self, training: TrainingOptions) -> None:
-        """:raises InputError: values out of range, or that do not fit the batch."""
+        """:raises InputError: when a value is out of range or does not fit the batch."""
         if self.save_every < 1:
             raise InputError(f"--save-every: {self.save_every} is below 1")
         size = self.micro_batch_size
@@ -144,5 +144,5 @@ class MachineOptions:
             raise InputError(f"--micro-batch-size: {size} does not divide --batch-size {training.batch_size}")
 
     def micro_batch(self, training: TrainingOptions) -> int:
-        """Rows in memory at once."""
+        """Return the rows in memory at once."""
         return self.micro_batch_size or training.batch_size

@@ -1,15 +1,12 @@
-"""The story of a tuning: data, training, model folder; stopped at any point, the same command goes on.
-
-Knows what happens in which order; how is told elsewhere in this package.
-"""
+"""The ``tune`` command: data, training, model folder. After a stop, the same command resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from fastgen import __version__
 from fastgen.errors import InputError
@@ -19,18 +16,14 @@ from fastgen.telemetry.progress import Reporter
 from fastgen.tune.data import TuningData, prepare, source_fingerprint
 from fastgen.tune.folder import BaseModel, TuningFolder, check_same_meaning, write_card
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
-from fastgen.tune.progress import Job, LossLog, plot
-
-if TYPE_CHECKING:
-    from fastgen.tune.training import Trained
-
+from fastgen.tune.progress import Job, plot, read_losses
 
 _LIBRARIES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The finished model's folder and figures; ``was_there`` says that nothing was left to do."""
+    """The folder and the figures of the finished model; ``was_there`` is true when nothing was left to do."""
 
     path: Path
     figures: dict[str, Any]
@@ -38,7 +31,7 @@ class Tuned:
 
 
 def check_libraries() -> None:
-    """:raises InputError: a library of the extra is not installed."""
+    """:raises InputError: when a library of the extra is not installed."""
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise InputError(
@@ -57,10 +50,11 @@ def tune(
     reporter: Reporter,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Tuned:
-    """Tune the model and write it to the folder ``output``; goes on with what was begun there.
+    """Tune the model and write it to the folder ``output``; resume a tuning that was begun there.
 
-    :raises InputError: data, model, folder or flags that cannot be used, or not enough memory.
-    :raises StoppedError: ``stopping`` became true; the same call goes on. :raises DiskError: nothing can be written.
+    :raises InputError: when data, model, folder or flags cannot be used, or the memory is too small.
+    :raises StoppedError: when ``stopping`` became true; the same call resumes.
+    :raises DiskError: when nothing can be written.
     """
     data.check()
     machine.check(training)
@@ -72,12 +66,33 @@ def tune(
             check_same_meaning(output, done["meaning"], meaning)
             place.forget_training()
             return Tuned(output, done["figures"], was_there=True)
-        prepared = _begin(place, meaning, data, training.seed, reporter)
-        return _train(place, meaning, prepared, base, training, machine, reporter, stopping)
+        prepared = _prepared(place, meaning, data, training.seed, reporter)
+
+        from fastgen.tune.training import train  # imports torch
+
+        job = Job(base, place, prepared.is_chat, prepared.eval_rows > 0, training, machine, reporter, stopping)
+        scratch, measured = train(job)
+        losses = read_losses(place.losses)
+        figures = _figures(measured, losses)
+        has_plot = plot(losses, scratch / "loss.png", f"{base.name}, {figures['steps']} steps")
+        if not has_plot:
+            reporter.say("no picture of the loss, since matplotlib is not installed: pip install 'fastgen[tune]'")
+        result = {
+            "fastgen": __version__,
+            "base_model": base.name,
+            "meaning": meaning,
+            "data": asdict(prepared),
+            "figures": figures,
+            "plot": has_plot,
+        }
+        with as_disk_error(output):
+            (scratch / "README.md").write_text(write_card(output.resolve().name, result), encoding="utf-8")
+            place.publish(scratch, result)
+        return Tuned(output, figures)
 
 
 def _meaning(base: BaseModel, data: DataOptions, training: TrainingOptions) -> dict[str, Any]:
-    """What decides the result; a stopped tuning goes on only with the same."""
+    """Return what decides the result; a stopped tuning resumes only with the same."""
     about_run = {"include_seeds": data.include_seeds, "max_instructions": data.max_instructions}
     return {
         "base_model": base.fingerprint(),
@@ -89,70 +104,32 @@ def _meaning(base: BaseModel, data: DataOptions, training: TrainingOptions) -> d
     }
 
 
-def _begin(
+def _prepared(
     place: TuningFolder, meaning: dict[str, Any], data: DataOptions, seed: int, reporter: Reporter
 ) -> TuningData:
-    """The data: what was prepared when this tuning was begun, or prepared now."""
+    """Return the data that was prepared when this tuning began, or prepare it now."""
     if (begun := place.begun()) is not None:
         check_same_meaning(place.path, begun["meaning"], meaning)
         return TuningData(**begun["data"])
     with as_disk_error(place.path):
         place.clear()
         prepared = prepare(data, seed, place.training)
-        place.begin(meaning, prepared.as_dict())
+        place.begin(meaning, asdict(prepared))
     reporter.say(f"{prepared.train_rows:,} rows to tune on and {prepared.eval_rows:,} held out, of {prepared.source}")
     return prepared
 
 
-def _train(
-    place: TuningFolder,
-    meaning: dict[str, Any],
-    data: TuningData,
-    base: BaseModel,
-    training: TrainingOptions,
-    machine: MachineOptions,
-    reporter: Reporter,
-    stopping: Callable[[], bool],
-) -> Tuned:
-    from fastgen.tune.training import train, write_model
-
-    job = Job(base, place, data.is_chat, data.eval_rows > 0, training, machine, reporter, stopping)
-    trained = train(job)
-    scratch = write_model(trained, job)
-    figures = _figures(trained, LossLog(place.losses).read())
-    title = f"{base.name}, {figures['steps']} steps"
-    drawn = plot(LossLog(place.losses).read(), scratch / "loss.png", title)
-    if not drawn:
-        reporter.say("no picture of the loss, since matplotlib is not installed: pip install 'fastgen[tune]'")
-    result = {
-        "fastgen": __version__,
-        "base_model": base.name,
-        "meaning": meaning,
-        "data": data.as_dict(),
-        "figures": figures,
-        "plot": drawn,
-    }
-    with as_disk_error(place.path):
-        (scratch / "README.md").write_text(write_card(place.path.resolve().name, result), encoding="utf-8")
-        place.publish(scratch, result)
-    return Tuned(place.path, figures)
-
-
-def _figures(trained: Trained, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the whole training, over all its starts; the time is this start's."""
+def _figures(measured: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of the whole training, over all its starts; only the time is this start's."""
     losses = [row["loss"] for row in rows if "loss" in row]
     held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
     tenth = max(1, len(losses) // 10)
-    measured = {"eval_loss_before": held_out[0], "eval_loss_after": held_out[-1]} if held_out else {}
-    trained_parameters, parameters = trained.figures["parameters"]
+    evaluated = {"eval_loss_before": held_out[0], "eval_loss_after": held_out[-1]} if held_out else {}
     return {
-        **{name: value for name, value in trained.figures.items() if name != "parameters"},
-        "parameters": parameters,
-        "trained_parameters": trained_parameters,
-        "steps": trained.steps,
+        **{name: value for name, value in measured.items() if name != "seconds"},
         "tokens": sum(row["tokens"] for row in rows if "tokens" in row),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-        **measured,
-        "seconds_since_last_start": round(trained.seconds, 1),
+        **evaluated,
+        "seconds_since_last_start": round(measured["seconds"], 1),
     }

@@ -20,7 +20,7 @@ from fastgen.errors import InputError, StoppedError
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.tune.folder import BaseModel, TuningFolder, local_base
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
-from fastgen.tune.progress import Job, LossLog
+from fastgen.tune.progress import Job, read_losses
 from fastgen.tune.tune import Tuned, tune
 from tests.export_help import make_run, numbered
 
@@ -80,7 +80,7 @@ def do(base: BaseModel, output: Path, data: DataOptions, training: TrainingOptio
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in LossLog(output / "loss.jsonl").read() if "loss" in row]
+    return [(row["step"], row["loss"]) for row in read_losses(output / "loss.jsonl") if "loss" in row]
 
 
 def stop_after(steps: int, output: Path) -> Callable[[], bool]:
@@ -109,10 +109,9 @@ def job_of(base: BaseModel, folder: Path, data: DataOptions) -> Job:
 
 
 def trainer_of(job: Job) -> Any:
-    from fastgen.tune.progress import Watcher
     from fastgen.tune.training import build_trainer, choose_precision
 
-    return build_trainer(job, choose_precision("float32", lora=True), Watcher(job))
+    return build_trainer(job, choose_precision("float32", lora=True))
 
 
 @pytest.mark.parametrize("form", ["prompt-completion", "messages"])
@@ -166,10 +165,10 @@ def test_a_tuned_model_has_learnt_its_data_and_is_a_whole_folder(base: BaseModel
     assert shapes(output) == shapes(base.folder)
 
 
-def test_a_stopped_tuning_goes_on_as_if_it_had_not_been_stopped(base: BaseModel, run: Path, tmp_path: Path) -> None:
+def test_a_stopped_tuning_resumes_as_if_it_had_not_been_stopped(base: BaseModel, run: Path, tmp_path: Path) -> None:
     data = DataOptions(run_dir=run, eval_share=0.2)
     do(base, tmp_path / "whole", data)
-    with pytest.raises(StoppedError, match="stopped after step 3 of 6; the same command goes on"):
+    with pytest.raises(StoppedError, match="stopped after step 3 of 6; the same command resumes"):
         do(base, tmp_path / "parts", data, stopping=stop_after(3, tmp_path / "parts"))
     assert (tmp_path / "parts" / "training" / "checkpoint-3" / "complete").exists()
     do(base, tmp_path / "parts", data)
@@ -202,7 +201,7 @@ tune(local_base(base), Path(output), DataOptions(run_dir=Path(run), eval_share=0
 """
 
 
-def test_a_killed_tuning_goes_on_from_its_last_whole_checkpoint(base: BaseModel, run: Path, tmp_path: Path) -> None:
+def test_a_killed_tuning_resumes_from_its_last_whole_checkpoint(base: BaseModel, run: Path, tmp_path: Path) -> None:
     data, output = DataOptions(run_dir=run, eval_share=0.2), tmp_path / "killed"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(base.folder), str(run), str(output)], check=False, capture_output=True
@@ -286,13 +285,13 @@ def test_too_little_memory_and_a_full_disk_are_told_with_their_remedy(base: Base
     import torch
 
     from fastgen.errors import DiskError
-    from fastgen.tune.progress import in_one_line
+    from fastgen.tune.training import library_errors_mapped
 
     job = Job(base, TuningFolder(tmp_path), False, False, replace(SHORT, lora=False), FAST, QuietReporter())
     with pytest.raises(InputError, match=r"--micro-batch-size below 4 or a --max-length below 1024, or .* --lora"):  # noqa: SIM117
-        with in_one_line(job):
+        with library_errors_mapped(job):
             torch.empty(1 << 60, dtype=torch.float32)
-    with pytest.raises(DiskError, match="make room and go on"), in_one_line(job):
+    with pytest.raises(DiskError, match="make room and run the same command again"), library_errors_mapped(job):
         torch.save(torch.zeros(1 << 16), "/dev/full")
 
 
@@ -334,7 +333,7 @@ def test_a_signal_stops_the_command_after_the_step_with_a_whole_checkpoint(
         tuning.kill()
         tuning.communicate()
     assert tuning.returncode == 3
-    assert re.fullmatch(r"fastgen: stopped after step \d+ of 100000; the same command goes on from there", said[-1]), (
+    assert re.fullmatch(r"fastgen: stopped after step \d+ of 100000; the same command resumes from there", said[-1]), (
         said
     )
     found = TuningFolder(tmp_path / "out").last_checkpoint()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -21,10 +22,11 @@ from fastgen.errors import InputError
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.embedded import EmbeddedCache
 from fastgen.servers.spec import ServerSpec
-from fastgen.tune.data import TuningData, prepare, read_prepared, source_fingerprint
-from fastgen.tune.folder import TuningFolder, check_same_meaning, local_base, write_card
+from fastgen.telemetry.progress import QuietReporter, Shown
+from fastgen.tune.data import TuningData, prepare, source_fingerprint, split_path
+from fastgen.tune.folder import BaseModel, TuningFolder, check_same_meaning, local_base, write_card
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
-from fastgen.tune.progress import LossLog, smoothed
+from fastgen.tune.progress import Job, Watcher, append_loss, cut_losses, read_losses, smoothed
 from tests.export_help import Task, extend_run, make_run, numbered, read_rows, rows
 
 
@@ -33,7 +35,7 @@ def prepared(tmp_path: Path, options: DataOptions, seed: int = 0) -> tuple[Tunin
     folder = tmp_path / "prepared"
     folder.mkdir(exist_ok=True)
     data = prepare(options, seed, folder)
-    return data, [*read_rows(read_prepared(folder, "train")), *read_rows(read_prepared(folder, "eval"))]
+    return data, [*read_rows(split_path(folder, "train")), *read_rows(split_path(folder, "eval"))]
 
 
 def write_rows(path: Path, *found: dict[str, Any]) -> Path:
@@ -250,18 +252,53 @@ def test_publishing_moves_the_model_and_forgets_the_training(tmp_path: Path) -> 
 
 
 def test_the_losses_after_a_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:
-    log = LossLog(tmp_path / "loss.jsonl")
+    path = tmp_path / "loss.jsonl"
     for step in (1, 2, 3):
-        log.append({"step": step, "loss": float(step)})
-    with log.path.open("ab") as file:
+        append_loss(path, {"step": step, "loss": float(step)})
+    with path.open("ab") as file:
         file.write(b'{"step": 4, "lo')
-    log.cut(2)
-    log.append({"step": 3, "loss": 9.0})
-    assert [row["loss"] for row in log.read()] == [1.0, 2.0, 9.0]
+    cut_losses(path, 2)
+    append_loss(path, {"step": 3, "loss": 9.0})
+    assert [row["loss"] for row in read_losses(path)] == [1.0, 2.0, 9.0]
 
 
 def test_losses_are_smoothed_over_the_steps_before() -> None:
     assert smoothed([4.0, 2.0, 0.0, 1.0], 2) == [4.0, 3.0, 1.0, 0.5]
+
+
+class Showing(QuietReporter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def show(self, progress: Shown) -> None:
+        self.lines.append(progress.line())
+
+
+def test_each_step_is_written_and_shown_and_a_stop_saves_a_checkpoint(tmp_path: Path) -> None:
+    place, reporter = TuningFolder(tmp_path / "out"), Showing()
+    place.training.mkdir(parents=True)
+    base, options = BaseModel(tmp_path, "m"), TrainingOptions(steps=2)
+    job = Job(base, place, False, True, options, MachineOptions(), reporter, stopping=lambda: True)
+    watcher, args = Watcher(job), None
+    (place.training / "checkpoint-1").mkdir()
+    state, control = SimpleNamespace(global_step=1, max_steps=2), SimpleNamespace()
+    watcher.on_log(args, state, control, logs={"eval_loss": 2.5})
+    watcher.on_step_begin(args, state, control)
+    watcher.on_step_end(args, state, control)
+    assert control.should_save
+    assert control.should_training_stop
+    logs = {"loss": 3.0, "num_tokens": 40, "learning_rate": 0.1, "grad_norm": 1.0}
+    watcher.on_log(args, state, control, logs=logs)
+    watcher.on_save(args, state, control)
+    assert place.last_checkpoint() == (1, place.training / "checkpoint-1")
+    assert [row.get("tokens") for row in read_losses(place.losses)] == [None, 40]
+    assert [line.partition(" · ")[0] for line in reporter.lines] == ["step 1/2"]
+    assert "loss 3.000 · held-out loss 2.500" in reporter.lines[0]
+    with pytest.raises(InputError, match="the loss is no number any more at step 1"):
+        watcher.on_log(args, state, control, logs={**logs, "loss": float("nan")})
+    last = SimpleNamespace(global_step=2, max_steps=2)
+    assert watcher.on_step_end(args, last, SimpleNamespace()) == SimpleNamespace(), "nothing is left to stop"
 
 
 # the base model
