@@ -49,16 +49,16 @@ from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import FastgenError
 from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.serving import START_CONCURRENCY
 from fastgen.generate.runtime import Stopper
+from fastgen.generate.serving import START_CONCURRENCY
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.embedded import EMBEDDED_MODEL, embedded_status, ensure_embedded
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy, normalise_base_url
+from fastgen.servers.fleet import start_server
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.servers.process import start_server
 from fastgen.servers.router import Router
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Answer, Completion, Failure, Request, Sampling, Stage
+from fastgen.types import Completion, Failure, Request, Sampling, Stage
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1)
 BENCH_SAMPLING = ("--temperature", "0.7", "--top-p", "0.5")
@@ -102,7 +102,7 @@ async def target(base_url: str | None) -> AsyncIterator[Target]:
     if base_url is not None:
         url = normalise_base_url(base_url)
         async with OpenAIBackend(Endpoint(url, "")) as backend:
-            yield Target(url, (await backend.wait_until_answering(60.0, say)).ids[0])
+            yield Target(url, (await backend.wait_until_answering(60.0, say))[0])
         return
     (spec,) = await choose_servers(None, "", cache_dir=cache_dir(), report=say)
     with tempfile.TemporaryDirectory() as name:

@@ -47,7 +47,7 @@ from fastgen.engine.backend import ServerMetrics
 from fastgen.errors import FastgenError
 from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions
 from fastgen.generate.run import Place, generate
-from fastgen.generate.stopping import Stopper
+from fastgen.generate.runtime import Stopper
 from fastgen.methods.base import InstructionOutcome
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
