@@ -19,6 +19,6 @@ def make_hostile_run(path: Path) -> Path:
 
 def read_all(follower: Follower) -> Follower:
     """The same, with all read that there is."""
-    while follower.take_up():
+    while follower.read_more():
         assert follower.is_behind
     return follower

@@ -63,7 +63,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "audit": succeeded(fastgen("audit", "--run-dir", run, "--rate", "1")).out,
         "report": file_of(folder / "report.html", "report", "--run-dir", run),
         "card": file_of(export, "export", "--run-dir", run, "--card") and (export / "README.md").read_text("utf-8"),
-        "live page": frame(MODEL) + "".join(pieces(follower, sample, goes_on=False).values()),
+        "live page": frame(MODEL) + "".join(pieces(follower, sample, is_running=False).values()),
         "error line": refused(folder / "refused"),
     }
 

@@ -63,7 +63,7 @@ def serve_beside_a_run(run_dir: Path, listening: int, samples: int) -> None:
 
     async def serve() -> None:
         pipe = SamplePipe(samples)
-        dashboard = Dashboard(Follower(run_dir), lambda: pipe.latest, goes_on=True)
+        dashboard = Dashboard(Follower(run_dir), lambda: pipe.latest, is_running=True)
         async with serve_dashboard(dashboard, socket.socket(fileno=listening)):
             await pipe.ended.wait()
 
@@ -81,7 +81,7 @@ def serve_alone(run_dir: Path, port: int, say: Callable[[str], None]) -> None:
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        dashboard = Dashboard(Follower(run_dir), lambda: last_sample(run_dir), goes_on=False)
+        dashboard = Dashboard(Follower(run_dir), lambda: last_sample(run_dir), is_running=False)
         with listen(port, "--port") as listening:
             async with serve_dashboard(dashboard, listening):
                 say(f"dashboard at {url_of(listening)}; Ctrl-C ends it")

@@ -44,13 +44,13 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Dashboard:
     """What the page shows now: a run's log and its newest sample, which ``newest`` gives.
 
-    ``goes_on``: that sample is of this moment, and the end of the page is that of the run.
+    ``is_running``: that sample is of this moment, and the end of the page is that of the run.
     """
 
-    def __init__(self, run: Follower, newest: Callable[[], Sample | None], *, goes_on: bool) -> None:
+    def __init__(self, run: Follower, newest: Callable[[], Sample | None], *, is_running: bool) -> None:
         self._run = run
         self._newest = newest
-        self._goes_on = goes_on
+        self._is_running = is_running
         self._pieces: dict[str, tuple[int, str]] = {}
         self._version = 0
         self._changed = asyncio.Condition()
@@ -76,9 +76,9 @@ class Dashboard:
         """Read what is new, for about so many seconds at most, draw it and tell; whether there was more to read."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + seconds
-        while (more := self._run.take_up()) and loop.time() < until_s:  # noqa: ASYNC110 - no waiting
+        while (more := self._run.read_more()) and loop.time() < until_s:  # noqa: ASYNC110 - no waiting
             await asyncio.sleep(0)  # viewers are answered between two slices
-        await self._show(pieces(self._run, self._newest(), goes_on=self._goes_on))
+        await self._show(pieces(self._run, self._newest(), is_running=self._is_running))
         return more
 
     async def _show(self, drawn: Mapping[str, str]) -> None:
@@ -91,10 +91,10 @@ class Dashboard:
 
     async def finish(self) -> None:
         """Show the last state of a run that ended, and tell the viewers that nothing more comes."""
-        if self._goes_on and self.viewers:
+        if self._is_running and self.viewers:
             with contextlib.suppress(Exception):
                 await self.refresh(LAST_S)
-        await self.end(RUN_ENDED if self._goes_on else PAGE_CLOSED)
+        await self.end(RUN_ENDED if self._is_running else PAGE_CLOSED)
 
     async def end(self, why: str) -> None:
         """Tell the viewers, in one line, why nothing more comes."""

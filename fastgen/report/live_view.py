@@ -93,7 +93,7 @@ SLICE_COMMITS: Final = 500
 
 
 class Follower:
-    """A reader of the run in ``run_dir``; call `take_up` again and again."""
+    """A reader of the run in ``run_dir``; call `read_more` again and again."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -124,12 +124,12 @@ class Follower:
         """Of the log, about (0..1); ``None`` where nothing tells."""
         return min(1.0, self.ledger.commits / self.counted) if self.counted else None
 
-    def take_up(self) -> bool:
+    def read_more(self) -> bool:
         """Read one slice; whether there may be more to read at once."""
         try:
             self.is_behind = self._begin() and self._read_slice()
         except InputError as error:
-            self.is_behind = self._begin_anew_or_tell(error)
+            self.is_behind = self._restart_or_report(error)
         return self.is_behind
 
     def _begin(self) -> bool:
@@ -163,7 +163,7 @@ class Follower:
         self._items, self._began_anew, self.trouble = None, False, None
         return False
 
-    def _begin_anew_or_tell(self, error: InputError) -> bool:
+    def _restart_or_report(self, error: InputError) -> bool:
         """What was read may have been taken back since: once, all is read anew. Met again, it is damage."""
         self._items = self._looked_at = None
         if self._position is None or self._began_anew:
@@ -207,11 +207,13 @@ def frame(name: str) -> str:
     return render(document, scripts=SCRIPTS, connect=True)
 
 
-def pieces(run: Follower, sample: Sample | None, *, goes_on: bool) -> Mapping[str, str]:
-    """What stands in each place now, and under `STATE` a line of text. ``goes_on``: ``sample`` is of this moment."""
+def pieces(run: Follower, sample: Sample | None, *, is_running: bool) -> Mapping[str, str]:
+    """What stands in each place now, and under `STATE` a line of text. ``is_running``: ``sample`` is of this moment."""
     shown = {
-        STATE: _state(run, goes_on=goes_on),
-        "now": section("overview", "Now", *_notices(run), _tiles(run, sample), _measured(sample, goes_on=goes_on)),
+        STATE: _state(run, is_running=is_running),
+        "now": section(
+            "overview", "Now", *_notices(run), _tiles(run, sample), _measured(sample, is_running=is_running)
+        ),
     }
     if run.live is None:
         return shown
@@ -227,12 +229,12 @@ def pieces(run: Follower, sample: Sample | None, *, goes_on: bool) -> Mapping[st
     return shown
 
 
-def _state(run: Follower, *, goes_on: bool) -> str:
+def _state(run: Follower, *, is_running: bool) -> str:
     if run.live is None:
         return "waiting for the run to begin"
     if run.is_behind:
         return "reading the run's log"
-    if goes_on:
+    if is_running:
         return "the run goes on"
     return "the run is complete" if run.ledger.complete >= run.target else "following the run's log"
 
@@ -279,8 +281,8 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
     yield "Limited by", sample.limit.value, sample.limit_reason
 
 
-def _measured(sample: Sample | None, *, goes_on: bool) -> Html | None:
-    if sample is None or goes_on:
+def _measured(sample: Sample | None, *, is_running: bool) -> Html | None:
+    if sample is None or is_running:
         return None
     when = dt.datetime.fromtimestamp(sample.time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return element("p", f"Speed, in flight, novelty and limit are what was measured last, at {when}.", class_="note")

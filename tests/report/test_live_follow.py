@@ -44,18 +44,18 @@ def test_what_was_read_of_a_run_makes_the_figures_of_its_report(
 def test_a_slice_is_small_and_says_how_far_the_log_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "SLICE_COMMITS", 9)
     follower = Follower(make_run(tmp_path / "run", numbered(12)))
-    assert follower.take_up()
+    assert follower.read_more()
     assert follower.ledger.commits == 9
     assert follower.share_read == 0.25
-    assert "9 answers of the log were read, about 25% of it" in pieces(follower, None, goes_on=True)["now"]
+    assert "9 answers of the log were read, about 25% of it" in pieces(follower, None, is_running=True)["now"]
 
 
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     follower = Follower(tmp_path / "run")
-    assert not follower.take_up()
-    assert pieces(follower, None, goes_on=True)[STATE] == "waiting for the run to begin"
+    assert not follower.read_more()
+    assert pieces(follower, None, is_running=True)[STATE] == "waiting for the run to begin"
     (tmp_path / "run").mkdir()
-    assert not follower.take_up()
+    assert not follower.read_more()
     make_run(tmp_path / "run", numbered(2))
     assert read_all(follower).ledger.complete == 2
     assert follower.trouble is None
@@ -111,8 +111,8 @@ def test_damage_is_a_line_on_the_page_with_the_figures_up_to_there(tmp_path: Pat
     log.write_bytes(b"".join(lines))
     follower = read_all(Follower(path))
     for _ in range(2):  # seen again, it is the same
-        assert not follower.take_up()
-        shown = pieces(follower, None, goes_on=False)
+        assert not follower.read_more()
+        shown = pieces(follower, None, is_running=False)
         assert f"{log}:11: the line does not match its checksum" in shown["now"]
         assert follower.ledger.complete == 3
         assert set(shown) == {*PIECES, STATE}
@@ -124,5 +124,5 @@ def test_damage_is_a_line_on_the_page_with_the_figures_up_to_there(tmp_path: Pat
 def test_a_folder_of_something_else_is_a_line_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("Dear")
     follower = Follower(tmp_path)
-    assert not follower.take_up()
-    assert "holds files but no run" in pieces(follower, None, goes_on=True)["now"]
+    assert not follower.read_more()
+    assert "holds files but no run" in pieces(follower, None, is_running=True)["now"]

@@ -35,7 +35,7 @@ async def _get(url: str, host: str | None = None, method: str = "GET") -> tuple[
 
 
 def make_dashboard(path: Path) -> Dashboard:
-    return Dashboard(Follower(path), lambda: SAMPLE, goes_on=True)
+    return Dashboard(Follower(path), lambda: SAMPLE, is_running=True)
 
 
 async def _page(run: Path) -> None:
@@ -84,7 +84,7 @@ def test_viewers_are_few_get_every_piece_and_are_told_the_end(run: Path, monkeyp
 async def _nobody(run: Path) -> None:
     follower = Follower(run)
     listening = listen(0, "--port")
-    async with serve_dashboard(Dashboard(follower, lambda: None, goes_on=True), listening):
+    async with serve_dashboard(Dashboard(follower, lambda: None, is_running=True), listening):
         await _get(url_of(listening))
     assert follower.live is None
 
@@ -114,9 +114,9 @@ def test_a_viewer_that_does_not_read_is_let_go(run: Path, monkeypatch: pytest.Mo
 
 def test_a_page_that_is_not_of_a_running_run_says_of_when_its_measurements_are(run: Path) -> None:
     follower = read_all(Follower(run))
-    assert "2001-09-09 01:46:40 UTC" in pieces(follower, SAMPLE, goes_on=False)["now"]
-    assert "2001-09-09" not in pieces(follower, SAMPLE, goes_on=True)["now"]
-    assert pieces(follower, SAMPLE, goes_on=False)[STATE] == "the run is complete"
+    assert "2001-09-09 01:46:40 UTC" in pieces(follower, SAMPLE, is_running=False)["now"]
+    assert "2001-09-09" not in pieces(follower, SAMPLE, is_running=True)["now"]
+    assert pieces(follower, SAMPLE, is_running=False)[STATE] == "the run is complete"
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_live_line_status_page_and_prometheus_show_the_same_rates(server: str, t
         assert shown[name] > 0
         assert said[name] == pytest.approx(shown[name], abs=10**-digits)
         assert scraped[f"fastgen_{name}", frozenset()] == pytest.approx(shown[name], abs=1e-5)
-    page = pieces(read_all(Follower(run)), last, goes_on=True)["now"]
+    page = pieces(read_all(Follower(run)), last, is_running=True)["now"]
     assert short(last.recent.complete_per_min) in page
     assert short(last.recent.generated_tokens_per_s) in page
 
