@@ -1,7 +1,7 @@
-"""``python -m fastgen.report RUN_DIR DESCRIPTOR``: the page of a run that goes on, started by `activation`.
+"""``python -m fastgen.report RUN_DIR DESCRIPTOR``: the live page of a run, started by `fastgen.telemetry.live_page`.
 
-DESCRIPTOR is the inherited socket that listens already. Standard input brings samples, a line of JSON each; its end is
-the run's.
+DESCRIPTOR is an inherited socket that is listening already. Standard input brings samples, a line of JSON each, and
+ends with the run.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastgen.report.live import give_way
+from fastgen.report import lower_priority
 
 
 def main(run_dir: str, descriptor: str) -> None:
     """Serve until the run ends."""
-    give_way()
+    lower_priority()
     from fastgen.report.live import serve_beside_a_run
 
     serve_beside_a_run(Path(run_dir), int(descriptor), sys.stdin.fileno())

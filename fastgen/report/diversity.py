@@ -1,11 +1,19 @@
-"""What the instructions ask for: the root verb and its direct object, by a dependency parser.
+"""What the instructions ask for, and how varied they are. All figures are of a stated sample.
 
-Source: Wang et al., ACL 2023, section 3.3 and figure 3: the verb closest to the root of the parse, its first direct
-noun object, the 20 most frequent root verbs and the 4 most frequent objects of each. They parsed with the Berkeley
-Neural Parser; here it is a dependency parser of spaCy's, so shares of parsed instructions compare only roughly.
+Verbs, after Wang et al., ACL 2023, section 3.3 and figure 3: the verb closest to the root of the parse, its first
+direct noun object, the 20 most frequent root verbs and the 4 most frequent objects of each. They parsed with the
+Berkeley Neural Parser. Here a dependency parser of spaCy does it, so shares of parsed instructions compare only roughly.
+The model is the one that is named, else ``en_core_web_sm`` where it is installed, else the re-upload of its version
+3.8.0 that the extra ``report`` brings, since the original is not on PyPI.
 
-The model: the one that is named, else ``en_core_web_sm`` where it is installed, else the re-upload of its version 3.8.0
-that the extra ``report`` brings, since the original is not on PyPI.
+Variety, by three measures that look at different things. Words are the similarity filter's tokens.
+
+- distinct-n: distinct n-grams by all n-grams (Li et al., "A Diversity-Promoting Objective Function for Neural
+  Conversation Models", NAACL 2016). It falls as text grows, so two sets compare only at the same number of words.
+- compression ratio: bytes by zlib-compressed bytes of the texts one after the other; higher is more repetitive (Shaib
+  et al., "Standardizing the Measurement of Text Diversity", 2024).
+- self-BLEU: the mean BLEU-4 of each text with all others as references; higher is more alike (Zhu et al., "Texygen",
+  SIGIR 2018). BLEU as in Papineni et al., ACL 2002, with add-one smoothing for n > 1 (Lin and Och, COLING 2004).
 """
 
 from __future__ import annotations
@@ -35,13 +43,7 @@ MOST_WORDS: Final = 150  # of a text that is parsed: the longest instruction tha
 HOW_TO_GET: Final = "pip install 'fastgen[report]'"
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A root verb (lemma), how many instructions have it with an object, and its most frequent objects."""
-
-    lemma: str
-    count: int
-    nouns: tuple[tuple[str, int], ...]
+Counts = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class VerbFigures:
     model: str
     parsed: int
     with_pair: int
-    verbs: tuple[Verb, ...]
+    verbs: tuple[tuple[str, int, Counts], ...]
+    """Root verb (lemma), how many instructions have it with an object, and its most frequent objects."""
 
     @property
     def share_with_pair(self) -> float:
@@ -61,7 +64,7 @@ class VerbFigures:
     @property
     def share_shown(self) -> float:
         """What part of all parsed instructions the shown pairs are, 0..1."""
-        shown = sum(count for verb in self.verbs for _, count in verb.nouns)
+        shown = sum(count for _, _, nouns in self.verbs for _, count in nouns)
         return shown / self.parsed if self.parsed else 0.0
 
 
@@ -106,12 +109,11 @@ def count_verbs(model: str, parser: Language, instructions: Sequence[str]) -> Ve
     for (verb, noun), count in pairs.items():
         by_verb.setdefault(verb, Counter())[noun] += count
     ranked = sorted(by_verb.items(), key=lambda item: (-item[1].total(), item[0]))[:TOP_VERBS]
-    verbs = tuple(Verb(verb, nouns.total(), _top(nouns)) for verb, nouns in ranked)
+    verbs = tuple(
+        (verb, nouns.total(), tuple(sorted(nouns.items(), key=lambda item: (-item[1], item[0]))[:TOP_NOUNS]))
+        for verb, nouns in ranked
+    )
     return VerbFigures(model, len(texts), pairs.total(), verbs)
-
-
-def _top(nouns: Counter[str]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(nouns.items(), key=lambda item: (-item[1], item[0]))[:TOP_NOUNS])
 
 
 def verb_and_object(doc: Doc) -> tuple[str, str] | None:
@@ -127,7 +129,7 @@ def verb_and_object(doc: Doc) -> tuple[str, str] | None:
 
 
 def _from_root(sentence: Span) -> Iterator[Token]:
-    """All tokens, those nearest to the root first."""
+    """All tokens, breadth first."""
     level = [sentence.root]
     while level:
         yield from level
@@ -151,7 +153,7 @@ class Diversity:
 
 
 def measure(texts: Sequence[str], seed: int = 0) -> Diversity:
-    """All three; self-BLEU of at most `SELF_BLEU_TEXTS` texts, drawn with ``seed``."""
+    """All measures; self-BLEU of at most `SELF_BLEU_TEXTS` texts, drawn with ``seed``."""
     tokens = [tokenise(text) for text in texts]
     drawn = tokens if len(tokens) <= SELF_BLEU_TEXTS else random.Random(seed).sample(tokens, SELF_BLEU_TEXTS)
     one, two, three = (distinct_n(tokens, n) for n in (1, 2, 3))
@@ -178,7 +180,7 @@ def of_words(texts: Iterable[str], words: int) -> list[str]:
 
 def distinct_n(texts: Iterable[Sequence[str]], n: int) -> float | None:
     """Distinct n-grams by n-grams, 0..1; no n-gram spans two texts; ``None``: there is none."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[_Gram] = set()
     total = 0
     for tokens in texts:
         grams = _ngrams(tokens, n)
@@ -208,11 +210,16 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     return fmean(_bleu(count, highest, _closest(lengths, sum(count[0].values()))) for count in counts)
 
 
-def _bleu(counts: Sequence[Counter[tuple[str, ...]]], highest: Sequence[_Highest], reference_length: int) -> float:
+_Gram = tuple[str, ...]
+_Highest = dict[_Gram, tuple[int, int]]
+
+
+def _bleu(counts: Sequence[Counter[_Gram]], highest: Sequence[_Highest], reference_length: int) -> float:
     precisions: list[float] = []
     for n, (own, most) in enumerate(zip(counts, highest, strict=True), 1):
         total = own.total()
-        matched = sum(min(count, _in_another(most[gram], count)) for gram, count in own.items())
+        # The highest count in any other text: the second highest where this text has the highest.
+        matched = sum(min(count, most[gram][count == most[gram][0]]) for gram, count in own.items())
         smooth = n > 1
         precisions.append((matched + smooth) / (total + smooth) if total + smooth else 0.0)
     if not all(precisions):
@@ -222,21 +229,13 @@ def _bleu(counts: Sequence[Counter[tuple[str, ...]]], highest: Sequence[_Highest
     return brevity * exp(fmean(map(log, precisions)))
 
 
-_Highest = dict[tuple[str, ...], tuple[int, int]]
-
-
-def _two_highest(counts: Iterable[Counter[tuple[str, ...]]]) -> _Highest:
+def _two_highest(counts: Iterable[Counter[_Gram]]) -> _Highest:
     most: _Highest = {}
     for counter in counts:
         for gram, count in counter.items():
             first, second = most.get(gram, (0, 0))
             most[gram] = (count, first) if count > first else (first, max(second, count))
     return most
-
-
-def _in_another(highest: tuple[int, int], own: int) -> int:
-    """The most that the n-gram occurs in any text but the one that has it ``own`` times."""
-    return highest[1] if own == highest[0] else highest[0]
 
 
 def _closest(lengths: Sequence[int], own: int) -> int:
@@ -246,5 +245,5 @@ def _closest(lengths: Sequence[int], own: int) -> int:
     return min(others, key=lambda length: (abs(length - own), length))
 
 
-def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def _ngrams(tokens: Sequence[str], n: int) -> list[_Gram]:
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))

@@ -1,16 +1,25 @@
-"""Bounded summaries of a stream: a uniform sample and a distribution of counts. Memory stays bounded."""
+"""One reading of a run's log: the figures that a page shows, and bounded samples of what was kept and rejected.
+
+Guarantees: memory does not grow with the run (counts, capped distributions, reservoirs of a stated size, the newest
+few texts, only the instructions on their way). The same log and seed give the same figures. A run that is running is
+shown as it was when it was read.
+
+Time is working time: a gap of more than a minute between two commits (a stopped run, an outage) counts as none, so that
+a run that was resumed after a night is not drawn as a night.
+"""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
 
 from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
-from fastgen.report.options import SampleSizes
+from fastgen.methods.self_instruct.rules import Rules
+from fastgen.report.options import ReportOptions
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import TornTail
 from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, rejected_instructions, settled_instructions
@@ -20,10 +29,10 @@ T = TypeVar("T")
 
 
 class Reservoir(Generic[T]):
-    """A uniform sample of at most ``size`` (at least 0) of what was added, the same for the same seed and order.
+    """A uniform sample of at most ``size`` (at least 0) of the items added, the same for the same seed and order.
 
-    Source: algorithm L of Li, "Reservoir-sampling algorithms of time complexity O(n(1 + log(N/n)))", 1994: it draws a
-    number only for what it takes in, so a long stream costs a comparison for each thing that it passes over.
+    Source: algorithm L of Li, "Reservoir-sampling algorithms of time complexity O(n(1 + log(N/n)))", 1994. It draws a
+    number only for items that it takes, so a long stream costs a comparison for each item that it passes over.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -35,7 +44,7 @@ class Reservoir(Generic[T]):
         self._next = size
 
     def add(self, item: T) -> None:
-        """Take one more thing into account."""
+        """Offer the next item."""
         if len(self._items) < self._size:
             self._items.append((self.seen, item))
             if len(self._items) == self._size:
@@ -53,7 +62,7 @@ class Reservoir(Generic[T]):
         return len(self._items)
 
     def _skip(self) -> None:
-        """Draw which of the coming things is the next to be taken in; called while ``seen`` is the present one."""
+        """Draw the place of the next item to take; ``seen`` is the place of the present one."""
         self._weight *= (1.0 - self._random.random()) ** (1.0 / self._size)
         passed = log(1.0 - self._random.random()) / log1p(-self._weight) if self._weight < 1.0 else 0.0
         self._next = self.seen + floor(passed) + 1
@@ -98,7 +107,7 @@ class Spread:
         return found
 
 
-MOST_BINS = 240
+MAX_BINS = 240
 LONGEST_GAP_S = 60.0
 
 
@@ -113,7 +122,7 @@ class Bin:
     generated_tokens: int = 0
     prompt_tokens: int = 0
 
-    def take(self, other: Bin) -> None:
+    def add(self, other: Bin) -> None:
         """Add the counts of another bin."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
@@ -131,7 +140,7 @@ class Bin:
 
 
 class Timeline:
-    """Bins of ``width_s`` seconds each from the run's start; at most `MOST_BINS`, at first of one second."""
+    """Bins of ``width_s`` seconds each from the run's start; at most `MAX_BINS`, at first of one second."""
 
     def __init__(self) -> None:
         self.width_s = 1.0
@@ -140,13 +149,13 @@ class Timeline:
         self._last_s: float | None = None
 
     def at(self, time_s: float) -> Bin:
-        """The bin of a commit at this Unix time; times that go back (another machine's clock) count as no time."""
+        """The bin of a commit at this Unix time; a time before the last one (another clock) counts as no time."""
         if self._last_s is not None:
             gap = time_s - self._last_s
             self.working_s += gap if 0 < gap <= LONGEST_GAP_S else 0.0
         self._last_s = time_s
         place = int(self.working_s / self.width_s)
-        while place >= MOST_BINS:
+        while place >= MAX_BINS:
             self._widen()
             place = int(self.working_s / self.width_s)
         while len(self.bins) <= place:
@@ -169,7 +178,7 @@ class Timeline:
         """
         whole, seconds = Bin(), 0.0
         for back in range(place, -1, -1):
-            whole.take(self.bins[back])
+            whole.add(self.bins[back])
             seconds += self.seconds_of(back)
             if place - back + 1 >= least_bins and whole.kept + whole.rejected >= written:
                 break
@@ -180,20 +189,17 @@ class Timeline:
         return max(min(self.width_s, self.working_s - place * self.width_s), 0.0) or self.width_s
 
     def _widen(self) -> None:
-        pairs = [self.bins[i : i + 2] for i in range(0, len(self.bins), 2)]
-        self.bins = [_joined(pair) for pair in pairs]
+        wide = [replace(one) for one in self.bins[::2]]
+        for one, other in zip(wide, self.bins[1::2], strict=False):
+            one.add(other)
+        self.bins = wide
         self.width_s *= 2
-
-
-def _joined(bins: list[Bin]) -> Bin:
-    whole = Bin()
-    for one in bins:
-        whole.take(one)
-    return whole
 
 
 ROUGE_BINS: Final = 20
 EXAMPLES_PER_RULE: Final = 5
+NEWEST: Final = 12
+"""Of the complete and of the rejected instructions, for the live page."""
 
 
 @dataclass(slots=True)
@@ -217,9 +223,9 @@ class RougeSpread:
 
 
 class RunFigures:
-    """What `gather` found."""
+    """What the commits up to now have made of a run with these seeds and rules; sample sizes are the options'."""
 
-    def __init__(self, seeds: Sequence[SeedTask], sizes: SampleSizes, seed: int) -> None:
+    def __init__(self, seeds: Sequence[SeedTask], rules: Rules, options: ReportOptions) -> None:
         self.seeds = tuple(seeds)
         self.ledger = Ledger(seeds=len(self.seeds))
         self.timeline = Timeline()
@@ -227,21 +233,27 @@ class RunFigures:
         self.empty_inputs = 0
         self.nearest_seed, self.nearest_any = RougeSpread(), RougeSpread()
         self.classification = 0  # of the complete instructions
-        self.instances_each = Spread(20)
-        self.kept: Reservoir[Settled] = Reservoir(sizes.kept, seed)
-        self.rejected: Reservoir[RejectedInstruction] = Reservoir(sizes.rejected, seed + 1)
-        self.measured: Reservoir[str] = Reservoir(sizes.measured, seed + 2)
+        self.kept: Reservoir[Settled] = Reservoir(options.sample, options.seed)
+        self.rejected: Reservoir[RejectedInstruction] = Reservoir(options.rejected_sample, options.seed + 1)
+        self.measured: Reservoir[str] = Reservoir(options.parse_sample, options.seed + 2)
         self.examples: dict[str, Reservoir[RejectedInstruction]] = {}
-        self.torn = False
-        self._seed = seed
+        self.newest_kept: deque[Settled] = deque(maxlen=NEWEST)
+        self.newest_rejected: deque[RejectedInstruction] = deque(maxlen=NEWEST)
+        self._rules = rules
+        self._seed = options.seed
 
     @property
     def complete(self) -> int:
         """Instructions with at least one valid instance."""
         return self.ledger.complete
 
+    @property
+    def written(self) -> int:
+        """Instructions that the model wrote, kept and rejected."""
+        return self.ledger.kept + self.ledger.rejected.total()
+
     def add_commit(self, commit: Commit) -> None:
-        """Count one commit; what settles by it comes through `add_settled`."""
+        """Count one commit; what it settles comes through `add_settled`."""
         self.ledger.apply(commit)
         bin_ = self.timeline.at(commit.time_s)
         bin_.completions += 1
@@ -251,28 +263,26 @@ class RunFigures:
             bin_.kept += len(commit.outcome.kept)
             bin_.rejected += len(commit.outcome.rejected)
             for kept in commit.outcome.kept:
-                self._add_nearest(kept.nearest_seed, kept.nearest_checked)
+                to_seed = kept.nearest_seed[1] if kept.nearest_seed is not None else 0.0
+                self.nearest_seed.add(to_seed)
+                self.nearest_any.add(max([to_seed, *(score for _, score in kept.nearest_checked)]))
+            for rejected in rejected_instructions((commit,), self._rules):
+                self._add_rejected(rejected)
         elif isinstance(commit.outcome, InstanceOutcome):
             bin_.complete += bool(commit.outcome.instances)
 
-    def _add_nearest(self, seed: tuple[int, float] | None, checked: Iterable[tuple[int, float]]) -> None:
-        to_seed = seed[1] if seed is not None else 0.0
-        self.nearest_seed.add(to_seed)
-        self.nearest_any.add(max([to_seed, *(score for _, score in checked)]))
-
-    def add_rejected(self, rejected: RejectedInstruction) -> None:
-        """Take a rejected instruction into the samples."""
+    def _add_rejected(self, rejected: RejectedInstruction) -> None:
         self.rejected.add(rejected)
+        self.newest_rejected.append(rejected)
         if (examples := self.examples.get(rejected.rule)) is None:
             examples = self.examples[rejected.rule] = Reservoir(EXAMPLES_PER_RULE, self._seed + len(self.examples) + 3)
         examples.add(rejected)
 
     def add_settled(self, settled: Settled) -> None:
-        """Take an instruction that nothing more will happen to into the figures; empty ones are only counted."""
+        """Take a settled instruction into the figures; one without instances is left out."""
         if not settled.instances:
             return
         self.classification += settled.is_classification
-        self.instances_each.add(len(settled.instances))
         self.instruction_words.add(len(settled.instruction.split()))
         for instance in settled.instances:
             words = len(instance.input.split())
@@ -282,27 +292,22 @@ class RunFigures:
             self.output_words.add(len(instance.output.split()))
         self.kept.add(settled)
         self.measured.add(settled.instruction)
+        self.newest_kept.append(settled)
 
 
-def gather(run: OpenRun, sizes: SampleSizes, seed: int) -> RunFigures:
+def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
     """Read the run once.
 
     :raises DamagedLogError: the run's log is damaged.
     """
-    figures = RunFigures(run.seeds, sizes, seed)
-    for settled in settled_instructions(_watched(run, figures), run.rules):
+    figures = RunFigures(run.seeds, run.rules, options)
+
+    def commits() -> Iterator[Commit]:
+        for item in run.folder.commits():
+            if not isinstance(item, TornTail):
+                figures.add_commit(item[0])
+                yield item[0]
+
+    for settled in settled_instructions(commits(), run.rules):
         figures.add_settled(settled)
     return figures
-
-
-def _watched(run: OpenRun, figures: RunFigures) -> Iterator[Commit]:
-    for item in run.folder.commits():
-        if isinstance(item, TornTail):
-            figures.torn = True
-            continue
-        commit = item[0]
-        figures.add_commit(commit)
-        if isinstance(commit.outcome, InstructionOutcome):
-            for rejected in rejected_instructions((commit,), run.rules):
-                figures.add_rejected(rejected)
-        yield commit

@@ -1,103 +1,64 @@
-"""The figures of a run as the page shows them: the report's, and the newest texts. A fold over the run's commits.
+"""The live page of a run: a reader that follows the run's log, and the pieces of HTML that show what it has read.
 
-Guarantees: memory does not grow with the run (see `fastgen.report.figures`); after the last commit the figures are
-those of ``fastgen report``. Knows nothing of files.
+Guarantees of the reader: a slice is small, so the caller can do something else between two slices. A folder that is not
+there yet, an unfinished last line, a segment that is closed and compressed meanwhile, and commits that were taken back
+(a full disk, a power cut, another run in the same place) are no errors. Damage is one line in `Follower.trouble`,
+and the figures up to there stay. Memory does not grow with the run. After the last commit the figures are those
+of ``fastgen report``. The reader holds no lock and writes nothing.
+
+The pieces are the report's own sections. The page's script puts each into the place that has its name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from markupsafe import Markup
+
 from fastgen.errors import InputError
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.methods.self_instruct.rules import Rules
 from fastgen.report import sections
-from fastgen.report.charts import Html, element, joined, short
+from fastgen.report.charts import short
 from fastgen.report.figures import RunFigures
-from fastgen.report.options import SampleSizes
-from fastgen.report.page import Document, render
-from fastgen.report.sections import section, time_charts
+from fastgen.report.options import ReportOptions
+from fastgen.report.page import policy, render, render_page
+from fastgen.report.sections import cut
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import Position, TornTail, segment_files
-from fastgen.store.reader import (
-    OpenRun,
-    RejectedInstruction,
-    Settled,
-    open_run,
-    rejected_instructions,
-    settled_instructions,
-)
+from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, open_run, settled_instructions
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Sample
-from fastgen.types import Failure, Instance, SeedTask
-
-NEWEST: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class NewInstruction:
-    """A complete instruction with its first instance."""
-
-    text: str
-    is_classification: bool
-    first: Instance
-
-
-class LiveFigures:
-    """What the commits up to now have made of a run with these seeds and rules."""
-
-    def __init__(self, seeds: Sequence[SeedTask], rules: Rules) -> None:
-        self.figures = RunFigures(seeds, SampleSizes(kept=0, rejected=0, measured=0), seed=0)
-        self.newest_kept: deque[NewInstruction] = deque(maxlen=NEWEST)
-        self.newest_rejected: deque[RejectedInstruction] = deque(maxlen=NEWEST)
-        self._rules = rules
-        self._pending: dict[int, list[Commit]] = {}  # what was committed about an instruction on its way
-
-    def take(self, commit: Commit) -> None:
-        """Count the next commit."""
-        self.figures.add_commit(commit)
-        if isinstance(commit.outcome, InstructionOutcome):
-            for rejected in rejected_instructions((commit,), self._rules):
-                self.figures.add_rejected(rejected)
-                self.newest_rejected.append(rejected)
-        for settled in self._settled_by(commit):
-            self.figures.add_settled(settled)
-            if settled.instances:
-                new = NewInstruction(settled.instruction, settled.is_classification, settled.instances[0])
-                self.newest_kept.append(new)
-
-    def _settled_by(self, commit: Commit) -> Iterator[Settled]:
-        """The instruction that the commit settles, if it settles one."""
-        match commit.outcome:
-            case InstructionOutcome(kept, _):
-                for one in kept:
-                    self._pending[one.number] = [commit._replace(outcome=InstructionOutcome((one,), ()))]
-            case ClassificationOutcome():
-                if commit.subject in self._pending:
-                    self._pending[commit.subject].append(commit)
-            case InstanceOutcome() | Failure():
-                settles = isinstance(commit.outcome, InstanceOutcome) or commit.outcome.settles
-                if settles and commit.subject in self._pending:
-                    yield from settled_instructions([*self._pending.pop(commit.subject), commit], self._rules)
-
+from fastgen.types import Failure
 
 SLICE_COMMITS: Final = 500
 """Some 10 ms of work."""
+STATE: Final = "state"
+PIECES: Final = ("now", "newest", "time", "novelty", "lengths", "rejections")
+_MENU: Final = {
+    "overview": "Now",
+    "newest-texts": "Newest",
+    "time": "Over time",
+    "novelty": "Novelty",
+    "lengths": "Lengths",
+    "rejections": "Rejected",
+}
+_SCRIPTS: Final = ("page.js", "live.js")
+_NO_SAMPLES: Final = ReportOptions(sample=0, rejected_sample=0, parse_sample=0)
+_LETTERS: Final = 300
+_WORKING_TIME: Final = "Of the whole run; pauses of more than a minute between two answers are left out."
 
 
 class Follower:
     """A reader of the run in ``run_dir``; call `read_more` again and again."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, slice_commits: int = SLICE_COMMITS) -> None:
         self.run_dir = run_dir
-        self.live: LiveFigures | None = None
+        self.figures: RunFigures | None = None
         """``None`` until there is a run."""
         self.trouble: str | None = None
         self.is_behind = False
@@ -108,41 +69,44 @@ class Follower:
         """ROUGE-L above which the run rejects an instruction."""
         self.target = 0
         """Instructions asked for; it may change when the run is resumed."""
+        self._slice_commits = slice_commits
         self._run: OpenRun | None = None
         self._items: Iterator[tuple[Commit, Position] | TornTail] | None = None
         self._position: Position | None = None
-        self._looked_at: tuple[int, int] | None = None
-        self._began_anew = False
+        self._log_end: tuple[int, int] | None = None
+        self._restarted = False
+        self._pending: dict[int, list[Commit]] = {}  # what was committed about an instruction on its way
 
     @property
     def ledger(self) -> Ledger:
         """The counts of what was read."""
-        return self.live.figures.ledger if self.live is not None else Ledger()
+        return self.figures.ledger if self.figures is not None else Ledger()
 
     @property
     def share_read(self) -> float | None:
-        """Of the log, about (0..1); ``None`` where nothing tells."""
+        """Approximate share of the log that was read, 0..1; ``None`` where it is not known."""
         return min(1.0, self.ledger.commits / self.counted) if self.counted else None
 
     def read_more(self) -> bool:
-        """Read one slice; whether there may be more to read at once."""
+        """Read one slice; returns whether there may be more to read at once."""
         try:
-            self.is_behind = self._begin() and self._read_slice()
+            self.is_behind = self._open() and self._read_slice()
         except InputError as error:
             self.is_behind = self._restart_or_report(error)
         return self.is_behind
 
-    def _begin(self) -> bool:
+    def _open(self) -> bool:
         """Whether there is something to read."""
         if self._run is None:
             if not RunFolder(self.run_dir).exists():
                 return False
             self._run = open_run(self.run_dir)
-            self.live = LiveFigures(self._run.seeds, self._run.rules)
+            self.figures = RunFigures(self._run.seeds, self._run.rules, _NO_SAMPLES)
+            self._pending = {}
             self.threshold, self.trouble = self._run.meaning["threshold"], None
         if self._items is None:
-            looked_at, self._looked_at = self._looked_at, _end_of(self._run.folder.log_path)
-            if looked_at == self._looked_at:
+            before, self._log_end = self._log_end, _end_of(self._run.folder.log_path)
+            if before == self._log_end:
                 return False
             self.counted = self._run.folder.ledger_snapshot()[0].commits
             self.target = self._run.folder.header().options["num_instructions"]
@@ -150,26 +114,43 @@ class Follower:
         return True
 
     def _read_slice(self) -> bool:
-        assert self._items is not None  # noqa: S101 - `_begin` came before
-        assert self.live is not None  # noqa: S101
+        assert self._items is not None  # noqa: S101 - `_open` came before
         passed = 0
-        for item in islice(self._items, SLICE_COMMITS):
+        for item in islice(self._items, self._slice_commits):
             passed += 1
             if not isinstance(item, TornTail):
                 commit, self._position = item
-                self.live.take(commit)
-        if passed == SLICE_COMMITS:
+                self._count(commit)
+        if passed == self._slice_commits:
             return True
-        self._items, self._began_anew, self.trouble = None, False, None
+        self._items, self._restarted, self.trouble = None, False, None
         return False
 
+    def _count(self, commit: Commit) -> None:
+        assert self._run is not None  # noqa: S101 - `_open` came before
+        assert self.figures is not None  # noqa: S101
+        self.figures.add_commit(commit)
+        match commit.outcome:
+            case InstructionOutcome(kept, _):
+                for one in kept:
+                    self._pending[one.number] = [commit._replace(outcome=InstructionOutcome((one,), ()))]
+            case ClassificationOutcome():
+                if commit.subject in self._pending:
+                    self._pending[commit.subject].append(commit)
+            case InstanceOutcome() | Failure():
+                settles = isinstance(commit.outcome, InstanceOutcome) or commit.outcome.settles
+                if settles and commit.subject in self._pending:
+                    commits = [*self._pending.pop(commit.subject), commit]
+                    for settled in settled_instructions(commits, self._run.rules):
+                        self.figures.add_settled(settled)
+
     def _restart_or_report(self, error: InputError) -> bool:
-        """What was read may have been taken back since: once, all is read anew. Met again, it is damage."""
-        self._items = self._looked_at = None
-        if self._position is None or self._began_anew:
+        """What was read may have been taken back since, so everything is read again, once. After that it is damage."""
+        self._items = self._log_end = None
+        if self._position is None or self._restarted:
             self.trouble = str(error)
             return False
-        self._began_anew = True
+        self._restarted = True
         self._run = self._position = None
         return True
 
@@ -182,46 +163,32 @@ def _end_of(log: Path) -> tuple[int, int] | None:
     return None
 
 
-_LETTERS: Final = 300
-PIECES: Final = ("now", "newest", "time", "novelty", "lengths", "rejections")
-STATE: Final = "state"
-_WORKING_TIME: Final = "Of the whole run; pauses of more than a minute between two answers are left out."
-_MENU: Final = (
-    ("overview", "Now"),
-    ("newest-texts", "Newest"),
-    ("time", "Over time"),
-    ("novelty", "Novelty"),
-    ("lengths", "Lengths"),
-    ("rejections", "Rejected"),
-)
-SCRIPTS: Final = ("page.js", "live.js")
-
-
 def frame(name: str) -> str:
     """The page before anything is known."""
-    places = [element("div", id=f"piece-{piece}", data_piece=piece) for piece in PIECES]
-    state = joined(
-        element("span", "", class_="live", id="light"), element("span", "connecting", id="state", role="status")
-    )
-    document = Document(f"Run {name}", state, _MENU, joined(places))
-    return render(document, scripts=SCRIPTS, connect=True)
+    places = [render("live_place", piece) for piece in PIECES]
+    return render_page(f"Run {name}", render("live_state"), _MENU, places, scripts=_SCRIPTS, connect=True)
+
+
+def frame_policy() -> str:
+    """The content security policy of the `frame`."""
+    return policy(_SCRIPTS, connect=True)
 
 
 def pieces(run: Follower, sample: Sample | None, *, is_running: bool) -> Mapping[str, str]:
-    """What stands in each place now, and under `STATE` a line of text. ``is_running``: ``sample`` is of this moment."""
-    shown = {
-        STATE: _state(run, is_running=is_running),
-        "now": section(
-            "overview", "Now", *_notices(run), _tiles(run, sample), _measured(sample, is_running=is_running)
-        ),
-    }
-    if run.live is None:
+    """What each place shows now, and under `STATE` a line of text. ``is_running``: ``sample`` is of this moment."""
+    shown = {STATE: _state(run, is_running=is_running), "now": _now(run, sample, is_running=is_running)}
+    if (figures := run.figures) is None:
         return shown
-    shown["newest"] = section("newest-texts", "Newest", _newest(run.live))
+    shown["newest"] = render(
+        "newest",
+        {
+            "Complete": [_complete(one) for one in reversed(figures.newest_kept)],
+            "Rejected": [_rejected(one) for one in reversed(figures.newest_rejected)],
+        },
+    )
     if run.ledger.commits:
-        figures = run.live.figures
         shown |= {
-            "time": section("time", "How it goes", time_charts(figures.timeline), lead=_WORKING_TIME),
+            "time": sections.time_section("How it goes", _WORKING_TIME, figures.timeline),
             "novelty": sections.novelty_section(figures, run.threshold),
             "lengths": sections.length_section(figures),
             "rejections": sections.rejection_section(figures),
@@ -230,45 +197,39 @@ def pieces(run: Follower, sample: Sample | None, *, is_running: bool) -> Mapping
 
 
 def _state(run: Follower, *, is_running: bool) -> str:
-    if run.live is None:
+    if run.figures is None:
         return "waiting for the run to begin"
     if run.is_behind:
         return "reading the run's log"
     if is_running:
-        return "the run goes on"
+        return "the run is in progress"
     return "the run is complete" if run.ledger.complete >= run.target else "following the run's log"
 
 
-def _notices(run: Follower) -> list[Html]:
-    told = []
-    if run.trouble is not None:
-        told.append(f"The log cannot be read further; the figures are those up to there. {run.trouble}")
-    if run.is_behind:
-        share = "" if run.share_read is None else f", about {run.share_read:.0%} of it"
-        told.append(
-            f"So far {run.ledger.commits:,} answers of the log were read{share}; counts and charts are of these."
-        )
-    return [element("p", text, class_="notice") for text in told]
-
-
-def _tiles(run: Follower, sample: Sample | None) -> Html:
+def _now(run: Follower, sample: Sample | None, *, is_running: bool) -> Markup:
     ledger = run.ledger
+    notices = []
+    if run.trouble is not None:
+        notices.append(f"The log cannot be read further; the figures are those up to there. {run.trouble}")
+    if run.is_behind:
+        part = "" if run.share_read is None else f", about {run.share_read:.0%} of it"
+        notices.append(f"So far {ledger.commits:,} answers of the log were read{part}; counts and charts are of these.")
     written = ledger.kept + ledger.rejected.total()
-    shown = (
+    tiles = [
         ("Complete", f"{ledger.complete:,}", f"{ledger.complete / max(1, run.target):.1%} of {run.target:,}"),
         ("Kept", f"{ledger.kept:,}", f"{ledger.pending:,} on their way"),
         ("Acceptance", f"{ledger.acceptance:.1%}" if written else "-", f"of {written:,} instructions written"),
         *_measurements(sample, short(ledger.generated_tokens)),
-    )
-    tiles = [
-        element("div", element("dt", name), element("dd", value), element("dd", note, class_="note"))
-        for name, value, note in shown
     ]
-    return element("dl", *tiles, class_="tiles in-fours")
+    note = ""
+    if sample is not None and not is_running:
+        when = dt.datetime.fromtimestamp(sample.time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        note = f"Speed, in flight, novelty and limit are what was measured last, at {when}."
+    return render("now", notices, tiles, note)
 
 
 def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, str, str]]:
-    """What the log does not tell: title, value, note."""
+    """What the log does not hold: title, value, note."""
     if sample is None:
         for name in ("Speed", "Complete a minute", "In flight", "Novelty", "Limited by"):
             yield name, "-", "not measured yet"
@@ -281,35 +242,11 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
     yield "Limited by", sample.limit.value, sample.limit_reason
 
 
-def _measured(sample: Sample | None, *, is_running: bool) -> Html | None:
-    if sample is None or is_running:
-        return None
-    when = dt.datetime.fromtimestamp(sample.time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return element("p", f"Speed, in flight, novelty and limit are what was measured last, at {when}.", class_="note")
+def _complete(one: Settled) -> tuple[str, str]:
+    kind = "classification; " if one.is_classification else ""
+    return cut(one.instruction, _LETTERS), f"{kind}output: {cut(one.instances[0].output, _LETTERS)}"
 
 
-def _newest(live: LiveFigures) -> Html:
-    kept = [_kept(one) for one in reversed(live.newest_kept)]
-    rejected = [_rejected(one) for one in reversed(live.newest_rejected)]
-    return element("div", _stream("Complete", kept), _stream("Rejected", rejected), class_="grid-2")
-
-
-def _stream(title: str, items: list[Html]) -> Html:
-    listed = element("ul", *items, class_="examples") if items else element("p", "None yet.", class_="note")
-    box = element("div", listed, class_="stream", tabindex="0", role="region", aria_label=f"Newest: {title}")
-    return element("div", element("h3", title), box, class_="chart")
-
-
-def _kept(one: NewInstruction) -> Html:
-    kind = "classification" if one.is_classification else None
-    note = joined(f"{kind}; " if kind else "", "output: ", _cut(one.first.output))
-    return element("li", element("q", _cut(one.text)), element("p", note, class_="note"))
-
-
-def _rejected(one: RejectedInstruction) -> Html:
+def _rejected(one: RejectedInstruction) -> tuple[str, str]:
     score = "" if one.neighbour is None else f", ROUGE-L {one.neighbour[1]:.2f}"
-    return element("li", element("q", _cut(one.instruction)), element("p", f"{one.rule}{score}", class_="note"))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LETTERS else text[:_LETTERS] + " …"
+    return cut(one.instruction, _LETTERS), f"{one.rule}{score}"

@@ -1,4 +1,4 @@
-"""Bounded summaries of a stream: a uniform sample and a distribution of counts. Memory stays bounded."""
+"""The flags of ``fastgen report``: names, defaults and help are defined only here."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ from cyclopts import Parameter
 
 from fastgen.errors import InputError
 
-
-@dataclass(frozen=True, slots=True)
-class SampleSizes:
-    """How much is sampled: complete instructions and rejected ones to browse, instructions to measure."""
-
-    kept: int = 2_000
-    rejected: int = 500
-    measured: int = 5_000
-
-
-_MOST_SAMPLED = 20_000
-_MOST_PARSED = 200_000
+_MAX_SAMPLED = 20_000
+_MAX_PARSED = 200_000
 
 
 @Parameter(name="*")
@@ -47,14 +37,9 @@ class ReportOptions:
     def __post_init__(self) -> None:
         """:raises InputError: a size is out of range."""
         for flag, value, most in (
-            ("--sample", self.sample, _MOST_SAMPLED),
-            ("--rejected-sample", self.rejected_sample, _MOST_SAMPLED),
-            ("--parse-sample", self.parse_sample, _MOST_PARSED),
+            ("--sample", self.sample, _MAX_SAMPLED),
+            ("--rejected-sample", self.rejected_sample, _MAX_SAMPLED),
+            ("--parse-sample", self.parse_sample, _MAX_PARSED),
         ):
             if not 0 <= value <= most:
                 raise InputError(f"{flag}: {value} is not within 0 to {most}")
-
-    @property
-    def sizes(self) -> SampleSizes:
-        """How much is sampled."""
-        return SampleSizes(self.sample, self.rejected_sample, self.parse_sample)

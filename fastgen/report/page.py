@@ -1,84 +1,91 @@
-"""The document around the sections: one file with its style and script inside, and a policy that lets nothing else in.
+"""Renders the templates in ``templates/``, and the page around the sections.
 
-The content security policy allows exactly this style and this script, by their SHA-256; no other script, no inline
-handler, no picture, no connection (unless ``connect`` asks for its own origin) and no form target. So even a slip in
-escaping could not run what a model wrote, and opening the page tells nobody.
+Guarantees: a page is one file with its style and script inside. Every value that a template prints is made printable
+and escaped, so what a model wrote stays text wherever it is put. The content security policy allows exactly this style
+and this script, by their SHA-256: no other script, no inline handler, no picture, no connection (unless ``connect``
+asks for the page's own origin) and no form target. So even an error in escaping could not run what a model wrote.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
-from typing import Final
 
-from fastgen.report.charts import Html, element, joined, trusted
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-_NO_THEME: Final = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A page's title, a line below it, (name, title) of the sections for its menu, and its body."""
-
-    title: str
-    subtitle: Html
-    menu: Sequence[tuple[str, str]]
-    body: Html
+from fastgen.text import printable
 
 
-def asset(name: str) -> str:
-    """One of our own files of style or script."""
-    return files("fastgen.report").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
+@cache
+def environment() -> Environment:
+    """The templates' environment: autoescape, printable text, and an error for a name that is not there."""
+    made = Environment(
+        loader=PackageLoader("fastgen.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # ASCII, which `tojson` makes safe for a script
+    return made
 
 
-def policy(style: str, script: str, *, connect: bool = False) -> str:
-    """The content security policy of a page with this style and this script."""
+def _printable(value: object) -> object:
+    return value if isinstance(value, Markup) else printable(str(value), lines=True)
+
+
+def render(name: str, *arguments: object, **more: object) -> Markup:
+    """A part of a page: the macro of ``sections.html`` with these arguments."""
+    macro = getattr(environment().get_template("sections.html").module, name)
+    return Markup(macro(*arguments, **more))  # noqa: S704 - macros escape their arguments
+
+
+def render_page(
+    title: str,
+    subtitle: Markup,
+    menu: Mapping[str, str],
+    body: Sequence[Markup],
+    *,
+    scripts: Sequence[str] = ("page.js",),
+    connect: bool = False,
+) -> str:
+    """The whole file, as text for UTF-8.
+
+    :param subtitle: a line below the title. :param menu: titles of the sections for the menu, by section name.
+    :param scripts: assets that are run. :param connect: whether scripts may connect to the page's own origin.
+    """
+    style, script = _page_assets(scripts)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            menu=menu,
+            body=body,
+            policy=policy(scripts, connect=connect),
+            style=Markup(style),  # noqa: S704 - our own assets
+            script=Markup(script),  # noqa: S704
+        )
+    )
+
+
+def policy(scripts: Sequence[str], *, connect: bool = False) -> str:
+    """The content security policy of a page with these scripts."""
+    style, script = map(_digest, _page_assets(scripts))
     own = "; connect-src 'self'" if connect else ""
-    allowed = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'{own}"
-    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; style-src '{style}'; script-src '{script}'{own}; base-uri 'none'; form-action 'none'"
 
 
-def render(document: Document, *, scripts: Sequence[str] = ("page.js",), connect: bool = False) -> str:
-    """The whole file, as text for UTF-8."""
-    style, script = asset("page.css"), "\n".join(map(asset, scripts))
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy(style, script, connect=connect)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", document.title),
-        element("style", trusted(style)),
-    )
-    body = element(
-        "body",
-        element("a", "Skip to the content", href="#main", class_="skip"),
-        _header(document),
-        element("main", document.body, id="main"),
-        element(
-            "footer", element("p", "Made by fastgen. This page loads nothing and tells nobody that it was opened.")
-        ),
-        element("div", "", id="tip", role="presentation", hidden=True),
-        element("script", trusted(script)),
-    )
-    return "<!doctype html>\n" + element("html", head, body, lang="en", data_theme=_NO_THEME)
-
-
-def _header(document: Document) -> Html:
-    links = [element("li", element("a", title, href=f"#{name}")) for name, title in document.menu]
-    return joined(
-        element(
-            "header",
-            element("div", element("h1", document.title), element("p", document.subtitle), class_="titles"),
-            element("button", "Dark", type="button", id="theme", aria_pressed="false", hidden=True),
-            class_="top",
-        ),
-        element("nav", element("ul", *links), class_="menu", aria_label="Sections") if links else None,
-    )
+def _page_assets(scripts: Sequence[str]) -> tuple[str, str]:
+    assets = files("fastgen.report") / "assets"
+    style, *code = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
+    return style, "\n".join(code)
 
 
 def _digest(text: str) -> str:

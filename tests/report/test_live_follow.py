@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from fastgen.report import live_view as follow
 from fastgen.report.figures import gather
 from fastgen.report.live_view import PIECES, STATE, Follower, pieces
-from fastgen.report.options import SampleSizes
+from fastgen.report.options import ReportOptions
 from fastgen.store.log import compress_segment
 from fastgen.store.reader import open_run
 from fastgen.store.run_folder import RunFolder, Store
@@ -18,32 +15,28 @@ from tests.export_help import Task, extend_run, make_run, numbered
 
 
 def texts(follower: Follower) -> list[str]:
-    assert follower.live is not None
-    return [one.text for one in follower.live.newest_kept]
+    assert follower.figures is not None
+    return [one.instruction for one in follower.figures.newest_kept]
 
 
 def described(*numbers: int) -> list[str]:
     return [f"Describe thing number {n} in plain words." for n in numbers]
 
 
-def test_what_was_read_of_a_run_makes_the_figures_of_its_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "SLICE_COMMITS", 5)
-    follower = read_all(Follower(make_run(tmp_path / "run", numbered(12))))
-    assert follower.live is not None
-    report = gather(open_run(tmp_path / "run"), SampleSizes(), 0)
+def test_what_was_read_of_a_run_makes_the_figures_of_its_report(tmp_path: Path) -> None:
+    follower = read_all(Follower(make_run(tmp_path / "run", numbered(12)), slice_commits=5))
+    assert follower.figures is not None
+    report = gather(open_run(tmp_path / "run"), ReportOptions())
     assert follower.ledger == report.ledger
-    assert follower.live.figures.classification == report.classification == 4
-    assert follower.live.figures.output_words.counts == report.output_words.counts
-    assert follower.live.figures.seeds == report.seeds
+    assert follower.figures.classification == report.classification == 4
+    assert follower.figures.output_words.counts == report.output_words.counts
+    assert follower.figures.seeds == report.seeds
     assert (follower.target, follower.threshold, follower.trouble) == (12, 0.7, None)
     assert texts(follower) == described(*range(12))
 
 
-def test_a_slice_is_small_and_says_how_far_the_log_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "SLICE_COMMITS", 9)
-    follower = Follower(make_run(tmp_path / "run", numbered(12)))
+def test_a_slice_is_small_and_says_how_far_the_log_was_read(tmp_path: Path) -> None:
+    follower = Follower(make_run(tmp_path / "run", numbered(12)), slice_commits=9)
     assert follower.read_more()
     assert follower.ledger.commits == 9
     assert follower.share_read == 0.25

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,11 @@ import aiohttp
 import orjson
 import pytest
 
-from fastgen.report import live_server as server
-from fastgen.report.live_server import Dashboard, serve_dashboard
+from fastgen.report.live import MAX_CONNECTIONS, Dashboard, serve_dashboard
 from fastgen.report.live_view import PIECES, STATE, Follower, pieces
 from fastgen.telemetry.live_page import listen, url_of
+from tests.command_help import chromium
 from tests.dashboard_help import HOSTILE, SAMPLE, make_hostile_run, read_all
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +31,8 @@ async def _get(url: str, host: str | None = None, method: str = "GET") -> tuple[
         return answer.status, answer.headers, await answer.text()
 
 
-def make_dashboard(path: Path) -> Dashboard:
-    return Dashboard(Follower(path), lambda: SAMPLE, is_running=True)
+def make_dashboard(path: Path, **limits: Any) -> Dashboard:
+    return Dashboard(Follower(path), lambda: SAMPLE, is_running=True, **limits)
 
 
 async def _page(run: Path) -> None:
@@ -58,9 +55,8 @@ def test_only_this_machine_is_answered_under_a_strict_policy(run: Path) -> None:
     asyncio.run(_page(run))
 
 
-async def _events(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_VIEWERS", 1)
-    dashboard, listening = make_dashboard(run), listen(0, "--port")
+async def _events(run: Path) -> None:
+    dashboard, listening = make_dashboard(run, max_viewers=1), listen(0, "--port")
     url = url_of(listening)
     async with aiohttp.ClientSession() as session:
         async with serve_dashboard(dashboard, listening):
@@ -69,7 +65,7 @@ async def _events(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             line = await first.content.readline()
             shown = orjson.loads(line.removeprefix(b"data: "))
             assert set(shown) == {*PIECES, STATE}
-            assert shown[STATE] == "the run goes on"
+            assert shown[STATE] == "the run is in progress"
             assert "<dd>9</dd>" in shown["now"]
             assert b"<script>" not in line
         rest = await first.content.read()
@@ -77,8 +73,8 @@ async def _events(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert dashboard.viewers == 0
 
 
-def test_viewers_are_few_get_every_piece_and_are_told_the_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asyncio.run(_events(run, monkeypatch))
+def test_viewers_are_few_get_every_piece_and_are_told_the_end(run: Path) -> None:
+    asyncio.run(_events(run))
 
 
 async def _nobody(run: Path) -> None:
@@ -86,16 +82,15 @@ async def _nobody(run: Path) -> None:
     listening = listen(0, "--port")
     async with serve_dashboard(Dashboard(follower, lambda: None, is_running=True), listening):
         await _get(url_of(listening))
-    assert follower.live is None
+    assert follower.figures is None
 
 
 def test_nothing_is_read_for_nobody(run: Path) -> None:
     asyncio.run(_nobody(run))
 
 
-async def _slow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PATIENCE_S", 0.01)
-    dashboard, listening = make_dashboard(run), listen(0, "--port")
+async def _slow(run: Path) -> None:
+    dashboard, listening = make_dashboard(run, timeout_s=0.01), listen(0, "--port")
     async with serve_dashboard(dashboard, listening):
         reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1], limit=1024)
         writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -108,8 +103,8 @@ async def _slow(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer.close()
 
 
-def test_a_viewer_that_does_not_read_is_let_go(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asyncio.run(_slow(run, monkeypatch))
+def test_a_viewer_that_does_not_read_is_disconnected(run: Path) -> None:
+    asyncio.run(_slow(run))
 
 
 def test_a_page_that_is_not_of_a_running_run_says_of_when_its_measurements_are(run: Path) -> None:
@@ -143,33 +138,28 @@ def _served(run: Path) -> Iterator[str]:
 
 @pytest.mark.browser
 def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
     said: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         with _served(run) as url:
             page.goto(url, wait_until="commit")
             page.wait_for_selector("#piece-rejections svg", state="attached")
-            page.wait_for_selector("#state:text-is('the run goes on')")
+            page.wait_for_selector("#state:text-is('the run is in progress')")
             assert page.locator("svg.plot").count() >= 9
             assert HOSTILE in page.inner_text("#piece-newest")
             assert page.evaluate("window.hacked") is None
             assert page.locator("img").count() == 0
         page.wait_for_selector("#state:text('the run has ended')")
-        browser.close()
     assert [line for line in said if "favicon" not in line] == []
 
 
 async def _too_many(run: Path) -> None:
     listening = listen(0, "--port")
     port = listening.getsockname()[1]
-    async with serve_dashboard(make_dashboard(run), listening, patience_s=60):
-        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.MOST_CONNECTIONS + 1)]
+    async with serve_dashboard(make_dashboard(run), listening, timeout_s=60):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_CONNECTIONS + 1)]
         assert await streams[-1][0].read() == b""
         assert not streams[0][0].at_eof()
         for _, writer in streams:
@@ -179,7 +169,7 @@ async def _too_many(run: Path) -> None:
 async def _idle(run: Path) -> None:
     listening = listen(0, "--port")
     port, url = listening.getsockname()[1], url_of(listening)
-    async with serve_dashboard(make_dashboard(run), listening, patience_s=0.05):
+    async with serve_dashboard(make_dashboard(run), listening, timeout_s=0.05):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await reader.read() == b""
         writer.close()

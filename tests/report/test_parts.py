@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.report.charts import data_block, element, short, ticks
+from fastgen.report.charts import short, svg, ticks
 from fastgen.report.diversity import (
     compression_ratio,
     count_verbs,
@@ -25,7 +25,8 @@ from fastgen.report.diversity import (
     of_words,
     self_bleu,
 )
-from fastgen.report.figures import MOST_BINS, Reservoir, Spread, Timeline
+from fastgen.report.figures import MAX_BINS, Reservoir, Spread, Timeline
+from fastgen.report.page import environment, render
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\ud800\x00\"'&"
 
@@ -69,7 +70,7 @@ def test_a_timeline_loses_no_commit_and_stays_bounded(times: list[float]) -> Non
     for time_s in times:
         line.at(time_s).kept += 1
     assert sum(one.kept for one in line.bins) == sum(one.kept for one in line.joined(10).bins) == len(times)
-    assert len(line.bins) <= MOST_BINS
+    assert len(line.bins) <= MAX_BINS
     assert len(line.joined(10).bins) <= 10
 
 
@@ -135,10 +136,7 @@ def test_the_root_verb_and_its_object_are_counted(parser: tuple[str, Any]) -> No
     texts = ["Write a short story about a dog.", "Please write a story.", "Given a paragraph, identify the main theme."]
     found = count_verbs(*parser, [*texts, "What is the capital of France?", ""])
     assert (found.parsed, found.with_pair) == (5, 3)
-    assert [(verb.lemma, verb.count, verb.nouns) for verb in found.verbs] == [
-        ("write", 2, (("story", 2),)),
-        ("identify", 1, (("theme", 1),)),
-    ]
+    assert found.verbs == (("write", 2, (("story", 2),)), ("identify", 1, (("theme", 1),)))
     assert found.share_shown == pytest.approx(0.6)
 
 
@@ -149,16 +147,20 @@ def test_a_model_that_is_not_there_is_one_line() -> None:
 
 
 def test_text_never_becomes_markup() -> None:
-    made = element("p", HOSTILE, title=HOSTILE)
-    assert made.count("<") == made.count(">") == 2
-    assert "onerror=alert(2)&gt;" in made
-    made.encode()  # no lone surrogate is left
+    template = '<p title="{{ text }}">{{ text }}</p>'
+    page = environment().from_string(template).render(text=HOSTILE)
+    for made in (page, svg('<p title="{text}">{text}</p>', text=HOSTILE)):
+        assert made.count("<") == made.count(">") == 2
+        assert made.count('"') == 2
+        assert "onerror=alert(2)&gt;" in made
+        assert r"\u2028\ud800\x00" in made
+        made.encode()  # no lone surrogate is left
 
 
 @given(st.text())
 def test_a_data_block_gives_back_its_value_and_cannot_be_ended_by_it(text: str) -> None:
-    block = data_block("data", [text, HOSTILE.replace("\ud800", "")])
-    inside = re.fullmatch(r'<script type="application/json" id="data">(.*)</script>', block, re.DOTALL)
+    block = render("data_block", "data", [text, HOSTILE.replace("\ud800", "")])
+    inside = re.fullmatch(r'<script type="application/json" id="data">(.*)</script>', block.strip(), re.DOTALL)
     assert inside is not None
     assert not set("<>&") & set(inside[1])
     assert json.loads(inside[1])[0] == text
