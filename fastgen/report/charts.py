@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import cos, floor, log10, pi, sin
 from typing import Final
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fastgen.report.diversity import VerbFigures
 from fastgen.text import printable
@@ -82,15 +82,13 @@ def ticks(highest: float, most: int = 5) -> list[float]:
 
 def svg(template: str, /, **values: str | float) -> Markup:
     """The template with the values in its fields: text is made printable and escaped, numbers get two decimals."""
-    shown = {
-        name: value
-        if isinstance(value, Markup)
-        else printable(value, lines=True)
-        if isinstance(value, str)
-        else f"{round(value, 2):g}"
-        for name, value in values.items()
-    }
-    return Markup(template).format(**shown)  # noqa: S704 - the templates are literals of this module
+    return Markup(template.format(**{name: _shown(value) for name, value in values.items()}))  # noqa: S704 - escaped
+
+
+def _shown(value: str | float) -> str:
+    if isinstance(value, Markup):
+        return value
+    return escape(printable(value, lines=True)) if isinstance(value, str) else f"{round(value, 2):g}"
 
 
 def histogram(

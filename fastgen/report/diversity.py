@@ -2,7 +2,7 @@
 
 Verbs, after Wang et al., ACL 2023, section 3.3 and figure 3: the verb closest to the root of the parse, its first
 direct noun object, the 20 most frequent root verbs and the 4 most frequent objects of each. They parsed with the
-Berkeley Neural Parser. Here a dependency parser of spaCy does it, so shares of parsed instructions compare only roughly.
+Berkeley Neural Parser, and here a dependency parser of spaCy does it, so shares of instructions compare only roughly.
 The model is the one that is named, else ``en_core_web_sm`` where it is installed, else the re-upload of its version
 3.8.0 that the extra ``report`` brings, since the original is not on PyPI.
 

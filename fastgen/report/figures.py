@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
 
@@ -124,8 +124,12 @@ class Bin:
 
     def add(self, other: Bin) -> None:
         """Add the counts of another bin."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        self.kept += other.kept
+        self.rejected += other.rejected
+        self.complete += other.complete
+        self.completions += other.completions
+        self.generated_tokens += other.generated_tokens
+        self.prompt_tokens += other.prompt_tokens
 
     @property
     def acceptance(self) -> float | None:
