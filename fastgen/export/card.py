@@ -1,4 +1,9 @@
-"""Counts and lengths of what an export writes: a fold over its entries, of a constant size."""
+"""The data set card: what a person, and the hub's loader, have to know of an export.
+
+It states how the data was made, with which model, seeds, rules and sampling, what is in it, what was thrown away, and
+what to be careful about. It is made to be published, so servers, paths, keys and generated text are not in it. The
+command that it shows is the one that the run amounts to.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import Any, Final
 
 from fastgen.export.entries import Entry
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import FEATURES, feature_lines
+from fastgen.export.rows import INSTRUCTION_FORMATS, Feature
 from fastgen.generate.options import MethodOptions, preset_values
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.similarity.options import SimilarityOptions
@@ -20,10 +25,33 @@ from fastgen.store.reader import OpenRun
 from fastgen.text import markdown, markdown_code, printable
 from fastgen.types import flag, plain
 
+_PAPER: Final = "https://arxiv.org/abs/2212.10560"
+_SIZES: Final = {
+    1_000: "n<1K",
+    10_000: "1K<n<10K",
+    100_000: "10K<n<100K",
+    1_000_000: "100K<n<1M",
+    10_000_000: "1M<n<10M",
+    100_000_000: "10M<n<100M",
+    1_000_000_000: "100M<n<1B",
+}
+_CAUTION: Final = """\
+- **A model wrote this.** The outputs were not checked by people unless that is said above. In the original study 54 %
+  of 200 sampled instances were right in every respect, with a model of 175B parameters; a small model writes more that
+  is fluent and wrong.
+- **Self-training amplifies.** What the generating model says often it says here more often: its topics, its English,
+  its prejudices, its idea of a typical person. Frequent tasks are likelier to be written than rare ones, and the
+  instructions grow from a few seed tasks, whose choice of topics is visible in what follows them.
+- **The filters look at form and similarity, not at truth or harm.** No personal data was asked for, and no filter
+  would have found any.
+- **Benchmarks.** What was kept out of the data is said under "How it was made"; anything else may overlap."""
+_FILES: Final = {"seed_tasks", "prompts", "decontaminate"}
+_WIDTH: Final = 100
+
 
 @dataclass(slots=True)
 class Figures:
-    """Counts so far; words are what stands between whitespace. ``instructions`` is by split."""
+    """Counts of what an export writes; words are separated by whitespace. ``instructions`` is by split."""
 
     instructions: Counter[str] = field(default_factory=Counter)
     seed_tasks: int = 0
@@ -35,7 +63,7 @@ class Figures:
     output_words: int = 0
 
     def add(self, entry: Entry, split: str) -> None:
-        """Count one instruction that is written."""
+        """Count one instruction."""
         self.instructions[split] += 1
         self.seed_tasks += entry.settled is None
         self.classification += entry.is_classification
@@ -47,43 +75,200 @@ class Figures:
             self.input_words += words
             self.output_words += len(scored.instance.output.split())
 
-    @property
-    def instances_per_instruction(self) -> float:
-        """Mean."""
-        return _ratio(self.instances, self.instructions.total())
 
-    @property
-    def empty_input_share(self) -> float:
-        """Share of the instances, 0..1."""
-        return _ratio(self.empty_inputs, self.instances)
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a card is about; ``files`` and ``rows`` (after all filters) are by split, in the order of the splits."""
 
-    @property
-    def classification_share(self) -> float:
-        """Share of the instructions, 0..1."""
-        return _ratio(self.classification, self.instructions.total())
+    run: OpenRun
+    ledger: Ledger
+    form: Format
+    files: Mapping[str, str]
+    rows: Mapping[str, int]
+    figures: Figures
+    choice: ChoiceOptions
+    options: CardOptions
 
-    @property
-    def mean_words(self) -> tuple[float, float, float]:
-        """Of an instruction, of an input that is not empty, of an output."""
-        return (
-            _ratio(self.instruction_words, self.instructions.total()),
-            _ratio(self.input_words, self.instances - self.empty_inputs),
-            _ratio(self.output_words, self.instances),
-        )
+
+def write_card(facts: CardFacts) -> str:
+    """The content of README.md."""
+    model, version = _models(facts.run.meaning), markdown(facts.run.folder.header().version)
+    method = f"the method of [Self-Instruct]({_PAPER}) (Wang et al., ACL 2023)"
+    sections = (
+        "\n".join(["---", *_front_matter(facts), "---"]),
+        f"# {markdown(_title(facts))}",
+        f"Instructions with inputs and outputs, written by {model} with {method}, by fastgen {version}.",
+        "## What is in it\n\n" + "\n".join(_contents(facts)),
+        "## How it was made\n\n" + "\n".join(_making(facts)),
+        "## Figures\n\n" + "\n".join(_figures(facts)),
+        "## What to be careful about\n\n" + _CAUTION,
+        "## Licence and terms\n\n" + "\n".join(_terms(facts, model)),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> Iterator[str]:
+    rows = sum(facts.rows.values())
+    yield f"license: {facts.options.license or 'unknown'}"
+    yield f"pretty_name: {json.dumps(printable(_title(facts)), ensure_ascii=False)}"
+    yield from ("tags:", "- self-instruct", "- synthetic", "- fastgen")
+    yield from ("task_categories:", "- text-generation")
+    yield from ("size_categories:", f"- {next((n for limit, n in _SIZES.items() if rows < limit), 'n>1T')}")
+    yield from ("dataset_info:", "  features:")
+    yield from _feature_lines(INSTRUCTION_FORMATS[facts.form].columns)
+    yield from ("configs:", "- config_name: default", "  data_files:")
+    for split, name in facts.files.items():
+        yield from (f"  - split: {split}", f"    path: {name}")
+
+
+def _feature_lines(fields: Mapping[str, Feature], indent: str = "  ") -> Iterator[str]:
+    """The columns as YAML."""
+    for name, feature in fields.items():
+        yield f"{indent}- name: {name}"
+        inner = indent + "  "
+        match feature:
+            case str():
+                yield f"{inner}dtype: {feature}"
+            case dict():
+                yield f"{inner}struct:"
+                yield from _feature_lines(feature, inner)
+            case [str(kind)]:
+                yield f"{inner}list: {kind}"
+            case [dict() as parts]:
+                yield f"{inner}list:"
+                yield from _feature_lines(parts, inner)
+            case _:
+                raise ValueError(f"no YAML for {feature!r}")
+
+
+def _title(facts: CardFacts) -> str:
+    if facts.options.push_to_hub:
+        return facts.options.push_to_hub.rpartition("/")[2]
+    return f"Self-Instruct data of {' '.join(str(facts.run.meaning['model']).split())}"
+
+
+def _contents(facts: CardFacts) -> Iterator[str]:
+    yield INSTRUCTION_FORMATS[facts.form].card_text
+    yield ""
+    yield "| split | file | rows | instructions |"
+    yield "|---|---|---|---|"
+    for split, name in facts.files.items():
+        yield f"| {split} | {name} | {facts.rows[split]:,} | {facts.figures.instructions[split]:,} |"
+    yield ""
+    yield from _choices(facts)
+    place = facts.options.push_to_hub or "."
+    call = markdown_code(f'datasets.load_dataset("{place}")')
+    yield f"{call} reads it."
+
+
+def _choices(facts: CardFacts) -> Iterator[str]:
+    choice, seeds = facts.choice, facts.figures.seed_tasks
+    yield (
+        f"{seeds:,} of the instructions are seed tasks by people; the others are by the model."
+        if seeds
+        else "The seed tasks are not in it."
+    )
+    if choice.max_instructions is not None:
+        yield f"At most {choice.max_instructions:,} instructions were taken, drawn with seed {choice.seed}."
+    if choice.min_judge_score is not None:
+        yield f"Generated instances to which a judge model gave less than {choice.min_judge_score:g} were left out."
+    if choice.split is not None:
+        yield f"The splits are by instruction (`{choice.split}`, seed {choice.seed}): none is in two of them."
+    yield ""
+
+
+def _making(facts: CardFacts) -> Iterator[str]:
+    meaning = facts.run.meaning
+    yield from ("```", generate_command(meaning, facts.run.folder.header().options), "```")
+    yield ""
+    is_paper = meaning["preset"] == "paper"
+    named = "the original's rules" if is_paper else "the original's rules without their defects"
+    yield f"- Preset `{meaning['preset']}`: {named}; flags above say what differs from it."
+    yield f"- {len(facts.run.seeds)} seed tasks by people, fingerprint `{str(meaning['seed_tasks'])[:16]}`."
+    above = "above" if meaning["reject_at"] == "gt" else "at or above"
+    yield (
+        f"- An instruction is rejected when its ROUGE-L F1 with a seed or an earlier instruction is {above} "
+        f"{meaning['threshold']:g} (tokens: `{meaning['tokenizer']}`, index: `{meaning['index']}`)."
+    )
+    yield (
+        f"- {facts.ledger.seed_only_share:.1%} of the instruction prompts showed seed tasks only: those sent before "
+        "the first instruction was kept."
+    )
+    yield f"- {_decontamination(facts)}"
+    yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {meaning['seed']}."
+    yield from ("", *_sampling(facts))
+
+
+def _decontamination(facts: CardFacts) -> str:
+    count = len(facts.run.folder.forbidden())
+    if count:
+        return f"Instructions that resemble one of {count:,} texts of evaluation tasks were rejected too."
+    return "Nothing was kept out for the sake of a benchmark."
+
+
+def _sampling(facts: CardFacts) -> Iterator[str]:
+    meaning = facts.run.meaning
+    stages = [name.removesuffix(".temperature") for name in meaning if name.endswith(".temperature")]
+    yield "| stage | temperature | top_p | presence penalty | frequency penalty | most tokens |"
+    yield "|---|---|---|---|---|---|"
+    for stage in stages:
+        values = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens")
+        yield f"| {stage.replace('_', ' ')} | " + " | ".join(f"{meaning[f'{stage}.{v}']:g}" for v in values) + " |"
+
+
+def _figures(facts: CardFacts) -> Iterator[str]:
+    """The figures beside those of the original study."""
+    figures, ledger = facts.figures, facts.ledger
+    instructions, instances = figures.instructions.total(), figures.instances
+    with_input = instances - figures.empty_inputs
+    yield f"| of this data | here | [the original]({_PAPER}) |"
+    yield "|---|---|---|"
+    yield f"| instructions | {instructions:,} | 52,445 |"
+    yield f"| instances | {instances:,} | 82,439 |"
+    yield f"| instances an instruction | {_ratio(instances, instructions):.2f} | 1.57 |"
+    yield f"| classification tasks | {_ratio(figures.classification, instructions):.1%} | 22.1% |"
+    yield f"| instances with an empty input | {_ratio(figures.empty_inputs, instances):.1%} | 43.5% |"
+    yield f"| mean words of an instruction | {_ratio(figures.instruction_words, instructions):.1f} | 15.9 |"
+    yield f"| mean words of an input that is not empty | {_ratio(figures.input_words, with_input):.1f} | 12.7 |"
+    yield f"| mean words of an output | {_ratio(figures.output_words, instances):.1f} | 18.9 |"
+    yield ""
+    yield (
+        f"Of the whole run: {ledger.kept + ledger.rejected.total():,} instructions written by the model, "
+        f"{ledger.acceptance:.1%} of them kept, {ledger.complete:,} with at least one valid instance; "
+        f"{ledger.yield_per_1000_tokens:.2f} of these per 1,000 generated tokens "
+        f"({ledger.generated_tokens:,} in all). Rejected, by rule:"
+    )
+    yield ""
+    yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in ledger.rejected.most_common())
+    if not ledger.rejected:
+        yield "- nothing"
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-_FILES: Final = {"seed_tasks", "prompts", "decontaminate"}
-_WIDTH: Final = 100
+def _terms(facts: CardFacts, model: str) -> Iterator[str]:
+    licence = facts.options.license
+    yield f"Licence: {licence}." if licence else "Licence: unknown; whoever publishes this has to state one."
+    yield ""
+    yield printable(facts.options.model_terms or "", lines=True) or (
+        f"The text is the output of {model}. Check the terms of each model named: some restrict what its output may "
+        "be used for, such as training other models. This card does not know them."
+    )
+
+
+def _models(meaning: Mapping[str, Any]) -> str:
+    """The models by stage; a stage uses the run's model unless the run's meaning names another one."""
+    own = {stage: meaning[f"{stage}_model"] for stage in ("classification", "instance") if f"{stage}_model" in meaning}
+    others = "".join(f", with {markdown_code(str(model))} for the {stage} stage" for stage, model in own.items())
+    return markdown_code(str(meaning["model"])) + others
 
 
 def generate_command(meaning: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """``fastgen generate`` with every flag that differs from the preset, in lines that fit a page.
 
-    ``FILE`` stands for files of the user's. Of ``--extra-body`` only numbers and truth values are told.
+    ``FILE`` stands for files of the user's. Of ``--extra-body`` only numbers and truth values are shown.
     """
     words = ["fastgen generate", f"--model {_quoted(str(meaning['model']))}"]
     if (count := options.get("num_instructions")) is not None:
@@ -150,199 +335,3 @@ def _filled(words: list[str]) -> Iterator[str]:
             line = ""
         line = f"{line} {word}" if line else word
     yield line
-
-
-_PAPER: Final = "https://arxiv.org/abs/2212.10560"
-_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_LARGER: Final = ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
-_CONTENTS: Final[Mapping[Format, str]] = {
-    "raw": "One instruction with its instances and where they come from a line.",
-    "instances": "One instance a line: `instruction`, `input` (may be empty), `output`.",
-    "alpaca": "One JSON array of objects with `instruction`, `input` (may be empty) and `output`.",
-    "messages": "One conversation a line: `messages` with a user's turn (the instruction and, after a blank line, the "
-    "input) and the assistant's (the output).",
-    "prompt-completion": "One `prompt` and `completion` a line, each instance in one of the 13 templates of "
-    "Self-Instruct, without duplicates and shuffled; the loss is meant for the completion only.",
-    "parquet": "One instance a row, with the `id` of its instruction, its number among the instruction's instances "
-    "and where it comes from.",
-}
-_CAUTION: Final = """\
-- **A model wrote this.** The outputs were not checked by people unless that is said above. In the original study 54 %
-  of 200 sampled instances were right in every respect, with a model of 175B parameters; a small model writes more that
-  is fluent and wrong.
-- **Self-training amplifies.** What the generating model says often it says here more often: its topics, its English,
-  its prejudices, its idea of a typical person. Frequent tasks are likelier to be written than rare ones, and the
-  instructions grow from a few seed tasks, whose choice of topics is visible in what follows them.
-- **The filters look at form and similarity, not at truth or harm.** No personal data was asked for, and no filter
-  would have found any.
-- **Benchmarks.** What was kept out of the data is said under "How it was made"; anything else may overlap."""
-
-
-@dataclass(frozen=True, slots=True)
-class CardFacts:
-    """What a card is about; ``files`` and ``rows`` (after all filters) are by split, in the order of the splits."""
-
-    run: OpenRun
-    ledger: Ledger
-    form: Format
-    files: Mapping[str, str]
-    rows: Mapping[str, int]
-    figures: Figures
-    choice: ChoiceOptions
-    options: CardOptions
-
-
-def write_card(facts: CardFacts) -> str:
-    """The content of README.md."""
-    model = _models(facts.run.meaning)
-    sections = (
-        "\n".join(["---", *_front_matter(facts), "---"]),
-        f"# {markdown(_title(facts))}",
-        _summary(facts, model),
-        "## What is in it\n\n" + "\n".join(_contents(facts)),
-        "## How it was made\n\n" + "\n".join(_making(facts)),
-        "## Figures\n\n" + "\n".join(_figures(facts)),
-        "## What to be careful about\n\n" + _CAUTION,
-        "## Licence and terms\n\n" + "\n".join(_terms(facts, model)),
-    )
-    return "\n\n".join(sections) + "\n"
-
-
-def _summary(facts: CardFacts, model: str) -> str:
-    return (
-        f"Instructions with inputs and outputs, written by {model} with the method of "
-        f"[Self-Instruct]({_PAPER}) (Wang et al., ACL 2023), by fastgen {markdown(facts.run.folder.header().version)}."
-    )
-
-
-def _front_matter(facts: CardFacts) -> Iterator[str]:
-    rows = sum(facts.rows.values())
-    yield f"license: {facts.options.license or 'unknown'}"
-    yield f"pretty_name: {json.dumps(printable(_title(facts)), ensure_ascii=False)}"
-    yield from ("tags:", "- self-instruct", "- synthetic", "- fastgen")
-    yield from ("task_categories:", "- text-generation")
-    yield from ("size_categories:", f"- {next((n for limit, n in _SIZES + _LARGER if rows < limit), 'n>1T')}")
-    yield from ("dataset_info:", "  features:")
-    yield from feature_lines(FEATURES[facts.form])
-    yield from ("configs:", "- config_name: default", "  data_files:")
-    for split, name in facts.files.items():
-        yield from (f"  - split: {split}", f"    path: {name}")
-
-
-def _title(facts: CardFacts) -> str:
-    if facts.options.push_to_hub:
-        return facts.options.push_to_hub.rpartition("/")[2]
-    return f"Self-Instruct data of {' '.join(str(facts.run.meaning['model']).split())}"
-
-
-def _contents(facts: CardFacts) -> Iterator[str]:
-    yield _CONTENTS[facts.form]
-    yield ""
-    yield "| split | file | rows | instructions |"
-    yield "|---|---|---|---|"
-    for split, name in facts.files.items():
-        yield f"| {split} | {name} | {facts.rows[split]:,} | {facts.figures.instructions[split]:,} |"
-    yield ""
-    yield from _choices(facts)
-    place = facts.options.push_to_hub or "."
-    call = markdown_code(f'datasets.load_dataset("{place}")')
-    yield f"{call} reads it."
-
-
-def _choices(facts: CardFacts) -> Iterator[str]:
-    choice, seeds = facts.choice, facts.figures.seed_tasks
-    yield (
-        f"{seeds:,} of the instructions are seed tasks by people; the others are by the model."
-        if seeds
-        else ("The seed tasks are not in it.")
-    )
-    if choice.max_instructions is not None:
-        yield f"At most {choice.max_instructions:,} instructions were taken, drawn with seed {choice.seed}."
-    if choice.min_judge_score is not None:
-        yield f"Generated instances to which a judge model gave less than {choice.min_judge_score:g} were left out."
-    if choice.split is not None:
-        yield f"The splits are by instruction (`{choice.split}`, seed {choice.seed}): none is in two of them."
-    yield ""
-
-
-def _making(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.meaning
-    yield from ("```", generate_command(meaning, facts.run.folder.header().options), "```")
-    yield ""
-    is_paper = meaning["preset"] == "paper"
-    named = "the original's rules" if is_paper else "the original's rules without their defects"
-    yield f"- Preset `{meaning['preset']}`: {named}; flags above say what differs from it."
-    yield f"- {len(facts.run.seeds)} seed tasks by people, fingerprint `{str(meaning['seed_tasks'])[:16]}`."
-    above = "above" if meaning["reject_at"] == "gt" else "at or above"
-    yield (
-        f"- An instruction is rejected when its ROUGE-L F1 with a seed or an earlier instruction is {above} "
-        f"{meaning['threshold']:g} (tokens: `{meaning['tokenizer']}`, index: `{meaning['index']}`)."
-    )
-    yield (
-        f"- {facts.ledger.seed_only_share:.1%} of the instruction prompts showed seed tasks only: those sent before "
-        "the first instruction was kept."
-    )
-    yield f"- {_decontamination(facts)}"
-    yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {meaning['seed']}."
-    yield from ("", *_sampling(facts))
-
-
-def _decontamination(facts: CardFacts) -> str:
-    count = len(facts.run.folder.forbidden())
-    if count:
-        return f"Instructions that resemble one of {count:,} texts of evaluation tasks were rejected too."
-    return "Nothing was kept out for the sake of a benchmark."
-
-
-def _sampling(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.meaning
-    stages = [name.removesuffix(".temperature") for name in meaning if name.endswith(".temperature")]
-    yield "| stage | temperature | top_p | presence penalty | frequency penalty | most tokens |"
-    yield "|---|---|---|---|---|---|"
-    for stage in stages:
-        values = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens")
-        yield f"| {stage.replace('_', ' ')} | " + " | ".join(f"{meaning[f'{stage}.{v}']:g}" for v in values) + " |"
-
-
-def _figures(facts: CardFacts) -> Iterator[str]:
-    """Ours beside those of the original study."""
-    figures, ledger = facts.figures, facts.ledger
-    instruction, text, output = figures.mean_words
-    yield f"| of this data | here | [the original]({_PAPER}) |"
-    yield "|---|---|---|"
-    yield f"| instructions | {figures.instructions.total():,} | 52,445 |"
-    yield f"| instances | {figures.instances:,} | 82,439 |"
-    yield f"| instances an instruction | {figures.instances_per_instruction:.2f} | 1.57 |"
-    yield f"| classification tasks | {figures.classification_share:.1%} | 22.1% |"
-    yield f"| instances with an empty input | {figures.empty_input_share:.1%} | 43.5% |"
-    yield f"| mean words of an instruction | {instruction:.1f} | 15.9 |"
-    yield f"| mean words of an input that is not empty | {text:.1f} | 12.7 |"
-    yield f"| mean words of an output | {output:.1f} | 18.9 |"
-    yield ""
-    yield (
-        f"Of the whole run: {ledger.kept + ledger.rejected.total():,} instructions written by the model, "
-        f"{ledger.acceptance:.1%} of them kept, {ledger.complete:,} with at least one valid instance; "
-        f"{ledger.yield_per_1000_tokens:.2f} of these per 1,000 generated tokens "
-        f"({ledger.generated_tokens:,} in all). Rejected, by rule:"
-    )
-    yield ""
-    yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in ledger.rejected.most_common())
-    if not ledger.rejected:
-        yield "- nothing"
-
-
-def _terms(facts: CardFacts, model: str) -> Iterator[str]:
-    licence = facts.options.license
-    yield f"Licence: {licence}." if licence else "Licence: unknown; whoever publishes this has to state one."
-    yield ""
-    yield printable(facts.options.model_terms or "", lines=True) or (
-        f"The text is the output of {model}. Check the terms of each model named: some restrict what its output may "
-        "be used for, such as training other models. This card does not know them."
-    )
-
-
-def _models(meaning: Mapping[str, Any]) -> str:
-    """Who wrote what; a stage has a model of its own only where the run's meaning names one."""
-    own = {stage: meaning[f"{stage}_model"] for stage in ("classification", "instance") if f"{stage}_model" in meaning}
-    others = "".join(f", with {markdown_code(str(model))} for the {stage} stage" for stage, model in own.items())
-    return markdown_code(str(meaning["model"])) + others

@@ -1,8 +1,7 @@
 """Which instructions an export writes: seed tasks, settled instructions, and of them a seeded, nested sample.
 
-Guarantees: seed tasks come first, then machine instructions in the order of settling; memory is bounded by the sample's
+Guarantees: seed tasks come first, then machine instructions in the order of settling. Memory is bounded by the sample's
 size (16 bytes for each instruction asked for), not by the run. A sample reads the log twice, up to the same place.
-Knows nothing of rows and files.
 """
 
 from __future__ import annotations
@@ -88,18 +87,19 @@ def _machine_entry(settled: Settled, run: OpenRun, scores: InstanceScores | None
 
 
 def _sample(read: Callable[[], Iterator[Entry]], size: int, seed: int) -> Iterator[Entry]:
-    """The entries of the ``size`` lowest ranks, in their order.
+    """The entries of the ``size`` lowest ranks, in the order of the run.
 
-    A rank depends on the entry alone, so the lowest few are among the lowest many. The second reading ends where the
+    A rank depends on the entry alone, so a smaller sample is part of a larger one. The second reading ends where the
     first one did, since the run may have grown.
     """
-    lowest, seen = _Lowest(size), 0
-    for entry in read():
-        lowest.add(_rank(entry, seed))
-        seen += 1
+    ranks, seen = array("Q"), 0  # the lowest ones, in at most twice their room
+    for seen, entry in enumerate(read(), 1):  # noqa: B007 - the count is used below
+        ranks.append(_rank(entry, seed))
+        if len(ranks) >= 2 * size + 1024:
+            ranks = _lowest(ranks, size)
     if not seen:
         return iter(())
-    last = lowest.last()
+    last = max(_lowest(ranks, size))
     return islice((entry for entry in islice(read(), seen) if _rank(entry, seed) <= last), size)
 
 
@@ -108,27 +108,9 @@ def _rank(entry: Entry, seed: int) -> int:
     return draw(seed, "sample", entry.id) >> 1 | (0 if entry.settled is None else _MACHINE)
 
 
-class _Lowest:
-    """The ``size`` lowest of the numbers added (64 bits each), in at most twice their room."""
+def _lowest(ranks: array[int], size: int) -> array[int]:
+    if len(ranks) <= size:
+        return ranks
+    import numpy as np
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._ranks = array("Q")
-
-    def add(self, rank: int) -> None:
-        """Count one number, 0 to 2**64 - 1."""
-        self._ranks.append(rank)
-        if len(self._ranks) >= 2 * self._size + 1024:
-            self._shrink()
-
-    def last(self) -> int:
-        """The highest of them."""
-        self._shrink()
-        return max(self._ranks)
-
-    def _shrink(self) -> None:
-        if len(self._ranks) > self._size:
-            import numpy as np
-
-            ranks = np.frombuffer(self._ranks, dtype=np.uint64)
-            self._ranks = array("Q", np.partition(ranks, self._size - 1)[: self._size].tobytes())
+    return array("Q", np.partition(np.frombuffer(ranks, dtype=np.uint64), size - 1)[:size].tobytes())

@@ -1,31 +1,30 @@
-"""Writes a run's instructions as files that other tools read. Streams: memory does not grow with the run.
+"""``fastgen export``: writes a run's instructions as files that other tools read.
 
-A plain reader of the run folder: works while the run goes on, on a read-only folder, and on a run that never ended.
-What is written is chosen in `fastgen.export.entries`, shaped in `fastgen.export.rows`, put down by
-`fastgen.export.writers`; this module puts them together.
+It reads the run folder and changes nothing, so it works while the run is running, on a read-only folder, and on a run
+that never ended. It streams: memory does not grow with the run. `fastgen.export.entries` chooses the instructions,
+`fastgen.export.rows` has the formats, and `fastgen.export.writers` writes files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from fastgen.errors import InputError
 from fastgen.export.card import CardFacts, Figures, write_card
-from fastgen.export.entries import Entry, InstanceScores, entries
-from fastgen.export.hub import Hub, connect
+from fastgen.export.entries import InstanceScores, entries
+from fastgen.export.hub import connect, upload
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import Row, rejected_row, rows_of
-from fastgen.export.writers import ENDINGS, RowWriter, open_writer
+from fastgen.export.rows import INSTRUCTION_FORMATS, rejected_row
+from fastgen.export.writers import JsonLines, Row, RowWriter
 from fastgen.store.log import TornTail
 from fastgen.store.output import check_folder, check_output, folder, one_file
 from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
 
 CARD: Final = "README.md"
-_MAY_BE_EMPTY: Final = {"raw", "instances", "rejected"}  # lists that somebody watches grow; the others are for training
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +50,6 @@ class Exported:
         return unfinished(self.complete, self.target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """An export that was asked for, with everything that it reads."""
-
-    run: OpenRun
-    form: Format
-    choice: ChoiceOptions
-    scores: InstanceScores | None
-    figures: Figures = field(default_factory=Figures)
-
-    def split_rows(self) -> Iterator[tuple[str, Row]]:
-        """All rows, each with its split; the figures are counted on the way."""
-        if self.form == "rejected":
-            commits = (item[0] for item in self.run.folder.commits() if not isinstance(item, TornTail))
-            for rejected in rejected_instructions(commits, self.run.rules):
-                yield "train", rejected_row(rejected, self.run.seeds)
-            return
-        splits, rows = self.choice.splits(), rows_of(self.form, self.run, self.choice.seed)
-        for entry in self._entries():
-            split = splits.of(entry.instruction, self.choice.seed)
-            self.figures.add(entry, split)
-            for row in rows(entry):
-                yield split, row
-
-    def _entries(self) -> Iterator[Entry]:
-        return entries(self.run, self.choice, self.scores)
-
-
 def export(
     run_dir: Path,
     form: Format,
@@ -100,10 +71,12 @@ def export(
     choice.check_format(form)
     card.check_format(form)
     to_file = choice.split is None and not card.wanted
+    files = _file_names(form, choice)
+    names = [*files.values(), *([CARD] if card.wanted else [])]  # the card last
     if to_file:
         check_output("--output", output, [run_dir], overwrite=choice.overwrite)
     else:
-        check_folder(output, _names(form, choice, card), [run_dir], overwrite=choice.overwrite)
+        check_folder(output, names, [run_dir], overwrite=choice.overwrite)
     run = open_run(run_dir)
     if choice.min_judge_score is not None and scores is None:
         raise InputError(
@@ -111,73 +84,90 @@ def export(
         )
     hub = None if card.push_to_hub is None else connect(card.push_to_hub)
     job = _Job(run, form, choice, scores)
-    rows = _to_file(job, output) if to_file else _to_folder(job, output, card)
-    url = None if hub is None else _upload(hub, job, output, card)
+    if to_file:
+        rows = job.write_file(output)
+    else:
+        with folder(output, names, overwrite=choice.overwrite) as scratch:
+            rows = job.write_files(files, scratch)
+            if card.wanted:
+                facts = CardFacts(run, run.folder.ledger(), form, files, rows, job.figures, choice, card)
+                (scratch / CARD).write_text(write_card(facts), encoding="utf-8")
+    url = None
+    if hub is not None and card.push_to_hub is not None:
+        url = upload(hub, card.push_to_hub, output, names, private=card.private)
     return Exported(rows, run.folder.ledger().complete, run.folder.header().options.get("num_instructions"), url)
 
 
-def _to_file(job: _Job, output: Path) -> dict[str, int]:
-    if job.form == "parquet" and str(output) == "-":
-        raise InputError("--output -: Parquet is not written in one go; name a file")
-    with (
-        one_file(output, overwrite=job.choice.overwrite) as (sink, scratch),
-        _writer(job, sink, scratch / "rows") as writer,
-    ):
-        for _, row in job.split_rows():
-            writer.write(row)
-        rows = {"train": writer.finish()}
-        if job.form not in _MAY_BE_EMPTY:
-            _check_not_empty(job, rows)
-    return rows
+class _Job:
+    """An export of a run; ``figures`` count what was written."""
 
+    def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
+        self.figures = Figures()
+        self._run = run
+        self._spec = INSTRUCTION_FORMATS.get(form)  # `None`: rejected instructions
+        self._form = form
+        self._choice = choice
+        self._scores = scores
 
-def _to_folder(job: _Job, output: Path, card: CardOptions) -> dict[str, int]:
-    files = _file_names(job.form, job.choice)
-    with folder(output, _names(job.form, job.choice, card), overwrite=job.choice.overwrite) as scratch:
-        rows = _write_files(job, files, scratch)
-        _check_not_empty(job, rows)
-        if card.wanted:
-            ledger = job.run.folder.ledger()
-            facts = CardFacts(job.run, ledger, job.form, files, rows, job.figures, job.choice, card)
-            (scratch / CARD).write_text(write_card(facts), encoding="utf-8")
-    return rows
+    def write_file(self, output: Path) -> dict[str, int]:
+        """Write one file; returns the number of rows."""
+        if self._form == "parquet" and str(output) == "-":
+            raise InputError("--output -: Parquet is not written in one go; name a file")
+        with (
+            one_file(output, overwrite=self._choice.overwrite) as (sink, scratch),
+            closing(self._writer(sink, scratch / "rows")) as writer,
+        ):
+            for _, row in self._split_rows():
+                writer.write(row)
+            rows = {"train": writer.finish()}
+            if self._spec is not None and not self._spec.may_be_empty:
+                self._check_not_empty(rows)
+        return rows
 
+    def write_files(self, files: Mapping[str, str], scratch: Path) -> dict[str, int]:
+        """Write a file for each split into the folder; returns the number of rows of each."""
+        with ExitStack() as stack:
+            writers: dict[str, RowWriter] = {}
+            for split, name in files.items():
+                sink = stack.enter_context((scratch / name).open("wb"))
+                writers[split] = stack.enter_context(closing(self._writer(sink, scratch / f"{split}.rows")))
+            for split, row in self._split_rows():
+                writers[split].write(row)
+            rows = {split: writer.finish() for split, writer in writers.items()}
+        self._check_not_empty(rows)
+        return rows
 
-def _write_files(job: _Job, files: Mapping[str, str], scratch: Path) -> dict[str, int]:
-    with ExitStack() as stack:
-        writers: dict[str, RowWriter] = {}
-        for split, name in files.items():
-            sink = stack.enter_context((scratch / name).open("wb"))
-            writers[split] = stack.enter_context(_writer(job, sink, scratch / f"{split}.rows"))
-        for split, row in job.split_rows():
-            writers[split].write(row)
-        return {split: writer.finish() for split, writer in writers.items()}
+    def _writer(self, sink: IO[bytes], scratch: Path) -> RowWriter:
+        make = JsonLines if self._spec is None else self._spec.writer
+        return make(sink, scratch, self._choice.seed)
 
+    def _split_rows(self) -> Iterator[tuple[str, Row]]:
+        """All rows, each with its split; the figures are counted on the way."""
+        run, choice, spec = self._run, self._choice, self._spec
+        if spec is None:
+            commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+            for rejected in rejected_instructions(commits, run.rules):
+                yield "train", rejected_row(rejected, run.seeds)
+            return
+        splits = choice.splits()
+        for entry in entries(run, choice, self._scores):
+            split = splits.of(entry.instruction, choice.seed)
+            self.figures.add(entry, split)
+            for row in spec.rows(entry, run, choice.seed):
+                yield split, row
 
-def _writer(job: _Job, sink: IO[bytes], scratch: Path) -> AbstractContextManager[RowWriter]:
-    return closing(open_writer(job.form, sink, scratch, job.choice.seed))
+    def _check_not_empty(self, rows: Mapping[str, int]) -> None:
+        """:raises InputError: there is nothing to train on, which no loader reads either."""
+        if not sum(rows.values()):
+            least = self._choice.min_judge_score
+            if least is not None:
+                raise InputError(f"--min-judge-score {least:g}: leaves no instance; lower it, or judge more of them")
+            path = self._run.folder.path
+            raise InputError(f"--run-dir {path}: no instruction has an instance yet; 'fastgen generate' resumes it")
+        if empty := [split for split, count in rows.items() if not count]:
+            raise InputError(f"--split {self._choice.split}: {empty[0]} would be empty; give it more or export more")
 
 
 def _file_names(form: Format, choice: ChoiceOptions) -> dict[str, str]:
-    return {split: split + ENDINGS.get(form, ".jsonl") for split in choice.splits().names}
-
-
-def _names(form: Format, choice: ChoiceOptions, card: CardOptions) -> list[str]:
-    """What is written into a folder; the card last."""
-    return [*_file_names(form, choice).values(), *([CARD] if card.wanted else [])]
-
-
-def _check_not_empty(job: _Job, rows: Mapping[str, int]) -> None:
-    """:raises InputError: nothing to train on, which is nothing that a loader reads either."""
-    if not sum(rows.values()):
-        least = job.choice.min_judge_score
-        if least is not None:
-            raise InputError(f"--min-judge-score {least:g}: leaves no instance; lower it, or judge more of them")
-        path = job.run.folder.path
-        raise InputError(f"--run-dir {path}: no instruction has an instance yet; 'fastgen generate' goes on with it")
-    if empty := [split for split, count in rows.items() if not count]:
-        raise InputError(f"--split {job.choice.split}: {empty[0]} would be empty; give it more or export more")
-
-
-def _upload(hub: Hub, job: _Job, output: Path, card: CardOptions) -> str:
-    return hub.upload(output, _names(job.form, job.choice, card), private=card.private)
+    ending = INSTRUCTION_FORMATS[form].ending if form in INSTRUCTION_FORMATS else ".jsonl"
+    return {split: split + ending for split in choice.splits().names}

@@ -1,14 +1,13 @@
 """Uploads a folder to the Hugging Face hub, through huggingface_hub (``pip install 'fastgen[hub]'``).
 
-The token is found by the library's own means (``HF_TOKEN``, or what ``hf auth login`` saved); it is never read, kept or
-shown here. Every failure is one line. Knows nothing of runs and formats.
+The library finds the token by itself (``HF_TOKEN``, or what ``hf auth login`` saved); it is never read, kept or shown
+here. Every failure is one line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,32 +28,8 @@ _REMEDIES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """A data set's place on the hub, with a token that the hub accepted."""
-
-    api: HfApi
-    repo: str
-
-    def upload(self, folder: Path, names: Sequence[str], *, private: bool) -> str:
-        """Upload these files of the folder in one commit; the data set is made if it is not there. Returns its address.
-
-        :raises InputError: the hub or the network refuses; the folder is whole all the same, and the message says so.
-        """
-        with _in_one_line(self.repo, f"; {folder} is whole, so only the upload is left"):
-            url = self.api.create_repo(self.repo, repo_type="dataset", private=private, exist_ok=True)
-            self.api.upload_folder(
-                repo_id=url.repo_id,  # with the user's name, where none was given
-                repo_type="dataset",
-                folder_path=folder,
-                allow_patterns=list(names),
-                commit_message="Upload data and card with fastgen",
-            )
-        return str(url)
-
-
-def connect(repo: str, endpoint: str | None = None) -> Hub:
-    """Check, before any work is done for it, that an upload can go there: library, name, network, token.
+def connect(repo: str, endpoint: str | None = None) -> HfApi:
+    """Check, before any work is done, that an upload is possible: library, name, network, token.
 
     :raises InputError: the first of them that fails.
     """
@@ -65,10 +40,27 @@ def connect(repo: str, endpoint: str | None = None) -> Hub:
             "--push-to-hub: needs huggingface_hub, which is not installed: pip install 'fastgen[hub]'"
         ) from None
     with _in_one_line(repo):
-        hf_hub_url(repo, "README.md", repo_type="dataset")  # asks nobody; refuses what is no name
+        hf_hub_url(repo, "README.md", repo_type="dataset")  # sends nothing; refuses what is no name
         api = HfApi(endpoint=endpoint)
         api.whoami()
-    return Hub(api, repo)
+    return api
+
+
+def upload(api: HfApi, repo: str, folder: Path, names: Sequence[str], *, private: bool) -> str:
+    """Upload these files of the folder in one commit; the data set is made if it is not there. Returns its address.
+
+    :raises InputError: the hub or the network refuses; the folder is whole all the same, and the message says so.
+    """
+    with _in_one_line(repo, f"; {folder} is whole, so only the upload is left"):
+        url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id,  # with the user's name, where none was given
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=list(names),
+            commit_message="Upload data and card with fastgen",
+        )
+    return str(url)
 
 
 @contextmanager
@@ -82,7 +74,7 @@ def _in_one_line(repo: str, consolation: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Told by kind and status alone: the library's messages are of many lines and quote what was sent."""
+    """By kind and status alone: the library's messages have many lines and quote what was sent."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, HFValidationError):

@@ -1,6 +1,13 @@
-"""Seeded chance without a state: what is drawn for a thing depends on the seed, the purpose and the thing alone.
+"""What an export is asked to do: the flags of ``fastgen export``, its splits, and the seeded draws that both use.
 
-So a draw is the same whatever else is exported, in whatever order, and stays the same while the run grows.
+Each flag's name, default and help are defined only here.
+
+Splits are by instruction. An instruction's text alone, with the seed, decides where it goes. So no instruction is in
+two splits, not even one that two runs have both written, and none moves while a run grows. The shares are met as
+closely as chance meets them.
+
+A draw depends on the seed, the purpose and the thing alone. So it is the same whatever else is exported, in whatever
+order, and stays the same while the run grows.
 """
 
 from __future__ import annotations
@@ -15,79 +22,16 @@ from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
 
-
-def draw(seed: int, purpose: str, thing: str) -> int:
-    """64 bits, uniform over things and independent between purposes (at most 16 ASCII characters)."""
-    return int.from_bytes(_digest(seed, purpose, thing.encode(errors="surrogatepass"), 8))
-
-
-def digest(seed: int, purpose: str, content: bytes) -> bytes:
-    """16 bytes: equal for equal content and, for any number of rows that fits a disk, for no other."""
-    return _digest(seed, purpose, content, 16)
-
-
-def _digest(seed: int, purpose: str, content: bytes, size: int) -> bytes:
-    return blake2b(content, digest_size=size, key=str(seed).encode()[:64], person=purpose.encode()).digest()
-
-
-_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_RESERVED: Final = "all"  # what the loader calls all splits together
-_FORM: Final = "give names and shares that sum up to 1, such as train=0.9,test=0.1"
-_TOLERANCE: Final = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Names, and for each the upper end of its part of 0..1; the last end is 1."""
-
-    names: tuple[str, ...]
-    ends: tuple[float, ...]
-
-    def of(self, instruction: str, seed: int) -> str:
-        """The split of an instruction."""
-        if len(self.names) == 1:
-            return self.names[0]
-        place = draw(seed, "split", " ".join(instruction.split())) / 2**64
-        return next((n for n, end in zip(self.names, self.ends, strict=True) if place < end), self.names[-1])
-
-
-DEFAULT_SPLIT: Final = Splits(("train",), (1.0,))
-
-
-def parse_splits(text: str) -> Splits:
-    """``train=0.9,test=0.1`` as splits.
-
-    :raises InputError: another form, a name twice, a share out of range, or a sum that is not 1.
-    """
-    names: list[str] = []
-    ends: list[float] = []
-    for part in text.split(","):
-        name, _, share = (piece.strip() for piece in part.partition("="))
-        if not _NAME.fullmatch(name) or name == _RESERVED or name in names:
-            raise InputError(f"--split: {part.strip()!r} has no usable name of its own; {_FORM}")
-        names.append(name)
-        ends.append((ends[-1] if ends else 0.0) + _share(share, part))
-    if abs(ends[-1] - 1) > _TOLERANCE:
-        raise InputError(f"--split: the shares of {text!r} sum up to {ends[-1]:g}; {_FORM}")
-    return Splits(tuple(names), (*ends[:-1], 1.0))
-
-
-def _share(text: str, part: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1 + _TOLERANCE:
-        raise InputError(f"--split: {part.strip()!r} has no share above 0 and at most 1; {_FORM}")
-    return share
-
-
 Format = Literal["raw", "instances", "rejected", "alpaca", "messages", "prompt-completion", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 _CHOICE = Group("Which rows", sort_key=1)
 _FOLDER = Group("A folder with a card", sort_key=2)
 _LICENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
+_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_RESERVED: Final = "all"  # what the loader calls all splits together
+_SPLIT_FORM: Final = "give names and shares that sum up to 1, such as train=0.9,test=0.1"
+_TOLERANCE: Final = 1e-9
 
 
 @Parameter(name="*", group=_CHOICE)
@@ -100,8 +44,8 @@ class ChoiceOptions:
     include_seeds: Annotated[bool, Parameter(negative=())] = False
     """Also the run's seed tasks, before the others."""
     max_instructions: int | None = None
-    """Only so many instructions, drawn with --seed; a smaller number gives a part of what a larger one gives. Seed
-    tasks, if they are included, count and are taken first."""
+    """At most this many instructions, drawn with --seed; a smaller number gives a part of what a larger one gives.
+    Seed tasks, if they are included, count and are taken first."""
     min_judge_score: float | None = None
     """Only instances that 'fastgen judge' gave this score or more (the median of all votes on it, of all
     judges); seed tasks stay."""
@@ -175,3 +119,59 @@ class CardOptions:
         """:raises InputError: rejected texts are no data set."""
         if self.wanted and form == "rejected":
             raise InputError("--card: describes kept instructions; leave it out with --format rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Names, and for each the upper end of its part of 0..1; the last end is 1."""
+
+    names: tuple[str, ...]
+    ends: tuple[float, ...]
+
+    def of(self, instruction: str, seed: int) -> str:
+        """The split of an instruction."""
+        if len(self.names) == 1:
+            return self.names[0]
+        place = draw(seed, "split", " ".join(instruction.split())) / 2**64
+        return next((n for n, end in zip(self.names, self.ends, strict=True) if place < end), self.names[-1])
+
+
+DEFAULT_SPLIT: Final = Splits(("train",), (1.0,))
+
+
+def parse_splits(text: str) -> Splits:
+    """``train=0.9,test=0.1`` as splits.
+
+    :raises InputError: another form, a name twice, a share out of range, or a sum that is not 1.
+    """
+    names: list[str] = []
+    ends: list[float] = []
+    for part in text.split(","):
+        name, _, share = (piece.strip() for piece in part.partition("="))
+        if not _NAME.fullmatch(name) or name == _RESERVED or name in names:
+            raise InputError(f"--split: {part.strip()!r} has no valid and unique name; {_SPLIT_FORM}")
+        names.append(name)
+        ends.append((ends[-1] if ends else 0.0) + _share(share, part))
+    if abs(ends[-1] - 1) > _TOLERANCE:
+        raise InputError(f"--split: the shares of {text!r} sum up to {ends[-1]:g}; {_SPLIT_FORM}")
+    return Splits(tuple(names), (*ends[:-1], 1.0))
+
+
+def _share(text: str, part: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1 + _TOLERANCE:
+        raise InputError(f"--split: {part.strip()!r} has no share above 0 and at most 1; {_SPLIT_FORM}")
+    return share
+
+
+def draw(seed: int, purpose: str, thing: str) -> int:
+    """64 bits, uniform over things and independent between purposes (at most 16 ASCII characters)."""
+    return int.from_bytes(digest(seed, purpose, thing.encode(errors="surrogatepass"), size=8))
+
+
+def digest(seed: int, purpose: str, content: bytes, *, size: int = 16) -> bytes:
+    """``size`` bytes; 16 are equal for equal content and, for any number of rows that fits a disk, for no other."""
+    return blake2b(content, digest_size=size, key=str(seed).encode()[:64], person=purpose.encode()).digest()

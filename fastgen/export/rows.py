@@ -1,9 +1,11 @@
-"""The text that a model is tuned on: instruction and input as a prompt, the output as its completion.
+"""The formats of an export: what one row of each says, its columns, and how it is written.
 
-The method of Self-Instruct (Wang et al., ACL 2023): seven templates with input and six without, drawn uniformly, so
-that the tuned model does not depend on one format; and, with probability 1/2, an input of a single named field loses
-that name and its blank lines. Pure: all chance comes in as one number. No end-of-text token is added, since trainers
-add their own model's. Knows nothing of files, runs or trainers.
+``INSTRUCTION_FORMATS`` has one entry a format. ``raw`` has one row an instruction, the others have one an instance.
+
+The training text of ``prompt-completion`` is that of Self-Instruct (Wang et al., ACL 2023): seven templates with input
+and six without, drawn uniformly, so that the tuned model does not depend on one format; and, with probability 1/2, an
+input of a single named field loses that name and its blank lines. All chance comes in as one number. No end-of-text
+token is added, since trainers add their own model's.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Final
 
 from fastgen.export.entries import Entry
 from fastgen.export.options import Format, draw
+from fastgen.export.writers import JsonArray, JsonLines, Parquet, Row, RowWriter, ShuffledJsonLines
 from fastgen.methods.self_instruct.admission import CONTAMINATED
 from fastgen.methods.self_instruct.rules import Style
 from fastgen.store.reader import OpenRun, RejectedInstruction, pool_id
@@ -46,7 +49,7 @@ _OUTPUT: Final = "Output:"
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """What the model reads and what it learns to write; the loss is meant for the completion only."""
+    """What the model reads and what it learns to write; only the completion counts for the loss."""
 
     prompt: str
     completion: str
@@ -78,31 +81,8 @@ def plain_input(text: str, style: Style = "lenient") -> str:
     return text.strip().replace("\n\n", "\n")
 
 
-Row = dict[str, Any]
-
-STAGE_MODELS = ("instance_model", "classification_model")
-"""In a run's meaning, and so in the provenance, only where a stage was given a model of its own."""
-
-
-def rows_of(form: Format, run: OpenRun, seed: int) -> Callable[[Entry], Iterator[Row]]:
-    """The function from an instruction to its rows; ``seed`` keys the templates of ``prompt-completion``."""
-    if form == "raw":
-        return partial(_raw_rows, run=run)
-    if form == "messages":
-        return _message_rows
-    if form == "prompt-completion":
-        return partial(_prompt_rows, run=run, seed=seed)
-    return partial(_table_rows, run=run) if form == "parquet" else _flat_rows
-
-
-def rejected_row(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> Row:
-    """An instruction that a rule rejected."""
-    return {
-        "instruction": rejected.instruction,
-        "rule": rejected.rule,
-        "neighbour": _neighbour_of(rejected, seeds),
-        "request_id": rejected.request,
-    }
+STAGE_MODELS: Final = ("instance_model", "classification_model")
+"""In a run's meaning, and so in the provenance, only where a stage has another model than the run."""
 
 
 def user_turn(instruction: str, text: str) -> str:
@@ -110,7 +90,20 @@ def user_turn(instruction: str, text: str) -> str:
     return f"{instruction}\n\n{text}" if text.strip() else instruction
 
 
-def _raw_rows(entry: Entry, run: OpenRun) -> Iterator[Row]:
+def rejected_row(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> Row:
+    """An instruction that a rule rejected."""
+    neighbour = _named(rejected.neighbour, seeds)
+    if rejected.rule == CONTAMINATED and rejected.neighbour is not None:
+        neighbour = {"id": f"forbidden_{rejected.neighbour[0]}", "rouge_l": rejected.neighbour[1]}
+    return {
+        "instruction": rejected.instruction,
+        "rule": rejected.rule,
+        "neighbour": neighbour,
+        "request_id": rejected.request,
+    }
+
+
+def _raw_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
     settled = entry.settled
     yield {
         "id": entry.id,
@@ -129,13 +122,13 @@ def _raw_rows(entry: Entry, run: OpenRun) -> Iterator[Row]:
     }
 
 
-def _flat_rows(entry: Entry) -> Iterator[Row]:
+def _flat_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
     for scored in entry.instances:
         instance = scored.instance
         yield {"instruction": entry.instruction, "input": instance.input, "output": instance.output}
 
 
-def _message_rows(entry: Entry) -> Iterator[Row]:
+def _message_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
     for scored in entry.instances:
         content = user_turn(entry.instruction, scored.instance.input)
         answer = {"role": "assistant", "content": scored.instance.output}
@@ -150,31 +143,26 @@ def _prompt_rows(entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
         yield {"prompt": text.prompt, "completion": text.completion}
 
 
-def _table_rows(entry: Entry, run: OpenRun) -> Iterator[Row]:
+def _parquet_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
     settled = entry.settled
-    nearest = _named(settled.nearest_seed, run.seeds) if settled else None
+    id_, rouge_l = None, None
+    if settled is not None and settled.nearest_seed is not None:
+        id_, rouge_l = pool_id(settled.nearest_seed[0], run.seeds), settled.nearest_seed[1]
     for scored in entry.instances:
-        instance: Instance = scored.instance
         yield {
             "id": entry.id,
             "instance": scored.index,
             "instruction": entry.instruction,
-            "input": instance.input,
-            "output": instance.output,
+            "input": scored.instance.input,
+            "output": scored.instance.output,
             "is_classification": entry.is_classification,
-            "nearest_seed": nearest["id"] if nearest else None,
-            "nearest_seed_rouge_l": nearest["rouge_l"] if nearest else None,
+            "nearest_seed": id_,
+            "nearest_seed_rouge_l": rouge_l,
             "judge_score": scored.score,
             "model": run.meaning["model"] if settled else None,
             "instance_model": run.meaning.get("instance_model", run.meaning["model"]) if settled else None,
             "request_id": settled.request if settled else None,
         }
-
-
-def _neighbour_of(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> Row | None:
-    if rejected.rule == CONTAMINATED and rejected.neighbour is not None:
-        return {"id": f"forbidden_{rejected.neighbour[0]}", "rouge_l": rejected.neighbour[1]}
-    return _named(rejected.neighbour, seeds)
 
 
 def _named(neighbour: Neighbour | None, seeds: tuple[SeedTask, ...]) -> Row | None:
@@ -184,62 +172,95 @@ def _named(neighbour: Neighbour | None, seeds: tuple[SeedTask, ...]) -> Row | No
 Feature = str | dict[str, "Feature"] | list["Feature"]
 """A value's type, an object's fields, or a list of one kind."""
 
+
+@dataclass(frozen=True, slots=True)
+class FormatSpec:
+    """How a format writes instructions.
+
+    ``columns`` are what a data set card names as ``dataset_info``, so that a loader need not guess types from the first
+    rows, which would go wrong where those have no neighbour or no judge's score.
+    """
+
+    rows: Callable[[Entry, OpenRun, int], Iterator[Row]]
+    """From an instruction of the run to its rows; the number is the export's seed."""
+    columns: Mapping[str, Feature]
+    card_text: str
+    """What a card says of the rows."""
+    writer: Callable[[IO[bytes], Path, int], RowWriter] = JsonLines
+    ending: str = ".jsonl"
+    may_be_empty: bool = False
+    """A list that may be read while it grows; the others are for training."""
+
+
 _FLAT: Final[dict[str, Feature]] = {"instruction": "string", "input": "string", "output": "string"}
 _NEIGHBOUR: Final[Feature] = {"id": "string", "rouge_l": "float64"}
-_PROVENANCE: Final[Feature] = {
-    "request_id": "int64",
-    "model": "string",
-    "demonstration_ids": ["string"],
-    "seed": "int64",
+PARQUET_COLUMNS: Final = {  # pyarrow's names of the types, with ? where a value may be missing
+    "id": "string",
+    "instance": "int64",
+    "instruction": "string",
+    "input": "string",
+    "output": "string",
+    "is_classification": "bool",
+    "nearest_seed": "string?",
+    "nearest_seed_rouge_l": "float64?",
+    "judge_score": "float64?",
+    "model": "string?",
+    "instance_model": "string?",
+    "request_id": "int64?",
 }
-FEATURES: Final[Mapping[Format, dict[str, Feature]]] = {
-    "raw": {
-        "id": "string",
-        "instruction": "string",
-        "is_classification": "bool",
-        "instances": [{"input": "string", "output": "string"}],
-        "nearest_seed": _NEIGHBOUR,
-        "nearest_checked": [_NEIGHBOUR],
-        "provenance": _PROVENANCE,
-    },
-    "instances": _FLAT,
-    "alpaca": _FLAT,
-    "messages": {"messages": [{"role": "string", "content": "string"}]},
-    "prompt-completion": {"prompt": "string", "completion": "string"},
-    "parquet": {
-        "id": "string",
-        "instance": "int64",
-        **_FLAT,
-        "is_classification": "bool",
-        "nearest_seed": "string",
-        "nearest_seed_rouge_l": "float64",
-        "judge_score": "float64",
-        "model": "string",
-        "instance_model": "string",
-        "request_id": "int64",
-    },
+INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
+    "raw": FormatSpec(
+        _raw_rows,
+        {
+            "id": "string",
+            "instruction": "string",
+            "is_classification": "bool",
+            "instances": [{"input": "string", "output": "string"}],
+            "nearest_seed": _NEIGHBOUR,
+            "nearest_checked": [_NEIGHBOUR],
+            "provenance": {
+                "request_id": "int64",
+                "model": "string",
+                "demonstration_ids": ["string"],
+                "seed": "int64",
+            },
+        },
+        "One instruction with its instances and where they come from a line.",
+        may_be_empty=True,
+    ),
+    "instances": FormatSpec(
+        _flat_rows,
+        _FLAT,
+        "One instance a line: `instruction`, `input` (may be empty), `output`.",
+        may_be_empty=True,
+    ),
+    "alpaca": FormatSpec(
+        _flat_rows,
+        _FLAT,
+        "One JSON array of objects with `instruction`, `input` (may be empty) and `output`.",
+        JsonArray,
+        ".json",
+    ),
+    "messages": FormatSpec(
+        _message_rows,
+        {"messages": [{"role": "string", "content": "string"}]},
+        "One conversation a line: `messages` with a user's turn (the instruction and, after a blank line, the "
+        "input) and the assistant's (the output).",
+    ),
+    "prompt-completion": FormatSpec(
+        _prompt_rows,
+        {"prompt": "string", "completion": "string"},
+        "One `prompt` and `completion` a line, each instance in one of the 13 templates of "
+        "Self-Instruct, without duplicates and shuffled; the loss is meant for the completion only.",
+        ShuffledJsonLines,
+    ),
+    "parquet": FormatSpec(
+        _parquet_rows,
+        {name: kind.removesuffix("?") for name, kind in PARQUET_COLUMNS.items()},
+        "One instance a row, with the `id` of its instruction, its number among the instruction's instances "
+        "and where it comes from.",
+        lambda sink, _scratch, _seed: Parquet(sink, PARQUET_COLUMNS),
+        ".parquet",
+    ),
 }
-"""Every format that a card can describe."""
-
-
-def feature_lines(fields: Mapping[str, Feature], indent: str = "  ") -> Iterator[str]:
-    """The fields as YAML."""
-    for name, feature in fields.items():
-        yield f"{indent}- name: {name}"
-        yield from _lines(feature, indent + "  ")
-
-
-def _lines(feature: Feature, indent: str) -> Iterator[str]:
-    match feature:
-        case str():
-            yield f"{indent}dtype: {feature}"
-        case dict():
-            yield f"{indent}struct:"
-            yield from feature_lines(feature, indent)
-        case [str(kind)]:
-            yield f"{indent}list: {kind}"
-        case [dict() as fields]:
-            yield f"{indent}list:"
-            yield from feature_lines(fields, indent)
-        case _:
-            raise ValueError(f"no form for {feature!r}")
+"""Every format of instructions; ``rejected`` is the one other format."""

@@ -76,7 +76,8 @@ def judged_section(figures: Mapping[str, Any]) -> Markup:
     judges = [
         {
             "name": one["name"],
-            "told": f"{one['judged']:,} of {one['instances']:,} instances judged by {one['model']}.{_unreadable(one)}",
+            "summary": f"{one['judged']:,} of {one['instances']:,} instances judged by {one['model']}."
+            + _unreadable(one),
             "charts": [_questions(one), *([] if one["mean_score"] is None else [_scores(one)])],
         }
         for one in figures["judges"]

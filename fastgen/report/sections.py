@@ -284,7 +284,7 @@ def rejection_section(figures: RunFigures) -> Markup:
         {
             "name": _rule_name(rule),
             "share": count / most,
-            "told": f"{count:,} ({share(count, written)})",
+            "count": f"{count:,} ({share(count, written)})",
             "examples": [
                 (cut(one.instruction, _EXAMPLE_LETTERS), _nearness(one.neighbour, figures))
                 for one in figures.examples.get(rule, ())
@@ -363,12 +363,12 @@ def _cut_text(text: str) -> str:
 def making_section(run: OpenRun) -> Markup:
     """The settings that the run's data depends on."""
     header = run.folder.header()
-    told = f"{len(run.seeds):,} seed tasks by people; run {header.run_id[:12]}, fastgen {header.version}."
+    origin = f"{len(run.seeds):,} seed tasks by people; run {header.run_id[:12]}, fastgen {header.version}."
     settings = [
         (name.replace("_", " "), (", ".join(map(repr, value)) or "none") if isinstance(value, list) else str(value))
         for name, value in run.meaning.items()
     ]
-    return render("making", told, settings)
+    return render("making", origin, settings)
 
 
 def cut(text: str, letters: int) -> str:

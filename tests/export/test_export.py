@@ -23,7 +23,8 @@ from fastgen.errors import InputError
 from fastgen.export.entries import Entry, ScoredInstance, _sample, entries
 from fastgen.export.export import export
 from fastgen.export.options import FORMATS, CardOptions, ChoiceOptions, Format, parse_splits
-from fastgen.export.rows import FEATURES, training_text
+from fastgen.export.rows import INSTRUCTION_FORMATS, PARQUET_COLUMNS, training_text
+from fastgen.export.writers import Parquet
 from fastgen.generate.options import JobOptions, MethodOptions, Options
 from fastgen.store.reader import open_run
 from fastgen.types import Instance
@@ -43,6 +44,10 @@ def instructions(found: list[dict[str, Any]]) -> list[str]:
 
 
 # what each format holds
+
+
+def test_every_format_of_the_command_line_is_one_that_is_written() -> None:
+    assert {*FORMATS} == {*INSTRUCTION_FORMATS, "rejected"}
 
 
 def test_alpaca_is_one_json_array_of_the_flat_rows(run: Path, tmp_path: Path) -> None:
@@ -131,12 +136,14 @@ def test_parquet_has_one_fixed_schema_with_and_without_seeds_and_scores(run: Pat
     assert b.slice(0, 1).to_pylist()[0]["model"] is None
 
 
-def test_parquet_row_groups_are_written_as_they_fill(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastgen.export.writers._BATCH_ROWS", 8)
-    monkeypatch.setattr("fastgen.export.writers._GROUP_ROWS", 24)
-    assert call(run, tmp_path / "a.parquet", "--format", "parquet").code == 0
+def test_parquet_row_groups_are_written_as_they_fill(run: Path, tmp_path: Path) -> None:
+    opened = open_run(run)
+    with (tmp_path / "a.parquet").open("wb") as sink:
+        writer = Parquet(sink, PARQUET_COLUMNS, group_rows=24, batch_rows=8)
+        for entry in entries(opened, ChoiceOptions(), None):
+            for row in INSTRUCTION_FORMATS["parquet"].rows(entry, opened, 0):
+                writer.write(row)
+        assert writer.finish() == 80
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [24, 24, 24, 8]
     found = [(row["id"], row["instance"]) for row in file.read().to_pylist()]
@@ -415,12 +422,12 @@ def python(script: str, tmp_path: Path, *arguments: str | Path) -> list[str]:
 def test_load_dataset_reads_every_format_as_a_folder_with_its_card_and_as_a_file(run: Path, tmp_path: Path) -> None:
     arguments: list[str | Path] = []
     expected: list[str] = []
-    for form, fields in FEATURES.items():
+    for form, spec in INSTRUCTION_FORMATS.items():
         output = tmp_path / form
         assert call(run, output, "--format", form, "--card", "--include-seeds").code == 0
         arguments += [output, next(path.suffix[1:] for path in output.iterdir() if path.stem == "train")]
         count = 44 if form == "raw" else 84
-        expected += [f"{count} {sorted(fields)}"] * 2
+        expected += [f"{count} {sorted(spec.columns)}"] * 2
     assert python(_LOAD, tmp_path, *arguments) == expected
 
 

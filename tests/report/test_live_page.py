@@ -73,11 +73,11 @@ async def _events(run: Path) -> None:
         assert dashboard.viewers == 0
 
 
-def test_viewers_are_few_get_every_piece_and_are_told_the_end(run: Path) -> None:
+def test_viewers_are_few_get_every_piece_and_see_the_end(run: Path) -> None:
     asyncio.run(_events(run))
 
 
-async def _nobody(run: Path) -> None:
+async def _no_viewer(run: Path) -> None:
     follower = Follower(run)
     listening = listen(0, "--port")
     async with serve_dashboard(Dashboard(follower, lambda: None, is_running=True), listening):
@@ -85,8 +85,8 @@ async def _nobody(run: Path) -> None:
     assert follower.figures is None
 
 
-def test_nothing_is_read_for_nobody(run: Path) -> None:
-    asyncio.run(_nobody(run))
+def test_nothing_is_read_without_a_viewer(run: Path) -> None:
+    asyncio.run(_no_viewer(run))
 
 
 async def _slow(run: Path) -> None:

@@ -83,7 +83,7 @@ async def _fed(run: Path) -> None:
     hub.publish(SAMPLE)
     async with aiohttp.ClientSession() as session:
         async with page_on_demand(run, 0, hub) as url:
-            assert children_of(os.getpid()) == []  # nobody looks
+            assert children_of(os.getpid()) == []  # no connection yet
             events = await session.get(url + "events")
             (page,) = children_of(os.getpid())
             assert os.sched_getscheduler(page) == os.SCHED_IDLE
@@ -103,9 +103,7 @@ async def _fed(run: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_page_has_a_process_once_somebody_looks_that_never_holds_the_run_up(
-    run: Path,
-) -> None:
+def test_the_first_connection_starts_a_process_that_never_holds_the_run_up(run: Path) -> None:
     asyncio.run(_fed(run))
 
 
@@ -200,7 +198,7 @@ def url_said(process: subprocess.Popen[str]) -> str:
 
 
 class Viewer:
-    """Somebody who looks at the page at ``url``."""
+    """A viewer of the page at ``url``."""
 
     def __init__(self, url: str) -> None:
         self._events = urllib.request.urlopen(url + "events", timeout=WAIT_S)  # noqa: S310 - our own page
@@ -229,7 +227,7 @@ class Viewer:
 
 @contextmanager
 def watched_run(path: Path) -> Iterator[tuple[subprocess.Popen[str], Viewer]]:
-    """A run that goes on and on, with somebody who has seen what it makes."""
+    """A run that goes on and on, with a viewer that has seen what it makes."""
     flags = ["--num-instructions", "1000000", "--concurrency", "8", "--dashboard", "--dashboard-port", "0"]
     with (
         shipped_server("--latency", "0.005") as base_url,
