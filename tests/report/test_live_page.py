@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ def test_nothing_is_read_without_a_viewer(run: Path) -> None:
 
 async def _slow(run: Path) -> None:
     dashboard, listening = make_dashboard(run, timeout_s=0.01), listen(0, "--port")
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # soon full
     async with serve_dashboard(dashboard, listening):
         reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1], limit=1024)
         writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
