@@ -3,5 +3,5 @@
 It keeps the answers in the run folder and summarises them.
 """
 
-PUBLIC = ("options", "readings", "session", "summary")
+PUBLIC = ("judgements", "options", "session", "summary")
 """Modules that other rooms may import."""

@@ -22,7 +22,7 @@ _ATTEMPTS = 10
 _VOTES = MAX_VOTES * _ATTEMPTS
 
 
-class Slot(NamedTuple):
+class AnswerId(NamedTuple):
     """Who is judged, and for the which time."""
 
     number: int

@@ -21,7 +21,7 @@ from typing import Any, Final
 from fastgen.export.entries import entries
 from fastgen.export.options import ChoiceOptions
 from fastgen.generate.batch import Prompt, Question, Reply
-from fastgen.judge.options import MAX_INSTANCES, Slot
+from fastgen.judge.options import MAX_INSTANCES, AnswerId
 from fastgen.servers.endpoint import Api
 from fastgen.store.reader import OpenRun
 from fastgen.text import whole_object, without_template_marks
@@ -182,23 +182,23 @@ class Examination:
                     prompt = build_prompt(self.api, entry.instruction, one.instance, code)
                     yield from (Question(slot.pack(), prompt, self._sampling(slot)) for slot in slots)
 
-    def _open_slots(self, number: int, index: int, answered: set[int], unread: set[int]) -> Iterator[Slot]:
+    def _open_slots(self, number: int, index: int, answered: set[int], unread: set[int]) -> Iterator[AnswerId]:
         for vote in range(self.votes):
-            slot = Slot(number, index, vote, 0)
+            slot = AnswerId(number, index, vote, 0)
             packed = slot.pack()
             if packed in unread:
                 yield slot._replace(attempt=1)
             elif packed not in answered:
                 yield slot
 
-    def _sampling(self, slot: Slot) -> Sampling:
+    def _sampling(self, slot: AnswerId) -> Sampling:
         if not slot.attempt:
             return self.sampling
         return replace(self.sampling, temperature=max(self.sampling.temperature, _FRESH_TEMPERATURE))
 
     def again(self, question: Question, reply: Reply) -> Question | None:
         """The second attempt, where the first one gave an answer that cannot be read."""
-        slot = Slot.unpack(question.number)
+        slot = AnswerId.unpack(question.number)
         if slot.attempt or reply.failure is not None or not is_unreadable(reply, self.salt):
             return None
         second = slot._replace(attempt=1)
@@ -207,7 +207,7 @@ class Examination:
 
 def is_unreadable(reply: Reply, salt: str) -> bool:
     """Whether an answer is no vote."""
-    slot = Slot.unpack(reply.number)
+    slot = AnswerId.unpack(reply.number)
     return isinstance(read_vote(reply.text, code_of(salt, slot.number, slot.instance), reply.finish_reason), Fault)
 
 
@@ -217,7 +217,7 @@ def unread_numbers(replies: Iterable[Reply], salt: str) -> set[int]:
     for reply in replies:
         if reply.failure is not None:
             continue
-        slot = Slot.unpack(reply.number)
+        slot = AnswerId.unpack(reply.number)
         if slot.attempt:
             found.discard(slot._replace(attempt=0).pack())
         elif is_unreadable(reply, salt):

@@ -28,9 +28,9 @@ from fastgen.generate.batch import (
 from fastgen.generate.options import AskSpeed
 from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
+from fastgen.judge.judgements import default_name, judgements_folder, settle_meaning
 from fastgen.judge.options import JudgeOptions, WhatOptions
 from fastgen.judge.prompts import SCHEMA, Examination, is_unreadable, unread_numbers, wording
-from fastgen.judge.readings import default_name, judgements_folder, settle_meaning
 from fastgen.judge.summary import write_summary
 from fastgen.servers.choose import default_model
 from fastgen.servers.endpoint import Endpoint

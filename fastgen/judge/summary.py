@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from fastgen.errors import DiskError
-from fastgen.judge.prompts import QUESTIONS, SCORES
-from fastgen.judge.readings import (
+from fastgen.judge.judgements import (
     Judgements,
     judge_names,
     judgements_folder,
@@ -27,6 +26,7 @@ from fastgen.judge.readings import (
     read_judgements,
     side_by_side,
 )
+from fastgen.judge.prompts import QUESTIONS, SCORES
 from fastgen.store.files import replacing
 from fastgen.store.run_folder import RunFolder
 

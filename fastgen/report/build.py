@@ -13,7 +13,7 @@ from typing import Final
 from markupsafe import Markup
 
 from fastgen import __version__
-from fastgen.judge.readings import instance_scores, judge_names
+from fastgen.judge.judgements import instance_scores, judge_names
 from fastgen.judge.summary import summarise
 from fastgen.report import comparisons, sections
 from fastgen.report.diversity import VerbFigures, count_verbs, find_parser

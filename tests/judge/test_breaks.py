@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fastgen.generate.batch import AnswerLog, read_meaning, read_replies
-from fastgen.judge.options import Slot
-from fastgen.judge.readings import read_judgements
+from fastgen.judge.judgements import read_judgements
+from fastgen.judge.options import AnswerId
 from tests.command_help import Said, fastgen, file_size_limit
 from tests.export_help import extend_run, make_run, numbered
 from tests.judge_help import answer, figures, judge, judging_server
@@ -48,8 +48,8 @@ def alone(run: Path, *more: str | Path) -> Said:
     return fastgen("judge", "--run-dir", run, *more)
 
 
-def answered(run: Path, name: str = "judge-1") -> list[Slot]:
-    return [Slot.unpack(reply.number) for reply in read_replies(run / "judgements" / name) if reply.failure is None]
+def answered(run: Path, name: str = "judge-1") -> list[AnswerId]:
+    return [AnswerId.unpack(reply.number) for reply in read_replies(run / "judgements" / name) if reply.failure is None]
 
 
 # nothing left

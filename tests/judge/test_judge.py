@@ -17,9 +17,9 @@ import pytest
 
 from fastgen.errors import InputError
 from fastgen.generate.batch import read_replies
-from fastgen.judge.options import Slot
+from fastgen.judge.judgements import instance_scores, read_judgements
+from fastgen.judge.options import AnswerId
 from fastgen.judge.prompts import SCHEMA, Verdict
-from fastgen.judge.readings import instance_scores, read_judgements
 from fastgen.simulator.faults import Fault, Reply
 from fastgen.simulator.server import FaultServer
 from tests.command_help import fastgen
@@ -42,17 +42,17 @@ def server() -> Iterator[FaultServer]:
         yield started
 
 
-def slots(run: Path, name: str = "judge-1") -> list[Slot]:
+def slots(run: Path, name: str = "judge-1") -> list[AnswerId]:
     """What was answered, in order."""
-    return [Slot.unpack(reply.number) for reply in read_replies(run / "judgements" / name) if reply.failure is None]
+    return [AnswerId.unpack(reply.number) for reply in read_replies(run / "judgements" / name) if reply.failure is None]
 
 
 def log_of(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file() and "judgements" not in str(path)}
 
 
-def every(count: int, votes: int = 1, first: int = 0) -> list[Slot]:
-    return [Slot(n, i, vote, 0) for n in range(first, count) for i in range(2) for vote in range(votes)]
+def every(count: int, votes: int = 1, first: int = 0) -> list[AnswerId]:
+    return [AnswerId(n, i, vote, 0) for n in range(first, count) for i in range(2) for vote in range(votes)]
 
 
 # asking

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, Slot, instance_key
+from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, AnswerId, instance_key
 from fastgen.judge.prompts import build_prompt, code_of, wording
 from fastgen.types import Instance
 
@@ -76,14 +76,14 @@ def test_codes_are_six_letters_and_belong_to_one_instance_and_salt() -> None:
 
 @given(st.integers(0, 10**11), st.integers(0, MAX_INSTANCES - 1), st.integers(0, MAX_VOTES - 1), st.integers(0, 1))
 def test_a_slots_number_says_who_was_judged(number: int, instance: int, vote: int, attempt: int) -> None:
-    slot = Slot(number, instance, vote, attempt)
-    assert Slot.unpack(slot.pack()) == slot
+    slot = AnswerId(number, instance, vote, attempt)
+    assert AnswerId.unpack(slot.pack()) == slot
     assert slot.pack() < 2**63
     assert slot.pack() // (MAX_VOTES * 10) == instance_key(number, instance)
 
 
 def test_a_slots_number_can_be_read_in_decimal() -> None:
-    assert Slot(12, 3, 2, 1).pack() == 12_0003_02_1
+    assert AnswerId(12, 3, 2, 1).pack() == 12_0003_02_1
 
 
 @pytest.mark.parametrize("word", ["valid_task", "input_fits", "output_right", "1:", "5:"])

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastgen.errors import InputError, RunFolderError
 from fastgen.generate.batch import Reply, read_meaning, read_replies
-from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, Slot, instance_key
+from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, AnswerId, instance_key
 from fastgen.judge.prompts import Fault, Verdict, Vote, code_of, read_vote, verdict_of
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class _Reading:
 
     def add(self, reply: Reply) -> None:
         """Count one reply, and keep its vote if it is one."""
-        slot = Slot.unpack(reply.number)
+        slot = AnswerId.unpack(reply.number)
         key = instance_key(slot.number, slot.instance)
         if reply.failure is not None:
             self.answers.failures[reply.failure.partition(":")[0]] += 1
