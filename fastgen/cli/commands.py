@@ -385,14 +385,13 @@ def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
 
 def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
     """The name of the judgements; ``None`` when the user stopped it."""
-    from fastgen.judge.session import Judging
-    from fastgen.judge.session import judge as run_judge
+    from fastgen.judge.session import judge_run
     from fastgen.telemetry.progress import choose_reporter
 
-    asked = Judging(run_dir, cache_dir(), api_key(judge.api_key_env, judge.api_key_file), what, judge, speed)
+    key = api_key(judge.api_key_env, judge.api_key_file)
     reporter = choose_reporter(quiet=quiet, log_json=False)
     try:
-        return run_judge(asked, reporter)
+        return judge_run(run_dir, what, judge, speed, reporter, cache_dir=cache_dir(), api_key=key)
     finally:
         reporter.close()
 

@@ -1,13 +1,13 @@
-"""Where judgements are: ``judgements/NAME/`` in the run folder, a log of answers each (`fastgen.generate.batch`).
+"""The judgements in a run folder: one log of answers (`fastgen.generate.batch`) for each name.
 
 ::
 
-    judgements/NAME/answers/        the log; a line's number is a slot (see `fastgen.judge.options`)
-    judgements/NAME/summary.json    the figures when the last session ended, for `fastgen status`; may be deleted
+    judgements/NAME/answers/        the log; an answer's number is a packed `fastgen.judge.prompts.AnswerId`
+    judgements/NAME/summary.json    the figures at the end of the last session, for `fastgen status`; may be deleted
     judgements/server.log           output of a server that fastgen started to judge
 
 The first line of the log says what the judgements mean: the run, the judge's model, the prompt's version, the sampling
-and the salt of the codes.
+and the salt of the codes. Logs are streamed; nine bytes a vote stay in memory, so a run of millions can be read.
 """
 
 from __future__ import annotations
@@ -17,22 +17,13 @@ import secrets
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fastgen.errors import InputError, RunFolderError
-from fastgen.generate.batch import Reply, read_meaning, read_replies
-from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, AnswerId, instance_key
-from fastgen.judge.prompts import Fault, Verdict, Vote, code_of, read_vote, verdict_of
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    _Keys = np.ndarray[Any, np.dtype[np.int64]]
-    _Votes = np.ndarray[Any, np.dtype[np.uint8]]
-
+from fastgen.generate.batch import read_meaning, read_replies
+from fastgen.judge.options import MAX_VOTES
+from fastgen.judge.prompts import MAX_INSTANCES, AnswerId, Fault, Verdict, Vote, instance_key, verdict_of, vote_of
 
 KIND: Final = "judgements"
 _FLAGS: Final = {
@@ -90,8 +81,30 @@ def settle_meaning(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": KIND, **asked, "salt": saved["salt"]}
 
 
-_YES = 1, 2, 4
-_SCORE = 8
+def read_header(run_dir: Path, name: str) -> dict[str, Any]:
+    """What the judgements mean: ``model``, ``prompt``, ``api``, ``temperature``, ``top_p`` and ``max_tokens``."""
+    return read_meaning(judgements_folder(run_dir) / name) or {}
+
+
+def read_judgements(run_dir: Path, name: str | None = None) -> Judgements:
+    """The judgements under this name, or the votes of all judges together.
+
+    :raises InputError: there are none. :raises DamagedLogError: a log is damaged.
+    """
+    names = judge_names(run_dir)
+    if not names:
+        raise InputError(f"--run-dir {run_dir}: nothing was judged yet; 'fastgen judge --run-dir {run_dir}' does it")
+    if name is not None and name not in names:
+        raise InputError(f"--name {name}: no judgements of that name in {run_dir}; there are {', '.join(names)}")
+    return Judgements(run_dir, names if name is None else [name])
+
+
+def instance_scores(run_dir: Path) -> Judgements | None:
+    """The scores for an export; ``None`` if nothing was judged.
+
+    :raises InputError: a log cannot be read.
+    """
+    return read_judgements(run_dir) if judge_names(run_dir) else None
 
 
 class Judged(NamedTuple):
@@ -107,32 +120,46 @@ class Judged(NamedTuple):
         return verdict_of(self.votes)
 
 
-@dataclass(slots=True)
-class Answers:
-    """What came of one judge's questions, counted.
+class Judgements:
+    """The votes of one judge or several, as they are now. Iterating gives every `Judged` instance in order.
 
-    ``answers`` are all that were given, ``faults`` those of them that are no vote, by reason; ``unjudged`` instances
-    were asked about without getting any vote. ``failures`` are requests that failed for good, by kind.
+    ``answers`` counts all answers and ``completion_tokens`` their tokens, ``faults`` the unreadable answers by reason,
+    and ``failures`` the failed requests by kind. ``unjudged`` instances were asked about and have no vote.
     """
 
-    answers: int = 0
-    faults: Counter[Fault] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    completion_tokens: int = 0
-    unjudged: int = 0
-
-
-class Judgements:
-    """The votes of one judge or several; iterating gives every `Judged` instance, by instruction and instance."""
-
-    def __init__(self, names: Sequence[str], keys: _Keys, votes: _Votes, answers: Answers) -> None:
-        """``keys`` are sorted instance keys, one for each vote."""
+    def __init__(self, run_dir: Path, names: Sequence[str]) -> None:
+        """See `read_judgements`."""
         import numpy as np
 
         self.names = tuple(names)
-        self.answers = answers
-        self._votes = votes
-        self._instances, self._starts = np.unique(keys, return_index=True)
+        self.answers = self.completion_tokens = 0
+        self.faults: Counter[Fault] = Counter()
+        self.failures: Counter[str] = Counter()
+        vote_keys, votes = array("q"), array("B")  # key of the instance and number of the vote; the vote
+        voteless = array("q")  # keys of instances
+        for name in names:
+            salt = read_header(run_dir, name).get("salt", "")
+            for reply in read_replies(judgements_folder(run_dir) / name):
+                answer = AnswerId.unpack(reply.number)
+                key = instance_key(answer.number, answer.instance)
+                if reply.failure is not None:
+                    self.failures[reply.failure.partition(":")[0]] += 1
+                    voteless.append(key)
+                    continue
+                self.answers += 1
+                self.completion_tokens += reply.completion_tokens
+                vote = vote_of(reply, salt)
+                if isinstance(vote, Fault):
+                    self.faults[vote] += 1
+                    voteless.append(key)
+                else:
+                    vote_keys.append(key * MAX_VOTES + answer.vote)
+                    votes.append(_pack(vote))
+        keys = np.frombuffer(vote_keys, dtype=np.int64)
+        order = np.argsort(keys, kind="stable")
+        self._votes = np.frombuffer(votes, dtype=np.uint8)[order]
+        self._instances, self._starts = np.unique(keys[order] // MAX_VOTES, return_index=True)
+        self.unjudged = int(np.setdiff1d(np.frombuffer(voteless, dtype=np.int64), self._instances).size)
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -150,7 +177,7 @@ class Judgements:
         return verdict_of(self._votes_at(place))
 
     def score(self, number: int, index: int) -> float | None:
-        """The verdict's score (1..5), as `fastgen.export.entries.InstanceScores` has it."""
+        """The verdict's score (1..5), as in `fastgen.export.entries.InstanceScores`."""
         found = self.verdict(number, index)
         return None if found is None else found.score
 
@@ -159,80 +186,8 @@ class Judgements:
         return tuple(map(_unpack, self._votes[self._starts[place] : end].tolist()))
 
 
-def read_judgements(run_dir: Path, name: str | None = None) -> Judgements:
-    """The judgements under this name; without one, the votes of all judges together.
-
-    :raises InputError: there are none. :raises DamagedLogError: a log is damaged.
-    """
-    names = judge_names(run_dir)
-    if not names:
-        raise InputError(f"--run-dir {run_dir}: nothing was judged yet; 'fastgen judge --run-dir {run_dir}' does it")
-    if name is not None and name not in names:
-        raise InputError(f"--name {name}: no judgements of that name in {run_dir}; there are {', '.join(names)}")
-    return _together([_read(judgements_folder(run_dir) / one) for one in (names if name is None else [name])])
-
-
-def instance_scores(run_dir: Path) -> Judgements | None:
-    """The scores for an export; ``None`` where nothing was judged. :raises InputError: a log that cannot be read."""
-    return read_judgements(run_dir) if judge_names(run_dir) else None
-
-
-def read_header(run_dir: Path, name: str) -> dict[str, Any]:
-    """What the judgements mean: ``model``, ``prompt``, ``api``, ``temperature``, ``top_p`` and ``max_tokens``."""
-    return read_meaning(judgements_folder(run_dir) / name) or {}
-
-
-@dataclass(slots=True)
-class _Reading:
-    name: str
-    salt: str
-    answers: Answers = field(default_factory=Answers)
-    keys: array[int] = field(default_factory=lambda: array("q"))  # instance, vote
-    votes: array[int] = field(default_factory=lambda: array("B"))
-    fruitless: array[int] = field(default_factory=lambda: array("q"))  # instances
-
-    def add(self, reply: Reply) -> None:
-        """Count one reply, and keep its vote if it is one."""
-        slot = AnswerId.unpack(reply.number)
-        key = instance_key(slot.number, slot.instance)
-        if reply.failure is not None:
-            self.answers.failures[reply.failure.partition(":")[0]] += 1
-            self.fruitless.append(key)
-            return
-        self.answers.answers += 1
-        self.answers.completion_tokens += reply.completion_tokens
-        vote = read_vote(reply.text, code_of(self.salt, slot.number, slot.instance), reply.finish_reason)
-        if isinstance(vote, Fault):
-            self.answers.faults[vote] += 1
-            self.fruitless.append(key)
-        else:
-            self.keys.append(key * MAX_VOTES + slot.vote)
-            self.votes.append(_pack(vote))
-
-
-def _read(folder: Path) -> _Reading:
-    reading = _Reading(folder.name, (read_meaning(folder) or {}).get("salt", ""))
-    for reply in read_replies(folder):
-        reading.add(reply)
-    return reading
-
-
-def _together(readings: Sequence[_Reading]) -> Judgements:
-    import numpy as np
-
-    keys = np.concatenate([np.frombuffer(one.keys, dtype=np.int64) for one in readings])
-    votes = np.concatenate([np.frombuffer(one.votes, dtype=np.uint8) for one in readings])
-    order = np.argsort(keys, kind="stable")
-    instances = keys[order] // MAX_VOTES
-    total = Answers()
-    for one in readings:
-        total.answers += one.answers.answers
-        total.faults += one.answers.faults
-        total.failures += one.answers.failures
-        total.completion_tokens += one.answers.completion_tokens
-    fruitless = np.concatenate([np.frombuffer(one.fruitless, dtype=np.int64) for one in readings])
-    total.unjudged = int(np.setdiff1d(fruitless, instances).size)
-    return Judgements([one.name for one in readings], instances, votes[order], total)
+_YES = 1, 2, 4
+_SCORE = 8
 
 
 def _pack(vote: Vote) -> int:
@@ -243,17 +198,3 @@ def _pack(vote: Vote) -> int:
 def _unpack(packed: int) -> Vote:
     valid, fits, right = (bool(packed & bit) for bit in _YES)
     return Vote(valid, fits, right, packed // _SCORE)
-
-
-def side_by_side(all_judgements: Sequence[Judgements]) -> Iterator[tuple[Verdict, ...]]:
-    """The verdicts on every instance that two or more of them judged."""
-    import heapq
-
-    def keyed(one: Judgements) -> Iterator[tuple[int, int, Verdict]]:
-        return ((judged.number, judged.instance, judged.verdict) for judged in one)
-
-    merged = heapq.merge(*map(keyed, all_judgements), key=lambda item: item[:2])
-    for _, found in groupby(merged, key=lambda item: item[:2]):
-        verdicts = tuple(verdict for *_, verdict in found)
-        if len(verdicts) > 1:
-            yield verdicts

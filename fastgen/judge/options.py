@@ -1,57 +1,20 @@
-"""Numbers the answers of a judge: instruction, instance, vote and attempt as one whole number, readable in decimal.
-
-``12_0003_02_1``: machine instruction 12, its instance 3, vote 2, second attempt (all but the instruction from 0). A
-number means the same in every session, whatever else is judged.
-"""
+"""Options of ``fastgen judge``: name, default and help exist here once."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal
 
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
 from fastgen.generate.options import AskSpeed, Options, options_of
 
-MAX_INSTANCES = 10_000
-MAX_VOTES = 100
-_ATTEMPTS = 10
-_VOTES = MAX_VOTES * _ATTEMPTS
-
-
-class AnswerId(NamedTuple):
-    """Who is judged, and for the which time."""
-
-    number: int
-    """Machine instruction number."""
-    instance: int
-    """Instance of the instruction (0 to 9,999)."""
-    vote: int
-    """0 to 99."""
-    attempt: int
-    """0, or 1 after an answer that could not be read."""
-
-    def pack(self) -> int:
-        """The slot as one number (below 2**63 for up to 9e11 instructions)."""
-        return ((self.number * MAX_INSTANCES + self.instance) * MAX_VOTES + self.vote) * _ATTEMPTS + self.attempt
-
-    @classmethod
-    def unpack(cls, packed: int) -> Self:
-        """The slot of a number that `pack` gave."""
-        key, rest = divmod(packed, _VOTES)
-        return cls(*divmod(key, MAX_INSTANCES), *divmod(rest, _ATTEMPTS))
-
-
-def instance_key(number: int, instance: int) -> int:
-    """One number for an instance; sorts by instruction, then by instance."""
-    return number * MAX_INSTANCES + instance
-
-
+MAX_VOTES: Final = 100
 Constraint = Literal["auto", "vllm", "json-schema", "none"]
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WHAT = Group("What is judged", sort_key=1)
 _JUDGE = Group("The judge", sort_key=2)
 
@@ -62,17 +25,17 @@ class WhatOptions:
     """Which instances, how often, and under which name."""
 
     name: str | None = None
-    """Name of these judgements in the run folder, one for each judge; default: made from the judge's model."""
+    """Name of these judgements in the run folder, one for each judge; default: from the judge's model."""
     votes: int = 1
     """Answers for each instance (at most 100): the majority decides the questions, the median the score. A later call
-    with more asks for what is missing."""
+    with more votes asks only for the missing ones."""
     max_instructions: int | None = None
-    """Only so many instructions, drawn with --seed; a smaller number gives a part of what a larger one gives."""
+    """Judge a sample of this many instructions, drawn with --seed; a smaller sample is part of a larger one."""
     seed: int = 0
-    """Keys the draw of --max-instructions, which is that of 'fastgen export'."""
+    """Seed of --max-instructions, which draws the same sample as in 'fastgen export'."""
 
     def __post_init__(self) -> None:
-        if self.name is not None and not NAME.fullmatch(self.name):
+        if self.name is not None and not _NAME.fullmatch(self.name):
             raise InputError(f"--name {self.name}: use letters, digits, '.', '_' and '-', a letter or digit first")
         if not 1 <= self.votes <= MAX_VOTES:
             raise InputError(f"--votes: {self.votes} is not within 1 to {MAX_VOTES}")
@@ -83,7 +46,7 @@ class WhatOptions:
 @Parameter(name="*", group=_JUDGE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeOptions:
-    """Who judges. Without ``--base-url`` fastgen starts a vLLM server itself, as ``generate`` does."""
+    """The judge. Without ``--base-url`` fastgen starts a vLLM server, as ``generate`` does."""
 
     base_url: tuple[str, ...] = ()
     """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times."""
@@ -98,19 +61,18 @@ class JudgeOptions:
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"chat_template_kwargs": {"enable_thinking": false}}'."""
     output_constraint: Constraint = "auto"
-    """What holds the judge to the form of its answer: vllm (its structured_outputs), json-schema (OpenAI's
-    response_format), none (the prompt alone), auto (vllm where the servers are vLLM, else none). Answers are checked
-    all the same."""
+    """How the form of an answer is enforced: vllm (its structured_outputs), json-schema (OpenAI's response_format),
+    none (the prompt alone), auto (vllm if the servers are vLLM, else none). Answers are always checked."""
     temperature: float = 0.7
     """Sampling temperature (0 to 2); several votes need one above 0."""
     top_p: float = 1.0
-    """Probability mass that is sampled from."""
+    """Probability mass to sample from."""
     max_tokens: int = 120
-    """Most tokens of an answer, which needs about 50; a judge that thinks needs thousands."""
+    """Most tokens of an answer. An answer takes about 50; a judge that thinks needs thousands."""
     server_args: str = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
-    """Seconds to wait until a server answers at the start."""
+    """Seconds to wait at the start until a server answers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2:  # noqa: PLR2004 - the OpenAI API's range
@@ -121,17 +83,8 @@ class JudgeOptions:
             raise InputError(f"--max-tokens: {self.max_tokens} is below 1")
         self.options(AskSpeed())
 
-    def check_votes(self, votes: int) -> None:
-        """:raises InputError: votes that would all be the same one."""
-        if votes > 1 and self.temperature == 0:
-            raise InputError(f"--votes {votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote")
-
-    def told_to_serve(self, model: str | None) -> JudgeOptions:
-        """The same with the model that fastgen is to serve, where it starts the server and was told none."""
-        return self if self.base_url or self.model is not None or model is None else replace(self, model=model)
-
     def options(self, speed: AskSpeed, extra_body: str | None = None) -> Options:
-        """What `fastgen.generate.serving.serve` needs to know; ``extra_body`` in place of the user's.
+        """The options of `fastgen.generate.serving.serve`; ``extra_body`` replaces the user's.
 
         :raises InputError: a value is out of range.
         """

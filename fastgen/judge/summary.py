@@ -1,32 +1,32 @@
-"""How far raters agree: Krippendorff's alpha and the share of agreeing pairs, with a bootstrap interval.
+"""What judges said of a run, in figures and as text, and how far they agree.
 
-Alpha after K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): 1 - observed / expected disagreement,
-for any number of raters and with missing ratings; 1 is perfect agreement, 0 what chance gives. Items are held as
-patterns (how many raters gave each value) with their frequency, so neither time nor memory of the bootstrap grows with
-the number of items. The bootstrap (percentile) draws items, not ratings. Pure.
+Shares of yes have Wilson's 95 % score interval (E. B. Wilson, 1927), which assumes independent instances; those of one
+instruction are not quite independent, so it is a little too narrow. The original study's figures are its authors' own
+ratings of 200 sampled instances (Wang et al., 2023, table 2). An instance without a readable vote is counted as such
+and is in no share.
+
+Agreement is Krippendorff's alpha (K. Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011): 1 - observed /
+expected disagreement, for any number of raters and with missing ratings; 1 is perfect agreement, 0 is chance. Its 95 %
+interval is a percentile bootstrap over items. Items with the same ratings are counted together, so neither the time nor
+the memory of the bootstrap grows with their number.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
 from fastgen.errors import DiskError
-from fastgen.judge.judgements import (
-    Judgements,
-    judge_names,
-    judgements_folder,
-    read_header,
-    read_judgements,
-    side_by_side,
-)
-from fastgen.judge.prompts import QUESTIONS, SCORES
+from fastgen.judge.judgements import Judgements, judge_names, judgements_folder, read_header, read_judgements
+from fastgen.judge.prompts import QUESTIONS, SCORES, Verdict
 from fastgen.store.files import replacing
 from fastgen.store.run_folder import RunFolder
 
@@ -35,18 +35,123 @@ if TYPE_CHECKING:
 
     _Array = np.ndarray[Any, np.dtype[np.float64]]
 
+PAPER: Final[Mapping[str, float]] = {"valid_task": 0.92, "input_fits": 0.79, "output_right": 0.58, "all_right": 0.54}
+"""The original study's shares of yes."""
+ASKED: Final[Mapping[str, str]] = {
+    "valid_task": "a valid task",
+    "input_fits": "the input fits",
+    "output_right": "the output is right",
+    "all_right": "all three",
+}
+_Z = 1.959963984540054  # 97.5 % of the normal distribution
+_FILE: Final = "summary.json"
+_MEDIANS: Final = tuple(half / 2 for half in range(2 * SCORES[0], 2 * SCORES[-1] + 1))
+_RESAMPLES: Final = 1000
+_PERCENTILES: Final = (2.5, 97.5)
+_BAR: Final = 30
+
+
+def summarise(run_dir: Path, name: str | None = None) -> dict[str, Any]:
+    """The figures as plain JSON values: ``judges``, one for each name (or the one named), and ``between_judges``.
+
+    Of a judge: ``questions`` (with ``all_right``) have ``yes``, ``share``, ``low``, ``high`` and ``paper``, all but the
+    last ``None`` if nothing is judged; ``scores`` counts instances by median score.
+
+    :raises InputError: nothing was judged, or not under that name. :raises DamagedLogError: a log is damaged.
+    """
+    names = judge_names(run_dir) if name is None else [name]
+    if not names:
+        read_judgements(run_dir)  # says what is missing
+    judges = [read_judgements(run_dir, one) for one in names]
+    instances = RunFolder(run_dir).ledger().instances
+    return {
+        "judges": [_judge_figures(run_dir, one, instances) for one in judges],
+        "between_judges": _agreement_between(judges) if len(judges) > 1 else None,
+    }
+
+
+def _judge_figures(run_dir: Path, judgements: Judgements, instances: int) -> dict[str, Any]:
+    (name,) = judgements.names
+    header = read_header(run_dir, name)
+    yes: Counter[str] = Counter()
+    scores: Counter[float] = Counter()
+    ratings = _new_ratings(SCORES)
+    for judged in judgements:
+        verdict = judged.verdict
+        yes.update(question for question in ASKED if getattr(verdict, question))
+        scores[verdict.score] += 1
+        for field, one in ratings.items():
+            one.add(getattr(vote, field) for vote in judged.votes)
+    total = len(judgements)
+    return {
+        "name": name,
+        **{key: header.get(key) for key in ("model", "prompt", "api", "temperature", "top_p", "max_tokens")},
+        "judged": total,
+        "instances": instances,
+        "unjudged": judgements.unjudged,
+        "answers": judgements.answers,
+        "unreadable": {fault.value: count for fault, count in judgements.faults.most_common()},
+        "failed_requests": dict(judgements.failures.most_common()),
+        "completion_tokens": judgements.completion_tokens,
+        "questions": {question: _share(yes[question], total, PAPER[question]) for question in ASKED},
+        "scores": {f"{score:g}": scores[score] for score in sorted(scores)},
+        "mean_score": sum(score * count for score, count in scores.items()) / total if total else None,
+        "vote_agreement": _agreements(ratings),
+    }
+
+
+def _share(yes: int, total: int, paper: float) -> dict[str, Any]:
+    low, high = wilson(yes, total) if total else (None, None)
+    return {"yes": yes, "share": yes / total if total else None, "low": low, "high": high, "paper": paper}
+
+
+def wilson(yes: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; ``total`` is 1 or more."""
+    share, square = yes / total, _Z * _Z
+    middle = (share + square / (2 * total)) / (1 + square / total)
+    half = _Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _agreement_between(judges: Sequence[Judgements]) -> dict[str, Any] | None:
+    """The judges' verdicts as ratings of the instances that they share."""
+    ratings = _new_ratings(_MEDIANS)
+    for verdicts in _shared_verdicts(judges):
+        for field, one in ratings.items():
+            one.add(getattr(verdict, field) for verdict in verdicts)
+    return _agreements(ratings)
+
+
+def _shared_verdicts(judges: Sequence[Judgements]) -> Iterator[list[Verdict]]:
+    """The verdicts on every instance that two or more of them judged."""
+    merged = heapq.merge(*judges, key=lambda judged: judged[:2])
+    for _, found in groupby(merged, key=lambda judged: judged[:2]):
+        verdicts = [judged.verdict for judged in found]
+        if len(verdicts) > 1:
+            yield verdicts
+
 
 Level = Literal["nominal", "interval"]
-_RESAMPLES = 1000
-_PERCENTILES = (2.5, 97.5)
+
+
+def _new_ratings(scores: Sequence[float]) -> dict[str, Ratings]:
+    """By field of a vote."""
+    questions = {question: Ratings((False, True), "nominal") for question in QUESTIONS}
+    return questions | {"score": Ratings(scores, "interval")}
+
+
+def _agreements(ratings: Mapping[str, Ratings]) -> dict[str, Any] | None:
+    """``None`` if nothing was rated twice."""
+    found = {name: one.agreement() for name, one in ratings.items()}
+    return {name: asdict(one) for name, one in found.items()} if any(one.items for one in found.values()) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """How ``items`` with two or more ratings were rated.
 
-    ``alpha`` (at most 1) is ``None`` where nothing varies, so that nothing can be said; ``low`` and ``high`` bound it
-    at 95 %. ``percent`` (0..1) is the share of equal pairs of ratings of one item, every item counting the same.
+    ``alpha`` (at most 1) is ``None`` if no rating differs, since it is undefined then; ``low`` and ``high`` are its
+    95 % interval. ``percent`` (0..1) is the share of equal pairs among the ratings of an item, averaged over items.
     """
 
     items: int
@@ -60,13 +165,13 @@ class Ratings:
     """Collects items; ``values`` are all that a rating can be, in order."""
 
     def __init__(self, values: Sequence[float], level: Level) -> None:
-        self._values = list(values)
+        self._values = values
         self._level = level
         self._place = {value: place for place, value in enumerate(values)}
-        self._patterns: Counter[tuple[int, ...]] = Counter()
+        self._patterns: Counter[tuple[int, ...]] = Counter()  # items by how many raters gave each value
 
     def add(self, ratings: Iterable[float]) -> None:
-        """One item's ratings; one with fewer than two says nothing of agreement."""
+        """Count one item by its ratings. An item with fewer than two says nothing about agreement and is left out."""
         pattern = [0] * len(self._values)
         for rating in ratings:
             pattern[self._place[rating]] += 1
@@ -74,7 +179,7 @@ class Ratings:
             self._patterns[tuple(pattern)] += 1
 
     def agreement(self, *, seed: int = 0) -> Agreement:
-        """The figures; the same ratings and seed give the same interval."""
+        """The figures. The same ratings and seed give the same interval."""
         import numpy as np
 
         if not self._patterns:
@@ -112,107 +217,11 @@ class Ratings:
         return alphas
 
 
-PAPER: Final[Mapping[str, float]] = {"valid_task": 0.92, "input_fits": 0.79, "output_right": 0.58, "all_right": 0.54}
-"""Shares of yes in the original study."""
-ASKED: Final[Mapping[str, str]] = {
-    "valid_task": "a valid task",
-    "input_fits": "the input fits",
-    "output_right": "the output is right",
-    "all_right": "all three",
-}
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
-_FILE: Final = "summary.json"
-_MEDIANS: Final = tuple(half / 2 for half in range(2 * SCORES[0], 2 * SCORES[-1] + 1))
-
-
-def wilson(yes: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; ``total`` is 1 or more."""
-    share, square = yes / total, _Z * _Z
-    middle = (share + square / (2 * total)) / (1 + square / total)
-    half = _Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def summarise(run_dir: Path, name: str | None = None) -> dict[str, Any]:
-    """The figures as plain JSON values: ``judges``, one for each name (or the one named), and ``between_judges``.
-
-    Of a judge: ``questions`` (with ``all_right``) have ``yes``, ``share``, ``low``, ``high`` and ``paper``, all but the
-    last ``None`` where nothing is judged; ``scores`` counts instances by median score.
-
-    :raises InputError: nothing was judged, or not under that name. :raises DamagedLogError: a log is damaged.
-    """
-    all_judgements = [read_judgements(run_dir, one) for one in _names(run_dir, name)]
-    of = RunFolder(run_dir).ledger().instances
-    judges = [_judge(run_dir, one.names[0], one, of) for one in all_judgements]
-    return {"judges": judges, "between_judges": _between(all_judgements) if len(all_judgements) > 1 else None}
-
-
-def _names(run_dir: Path, name: str | None) -> list[str]:
-    names = judge_names(run_dir) if name is None else [name]
-    if not names:
-        read_judgements(run_dir)  # says what is missing
-    return names
-
-
-def _judge(run_dir: Path, name: str, judgements: Judgements, instances: int) -> dict[str, Any]:
-    header, answers = read_header(run_dir, name), judgements.answers
-    yes: Counter[str] = Counter()
-    scores: Counter[float] = Counter()
-    ratings = _ratings(SCORES)
-    for judged in judgements:
-        verdict = judged.verdict
-        yes.update(question for question in ASKED if getattr(verdict, question))
-        scores[verdict.score] += 1
-        for question in QUESTIONS:
-            ratings[question].add(getattr(vote, question) for vote in judged.votes)
-        ratings["score"].add(vote.score for vote in judged.votes)
-    total = len(judgements)
-    return {
-        "name": name,
-        **{key: header.get(key) for key in ("model", "prompt", "api", "temperature", "top_p", "max_tokens")},
-        "judged": total,
-        "instances": instances,
-        "unjudged": answers.unjudged,
-        "answers": answers.answers,
-        "unreadable": {fault.value: count for fault, count in answers.faults.most_common()},
-        "failed_requests": dict(answers.failures.most_common()),
-        "completion_tokens": answers.completion_tokens,
-        "questions": {question: _share(yes[question], total, PAPER[question]) for question in ASKED},
-        "scores": {f"{score:g}": scores[score] for score in sorted(scores)},
-        "mean_score": sum(score * count for score, count in scores.items()) / total if total else None,
-        "vote_agreement": _agreements(ratings),
-    }
-
-
-def _share(yes: int, total: int, paper: float) -> dict[str, Any]:
-    low, high = wilson(yes, total) if total else (None, None)
-    return {"yes": yes, "share": yes / total if total else None, "low": low, "high": high, "paper": paper}
-
-
-def _ratings(scores: Sequence[float]) -> dict[str, Ratings]:
-    return {question: Ratings((False, True), "nominal") for question in QUESTIONS} | {
-        "score": Ratings(scores, "interval")
-    }
-
-
-def _agreements(ratings: Mapping[str, Ratings]) -> dict[str, Any] | None:
-    """``None`` where nothing was rated twice."""
-    found: dict[str, Agreement] = {name: one.agreement() for name, one in ratings.items()}
-    return {name: asdict(one) for name, one in found.items()} if any(one.items for one in found.values()) else None
-
-
-def _between(judges: Sequence[Judgements]) -> dict[str, Any] | None:
-    """The judges' verdicts as ratings of the instances that they share."""
-    ratings = _ratings(_MEDIANS)
-    for verdicts in side_by_side(judges):
-        for question in QUESTIONS:
-            ratings[question].add(getattr(verdict, question) for verdict in verdicts)
-        ratings["score"].add(verdict.score for verdict in verdicts)
-    return _agreements(ratings)
-
-
 def write_summary(run_dir: Path, name: str) -> None:
-    """Keep the figures of one judge where `kept_summaries` finds them. :raises DiskError: they cannot be written."""
+    """Save the figures of one judge for `saved_summaries`.
+
+    :raises DiskError: they cannot be written.
+    """
     (figures,) = summarise(run_dir, name)["judges"]
     path = judgements_folder(run_dir) / name / _FILE
     try:
@@ -224,8 +233,8 @@ def write_summary(run_dir: Path, name: str) -> None:
         ) from None
 
 
-def kept_summaries(run_dir: Path) -> list[dict[str, Any]]:
-    """The figures of every judge as its last session left them, without reading any log; broken files are left out."""
+def saved_summaries(run_dir: Path) -> list[dict[str, Any]]:
+    """The figures of every judge at the end of its last session, without reading any log. Broken files are left out."""
     found = []
     for path in sorted(judgements_folder(run_dir).glob(f"*/{_FILE}")):
         try:
@@ -246,9 +255,6 @@ def _is_whole(figures: Any) -> bool:  # noqa: ANN401 - any JSON value
     except (TypeError, LookupError):
         return False
     return named and (shown == (None, None) or all(isinstance(one, int | float) for one in shown))
-
-
-_BAR = 30
 
 
 def render(figures: Mapping[str, Any]) -> str:

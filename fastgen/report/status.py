@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastgen.judge.summary import kept_summaries, one_line
+from fastgen.judge.summary import saved_summaries, one_line
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Sample
@@ -43,7 +43,7 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
         **ledger.as_dict(),
         "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
         **_measured(run_dir, clock()),
-        "judgements": kept_summaries(run_dir),
+        "judgements": saved_summaries(run_dir),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastgen.generate.batch import AnswerLog, read_meaning, read_replies
 from fastgen.judge.judgements import read_judgements
-from fastgen.judge.options import AnswerId
+from fastgen.judge.prompts import AnswerId
 from tests.command_help import Said, fastgen, file_size_limit
 from tests.export_help import extend_run, make_run, numbered
 from tests.judge_help import answer, figures, judge, judging_server

@@ -18,8 +18,7 @@ import pytest
 from fastgen.errors import InputError
 from fastgen.generate.batch import read_replies
 from fastgen.judge.judgements import instance_scores, read_judgements
-from fastgen.judge.options import AnswerId
-from fastgen.judge.prompts import SCHEMA, Verdict
+from fastgen.judge.prompts import SCHEMA, AnswerId, Verdict
 from fastgen.simulator.faults import Fault, Reply
 from fastgen.simulator.server import FaultServer
 from tests.command_help import fastgen

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.judge.options import MAX_INSTANCES, MAX_VOTES, AnswerId, instance_key
-from fastgen.judge.prompts import build_prompt, code_of, wording
+from fastgen.judge.options import MAX_VOTES
+from fastgen.judge.prompts import MAX_INSTANCES, AnswerId, build_prompt, code_of, instance_key, template
 from fastgen.types import Instance
 
 CODE = "kqzwvb"
@@ -29,7 +29,7 @@ def user_text(instruction: str, instance: Instance, code: str = CODE) -> str:
     prompt = build_prompt("chat", instruction, instance, code)
     assert isinstance(prompt, tuple)
     system, user = prompt
-    assert (system.role, user.role, system.content) == ("system", "user", wording().system)
+    assert (system.role, user.role, system.content) == ("system", "user", template().system)
     return user.content
 
 
@@ -62,7 +62,7 @@ def test_places_in_a_text_are_not_filled() -> None:
 def test_a_base_model_gets_the_same_in_one_text() -> None:
     prompt = build_prompt("completions", "Add.", Instance("1, 2", "3"), CODE)
     assert isinstance(prompt, str)
-    assert prompt.startswith(wording().system + "\n\n")
+    assert prompt.startswith(template().system + "\n\n")
     assert user_text("Add.", Instance("1, 2", "3")) in prompt
     assert prompt.endswith("\n\nAnswer:\n")
 
@@ -88,4 +88,4 @@ def test_a_slots_number_can_be_read_in_decimal() -> None:
 
 @pytest.mark.parametrize("word", ["valid_task", "input_fits", "output_right", "1:", "5:"])
 def test_the_wording_explains_every_field(word: str) -> None:
-    assert word in wording().system
+    assert word in template().system
