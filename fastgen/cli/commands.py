@@ -36,7 +36,6 @@ from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from fastgen.evaluate.results import Results
-    from fastgen.evaluate.user_comparison import Judge
     from fastgen.generate.serving import Keys
     from fastgen.telemetry.progress import Reporter
     from fastgen.tune.folder import BaseModel
@@ -443,15 +442,15 @@ def _evaluate(
     training_data: Path | None,
     reporter: Reporter,
 ) -> int:
-    from fastgen.evaluate.run import Place, evaluate_model, evaluate_predictions
+    from fastgen.evaluate.run import evaluate_model, evaluate_predictions
 
     if output is None:
         raise InputError("--output: name a folder for the results")
     if predictions is not None:
         put(str(evaluate_predictions(benchmark, predictions, output, training_data)))
         return 0
-    place = Place(output, cache_dir(), api_key(ask.api_key_env, ask.api_key_file))
-    table = evaluate_model(benchmark, ask, speed, place, training_data, reporter)
+    key = api_key(ask.api_key_env, ask.api_key_file)
+    table = evaluate_model(benchmark, ask, speed, output, training_data, reporter, cache_dir=cache_dir(), api_key=key)
     reporter.close()
     return _say(table)
 
@@ -471,7 +470,7 @@ def _compare(
         check_output("--output", output)
     a, b = map(read_results, folders)
     if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
-        return _compare_user_oriented(a, b, output, _grader(judge, speed, server_timeout), reporter)
+        return _compare_user_oriented(a, b, output, judge, speed, server_timeout, reporter)
     if judge.judge_base_url:
         raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
     found = compare(a, b)
@@ -481,21 +480,23 @@ def _compare(
     return 0
 
 
-def _grader(judge: JudgeModelOptions, speed: AskSpeed, server_timeout: float) -> Judge | None:
-    from fastgen.evaluate.user_comparison import Judge
-
-    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
-    return Judge(judge, speed, server_timeout, key, cache_dir()) if judge.judge_base_url else None
-
-
 def _compare_user_oriented(
-    a: Results, b: Results, output: Path | None, grader: Judge | None, reporter: Reporter
+    a: Results,
+    b: Results,
+    output: Path | None,
+    judge: JudgeModelOptions,
+    speed: AskSpeed,
+    server_timeout: float,
+    reporter: Reporter,
 ) -> int:
     from fastgen.evaluate.user_comparison import compare_user_oriented
 
+    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
     if output is None:
         raise InputError("--output: name a folder for the answers side by side")
-    said = compare_user_oriented(a, b, output, grader, reporter)
+    said = compare_user_oriented(
+        *(a, b, output, judge, speed, reporter), server_timeout=server_timeout, cache_dir=cache_dir(), api_key=key
+    )
     reporter.close()
     return _say(said)
 

@@ -1,31 +1,39 @@
-"""A folder of results: predictions.jsonl, scores.json and scores.md, written together and read by ``--compare``.
+"""Results of an evaluation: predictions.jsonl, scores.json and scores.md in one folder, and the comparison of two.
 
-Guarantees: each file is replaced as a whole; predictions are in the order of the benchmark, so two folders of the same
-benchmark are the same up to the model. Knows nothing of servers.
+Guarantees: each file is replaced as a whole. Predictions are in the order of the benchmark, so two folders of the same
+benchmark differ only by the model.
+
+A comparison pairs the predictions instance by instance. A difference is B minus A; pairs are resampled together, so
+what makes an instance hard for both models cancels out.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from fastgen.errors import DiskError, InputError
-from fastgen.evaluate.scoring import Interval, Score, interval, interval_of_difference, score
+from fastgen.evaluate.scoring import Interval, exact_match, interval, interval_of_difference, rouge_l
 from fastgen.evaluate.tasks import Case, Row, read_rows, text_of
 from fastgen.store.files import replacing
 from fastgen.store.output import json_line
 from fastgen.text import printable
 
 PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
+_MEASURES: Final = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
+_SETTINGS: Final = ("benchmark", "data", "prompt", "api", "max_tokens")
+_MUST_AGREE: Final = ("benchmark", "data")
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer with its scores. ``raw`` is what the model wrote, ``text`` what of it counts."""
+    """One answer with its scores (0..1 each). ``raw`` is the model's text, ``text`` the part of it that counts."""
 
     id: str
     task: str
@@ -34,7 +42,8 @@ class Prediction:
     input: str
     text: str
     raw: str
-    score: Score
+    rouge_l: float
+    exact_match: float
     is_classification: bool = False
     failure: str | None = None
     shortened: bool = False
@@ -42,26 +51,15 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupScores:
-    """Means in percent with their intervals over the instances of some tasks."""
-
-    name: str
-    instances: int
-    rouge_l: Interval
-    exact_match: Interval
-    is_classification: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Results:
-    """What a folder holds; ``about`` says of which model and benchmark (model, benchmark, data, max_tokens ...)."""
+    """The content of a folder; ``about`` is the model and the settings (model, benchmark, data, max_tokens ...)."""
 
     about: Mapping[str, Any]
     predictions: Sequence[Prediction]
 
     @property
     def model(self) -> str:
-        """Whose answers they are."""
+        """The name of the model."""
         return printable(str(self.about["model"]))
 
 
@@ -76,7 +74,8 @@ def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shor
         input=instance.input,
         text=text,
         raw=raw,
-        score=score(text, instance.references),
+        rouge_l=rouge_l(text, instance.references),
+        exact_match=exact_match(text, instance.references),
         is_classification=task.is_classification,
         failure=failure,
         shortened=shortened,
@@ -84,51 +83,90 @@ def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shor
     )
 
 
-def overall(predictions: Sequence[Prediction]) -> GroupScores:
-    """All of them; instances are resampled within their tasks."""
-    return _group("all", predictions)
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Means with their intervals over the instances of some tasks; its fields are those of scores.json."""
+
+    instances: int
+    rouge_l: Interval
+    exact_match: Interval
+    is_classification: bool
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction]) -> Scores:
+        """The scores of at least one prediction."""
+        tasks = _grouped(predictions, "task").values()
+        return cls(
+            instances=len(predictions),
+            rouge_l=interval([[p.rouge_l for p in task] for task in tasks]),
+            exact_match=interval([[p.exact_match for p in task] for task in tasks]),
+            is_classification=all(p.is_classification for p in predictions),
+        )
 
 
-def by_category(predictions: Sequence[Prediction]) -> list[GroupScores]:
-    """One group for each category, by name."""
-    groups = _grouped(predictions, lambda p: p.category)
-    return [_group(name, groups[name]) for name in sorted(groups)]
-
-
-def by_task(predictions: Sequence[Prediction]) -> list[GroupScores]:
-    """One group for each task, in their order."""
-    return [_group(name, members) for name, members in _grouped(predictions, lambda p: p.task).items()]
-
-
-def _grouped(predictions: Iterable[Prediction], key: Any) -> dict[str, list[Prediction]]:  # noqa: ANN401 - a function
-    groups: dict[str, list[Prediction]] = {}
+def _grouped(predictions: Iterable[Prediction], field: str) -> dict[str, list[Prediction]]:
+    groups: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
-        groups.setdefault(key(prediction), []).append(prediction)
+        groups[getattr(prediction, field)].append(prediction)
     return groups
 
 
-def _group(name: str, members: Sequence[Prediction]) -> GroupScores:
-    tasks = _grouped(members, lambda p: p.task).values()
-    return GroupScores(
-        name=name,
-        instances=len(members),
-        rouge_l=interval([[p.score.rouge_l for p in task] for task in tasks]),
-        exact_match=interval([[p.score.exact_match for p in task] for task in tasks]),
-        is_classification=all(p.is_classification for p in members),
-    )
-
-
 def write_results(folder: Path, results: Results, more: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """Write the three files; the table, as Markdown. ``more`` goes into scores.json, ``notes`` below the table.
+    """Write the three files and return the table. ``more`` goes into scores.json, ``notes`` below the table.
 
     :raises DiskError: the folder cannot be written.
     """
-    table = render(results, notes)
-    write_file(folder / PREDICTIONS, b"".join(json_line(_row(p)) for p in results.predictions))
-    figures = {**results.about, **_figures(results.predictions), **more}
-    write_file(folder / SCORES, orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    predictions = results.predictions
+    overall = Scores.of(predictions)
+    categories = {name: Scores.of(members) for name, members in sorted(_grouped(predictions, "category").items())}
+    tasks = {name: Scores.of(members) for name, members in _grouped(predictions, "task").items()}
+    figures = {
+        **results.about,
+        "instances": len(predictions),
+        "failed": sum(p.failure is not None for p in predictions),
+        "shortened": sum(p.shortened for p in predictions),
+        "overall": overall,
+        "categories": categories,
+        "tasks": tasks,
+        **more,
+    }
+    lines = [f"{results.model} on {results.about['benchmark']}, {len(predictions):,} instances", ""]
+    lines += [*_table("category", [("all", overall), *categories.items()]), ""]
+    if any(task.instances > 1 for task in tasks.values()):
+        lines += [*_table("task", tasks.items()), ""]
+    lines.append(
+        "Means in percent with 95 % bootstrap intervals over instances within tasks. * classification: exact match is "
+        "the measure its authors give."
+    )
+    table = "\n".join([*lines, *(f"Note: {note}" for note in notes)])
+    write_file(folder / PREDICTIONS, b"".join(json_line(_row(p)) for p in predictions))
+    write_json(folder / SCORES, figures)
     write_file(folder / TABLE, (table + "\n").encode())
     return table
+
+
+def _table(kind: str, groups: Iterable[tuple[str, Scores]]) -> list[str]:
+    rows = [
+        (f"{name}{' *' if s.is_classification else ''}", str(s.instances), str(s.rouge_l), str(s.exact_match))
+        for name, s in groups
+    ]
+    return markdown((kind, "instances", *_MEASURES.values()), rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table whose columns are aligned as plain text too."""
+    cells = [head, *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - JSON values and dataclasses of them
+    """Create or replace a JSON file as a whole.
+
+    :raises DiskError: it cannot be written.
+    """
+    write_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -141,13 +179,30 @@ def write_file(path: Path, content: bytes) -> None:
         with replacing(path, durable=False) as sink:
             sink.write(content)
     except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror}); mend that and run it again") from None
+        raise DiskError(f"{path}: cannot be written ({error.strerror}); fix that and run it again") from None
+
+
+def _row(p: Prediction) -> Row:
+    row = {
+        "id": p.id,
+        "task": p.task,
+        "category": p.category,
+        "instruction": p.definition,
+        "input": p.input,
+        "prediction": p.text,
+        "raw": p.raw,
+        "references": list(p.references),
+        "rouge_l": p.rouge_l,
+        "exact_match": p.exact_match,
+        "is_classification": p.is_classification,
+    }
+    return row | ({"failure": p.failure} if p.failure else {}) | ({"shortened": True} if p.shortened else {})
 
 
 def read_results(folder: Path) -> Results:
-    """What `write_results` wrote.
+    """The results that `write_results` wrote.
 
-    :raises InputError: nothing finished is there, or a file is damaged.
+    :raises InputError: there is no finished evaluation, or a file is damaged.
     """
     path = folder / SCORES
     try:
@@ -164,79 +219,6 @@ def read_results(folder: Path) -> Results:
     return Results(about, [_prediction(row, f"{folder / PREDICTIONS}:{number}") for number, row in rows])
 
 
-def render(results: Results, notes: Sequence[str] = ()) -> str:
-    """The table for people: overall, categories, tasks."""
-    head = f"{results.model} on {results.about['benchmark']}, {len(results.predictions):,} instances"
-    groups = [overall(results.predictions), *by_category(results.predictions)]
-    lines = [head, "", *_table("category", groups), ""]
-    tasks = by_task(results.predictions)
-    if any(task.instances > 1 for task in tasks):
-        lines += [*_table("task", tasks), ""]
-    lines.append(
-        "Means in percent with 95 % bootstrap intervals over instances within tasks. * classification: exact match is "
-        "the measure its authors give."
-    )
-    return "\n".join([*lines, *(f"Note: {note}" for note in notes)])
-
-
-def _table(kind: str, groups: Sequence[GroupScores]) -> list[str]:
-    rows = [
-        (f"{g.name}{' *' if g.is_classification else ''}", str(g.instances), str(g.rouge_l), str(g.exact_match))
-        for g in groups
-    ]
-    return markdown((kind, "instances", "ROUGE-L", "exact match"), rows)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table whose columns are aligned as plain text too."""
-    cells = [head, *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
-
-
-def _figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    return {
-        "instances": len(predictions),
-        "failed": sum(p.failure is not None for p in predictions),
-        "shortened": sum(p.shortened for p in predictions),
-        "overall": _plain(overall(predictions)),
-        "categories": {group.name: _plain(group) for group in by_category(predictions)},
-        "tasks": {group.name: _plain(group) for group in by_task(predictions)},
-    }
-
-
-def _plain(group: GroupScores) -> dict[str, Any]:
-    return {
-        "instances": group.instances,
-        "rouge_l": plain_interval(group.rouge_l),
-        "exact_match": plain_interval(group.exact_match),
-        "is_classification": group.is_classification,
-    }
-
-
-def plain_interval(value: Interval) -> dict[str, float]:
-    """As JSON values."""
-    return {"mean": value.mean, "low": value.low, "high": value.high}
-
-
-def _row(p: Prediction) -> Row:
-    row = {
-        "id": p.id,
-        "task": p.task,
-        "category": p.category,
-        "instruction": p.definition,
-        "input": p.input,
-        "prediction": p.text,
-        "raw": p.raw,
-        "references": list(p.references),
-        "rouge_l": p.score.rouge_l,
-        "exact_match": p.score.exact_match,
-        "is_classification": p.is_classification,
-    }
-    return row | ({"failure": p.failure} if p.failure else {}) | ({"shortened": True} if p.shortened else {})
-
-
 def _prediction(row: Row, where: str) -> Prediction:
     references, failure = row.get("references", []), row.get("failure")
     if not isinstance(references, list) or not isinstance(failure, str | None):
@@ -249,7 +231,8 @@ def _prediction(row: Row, where: str) -> Prediction:
         input=text_of(row, "input", where),
         text=text_of(row, "prediction", where),
         raw=str(row.get("raw", "")),
-        score=Score(_share(row, "rouge_l", where), _share(row, "exact_match", where)),
+        rouge_l=_share(row, "rouge_l", where),
+        exact_match=_share(row, "exact_match", where),
         is_classification=bool(row.get("is_classification")),
         failure=failure,
         shortened=bool(row.get("shortened")),
@@ -264,12 +247,6 @@ def _share(row: Row, field: str, where: str) -> float:
     return float(value)
 
 
-_MEASURES = ("rouge_l", "exact_match")
-_SETTINGS = ("benchmark", "data", "prompt", "api", "max_tokens")
-_MUST_AGREE = ("benchmark", "data")
-_NAMES = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
-
-
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One measure (``rouge_l`` or ``exact_match``) over a group: both means and B minus A, in percentage points."""
@@ -281,59 +258,34 @@ class Difference:
     b: Interval
     difference: Interval
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval of the difference leaves zero out."""
-        return self.difference.low > 0 or self.difference.high < 0
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models; ``differing`` are settings that were not the same."""
+    """Two models by name; its fields are those of comparison.json. The text is for people."""
 
-    model_a: str
-    model_b: str
+    a: str
+    b: str
+    differing_settings: tuple[str, ...]
     differences: tuple[Difference, ...]
-    differing: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "a": self.model_a,
-            "b": self.model_b,
-            "differing_settings": list(self.differing),
-            "differences": [
-                {
-                    "group": d.group,
-                    "measure": d.measure,
-                    "instances": d.instances,
-                    "a": plain_interval(d.a),
-                    "b": plain_interval(d.b),
-                    "difference": plain_interval(d.difference),
-                }
-                for d in self.differences
-            ],
-        }
 
     def __str__(self) -> str:
         rows = [
-            (d.group, _NAMES[d.measure], str(d.instances), f"{d.a.mean:.1f}", f"{d.b.mean:.1f}", _signed(d))
+            (d.group, _MEASURES[d.measure], str(d.instances), f"{d.a.mean:.1f}", f"{d.b.mean:.1f}", _shown(d))
             for d in self.differences
         ]
-        lines = [f"A: {self.model_a}", f"B: {self.model_b}", ""]
+        lines = [f"A: {self.a}", f"B: {self.b}", ""]
         lines += markdown(("group", "measure", "instances", "A", "B", "B - A"), rows)
         lines += ["", "Percentage points; 95 % bootstrap interval of the paired difference; (!) it leaves out zero."]
-        lines += [f"Note: the two differ in {name}." for name in self.differing]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"Note: the two differ in {name}." for name in self.differing_settings)])
 
 
-def _signed(one: Difference) -> str:
-    d = one.difference
-    return f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]{' (!)' if one.is_clear else ''}"
+def _shown(d: Difference) -> str:
+    is_clear = d.difference.low > 0 or d.difference.high < 0
+    return f"{d.difference.signed()}{' (!)' if is_clear else ''}"
 
 
 def compare(a: Results, b: Results) -> Comparison:
-    """Overall and per category, for both measures.
+    """Compare overall and per category, by both measures.
 
     :raises InputError: the two are not of the same instances of the same benchmark.
     """
@@ -341,24 +293,18 @@ def compare(a: Results, b: Results) -> Comparison:
     groups = {"all": pairs}
     for name in sorted({one.category for one, _ in pairs}):
         groups[name] = [(x, y) for x, y in pairs if x.category == name]
-    differences = [_difference(name, measure, members) for name, members in groups.items() for measure in _MEASURES]
-    differing = tuple(name for name in _SETTINGS if a.about.get(name) != b.about.get(name))
-    return Comparison(a.model, b.model, tuple(differences), differing)
-
-
-def write_comparison(folder: Path, found: Comparison) -> None:
-    """comparison.json and comparison.md.
-
-    :raises DiskError: the folder cannot be written.
-    """
-    write_file(folder / "comparison.json", orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2))
-    write_file(folder / "comparison.md", f"{found}\n".encode())
+    return Comparison(
+        a=a.model,
+        b=b.model,
+        differing_settings=tuple(name for name in _SETTINGS if a.about.get(name) != b.about.get(name)),
+        differences=tuple(_difference(name, field, members) for name, members in groups.items() for field in _MEASURES),
+    )
 
 
 def pair(a: Results, b: Results) -> list[tuple[Prediction, Prediction]]:
     """Both predictions of every instance, in A's order.
 
-    :raises InputError: see `compare`.
+    :raises InputError: as `compare`.
     """
     of_a = {(p.task, p.id): p for p in a.predictions}
     of_b = {(p.task, p.id): p for p in b.predictions}
@@ -378,10 +324,20 @@ def pair(a: Results, b: Results) -> list[tuple[Prediction, Prediction]]:
 
 
 def _difference(group: str, measure: str, pairs: Sequence[tuple[Prediction, Prediction]]) -> Difference:
-    tasks: dict[str, tuple[list[float], list[float]]] = {}
+    value = attrgetter(measure)
+    of_a: dict[str, list[float]] = defaultdict(list)
+    of_b: dict[str, list[float]] = defaultdict(list)
     for x, y in pairs:
-        xs, ys = tasks.setdefault(x.task, ([], []))
-        xs.append(getattr(x.score, measure))
-        ys.append(getattr(y.score, measure))
-    of_a, of_b = [xs for xs, _ in tasks.values()], [ys for _, ys in tasks.values()]
-    return Difference(*(group, measure, len(pairs)), interval(of_a), interval(of_b), interval_of_difference(of_a, of_b))
+        of_a[x.task].append(value(x))
+        of_b[x.task].append(value(y))
+    a, b = list(of_a.values()), list(of_b.values())
+    return Difference(group, measure, len(pairs), interval(a), interval(b), interval_of_difference(a, b))
+
+
+def write_comparison(folder: Path, found: Comparison) -> None:
+    """Write comparison.json and comparison.md.
+
+    :raises DiskError: the folder cannot be written.
+    """
+    write_json(folder / "comparison.json", found)
+    write_file(folder / "comparison.md", f"{found}\n".encode())

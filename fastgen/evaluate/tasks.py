@@ -1,4 +1,13 @@
-"""What a benchmark consists of: tasks with a definition, instances, and what counts as right. Pure values."""
+"""Benchmarks and how their files are read: Super-NaturalInstructions and the user-oriented tasks of Self-Instruct.
+
+Sources: Wang et al., "Super-NaturalInstructions", EMNLP 2022 (arXiv 2204.07705), in its own layout ``tasks/*.json`` and
+``splits/default/test_tasks.txt``; the evaluation takes the first 100 instances of each test task with its definition
+and no examples (zero-shot). Wang et al., "Self-Instruct", ACL 2023, section 5.4: 252 tasks that people would bring to
+an assistant, as JSON lines of ``id``, ``motivation_app``, ``instruction`` and ``instances``. Many answers to them are
+right, so people or a model judge them.
+
+Every defect of a file is an `InputError` of one line that names the file, and the line where there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -18,7 +27,7 @@ BenchmarkName = Literal["superni", "user-oriented"]
 
 @dataclass(frozen=True, slots=True)
 class EvaluationInstance:
-    """One thing to answer, with every answer that counts as right."""
+    """One input, with every answer that counts as right."""
 
     id: str
     input: str
@@ -27,10 +36,7 @@ class EvaluationInstance:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTask:
-    """A task as the benchmark states it.
-
-    ``is_classification``: exact match is the measure that the benchmark's authors give for its category.
-    """
+    """A task of a benchmark. ``is_classification``: its authors measure tasks of this category by exact match."""
 
     name: str
     category: str
@@ -41,7 +47,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An instance together with its task; ``number`` is its place in the whole benchmark, from 0."""
+    """An instance with its task; ``number`` is its place in the whole benchmark, from 0."""
 
     number: int
     task: EvaluationTask
@@ -49,7 +55,7 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What names it in files: the task's name and the instance's id."""
+        """Its name in files: the task's name and the instance's id."""
         return self.task.name, self.instance.id
 
 
@@ -60,7 +66,7 @@ def cases(tasks: Iterable[EvaluationTask]) -> Iterator[Case]:
 
 
 def fingerprint(tasks: Sequence[EvaluationTask]) -> str:
-    """SHA-256 (64 hex digits) of everything that is asked and everything that counts as right."""
+    """SHA-256 (64 hex digits) of all questions and all right answers."""
     digest = hashlib.sha256()
     for case in cases(tasks):
         texts = (*case.key, case.task.category, case.task.definition, case.instance.input, *case.instance.references)
@@ -74,15 +80,38 @@ Row = dict[str, Any]
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(number, object) of each row: the line's number of JSON lines, the place in one JSON array, both from 1.
 
-    JSON lines are read one at a time, an array as a whole. Blank lines are passed over.
+    JSON lines are read one at a time, an array as a whole. Blank lines are skipped.
 
-    :raises InputError: unreadable, or not JSON objects.
+    :raises InputError: the file cannot be read, or a row is no JSON object.
     """
     try:
         with path.open("rb") as file:
-            yield from _rows(path, file)
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            first = next(lines, None)
+            if first is None:
+                return
+            if first[1].lstrip().startswith(b"["):
+                values = _parse(b"".join((first[1], *(line for _, line in lines))), str(path))
+                for number, value in enumerate(values, start=1):
+                    yield number, _object(value, f"{path}: row {number}")
+                return
+            for number, line in chain((first,), lines):
+                yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a file of JSON lines") from None
+
+
+def _parse(text: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{where}: broken JSON ({error.msg}); fix or remove it") from None
+
+
+def _object(value: object, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object is needed")
+    return value
 
 
 def text_of(row: Row, field: str, where: str) -> str:
@@ -96,34 +125,8 @@ def text_of(row: Row, field: str, where: str) -> str:
     return value
 
 
-def _rows(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
-    lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-    first = next(lines, None)
-    if first is None:
-        return
-    if first[1].lstrip().startswith(b"["):
-        values = _parse(b"".join((first[1], *(line for _, line in lines))), str(path))
-        yield from ((number, _object(value, f"{path}: row {number}")) for number, value in enumerate(values, start=1))
-        return
-    for number, line in chain((first,), lines):
-        yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-
-
-def _parse(text: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{where}: broken JSON ({error.msg}); mend or remove it") from None
-
-
-def _object(value: object, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed")
-    return value
-
-
-INSTANCES_PER_TASK = 100
-EXACT_MATCH_CATEGORIES = frozenset(
+_USER_ORIENTED_FILE: Final = "user_oriented_instructions.jsonl"
+_EXACT_MATCH_CATEGORIES: Final = frozenset(
     {
         "Textual Entailment",
         "Cause Effect Classification",
@@ -136,12 +139,12 @@ EXACT_MATCH_CATEGORIES = frozenset(
 """Categories of the benchmark whose answers are one of a few labels, which exact match fits better than ROUGE-L."""
 
 
-def load_superni(folder: Path, *, per_task: int = INSTANCES_PER_TASK) -> list[EvaluationTask]:
+def load_superni(folder: Path, *, per_task: int = 100) -> list[EvaluationTask]:
     """The test tasks in the folder, in the order of their list, each with its first ``per_task`` instances.
 
-    A list that names tasks which are not there is normal: the folder may hold a part of the benchmark.
+    Listed tasks without a file are skipped, since the folder may hold only a part of the benchmark.
 
-    :raises InputError: no such layout, or a task file that does not hold; names the file and what is wrong.
+    :raises InputError: no such layout, or a broken task file.
     """
     listed = folder / "splits" / "default" / "test_tasks.txt"
     try:
@@ -163,31 +166,22 @@ def _load_task(path: Path, per_task: int) -> EvaluationTask:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error}); restore the file from the benchmark") from None
-    if not isinstance(task, dict):
-        raise InputError(f"{path}: a JSON object is needed")
-    category = _first_text(task, "Categories", path)
-    return EvaluationTask(
-        name=path.stem,
-        category=category,
-        definition=_first_text(task, "Definition", path),
-        instances=tuple(_instances(task.get("Instances"), path, per_task)),
-        is_classification=category in EXACT_MATCH_CATEGORIES,
-    )
+    task = _object(task, str(path))
+    category, definition = _first_text(task, "Categories", path), _first_text(task, "Definition", path)
+    rows = task.get("Instances")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: 'Instances' is missing or empty")
+    instances = tuple(_instance(row, number, path) for number, row in enumerate(rows[:per_task], 1))
+    return EvaluationTask(path.stem, category, definition, instances, category in _EXACT_MATCH_CATEGORIES)
 
 
-def _first_text(task: dict[str, Any], field: str, path: Path) -> str:
-    """The field's text, or the first of its texts, as the benchmark's files have both."""
+def _first_text(task: Row, field: str, path: Path) -> str:
+    """The field's text, or the first of its texts; the benchmark's files have both."""
     value = task.get(field)
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, str) or not first.strip():
         raise InputError(f"{path}: {field!r} is missing or empty")
     return first.strip()
-
-
-def _instances(rows: object, path: Path, per_task: int) -> Sequence[EvaluationInstance]:
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path}: 'Instances' is missing or empty")
-    return [_instance(row, number, path) for number, row in enumerate(rows[:per_task], 1)]
 
 
 def _instance(row: object, number: int, path: Path) -> EvaluationInstance:
@@ -199,46 +193,35 @@ def _instance(row: object, number: int, path: Path) -> EvaluationInstance:
     raise InputError(f"{path}: instance {number} needs an 'input' text and a list of 'output' texts")
 
 
-_FILE_NAME = "user_oriented_instructions.jsonl"
-
-
-def load_user_oriented(path: Path, *, per_task: int = 1) -> list[EvaluationTask]:
-    """The tasks of a file (or of the file of the authors' name in a folder), in order, named by their ids.
+def load_user_oriented(path: Path) -> list[EvaluationTask]:
+    """The tasks of a file (or of the authors' file in a folder), in order, named by their ids, one instance each.
 
     ``category`` is the application that a task was written for.
 
-    :raises InputError: unreadable, broken JSON, a missing field, two tasks of one id; names file, line and field.
+    :raises InputError: unreadable, broken JSON, a missing field, or two tasks of one id.
     """
-    file = path / _FILE_NAME if path.is_dir() else path
+    file = path / _USER_ORIENTED_FILE if path.is_dir() else path
     tasks: dict[str, EvaluationTask] = {}
     for number, row in read_rows(file):
-        task = _task(row, f"{file}:{number}", per_task)
+        where = f"{file}:{number}"
+        task = _user_oriented_task(row, where)
         if task.name in tasks:
-            raise InputError(f"{file}:{number}: id {task.name!r} was there before; give each task its own")
+            raise InputError(f"{where}: id {task.name!r} was there before; give each task its own")
         tasks[task.name] = task
     if not tasks:
         raise InputError(f"{file}: has no task; --data names the JSON lines of the user-oriented tasks")
     return list(tasks.values())
 
 
-def _task(row: Row, where: str, per_task: int) -> EvaluationTask:
+def _user_oriented_task(row: Row, where: str) -> EvaluationTask:
     name, instruction = text_of(row, "id", where), text_of(row, "instruction", where).strip()
     instances = row.get("instances")
     if not instruction or not isinstance(instances, list) or not instances:
         raise InputError(f"{where}: a task needs an 'instruction' and a list of 'instances'")
+    where = f"{where}: instance 1"
+    first = instances[0]
+    if not isinstance(first, dict):
+        raise InputError(f"{where} is no JSON object")
+    instance = EvaluationInstance(name, text_of(first, "input", where), (text_of(first, "output", where),))
     app = row.get("motivation_app")
-    return EvaluationTask(
-        name=name,
-        category=app if isinstance(app, str) and app.strip() else "other",
-        definition=instruction,
-        instances=tuple(_user_instance(one, name, place, where) for place, one in enumerate(instances[:per_task])),
-    )
-
-
-def _user_instance(value: object, name: str, place: int, where: str) -> EvaluationInstance:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: instance {place + 1} is no JSON object")
-    named = f"{where}: instance {place + 1}"
-    return EvaluationInstance(
-        f"{name}/{place}" if place else name, text_of(value, "input", named), (text_of(value, "output", named),)
-    )
+    return EvaluationTask(name, app if isinstance(app, str) and app.strip() else "other", instruction, (instance,))

@@ -1,8 +1,14 @@
-"""A judge model's grades, A to D, of the answers to user-oriented tasks (Wang et al., ACL 2023, section 5.4).
+"""``--compare`` of two models on the user-oriented tasks: blind sheets for people, and the grades of a judge model.
 
-The graded text is hostile. It stands between lines with a mark that is derived from it and that it does not contain, so
-it cannot close its frame, and chat templates' marks in it are broken; and a grade is only what the judge's whole answer
-is: one JSON object with one of the four letters. Anything else counts as unreadable and is never guessed at. Pure.
+For people the answers are side by side. Which one comes first is drawn for each task, and the tasks are shuffled, both
+from a seed. ``key.json`` says whose is whose and stays with the person who tallies. Answers are hostile text: a CSV
+cell that a spreadsheet would read as a formula begins with an apostrophe.
+
+The judge grades each answer A to D (Wang et al., ACL 2023, section 5.4). The graded text stands between lines with a
+mark that is derived from it and that it does not contain, so it cannot close its frame. Marks of chat templates in it
+are broken. A grade is the judge's whole answer: one JSON object with one of the four letters. Anything else counts as
+unreadable and is never guessed at. Its answers are logged in ``grades/`` of the output, so an interrupted grading
+resumes.
 """
 
 from __future__ import annotations
@@ -12,10 +18,8 @@ import hashlib
 import io
 import random
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,20 +30,25 @@ import orjson
 from fastgen.engine.health import Step
 from fastgen.errors import InputError
 from fastgen.evaluate.options import JudgeModelOptions
-from fastgen.evaluate.results import Prediction, Results, markdown, pair, plain_interval, write_file
-from fastgen.evaluate.run import Ask, ask_all, replies_by_number
+from fastgen.evaluate.results import Prediction, Results, markdown, pair, write_file, write_json
+from fastgen.evaluate.run import ask_all
 from fastgen.evaluate.scoring import Interval, interval, interval_of_difference
-from fastgen.generate.batch import Prompt, Question, read_meaning
-from fastgen.generate.options import AskSpeed, Options, ServerOptions
+from fastgen.generate.batch import Prompt, Question
+from fastgen.generate.options import AskSpeed, ServerOptions
 from fastgen.servers.endpoint import Api
 from fastgen.store.output import json_line
 from fastgen.telemetry.progress import Reporter
 from fastgen.text import whole_object, without_template_marks
 from fastgen.types import Message, Sampling
 
+SHEET, TABLE, KEY = "side_by_side.jsonl", "side_by_side.csv", "key.json"
+_COLUMNS: Final = ("number", "instruction", "input", "response_1", "response_2", "rating_1", "rating_2")
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_SEED: Final = 0
+
 GRADES: Final = ("A", "B", "C", "D")
 RATING_FORM: Final = "grade-abcd/2"
-"""Changes whenever the prompt or its reading does."""
+"""Changes with the prompt and with how its answers are read."""
 SAMPLING: Final = Sampling(temperature=0.0, top_p=1.0, max_tokens=24)
 SCHEMA: Final = {
     "type": "object",
@@ -48,63 +57,124 @@ SCHEMA: Final = {
     "additionalProperties": False,
 }
 RESPONSE_FORMAT: Final = {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": SCHEMA}}
-"""Asks servers that can for nothing but such an object; what comes back is checked all the same."""
+"""Asks servers that support it for such an object only; answers are checked in any case."""
 _MOST_CHARACTERS: Final = 6000
+_FLAG: Final = re.compile(r"--(?=(?:base-url|model|api|api-key-env|api-key-file|extra-body)\b)")
+
+Pairs = Sequence[tuple[Prediction, Prediction]]
 
 
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """One model's grades, task by task; ``None`` is an answer of the judge that could not be read."""
+def compare_user_oriented(
+    a: Results,
+    b: Results,
+    output: Path,
+    judge: JudgeModelOptions,
+    speed: AskSpeed,
+    reporter: Reporter,
+    *,
+    server_timeout: float,
+    cache_dir: Path,
+    api_key: str | None,
+) -> str | None:
+    """Write the sheets, ask the judge if there is one, and describe the result; ``None`` if the user stopped it.
 
-    model: str
-    grades: tuple[str | None, ...]
+    ``server_timeout``: seconds to wait until the judge's server answers.
 
-    @property
-    def counts(self) -> Counter[str | None]:
-        """How often each grade was given."""
-        return Counter(self.grades)
+    :raises InputError: not the same instances, or the judge's server refuses. :raises StoppedError: it is gone.
+    """
+    pairs = pair(a, b)
+    _write_side_by_side(a.model, b.model, pairs, output)
+    said = (
+        f"{len(pairs)} tasks side by side, blind, in {output} (side_by_side.csv and .jsonl; key.json says whose is "
+        f"whose)"
+    )
+    if not judge.judge_base_url:
+        return said
+    if missing := [one.id for one, _ in pairs if not one.references]:
+        raise InputError(f"{missing[0]}: has no reference answer; run 'fastgen evaluate' again into the folder")
+    api = judge.judge_api
+    answers = [one for both in pairs for one in both]
+    with _flags_of_the_judge():
+        own = ServerOptions(extra_body=judge.judge_extra_body).extra_fields()
+    body = orjson.dumps({"response_format": RESPONSE_FORMAT} | own).decode()
+    options = judge.as_ask_options(body, server_timeout).options(speed)
+    with _flags_of_the_judge():
+        graded = ask_all(
+            [Question(i, rating_prompt(one, one.references[0], api), SAMPLING) for i, one in enumerate(answers)],
+            {"form": RATING_FORM, "api": api, "answers": _digest(answers)},
+            output / "grades",
+            options,
+            reporter,
+            cache_dir=cache_dir,
+            api_key=api_key,
+            is_unreadable=lambda reply: read_grade(reply.text) is None,
+            step=Step(
+                "grading",
+                api=api,
+                api_flag="--judge-api",
+                tokens_flag="max_tokens in --judge-extra-body",
+                body_flag="--judge-extra-body",
+                others="another --judge-model",
+                anew=" (with another --output)",
+            ),
+        )
+    if graded is None:
+        return None
+    name, replies = graded
+    grades = [read_grade(reply.text) for reply in replies]
+    figures = _figures(name, (a.model, b.model), (grades[0::2], grades[1::2]))
+    table = _render(figures)
+    write_json(output / "grades.json", figures)
+    write_file(output / "grades.md", f"{table}\n".encode())
+    return f"{said}\n\n{table}"
 
 
-@dataclass(frozen=True, slots=True)
-class GradeComparison:
-    """Two models' grades of the same tasks in the same order, by one judge."""
+@contextmanager
+def _flags_of_the_judge() -> Iterator[None]:
+    """Input errors name the judge's flags: ``--model`` becomes ``--judge-model``."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(_FLAG.sub("--judge-", str(error))) from None
 
-    judge: str
-    a: Graded
-    b: Graded
 
-    def difference(self, good: str) -> Interval:
-        """B minus A of the share (percentage points) of tasks with one of the grades in ``good``; over all readable."""
-        pairs = [(x, y) for x, y in zip(self.a.grades, self.b.grades, strict=True) if x is not None and y is not None]
-        if not pairs:
-            return Interval(0.0, 0.0, 0.0)
-        of_a, of_b = ([float(grade in good) for grade in grades] for grades in zip(*pairs, strict=True))
-        return interval_of_difference([of_a], [of_b])
+def _digest(answers: Sequence[Prediction]) -> str:
+    digest = hashlib.sha256()
+    for one in answers:
+        digest.update("\0".join((one.id, one.definition, one.input, one.text, *one.references, "")).encode())
+    return digest.hexdigest()
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "judge": self.judge,
-            "form": RATING_FORM,
-            "models": [
-                {"model": g.model, "grades": _named(g.counts), "each": list(g.grades)} for g in (self.a, self.b)
-            ],
-            "difference_A": plain_interval(self.difference("A")),
-            "difference_A_or_B": plain_interval(self.difference("AB")),
-        }
 
-    def __str__(self) -> str:
-        rows = [(name, *_cells(g)) for name, g in (("A: " + self.a.model, self.a), ("B: " + self.b.model, self.b))]
-        lines = [f"Graded by {self.judge} ({len(self.a.grades)} tasks)", ""]
-        lines += markdown(("model", *GRADES, "unreadable", "share of A", "A or B"), rows)
-        for good, shown in (("A", "A"), ("AB", "A or B")):
-            d = self.difference(good)
-            lines += ["", f"Share graded {shown}, B - A: {d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}] points"]
-        return "\n".join(lines)
+def _write_side_by_side(model_a: str, model_b: str, pairs: Pairs, folder: Path) -> None:
+    """Write the two sheets and the key.
+
+    :raises DiskError: the folder cannot be written.
+    """
+    draw = random.Random(_SEED)
+    shuffled = list(pairs)
+    draw.shuffle(shuffled)
+    rows, tasks = [], []
+    for number, (a, b) in enumerate(shuffled, 1):
+        sides = {"a": a.text, "b": b.text}
+        first, second = ("b", "a") if draw.random() < 0.5 else ("a", "b")  # noqa: PLR2004 - a coin
+        shown = {"number": number, "instruction": a.definition, "input": a.input}
+        rows.append(shown | {"response_1": sides[first], "response_2": sides[second]})
+        tasks.append({"number": number, "id": a.id, "response_1": first, "response_2": second})
+    write_file(folder / SHEET, b"".join(map(json_line, rows)))
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, _COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    write_file(folder / TABLE, sheet.getvalue().encode("utf-8-sig"))  # the mark tells spreadsheets that it is UTF-8
+    write_json(folder / KEY, {"a": model_a, "b": model_b, "tasks": tasks})
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def rating_prompt(prediction: Prediction, reference: str, api: Api) -> Prompt:
-    """The judge's prompt for one answer; over-long texts lose their end."""
+    """The judge's prompt for one answer. Texts of more than 6,000 characters lose their end."""
     texts = {
         "instruction": prediction.definition,
         "input": prediction.input or "(none)",
@@ -116,13 +186,9 @@ def rating_prompt(prediction: Prediction, reference: str, api: Api) -> Prompt:
     return (Message("user", prompt),) if api == "chat" else prompt + "\n"
 
 
-def read_grade(text: str) -> str | None:
-    """The grade in a judge's answer; ``None`` unless the whole answer is one object with nothing but a grade."""
-    answer = whole_object(text)
-    if answer is None or answer.keys() != {"grade"}:
-        return None
-    grade = answer["grade"]
-    return grade if isinstance(grade, str) and grade in GRADES else None
+@cache
+def _template() -> str:
+    return (files("fastgen.evaluate") / "rating_prompt.txt").read_text(encoding="utf-8")
 
 
 def _mark(texts: Iterable[str]) -> str:
@@ -134,166 +200,54 @@ def _mark(texts: Iterable[str]) -> str:
     return mark
 
 
-@cache
-def _template() -> str:
-    return (files("fastgen.evaluate") / "rating_prompt.txt").read_text(encoding="utf-8")
-
-
-def _named(counts: Counter[str | None]) -> dict[str, int]:
-    return {**{grade: counts[grade] for grade in GRADES}, "unreadable": counts[None]}
-
-
-def _cells(graded: Graded) -> Sequence[str]:
-    counts = graded.counts
-    readable = [grade for grade in graded.grades if grade is not None]
-    shares = [
-        str(interval([[float(grade in good) for grade in readable]])) if readable else "-" for good in ("A", "AB")
-    ]
-    return (*(str(counts[grade]) for grade in GRADES), str(counts[None]), *shares)
-
-
-SHEET, TABLE, KEY = "side_by_side.jsonl", "side_by_side.csv", "key.json"
-_COLUMNS = ("number", "instruction", "input", "response_1", "response_2", "rating_1", "rating_2")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def write_side_by_side(a: Results, b: Results, folder: Path, *, seed: int = 0) -> int:
-    """Write the three files; how many tasks they hold.
-
-    :raises InputError: the two have not the same instances. :raises DiskError: the folder cannot be written.
-    """
-    pairs = pair(a, b)
-    draw = random.Random(seed)
-    draw.shuffle(pairs)
-    swapped = [draw.random() < 0.5 for _ in pairs]  # noqa: PLR2004 - a coin
-    rows = [_row(number, *one, swap=swap) for number, (one, swap) in enumerate(zip(pairs, swapped, strict=True), 1)]
-    write_file(folder / SHEET, b"".join(map(json_line, rows)))
-    write_file(folder / TABLE, _csv(rows).encode("utf-8-sig"))  # the mark tells spreadsheets that it is UTF-8
-    key = {
-        "a": a.model,
-        "b": b.model,
-        "tasks": [
-            {"number": number, "id": one.id, "response_1": "b" if swap else "a", "response_2": "a" if swap else "b"}
-            for number, ((one, _), swap) in enumerate(zip(pairs, swapped, strict=True), 1)
-        ],
-    }
-    write_file(folder / KEY, orjson.dumps(key, option=orjson.OPT_INDENT_2))
-    return len(rows)
-
-
-def _row(number: int, a: Prediction, b: Prediction, *, swap: bool) -> dict[str, object]:
-    first, second = (b, a) if swap else (a, b)
-    return {
-        "number": number,
-        "instruction": a.definition,
-        "input": a.input,
-        "response_1": first.text,
-        "response_2": second.text,
-    }
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> str:
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, _COLUMNS, restval="")
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return sheet.getvalue()
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-_SIDES = 2
-_FLAG = re.compile(r"--(?=(?:base-url|model|api|api-key-env|api-key-file|extra-body)\b)")
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Who grades, with what key and how fast; ``server_timeout``: seconds to wait until the server answers."""
-
-    options: JudgeModelOptions
-    speed: AskSpeed
-    server_timeout: float
-    api_key: str | None
-    cache_dir: Path
-
-
-def compare_user_oriented(a: Results, b: Results, output: Path, judge: Judge | None, reporter: Reporter) -> str | None:
-    """Write the sheets, ask the judge, and say what there is now; ``None``: the user stopped it, and it can go on.
-
-    :raises InputError: not the same instances, or the judge's server refuses. :raises StoppedError: it is gone.
-    """
-    count = write_side_by_side(a, b, output)
-    said = f"{count} tasks side by side, blind, in {output} (side_by_side.csv and .jsonl; key.json says whose is whose)"
-    if judge is None:
-        return said
-    graded = _grade(a, b, output, judge, reporter)
-    if graded is None:
+def read_grade(text: str) -> str | None:
+    """The grade in a judge's answer; ``None`` unless the whole answer is one object with nothing but a grade."""
+    answer = whole_object(text)
+    if answer is None or answer.keys() != {"grade"}:
         return None
-    write_file(output / "grades.json", orjson.dumps(graded.as_dict(), option=orjson.OPT_INDENT_2))
-    write_file(output / "grades.md", f"{graded}\n".encode())
-    return f"{said}\n\n{graded}"
+    grade = answer["grade"]
+    return grade if isinstance(grade, str) and grade in GRADES else None
 
 
-def _grade(a: Results, b: Results, output: Path, judge: Judge, reporter: Reporter) -> GradeComparison | None:
-    pairs = pair(a, b)
-    if missing := [one.id for one, _ in pairs if not one.references]:
-        raise InputError(f"{missing[0]}: has no reference answer; run 'fastgen evaluate' again into the folder")
-    api = judge.options.judge_api
-    folder = output / "grades"
-    questions = [
-        Question(_SIDES * place + side, rating_prompt(one, one.references[0], api), SAMPLING)
-        for place, both in enumerate(pairs)
-        for side, one in enumerate(both)
-    ]
-    ask = Ask(
-        folder=folder,
-        questions=questions,
-        meaning=_meaning(pairs, api),
-        options=_options(judge),
-        cache_dir=judge.cache_dir,
-        api_key=judge.api_key,
-        is_unreadable=lambda reply: read_grade(reply.text) is None,
-        step=Step(
-            "grading",
-            api=api,
-            api_flag="--judge-api",
-            tokens_flag="max_tokens in --judge-extra-body",
-            body_flag="--judge-extra-body",
-            others="another --judge-model",
-            anew=" (with another --output)",
-        ),
-    )
-    with _named_for_the_judge():
-        if not ask_all(ask, reporter):
-            return None
-    replies = replies_by_number(folder)
-    grades = [read_grade(replies[number].text) for number in range(len(questions))]
-    name = str((read_meaning(folder) or {}).get("model", ""))
-    return GradeComparison(name, Graded(a.model, tuple(grades[0::_SIDES])), Graded(b.model, tuple(grades[1::_SIDES])))
+Grades = Sequence[str | None]
+"""Task by task; ``None`` is an unreadable answer of the judge."""
 
 
-def _options(judge: Judge) -> Options:
-    with _named_for_the_judge():
-        own = ServerOptions(extra_body=judge.options.judge_extra_body).extra_fields()
-    body = orjson.dumps({"response_format": RESPONSE_FORMAT} | own).decode()
-    return judge.options.as_ask_options(body, judge.server_timeout).options(judge.speed)
+def _figures(judge: str, models: Sequence[str], grades: tuple[Grades, Grades]) -> dict[str, Any]:
+    """The content of grades.json; differences are B minus A, in percentage points."""
+    return {
+        "judge": judge,
+        "form": RATING_FORM,
+        "models": [
+            {
+                "model": model,
+                "grades": {**{grade: each.count(grade) for grade in GRADES}, "unreadable": each.count(None)},
+                "each": each,
+            }
+            for model, each in zip(models, grades, strict=True)
+        ],
+        "difference_A": _difference(*grades, good="A"),
+        "difference_A_or_B": _difference(*grades, good="AB"),
+    }
 
 
-@contextmanager
-def _named_for_the_judge() -> Iterator[None]:
-    """Input errors name the flag that the judge's user gave: ``--model`` is ``--judge-model``."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(_FLAG.sub("--judge-", str(error))) from None
+def _difference(a: Grades, b: Grades, *, good: str) -> Interval:
+    """Of the share of tasks with one of the grades in ``good``, over tasks where both grades are readable."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return Interval(0.0, 0.0, 0.0)
+    of_a, of_b = ([float(grade in good) for grade in grades] for grades in zip(*pairs, strict=True))
+    return interval_of_difference([of_a], [of_b])
 
 
-def _meaning(pairs: Sequence[tuple[Prediction, Prediction]], api: Api) -> dict[str, Any]:
-    """What the grades are of, beside the judge."""
-    digest = hashlib.sha256()
-    for both in pairs:
-        for one in both:
-            digest.update("\0".join((one.id, one.definition, one.input, one.text, *one.references, "")).encode())
-    return {"form": RATING_FORM, "api": api, "answers": digest.hexdigest()}
+def _render(figures: Mapping[str, Any]) -> str:
+    rows = []
+    for name, one in zip("AB", figures["models"], strict=True):
+        readable = [grade for grade in one["each"] if grade is not None]
+        shares = [str(interval([[float(g in good) for g in readable]])) if readable else "-" for good in ("A", "AB")]
+        rows.append((f"{name}: {one['model']}", *map(str, one["grades"].values()), *shares))
+    lines = [f"Graded by {figures['judge']} ({len(figures['models'][0]['each'])} tasks)", ""]
+    lines += markdown(("model", *GRADES, "unreadable", "share of A", "A or B"), rows)
+    for field, shown in (("difference_A", "A"), ("difference_A_or_B", "A or B")):
+        lines += ["", f"Share graded {shown}, B - A: {figures[field].signed()} points"]
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastgen.judge.summary import saved_summaries, one_line
+from fastgen.judge.summary import one_line, saved_summaries
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Sample

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.evaluate import leakage as nearest
-from fastgen.evaluate.leakage import NearestSearch, NgramSearch, leakage
+from fastgen.evaluate.leakage import NgramIndex, leakage, nearest_texts
 from fastgen.evaluate.tasks import EvaluationTask, load_superni
 from fastgen.similarity.rouge import rouge_l_f1, tokenise
 from tests.evaluation_help import TASKS, call, superni, write_lines
@@ -25,15 +24,7 @@ STORY = TASKS[0]["Instances"][2]["input"]
 @settings(max_examples=30, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=12), st.lists(TEXT, min_size=1, max_size=4), st.integers(1, 5))
 def test_the_nearest_is_the_best_of_all_pairs(texts: list[str], queries: list[str], chunk: int) -> None:
-    whole = nearest.CHUNK_TEXTS
-    try:
-        nearest.CHUNK_TEXTS = chunk
-        search = NearestSearch(queries)
-        for text in texts:
-            search.meet(text)
-        found = search.found()
-    finally:
-        nearest.CHUNK_TEXTS = whole
+    found = nearest_texts(queries, texts, chunk=chunk)
     for query, near in zip(queries, found, strict=True):
         scores = [rouge_l_f1(tokenise(text), tokenise(query)) for text in texts]
         assert near.rouge_l == max(scores)
@@ -47,22 +38,22 @@ def _grams(text: str, n: int) -> set[tuple[str, ...]]:
 
 @given(st.lists(TEXT, max_size=5), st.lists(TEXT, max_size=5))
 def test_shared_runs_of_words_are_those_of_plain_sets(tests: list[str], training: list[str]) -> None:
-    search = NgramSearch(((str(i), text) for i, text in enumerate(tests)), lengths=(2, 3))
+    index = NgramIndex(((str(i), text) for i, text in enumerate(tests)), lengths=(2, 3))
     for batch in (training[:2], training[2:]):
-        search.meet(batch)
-    for found in search.found():
+        index.match(batch)
+    for found in index.overlaps():
         seen = set().union(*(_grams(text, found.n) for text in training))
         assert found.shared == tuple(str(i) for i, text in enumerate(tests) if _grams(text, found.n) & seen)
         assert found.long_enough == sum(bool(_grams(text, found.n)) for text in tests)
 
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
-    search = NgramSearch([("x", "One two, three FOUR five six seven eight.")])
-    search.meet(["zero one TWO three four (five) six", "seven eight"])
-    assert search.found()[0].shared == ()
-    search.meet(["... one TWO three four (five) six seven: eight nine"])
-    assert search.found()[0].shared == ("x",)
-    assert search.found()[1].long_enough == 0
+    index = NgramIndex([("x", "One two, three FOUR five six seven eight.")])
+    index.match(["zero one TWO three four (five) six", "seven eight"])
+    assert index.overlaps()[0].shared == ()
+    index.match(["... one TWO three four (five) six seven: eight nine"])
+    assert index.overlaps()[0].shared == ("x",)
+    assert index.overlaps()[1].long_enough == 0
 
 
 def run_with_leaks(folder: Path) -> Path:

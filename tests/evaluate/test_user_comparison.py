@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.evaluate.results import Prediction
-from fastgen.evaluate.scoring import Score
 from fastgen.evaluate.user_comparison import rating_prompt, read_grade
 from tests.evaluation_help import call, served, write_lines
 
@@ -132,7 +131,7 @@ def test_a_grade_is_the_whole_answer_or_nothing(answer: str, grade: str | None) 
 
 
 def prediction(text: str, instruction: str = "Do it.") -> Prediction:
-    return Prediction("t", "t", "Mail", instruction, "", text, text, Score(0, 0))
+    return Prediction("t", "t", "Mail", instruction, "", text, text, 0, 0)
 
 
 HOSTILE = (
