@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,9 @@ from fastgen.store.output import json_line
 from fastgen.text import printable
 
 PREDICTIONS, SCORES, TABLE = "predictions.jsonl", "scores.json", "scores.md"
+_COLUMNS: Final = {"definition": "instruction", "text": "prediction"}
+_TEXTS: Final = ("id", "task", "category", "definition", "input", "text")
+_ONLY_IF_SET: Final = ("failure", "shortened")
 _MEASURES: Final = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
 _SETTINGS: Final = ("benchmark", "data", "prompt", "api", "max_tokens")
 _MUST_AGREE: Final = ("benchmark", "data")
@@ -33,7 +36,10 @@ _MUST_AGREE: Final = ("benchmark", "data")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer with its scores (0..1 each). ``raw`` is the model's text, ``text`` the part of it that counts."""
+    """One answer with its scores (0..1 each). ``raw`` is the model's text, ``text`` the part of it that counts.
+
+    The fields are those of predictions.jsonl in their order, but for the names in `_COLUMNS`.
+    """
 
     id: str
     task: str
@@ -42,12 +48,12 @@ class Prediction:
     input: str
     text: str
     raw: str
+    references: tuple[str, ...]
     rouge_l: float
     exact_match: float
     is_classification: bool = False
     failure: str | None = None
     shortened: bool = False
-    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,12 @@ def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shor
         input=instance.input,
         text=text,
         raw=raw,
+        references=instance.references,
         rouge_l=rouge_l(text, instance.references),
         exact_match=exact_match(text, instance.references),
         is_classification=task.is_classification,
         failure=failure,
         shortened=shortened,
-        references=instance.references,
     )
 
 
@@ -182,21 +188,9 @@ def write_file(path: Path, content: bytes) -> None:
         raise DiskError(f"{path}: cannot be written ({error.strerror}); fix that and run it again") from None
 
 
-def _row(p: Prediction) -> Row:
-    row = {
-        "id": p.id,
-        "task": p.task,
-        "category": p.category,
-        "instruction": p.definition,
-        "input": p.input,
-        "prediction": p.text,
-        "raw": p.raw,
-        "references": list(p.references),
-        "rouge_l": p.rouge_l,
-        "exact_match": p.exact_match,
-        "is_classification": p.is_classification,
-    }
-    return row | ({"failure": p.failure} if p.failure else {}) | ({"shortened": True} if p.shortened else {})
+def _row(prediction: Prediction) -> Row:
+    values = asdict(prediction).items()
+    return {_COLUMNS.get(field, field): value for field, value in values if value or field not in _ONLY_IF_SET}
 
 
 def read_results(folder: Path) -> Results:
@@ -223,20 +217,16 @@ def _prediction(row: Row, where: str) -> Prediction:
     references, failure = row.get("references", []), row.get("failure")
     if not isinstance(references, list) or not isinstance(failure, str | None):
         raise InputError(f"{where}: 'references' or 'failure' is damaged; run its 'fastgen evaluate' again")
+    texts = {field: text_of(row, _COLUMNS.get(field, field), where) for field in _TEXTS}
     return Prediction(
-        id=text_of(row, "id", where),
-        task=text_of(row, "task", where),
-        category=text_of(row, "category", where),
-        definition=text_of(row, "instruction", where),
-        input=text_of(row, "input", where),
-        text=text_of(row, "prediction", where),
+        **texts,
         raw=str(row.get("raw", "")),
+        references=tuple(map(str, references)),
         rouge_l=_share(row, "rouge_l", where),
         exact_match=_share(row, "exact_match", where),
         is_classification=bool(row.get("is_classification")),
         failure=failure,
         shortened=bool(row.get("shortened")),
-        references=tuple(map(str, references)),
     )
 
 

@@ -1,5 +1,10 @@
 """``fastgen evaluate``: load the benchmark, ask the model, score the answers, compare with the training text.
 
+There is one fixed zero-shot prompt: the task's definition, then the input. Its form is one of the templates of
+`fastgen.export.rows` (Self-Instruct's own evaluation uses it), so a tuned model has seen it and a base model can
+complete it. A chat model gets the user's turn as ``fastgen export --format messages`` writes it. docs/evaluate.md
+describes the prompt and which part of a model's text is its answer.
+
 The folder of results also holds the log of answers, so the same call resumes after any interruption. The model is
 behind a server that was named or one that fastgen starts. Where all questions are answered, no server is needed or
 started.
@@ -7,19 +12,22 @@ started.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastgen.engine.health import Step
 from fastgen.errors import InputError
 from fastgen.evaluate import scoring
 from fastgen.evaluate.leakage import Leakage, leakage
 from fastgen.evaluate.options import AskOptions, BenchmarkOptions
-from fastgen.evaluate.prompting import PROMPT_FORM, build_prompt, clean_up, sampling, shortener
 from fastgen.evaluate.results import PREDICTIONS, SCORES, TABLE, Prediction, Results, predict, write_results
 from fastgen.evaluate.tasks import (
+    BenchmarkName,
+    Case,
     EvaluationTask,
     cases,
     fingerprint,
@@ -28,8 +36,10 @@ from fastgen.evaluate.tasks import (
     read_rows,
     text_of,
 )
+from fastgen.export.rows import WITH_INPUT, WITHOUT_INPUT, user_turn
 from fastgen.generate.batch import (
     Job,
+    Prompt,
     Question,
     Reply,
     Shorten,
@@ -43,10 +53,23 @@ from fastgen.generate.batch import (
 from fastgen.generate.options import AskSpeed, Options, model_names
 from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
+from fastgen.servers.endpoint import Api
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import Reporter
 from fastgen.text import Kind, unread_kind
+from fastgen.types import Message, Sampling
+
+PROMPT_FORM: Final = "definition-input-output/1"
+"""Changes with the prompt and with the clean-up; answers of two forms are not mixed."""
+STOPS: Final = ("\nInput:", "\nTask:")
+"""Sent to completion servers: where a base model begins the next example."""
+
+_NEXT_EXAMPLE: Final = re.compile(r"\n\s*(?:Input|Output|Task)\s*:")
+_LABEL: Final = re.compile(r"\s*Output\s*:")
+_BLANK_LINE: Final = re.compile(r"\n[^\S\n]*\n")
+_KEPT_EACH_TIME: Final = 0.75
+_SHORTENINGS: Final = 16  # leaves 1 % of the input
 
 
 def evaluate_model(
@@ -67,7 +90,8 @@ def evaluate_model(
     """
     tasks, overlap = _load(benchmark, output, training_data)
     asked = list(cases(tasks))
-    how = sampling(model.api, benchmark.max_tokens)
+    stops = STOPS if model.api == "completions" else ()
+    greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=benchmark.max_tokens, stop=stops)
     settings = {
         "benchmark": benchmark.benchmark,
         "data": fingerprint(tasks),
@@ -78,12 +102,11 @@ def evaluate_model(
     }
 
     def is_unreadable(reply: Reply) -> bool:
-        """Whether nothing of an answer counts, or all of it is reasoning."""
-        is_empty = not clean_up(reply.text, benchmark.benchmark).strip()
+        is_empty = not clean_up(reply.text, benchmark.benchmark)
         return is_empty or unread_kind(reply.text, reply.finish_reason) is Kind.THINKING
 
     answered = ask_all(
-        [Question(case.number, build_prompt(case, model.api), how) for case in asked],
+        [Question(case.number, build_prompt(case, model.api), greedy) for case in asked],
         settings,
         output,
         model.options(speed),
@@ -108,6 +131,46 @@ def evaluate_model(
         for case, reply in zip(asked, replies, strict=True)
     ]
     return _write(output, {"model": name, **settings}, predictions, overlap)
+
+
+def build_prompt(case: Case, api: Api, kept: float = 1.0) -> Prompt:
+    """The prompt of one instance; ``kept`` is the share (0..1) of its input's characters to keep, from the start.
+
+    The benchmark's own baselines also cut the end of the input and never the definition.
+    """
+    definition, text = case.task.definition, case.instance.input.strip()
+    text = text[: round(kept * len(text))].rstrip()
+    if api == "chat":
+        return (Message("user", user_turn(definition, text)),)
+    return (WITH_INPUT[1] if text else WITHOUT_INPUT[2]).format(instruction=definition, input=text)
+
+
+def shortener(cases: Sequence[Case], api: Api) -> Shorten:
+    """A function that gives a shorter prompt of a case each time, and ``None`` when there is no input left to cut."""
+    times: Counter[int] = Counter()
+
+    def shorten(number: int) -> Prompt | None:
+        times[number] += 1
+        if times[number] > _SHORTENINGS or not cases[number].instance.input.strip():
+            return None
+        return build_prompt(cases[number], api, _KEPT_EACH_TIME ** times[number])
+
+    return shorten
+
+
+def clean_up(text: str, benchmark: BenchmarkName) -> str:
+    """The answer in a model's text.
+
+    A leading ``Output:`` is dropped, and the text ends where a line begins another ``Input:``, ``Output:`` or
+    ``Task:``. For SuperNI, whose answers are short, only the first paragraph counts (up to the first blank line).
+    """
+    body = text.strip()
+    if label := _LABEL.match(body):
+        body = body[label.end() :].lstrip()
+    if following := _NEXT_EXAMPLE.search("\n" + body):
+        body = body[: max(0, following.start() - 1)]
+    body = body.strip()
+    return _BLANK_LINE.split(body, maxsplit=1)[0].rstrip() if benchmark == "superni" else body
 
 
 def evaluate_predictions(

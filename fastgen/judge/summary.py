@@ -17,6 +17,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -234,27 +235,17 @@ def write_summary(run_dir: Path, name: str) -> None:
 
 
 def saved_summaries(run_dir: Path) -> list[dict[str, Any]]:
-    """The figures of every judge at the end of its last session, without reading any log. Broken files are left out."""
+    """The figures of every judge at the end of its last session, without reading any log.
+
+    Files that cannot be read, or that lack what `one_line` shows, are left out.
+    """
     found = []
     for path in sorted(judgements_folder(run_dir).glob(f"*/{_FILE}")):
-        try:
+        with suppress(OSError, ValueError, TypeError, LookupError):
             figures = orjson.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if _is_whole(figures):
+            one_line(figures)
             found.append(figures)
     return found
-
-
-def _is_whole(figures: Any) -> bool:  # noqa: ANN401 - any JSON value
-    """Whether it has what `fastgen status` shows of a judge."""
-    try:
-        share = figures["questions"]["all_right"]["share"]
-        shown = figures["mean_score"], share
-        named = isinstance(figures["name"], str) and isinstance(figures["judged"], int)
-    except (TypeError, LookupError):
-        return False
-    return named and (shown == (None, None) or all(isinstance(one, int | float) for one in shown))
 
 
 def render(figures: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from fastgen.evaluate import scoring
-from fastgen.evaluate.prompting import clean_up
 from fastgen.evaluate.results import read_results
+from fastgen.evaluate.run import clean_up
 from fastgen.evaluate.scoring import exact_match, interval, interval_of_difference, normalise, rouge_l
 from fastgen.evaluate.tasks import load_superni
 from tests.evaluation_help import TASKS, call, superni, write_lines

@@ -131,7 +131,7 @@ def test_a_grade_is_the_whole_answer_or_nothing(answer: str, grade: str | None) 
 
 
 def prediction(text: str, instruction: str = "Do it.") -> Prediction:
-    return Prediction("t", "t", "Mail", instruction, "", text, text, 0, 0)
+    return Prediction("t", "t", "Mail", instruction, "", text, text, (), 0, 0)
 
 
 HOSTILE = (
