@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from fastgen.errors import INTERRUPTED, InputError
-from fastgen.evaluate.options import AskOptions, BenchmarkOptions, JudgeModelOptions
+from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelOptions
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.generate.options import (
     JOB,
@@ -26,7 +26,7 @@ from fastgen.generate.options import (
     RefilterOptions,
     ServerOptions,
 )
-from fastgen.judge.options import JudgeOptions, WhatOptions
+from fastgen.judge.options import JudgeOptions, ScopeOptions
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import put, tell
@@ -342,7 +342,7 @@ def dashboard(*, run_dir: Path, port: int = 8642) -> int:
 def judge(
     *,
     run_dir: Path,
-    what: WhatOptions = WhatOptions(),  # noqa: B008 - frozen
+    scope: ScopeOptions = ScopeOptions(),  # noqa: B008 - frozen
     judge: JudgeOptions = JudgeOptions(),  # noqa: B008 - frozen
     speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
     summary: bool = False,
@@ -364,9 +364,9 @@ def judge(
     quiet
         Say nothing but errors and the figures.
     """
-    name = what.name
+    name = scope.name
     if not summary:
-        name = _judge(run_dir, what, judge, speed, quiet=quiet)
+        name = _judge(run_dir, scope, judge, speed, quiet=quiet)
         if name is None:
             again = f"fastgen judge --run-dir {run_dir}"
             tell(f"interrupted; every answer so far is kept, go on with: {again} ...")
@@ -382,7 +382,7 @@ def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
     put(json_text(figures, indent=2) if as_json else render(figures))
 
 
-def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
+def _judge(run_dir: Path, scope: ScopeOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
     """The name of the judgements; ``None`` when the user stopped it."""
     from fastgen.judge.session import judge_run
     from fastgen.telemetry.progress import choose_reporter
@@ -390,7 +390,7 @@ def _judge(run_dir: Path, what: WhatOptions, judge: JudgeOptions, speed: AskSpee
     key = api_key(judge.api_key_env, judge.api_key_file)
     reporter = choose_reporter(quiet=quiet, log_json=False)
     try:
-        return judge_run(run_dir, what, judge, speed, reporter, cache_dir=cache_dir(), api_key=key)
+        return judge_run(run_dir, scope, judge, speed, reporter, cache_dir=cache_dir(), api_key=key)
     finally:
         reporter.close()
 
@@ -399,7 +399,7 @@ def evaluate(
     *,
     output: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     benchmark: BenchmarkOptions = BenchmarkOptions(),  # noqa: B008 - frozen
-    ask: AskOptions = AskOptions(),  # noqa: B008 - frozen
+    ask: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
     speed: AskSpeed = AskSpeed(),  # noqa: B008 - frozen
     judge: JudgeModelOptions = JudgeModelOptions(),  # noqa: B008 - frozen
     predictions: Path | None = None,
@@ -436,7 +436,7 @@ def evaluate(
 def _evaluate(
     output: Path | None,
     benchmark: BenchmarkOptions,
-    ask: AskOptions,
+    ask: ModelOptions,
     speed: AskSpeed,
     predictions: Path | None,
     training_data: Path | None,

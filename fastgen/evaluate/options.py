@@ -21,16 +21,16 @@ _JUDGE = Group("The judge (user-oriented tasks, with --compare)", sort_key=2)
 @Parameter(name="*", group=_WHAT)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkOptions:
-    """What is asked and scored."""
+    """What to ask and score."""
 
     benchmark: BenchmarkName = "superni"
     """superni: Super-NaturalInstructions, ROUGE-L and exact match; user-oriented: the 252 tasks of Self-Instruct."""
     data: Path | None = None
     """Folder of Super-NaturalInstructions (tasks/, splits/default/), or the JSON lines of the user-oriented tasks."""
     per_task: int = 100
-    """Instances of each task, from its first one on; user-oriented tasks have one each."""
+    """Instances of each task, from the first one; user-oriented tasks have one each."""
     task: tuple[str, ...] = ()
-    """Only this task (its name), several times for several; default: all."""
+    """Only the task of this name; may be given several times. Default: all."""
     max_tokens: int = 128
     """Most tokens of an answer."""
 
@@ -42,15 +42,15 @@ class BenchmarkOptions:
 
 @Parameter(name="*", group=_MODEL)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskOptions:
-    """Who is asked. Without ``--base-url`` fastgen starts a vLLM server itself, as ``generate`` does."""
+class ModelOptions:
+    """The model. Without ``--base-url`` fastgen starts a vLLM server, as ``generate`` does."""
 
     base_url: tuple[str, ...] = ()
     """An OpenAI-compatible server; may be given several times. Without it fastgen starts one for --model."""
     model: str | None = None
     """The model's name at the server, or the model or folder to serve; default: as 'fastgen generate' chooses."""
     api: Api = "completions"
-    """completions: the plain prompt; chat: the same as a user's message, for models with a chat template."""
+    """completions: the plain prompt; chat: the prompt as a user's message, for models with a chat template."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
@@ -60,13 +60,13 @@ class AskOptions:
     server_args: str = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
-    """Seconds to wait until a server answers at the start."""
+    """Seconds to wait at the start until a server answers."""
 
     def __post_init__(self) -> None:
         self.options(AskSpeed())
 
     def options(self, speed: AskSpeed) -> Options:
-        """What `fastgen.generate.serving.serve` needs to know.
+        """The options of `fastgen.generate.serving.serve`.
 
         :raises InputError: a value is out of range.
         """
@@ -76,14 +76,14 @@ class AskOptions:
 @Parameter(name="*", group=_JUDGE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeModelOptions:
-    """Who rates the answers to user-oriented tasks."""
+    """The judge of the answers to user-oriented tasks."""
 
     judge_base_url: tuple[str, ...] = ()
-    """Server of a model that rates both models' answers A, B, C or D; without it they are written out for people."""
+    """Server of a model that grades both models' answers A, B, C or D. Without it they are only written for people."""
     judge_model: str | None = None
-    """The judge's name there; default: the only model."""
+    """The judge's name at the server; default: its only model."""
     judge_api: Annotated[Api, Parameter(show_default=True)] = "chat"
-    """How the judge is asked."""
+    """API of the judge's server."""
     judge_api_key_env: str | None = None
     """Name of the environment variable that holds the judge's key."""
     judge_api_key_file: Path | None = None
@@ -97,12 +97,12 @@ class JudgeModelOptions:
         if self.judge_model is not None and not self.judge_base_url:
             raise InputError(f"--judge-model {self.judge_model}: name its server with --judge-base-url")
 
-    def as_ask_options(self, extra_body: str, server_timeout: float) -> AskOptions:
-        """How to ask the judge.
+    def as_ask_options(self, extra_body: str, server_timeout: float) -> ModelOptions:
+        """The same as options of a model, with another body and a time to wait for the server.
 
         :raises InputError: a value is out of range.
         """
-        return AskOptions(
+        return ModelOptions(
             base_url=self.judge_base_url,
             model=self.judge_model,
             api=self.judge_api,

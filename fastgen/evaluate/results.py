@@ -69,7 +69,7 @@ class Results:
         return printable(str(self.about["model"]))
 
 
-def predict(case: Case, text: str, raw: str, *, failure: str | None = None, shortened: bool = False) -> Prediction:
+def score_answer(case: Case, text: str, raw: str, *, failure: str | None = None, shortened: bool = False) -> Prediction:
     """Score one answer; a failed one counts as empty."""
     task, instance = case.task, case.instance
     return Prediction(
@@ -204,19 +204,19 @@ def read_results(folder: Path) -> Results:
     except OSError:
         raise InputError(f"{folder}: has no {SCORES}; 'fastgen evaluate --output {folder}' finishes it") from None
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: broken JSON ({error.msg}); run its 'fastgen evaluate' again") from None
+        raise InputError(f"{path}: broken JSON ({error.msg}); run the same 'fastgen evaluate' again") from None
     if not isinstance(about, dict) or not {"model", "benchmark"} <= about.keys():
-        raise InputError(f"{path}: is not of 'fastgen evaluate'; name a folder that it wrote")
+        raise InputError(f"{path}: was not written by 'fastgen evaluate'; name a folder that was")
     rows = list(read_rows(folder / PREDICTIONS))
     if not rows:
-        raise InputError(f"{folder / PREDICTIONS}: is empty; run its 'fastgen evaluate' again")
+        raise InputError(f"{folder / PREDICTIONS}: is empty; run the same 'fastgen evaluate' again")
     return Results(about, [_prediction(row, f"{folder / PREDICTIONS}:{number}") for number, row in rows])
 
 
 def _prediction(row: Row, where: str) -> Prediction:
     references, failure = row.get("references", []), row.get("failure")
     if not isinstance(references, list) or not isinstance(failure, str | None):
-        raise InputError(f"{where}: 'references' or 'failure' is damaged; run its 'fastgen evaluate' again")
+        raise InputError(f"{where}: 'references' or 'failure' is damaged; run the same 'fastgen evaluate' again")
     texts = {field: text_of(row, _COLUMNS.get(field, field), where) for field in _TEXTS}
     return Prediction(
         **texts,
@@ -233,7 +233,7 @@ def _prediction(row: Row, where: str) -> Prediction:
 def _share(row: Row, field: str, where: str) -> float:
     value = row.get(field)
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"{where}: {field!r} is no figure of 0 to 1; run its 'fastgen evaluate' again")
+        raise InputError(f"{where}: {field!r} is not a number from 0 to 1; run the same 'fastgen evaluate' again")
     return float(value)
 
 
@@ -301,14 +301,15 @@ def pair(a: Results, b: Results) -> list[tuple[Prediction, Prediction]]:
     only_a, only_b = of_a.keys() - of_b.keys(), of_b.keys() - of_a.keys()
     if only_a or only_b:
         raise InputError(
-            f"--compare: the two have not the same instances ({len(only_a)} only in the first, {len(only_b)} only in "
-            f"the second, such as {min(only_a | only_b)[1]}); evaluate both with the same --data, --task and --per-task"
+            f"--compare: the two do not have the same instances ({len(only_a)} only in the first, {len(only_b)} only "
+            f"in the second, such as {min(only_a | only_b)[1]}); evaluate both with the same --data, --task and "
+            f"--per-task"
         )
     for name in _MUST_AGREE:
         if a.about.get(name) != b.about.get(name):
             raise InputError(
                 f"--compare: the two differ in {name} ({a.about.get(name)!r:.40}, {b.about.get(name)!r:.40}); evaluate "
-                f"both on the same"
+                f"both on the same data"
             )
     return [(one, of_b[key]) for key, one in of_a.items()]
 

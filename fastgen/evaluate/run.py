@@ -23,8 +23,8 @@ from fastgen.engine.health import Step
 from fastgen.errors import InputError
 from fastgen.evaluate import scoring
 from fastgen.evaluate.leakage import Leakage, leakage
-from fastgen.evaluate.options import AskOptions, BenchmarkOptions
-from fastgen.evaluate.results import PREDICTIONS, SCORES, TABLE, Prediction, Results, predict, write_results
+from fastgen.evaluate.options import BenchmarkOptions, ModelOptions
+from fastgen.evaluate.results import PREDICTIONS, SCORES, TABLE, Prediction, Results, score_answer, write_results
 from fastgen.evaluate.tasks import (
     BenchmarkName,
     Case,
@@ -74,7 +74,7 @@ _SHORTENINGS: Final = 16  # leaves 1 % of the input
 
 def evaluate_model(
     benchmark: BenchmarkOptions,
-    model: AskOptions,
+    model: ModelOptions,
     speed: AskSpeed,
     output: Path,
     training_data: Path | None,
@@ -121,7 +121,7 @@ def evaluate_model(
         return None
     name, replies = answered
     predictions = [
-        predict(
+        score_answer(
             case,
             clean_up(reply.text, benchmark.benchmark),
             reply.text,
@@ -187,7 +187,7 @@ def evaluate_predictions(
     given = _read_predictions(predictions, {case.instance.id for case in asked})
     texts = [given.get(case.instance.id) for case in asked]
     scored = [
-        predict(case, text or "", text or "", failure="missing" if text is None else None)
+        score_answer(case, text or "", text or "", failure="missing" if text is None else None)
         for case, text in zip(asked, texts, strict=True)
     ]
     about = {"model": f"predictions of {predictions}", "benchmark": benchmark.benchmark, "data": fingerprint(tasks)}
@@ -234,9 +234,11 @@ def _read_predictions(path: Path, known: set[str]) -> dict[str, str]:
         where = f"{path}:{number}"
         name = text_of(row, "id", where)
         if name not in known:
-            raise InputError(f"{where}: no instance has the id {name!r}; give --data and --per-task of the predictions")
+            raise InputError(
+                f"{where}: no instance has the id {name!r}; give the --data and --per-task of the predictions"
+            )
         if name in given:
-            raise InputError(f"{where}: a second prediction for {name!r}; leave one")
+            raise InputError(f"{where}: a second prediction for {name!r}; keep one")
         given[name] = text_of(row, "prediction", where)
     if not given:
         raise InputError(f"{path}: has no prediction; write one JSON object with 'id' and 'prediction' on each line")

@@ -82,7 +82,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
     JSON lines are read one at a time, an array as a whole. Blank lines are skipped.
 
-    :raises InputError: the file cannot be read, or a row is no JSON object.
+    :raises InputError: the file cannot be read, or a row is not a JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ def text_of(row: Row, field: str, where: str) -> str:
     """
     value = row.get(field)
     if not isinstance(value, str):
-        raise InputError(f"{where}: {field!r} is missing or no text; add it")
+        raise InputError(f"{where}: {field!r} is missing or not a text; add it")
     return value
 
 
@@ -206,7 +206,7 @@ def load_user_oriented(path: Path) -> list[EvaluationTask]:
         where = f"{file}:{number}"
         task = _user_oriented_task(row, where)
         if task.name in tasks:
-            raise InputError(f"{where}: id {task.name!r} was there before; give each task its own")
+            raise InputError(f"{where}: id {task.name!r} is used twice; give each task its own")
         tasks[task.name] = task
     if not tasks:
         raise InputError(f"{file}: has no task; --data names the JSON lines of the user-oriented tasks")
@@ -221,7 +221,7 @@ def _user_oriented_task(row: Row, where: str) -> EvaluationTask:
     where = f"{where}: instance 1"
     first = instances[0]
     if not isinstance(first, dict):
-        raise InputError(f"{where} is no JSON object")
+        raise InputError(f"{where} is not a JSON object")
     instance = EvaluationInstance(name, text_of(first, "input", where), (text_of(first, "output", where),))
     app = row.get("motivation_app")
     return EvaluationTask(name, app if isinstance(app, str) and app.strip() else "other", instruction, (instance,))

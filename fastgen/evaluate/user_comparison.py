@@ -91,7 +91,7 @@ def compare_user_oriented(
     if not judge.judge_base_url:
         return said
     if missing := [one.id for one, _ in pairs if not one.references]:
-        raise InputError(f"{missing[0]}: has no reference answer; run 'fastgen evaluate' again into the folder")
+        raise InputError(f"{missing[0]}: has no reference answer; run the same 'fastgen evaluate' again")
     api = judge.judge_api
     answers = [one for both in pairs for one in both]
     with _flags_of_the_judge():

@@ -47,7 +47,7 @@ def default_name(model: str) -> str:
 
 
 def judge_names(run_dir: Path) -> list[str]:
-    """The names of what was judged so far, sorted; empty where nothing was.
+    """The names of all judgements, sorted.
 
     :raises RunFolderError: the folder cannot be read. :raises DamagedLogError: the beginning of a log is damaged.
     """
@@ -93,7 +93,7 @@ def read_judgements(run_dir: Path, name: str | None = None) -> Judgements:
     """
     names = judge_names(run_dir)
     if not names:
-        raise InputError(f"--run-dir {run_dir}: nothing was judged yet; 'fastgen judge --run-dir {run_dir}' does it")
+        raise InputError(f"--run-dir {run_dir}: nothing was judged yet; run 'fastgen judge --run-dir {run_dir}' first")
     if name is not None and name not in names:
         raise InputError(f"--name {name}: no judgements of that name in {run_dir}; there are {', '.join(names)}")
     return Judgements(run_dir, names if name is None else [name])

@@ -21,7 +21,7 @@ _JUDGE = Group("The judge", sort_key=2)
 
 @Parameter(name="*", group=_WHAT)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WhatOptions:
+class ScopeOptions:
     """Which instances, how often, and under which name."""
 
     name: str | None = None
@@ -51,7 +51,7 @@ class JudgeOptions:
     base_url: tuple[str, ...] = ()
     """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times."""
     model: str | None = None
-    """The judge's name at the server, or what to serve; take an instruct model."""
+    """The judge's name at the server, or the model or folder to serve; use an instruct model."""
     api: Literal["completions", "chat"] = "chat"
     """chat for instruct models, completions for base models."""
     api_key_env: str | None = None

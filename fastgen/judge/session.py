@@ -30,7 +30,7 @@ from fastgen.generate.options import AskSpeed
 from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
 from fastgen.judge.judgements import default_name, judgements_folder, settle_meaning
-from fastgen.judge.options import JudgeOptions, WhatOptions
+from fastgen.judge.options import JudgeOptions, ScopeOptions
 from fastgen.judge.prompts import SCHEMA, Questionnaire, template
 from fastgen.judge.summary import write_summary
 from fastgen.servers.choose import default_model
@@ -56,7 +56,7 @@ _CONSTRAINTS: Final[dict[str, dict[str, Any]]] = {
 
 def judge_run(
     run_dir: Path,
-    what: WhatOptions,
+    scope: ScopeOptions,
     judge: JudgeOptions,
     speed: AskSpeed,
     reporter: Reporter,
@@ -71,15 +71,15 @@ def judge_run(
     :raises InputError: bad flags, no run there, nothing to judge, or judgements that were made differently.
     :raises StoppedError: no server answers, the disk is full, or no answer can be read; the same command asks the rest.
     """
-    if what.votes > 1 and judge.temperature == 0:
+    if scope.votes > 1 and judge.temperature == 0:
         raise InputError(
-            f"--votes {what.votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote"
+            f"--votes {scope.votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote"
         )
     run = open_run(run_dir)
     if not run.folder.ledger().instances:
-        raise InputError(f"--run-dir {run_dir}: has no instance to judge yet; 'fastgen generate' goes on with it")
-    model = _known_model(run_dir, what.name, judge)
-    if model is not None and is_answered(job := _job(run, what, judge, model)):
+        raise InputError(f"--run-dir {run_dir}: has no instance to judge yet; run 'fastgen generate' first")
+    model = _known_model(run_dir, scope.name, judge)
+    if model is not None and is_answered(job := _job(run, scope, judge, model)):
         require_readable(job)
         reporter.say(f"{job.folder.name}: everything is judged already; nothing is left to ask")
         return job.folder.name
@@ -91,7 +91,7 @@ def judge_run(
         options = told.options(speed, extra_body)
         names = {} if judge.model is None else {"model": judge.model}
         async with serve(options, RunFolder(folder), cache_dir, Keys(api_key), names, reporter.say) as serving:
-            job = _job(run, what, judge, serving.models["model"])
+            job = _job(run, scope, judge, serving.models["model"])
             try:
                 await ask(job, serving, options.speed, reporter, stopper)
             except StoppedError:
@@ -147,12 +147,12 @@ async def _are_vllm(judge: JudgeOptions, api_key: str | None, reporter: Reporter
         await router.close()
 
 
-def _job(run: OpenRun, what: WhatOptions, judge: JudgeOptions, model: str) -> Job:
+def _job(run: OpenRun, scope: ScopeOptions, judge: JudgeOptions, model: str) -> Job:
     """What this model is asked.
 
     :raises InputError: there are judgements of that name which were made differently.
     """
-    folder = judgements_folder(run.folder.path) / (what.name or default_name(model))
+    folder = judgements_folder(run.folder.path) / (scope.name or default_name(model))
     meaning = settle_meaning(
         folder,
         {
@@ -167,20 +167,20 @@ def _job(run: OpenRun, what: WhatOptions, judge: JudgeOptions, model: str) -> Jo
         },
     )
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens)
-    questionnaire = Questionnaire(judge.api, sampling, what.votes, meaning["salt"])
-    choice = ChoiceOptions(max_instructions=what.max_instructions, seed=what.seed)
+    questionnaire = Questionnaire(judge.api, sampling, scope.votes, meaning["salt"])
+    choice = ChoiceOptions(max_instructions=scope.max_instructions, seed=scope.seed)
 
     def questions(answered: set[int]) -> Iterator[Question]:
         unreadable = questionnaire.unreadable(read_replies(folder))
         return questionnaire.open_questions(run, choice, answered, unreadable)
 
     ledger = run.folder.ledger()
-    share = 1.0 if what.max_instructions is None else min(1.0, what.max_instructions / max(1, ledger.complete))
+    share = 1.0 if scope.max_instructions is None else min(1.0, scope.max_instructions / max(1, ledger.complete))
     return Job(
         folder=folder,
         meaning=meaning,
         questions=questions,
-        expected=round(ledger.instances * share) * what.votes,
+        expected=round(ledger.instances * share) * scope.votes,
         is_unreadable=questionnaire.is_unreadable,
         step=Step("judge", api=judge.api, others="another judge (--model)", anew=" (under another --name)"),
         again=questionnaire.second_attempt,

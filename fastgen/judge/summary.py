@@ -44,7 +44,7 @@ ASKED: Final[Mapping[str, str]] = {
     "output_right": "the output is right",
     "all_right": "all three",
 }
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
+_Z: Final = 1.959963984540054  # 97.5 % of the normal distribution
 _FILE: Final = "summary.json"
 _MEDIANS: Final = tuple(half / 2 for half in range(2 * SCORES[0], 2 * SCORES[-1] + 1))
 _RESAMPLES: Final = 1000
@@ -62,7 +62,7 @@ def summarise(run_dir: Path, name: str | None = None) -> dict[str, Any]:
     """
     names = judge_names(run_dir) if name is None else [name]
     if not names:
-        read_judgements(run_dir)  # says what is missing
+        read_judgements(run_dir)  # raises the error that says how to judge the run
     judges = [read_judgements(run_dir, one) for one in names]
     instances = RunFolder(run_dir).ledger().instances
     return {

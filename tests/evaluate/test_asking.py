@@ -33,7 +33,7 @@ def test_a_model_that_knows_everything_gets_everything(tmp_path: Path, api: str)
     assert (prompt if api == "completions" else chat) in asked
 
 
-def test_what_was_stopped_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+def test_a_stopped_evaluation_resumes_and_asks_nothing_twice(tmp_path: Path) -> None:
     data, out = superni(tmp_path), tmp_path / "out"
     asked: list[str] = []
 
@@ -96,7 +96,7 @@ def test_a_definition_that_is_too_long_is_a_failure_that_counts_as_wrong(tmp_pat
     assert json.loads((tmp_path / "out" / "scores.json").read_bytes())["failed"] >= 5
 
 
-def test_a_server_without_the_model_is_told(tmp_path: Path) -> None:
+def test_a_server_without_the_model_is_an_error(tmp_path: Path) -> None:
     with served() as server:
         flags = ("--base-url", server.base_url, "--data", superni(tmp_path), "--output", tmp_path / "out")
         said = call(*flags, "--model", "absent")

@@ -111,7 +111,7 @@ def test_speeds_that_make_no_sense_are_one_line(tmp_path: Path, flags: tuple[str
 # ends in the middle
 
 
-def test_a_killed_evaluation_is_taken_up_without_asking_twice(tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_without_asking_twice(tmp_path: Path) -> None:
     data, out = superni(tmp_path), tmp_path / "out"
     children: list[subprocess.Popen[bytes]] = []
     asked = Counter[str]()
@@ -137,7 +137,7 @@ def test_a_killed_evaluation_is_taken_up_without_asking_twice(tmp_path: Path) ->
     assert json.loads((out / "scores.json").read_bytes())["overall"]["exact_match"]["mean"] == 100.0
 
 
-def test_a_server_that_dies_ends_it_and_another_one_goes_on(tmp_path: Path) -> None:
+def test_a_server_that_dies_ends_it_and_another_one_resumes_it(tmp_path: Path) -> None:
     data, out = superni(tmp_path), tmp_path / "out"
     dying: list[asyncio.Task[None]] = []
     asked = 0
@@ -194,14 +194,12 @@ def test_a_second_evaluation_into_the_same_folder_is_refused(tmp_path: Path) -> 
         ("references", None, "'references' or 'failure' is damaged"),
         ("references", 5, "'references' or 'failure' is damaged"),
         ("failure", [], "'references' or 'failure' is damaged"),
-        ("rouge_l", 1e308, "'rouge_l' is no figure of 0 to 1"),
-        ("exact_match", "1", "'exact_match' is no figure of 0 to 1"),
-        ("category", 7, "'category' is missing or no text"),
+        ("rouge_l", 1e308, "'rouge_l' is not a number from 0 to 1"),
+        ("exact_match", "1", "'exact_match' is not a number from 0 to 1"),
+        ("category", 7, "'category' is missing or not a text"),
     ],
 )
-def test_damaged_predictions_are_told_with_file_line_and_field(
-    tmp_path: Path, field: str, value: object, told: str
-) -> None:
+def test_damaged_predictions_name_file_line_and_field(tmp_path: Path, field: str, value: object, told: str) -> None:
     folder = results(tmp_path, "a", "x")
     file = folder / "predictions.jsonl"
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
@@ -223,7 +221,7 @@ def test_an_empty_file_of_predictions_says_so(tmp_path: Path) -> None:
 # the grading judge
 
 
-def test_its_flags_are_named_in_errors(tmp_path: Path) -> None:
+def test_errors_name_the_judges_flags(tmp_path: Path) -> None:
     a, b = results(tmp_path, "a", "bad"), results(tmp_path, "b", "good")
     with served(judging) as server:
         flags = ("--compare", a, b, "--output", tmp_path / "out", "--judge-base-url", server.base_url)
@@ -250,11 +248,11 @@ def test_marks_of_chat_templates_in_a_graded_answer_are_broken() -> None:
         ("[" * 100_000, None),
     ],
 )
-def test_a_grade_may_have_a_models_manners_and_nothing_else(answer: str, grade: str | None) -> None:
+def test_a_grade_may_follow_thinking_or_stand_in_a_fence_and_nothing_else(answer: str, grade: str | None) -> None:
     assert read_grade(answer) == grade
 
 
-def test_the_server_of_the_judge_may_die_and_grading_goes_on(tmp_path: Path) -> None:
+def test_the_server_of_the_judge_may_die_and_grading_resumes(tmp_path: Path) -> None:
     a, b = results(tmp_path, "a", "bad"), results(tmp_path, "b", "good")
     dying: list[asyncio.Task[None]] = []
     asked = 0

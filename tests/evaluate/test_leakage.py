@@ -37,7 +37,7 @@ def _grams(text: str, n: int) -> set[tuple[str, ...]]:
 
 
 @given(st.lists(TEXT, max_size=5), st.lists(TEXT, max_size=5))
-def test_shared_runs_of_words_are_those_of_plain_sets(tests: list[str], training: list[str]) -> None:
+def test_shared_ngrams_are_those_of_plain_sets(tests: list[str], training: list[str]) -> None:
     index = NgramIndex(((str(i), text) for i, text in enumerate(tests)), lengths=(2, 3))
     for batch in (training[:2], training[2:]):
         index.match(batch)
@@ -71,7 +71,7 @@ def loaded(folder: Path) -> list[EvaluationTask]:
     return load_superni(superni(folder))
 
 
-def test_a_run_that_copied_a_test_input_is_found_out(tmp_path: Path) -> None:
+def test_a_run_that_copied_a_test_input_is_found(tmp_path: Path) -> None:
     found = leakage(run_with_leaks(tmp_path), loaded(tmp_path))
     assert found.instructions == 2
     assert found.tasks == ("task1_titles", "task2_analogies")
@@ -110,13 +110,13 @@ def test_the_command_prints_and_keeps_the_overlap(tmp_path: Path) -> None:
     ("content", "told"),
     [("{}\n", "1: no 'instruction', 'prompt' or 'messages'"), ("3\n", "1: a JSON object"), ("{\n", "1: broken JSON")],
 )
-def test_unusable_training_data_is_told_with_its_line(tmp_path: Path, content: str, told: str) -> None:
+def test_unusable_training_data_is_an_error_with_its_line(tmp_path: Path, content: str, told: str) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text(content)
     with pytest.raises(InputError, match=told):
         leakage(file, loaded(tmp_path))
 
 
-def test_an_empty_run_is_told(tmp_path: Path) -> None:
+def test_an_empty_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no instruction with an instance yet"):
         leakage(make_run(tmp_path / "run", []), loaded(tmp_path))

@@ -67,7 +67,7 @@ def test_the_figures_of_given_predictions_are_the_reference_scorers(tmp_path: Pa
 
 
 @pytest.mark.skipif(not SUPERNI.exists(), reason="needs the benchmark's files")
-def test_on_the_benchmark_itself_too() -> None:
+def test_scores_on_the_real_benchmark_are_the_reference_scorers() -> None:
     loaded = load_superni(SUPERNI, per_task=3)
     tasks = [{"Instances": [{"id": i.id, "output": list(i.references)} for i in task.instances]} for task in loaded]
     given = predictions_of(tasks)
@@ -90,7 +90,7 @@ def test_exact_match_ignores_case_punctuation_and_white_space() -> None:
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=1, max_size=4))
-def test_an_interval_is_around_its_mean_and_the_same_every_time(groups: list[list[float]]) -> None:
+def test_an_interval_contains_its_mean_and_is_deterministic(groups: list[list[float]]) -> None:
     found = interval(groups)
     values = [value for group in groups for value in group]
     assert found.mean == pytest.approx(100 * sum(values) / len(values))
@@ -139,7 +139,7 @@ def test_user_oriented_answers_keep_their_paragraphs() -> None:
     assert clean_up("Dear all,\n\nbye\n\nTask: next", "user-oriented") == "Dear all,\n\nbye"
 
 
-def test_a_comparison_is_paired_and_says_what_is_clear(tmp_path: Path) -> None:
+def test_a_comparison_is_paired_and_marks_clear_differences(tmp_path: Path) -> None:
     data = superni(tmp_path)
     right = {i["id"]: i["output"][0] for task in TASKS for i in task["Instances"]}
     for name, answers in (("a", predictions_of(TASKS)), ("b", right)):
@@ -167,10 +167,10 @@ def test_folders_of_other_instances_are_not_compared(tmp_path: Path) -> None:
         assert call(*flags).code == 0
     said = call("--compare", tmp_path / "a", tmp_path / "b")
     assert said.code == 2
-    assert "have not the same instances (0 only in the first, 2 only in the second, such as t1-1)" in said.err
+    assert "do not have the same instances (0 only in the first, 2 only in the second, such as t1-1)" in said.err
 
 
-def test_missing_predictions_count_as_empty_and_are_told(tmp_path: Path) -> None:
+def test_missing_predictions_count_as_empty_and_are_noted(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "given.jsonl", [{"id": "t1-0", "prediction": TASKS[0]["Instances"][0]["output"][0]}])
     said = call("--data", superni(tmp_path), "--predictions", file, "--output", tmp_path / "out")
     figures = json.loads((tmp_path / "out" / "scores.json").read_bytes())
@@ -200,7 +200,7 @@ def _broken(tmp_path: Path, name: str, content: str) -> Path:
         ("splits/default/test_tasks.txt", "other\n", "has none of the 1 tasks that"),
     ],
 )
-def test_broken_benchmark_files_are_told_in_one_line(tmp_path: Path, file: str, content: str, told: str) -> None:
+def test_broken_benchmark_files_are_errors_of_one_line(tmp_path: Path, file: str, content: str, told: str) -> None:
     given = write_lines(tmp_path / "given.jsonl", [{"id": "x", "prediction": "y"}])
     data = _broken(tmp_path, file, content)
     said = call("--data", data, "--predictions", given, "--output", tmp_path / "out")
@@ -228,7 +228,7 @@ def test_broken_benchmark_files_are_told_in_one_line(tmp_path: Path, file: str, 
         (("--output", "out", "--judge-model", "m"), "name its server with --judge-base-url"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -148,7 +148,7 @@ def test_a_graded_text_cannot_close_its_frame(text: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_whatever_it_is(text: str) -> None:
+def test_no_text_can_close_its_frame(text: str) -> None:
     _frame_holds(text)
 
 
@@ -194,7 +194,7 @@ def test_other_answers_are_not_mixed_into_the_same_grades(tmp_path: Path) -> Non
         ("", "has no task"),
     ],
 )
-def test_broken_task_files_are_told_in_one_line(tmp_path: Path, line: str, told: str) -> None:
+def test_broken_task_files_are_errors_of_one_line(tmp_path: Path, line: str, told: str) -> None:
     file = tmp_path / "user.jsonl"
     file.write_text(line + "\n")
     said = call("--benchmark", "user-oriented", "--data", file, "--output", tmp_path / "o", "--predictions", file)

@@ -66,7 +66,7 @@ def answered(run: Path, name: str = "judge-1") -> list[AnswerId]:
         (),
     ],
 )
-def test_where_nothing_is_left_no_server_is_needed_or_started(
+def test_no_server_is_needed_or_started_if_everything_is_judged(
     judged: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastgen.judge.session.default_model", lambda: "judge-1")  # what this machine would serve
@@ -75,7 +75,7 @@ def test_where_nothing_is_left_no_server_is_needed_or_started(
     assert said.out == fastgen("judge", "--run-dir", judged, "--summary").out
 
 
-def test_what_could_not_be_read_twice_is_not_left(run: Path) -> None:
+def test_an_instance_that_was_unreadable_twice_is_not_asked_again(run: Path) -> None:
     first = []
 
     def knows_one(prompt: str, _: int) -> str:
@@ -88,7 +88,7 @@ def test_what_could_not_be_read_twice_is_not_left(run: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["votes", "growth", "refusal"])
-def test_where_something_is_left_the_server_is_asked_for(judged: Path, change: str) -> None:
+def test_the_server_is_asked_if_something_is_left(judged: Path, change: str) -> None:
     more: tuple[str, ...] = ()
     if change == "votes":
         more = ("--votes", "2")
@@ -106,7 +106,7 @@ def test_where_something_is_left_the_server_is_asked_for(judged: Path, change: s
     assert len(set(answered(judged))) == {"votes": 40, "growth": 22, "refusal": 20}[change]
 
 
-def test_another_meaning_is_told_before_any_server_is_asked(judged: Path) -> None:
+def test_another_configuration_is_refused_before_any_server_is_asked(judged: Path) -> None:
     said = alone(judged, "--model", "judge-1", "--temperature", "0.1", "--base-url", DEAD)
     assert said.code == 2
     assert "was judged with --temperature 0.7, not 0.1" in said.err
@@ -115,7 +115,7 @@ def test_another_meaning_is_told_before_any_server_is_asked(judged: Path) -> Non
 # servers
 
 
-def test_a_server_that_dies_ends_the_session_and_another_one_goes_on(run: Path) -> None:
+def test_a_server_that_dies_ends_the_session_and_another_one_resumes_it(run: Path) -> None:
     dying: list[asyncio.Task[None]] = []
     asked = 0
 

@@ -41,7 +41,7 @@ def server() -> Iterator[FaultServer]:
         yield started
 
 
-def slots(run: Path, name: str = "judge-1") -> list[AnswerId]:
+def answered(run: Path, name: str = "judge-1") -> list[AnswerId]:
     """What was answered, in order."""
     return [AnswerId.unpack(reply.number) for reply in read_replies(run / "judgements" / name) if reply.failure is None]
 
@@ -64,7 +64,7 @@ def test_every_instance_of_every_complete_instruction_is_judged_and_the_run_is_n
     said = judge(run, server)
     assert said.code == 0, said.err
     assert said.out.startswith("judge-1: 20 of 20 instances judged by judge-1\n")
-    assert sorted(slots(run)) == every(10)
+    assert sorted(answered(run)) == every(10)
     assert log_of(run) == before
     found = read_judgements(run)
     assert len(found) == 20
@@ -80,7 +80,7 @@ def test_what_was_judged_is_not_asked_again_and_a_grown_run_is_judged_further(se
     extend_run(run, numbered(24, 20), first=20)
     assert judge(run, server).code == 0
     assert server.counters.requests == asked + 8
-    assert sorted(slots(run)) == [*every(10), *every(24, first=20)]
+    assert sorted(answered(run)) == [*every(10), *every(24, first=20)]
 
 
 def test_more_votes_ask_for_what_is_missing_only(server: FaultServer, run: Path) -> None:
@@ -88,20 +88,20 @@ def test_more_votes_ask_for_what_is_missing_only(server: FaultServer, run: Path)
     asked = server.counters.requests
     assert judge(run, server, "--votes", "3").code == 0
     assert server.counters.requests == asked + 40
-    assert sorted(slots(run)) == every(10, votes=3)
+    assert sorted(answered(run)) == every(10, votes=3)
     assert {len(one.votes) for one in read_judgements(run)} == {3}
 
 
 def test_a_sample_is_seeded_and_nested(server: FaultServer, run: Path) -> None:
     judge(run, server, "--max-instructions", "3", "--seed", "1")
-    few = {slot.number for slot in slots(run)}
+    few = {one.number for one in answered(run)}
     judge(run, server, "--max-instructions", "6", "--seed", "1")
-    more = {slot.number for slot in slots(run)}
+    more = {one.number for one in answered(run)}
     assert (len(few), len(more)) == (3, 6)
     assert few < more
 
 
-def test_a_killed_session_is_taken_up_without_asking_twice(run: Path) -> None:
+def test_a_killed_session_resumes_without_asking_twice(run: Path) -> None:
     children: list[subprocess.Popen[bytes]] = []
     asked = Counter[str]()
 
@@ -118,15 +118,15 @@ def test_a_killed_session_is_taken_up_without_asking_twice(run: Path) -> None:
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
             children.append(child)
         assert child.returncode == -signal.SIGKILL
-        logged = slots(run)
+        logged = answered(run)
         assert 15 <= len(logged) <= 25
     with judging_server() as another:
         assert judge(run, another, "--votes", "3").code == 0
         assert another.counters.requests == 60 - len(logged)
-    assert sorted(slots(run)) == every(10, votes=3)
+    assert sorted(answered(run)) == every(10, votes=3)
 
 
-def test_ctrl_c_drains_and_the_same_command_goes_on(run: Path) -> None:
+def test_ctrl_c_drains_and_the_same_command_resumes(run: Path) -> None:
     asked = 0
 
     def write(prompt: str, _: int) -> str:
@@ -142,7 +142,7 @@ def test_ctrl_c_drains_and_the_same_command_goes_on(run: Path) -> None:
             130,
             f"interrupted; every answer so far is kept, go on with: fastgen judge --run-dir {run} ...",
         )
-        assert 5 <= len(slots(run)) < 20
+        assert 5 <= len(answered(run)) < 20
         assert judge(run, server).code == 0
     assert asked == 20
 
@@ -198,7 +198,7 @@ def test_a_second_attempt_that_a_stop_prevented_is_made_in_the_next_session(run:
         assert judge(run, server, "--concurrency", "1").code == 130
         assert judge(run, server).code == 0
     assert len(read_judgements(run)) == 20
-    assert [slot for slot in slots(run) if slot.attempt] == [slots(run)[0]._replace(attempt=1)]
+    assert [one for one in answered(run) if one.attempt] == [answered(run)[0]._replace(attempt=1)]
 
 
 def test_a_judge_that_copies_json_out_of_the_judged_text_casts_no_vote(tmp_path: Path) -> None:
@@ -239,14 +239,14 @@ def sent(server: FaultServer) -> dict[str, Any]:
     return body
 
 
-def test_vllm_is_held_to_the_schema_and_no_seed_is_sent(server: FaultServer, run: Path) -> None:
+def test_vllm_gets_the_schema_and_no_seed(server: FaultServer, run: Path) -> None:
     judge(run, server)
     assert sent(server)["structured_outputs"] == {"json": SCHEMA}
     assert sent(server)["temperature"] == 0.7
     assert "seed" not in sent(server)
 
 
-def test_a_server_that_is_no_vllm_gets_the_prompt_alone_or_what_the_user_says(run: Path) -> None:
+def test_other_servers_get_the_prompt_alone_or_what_the_user_asks_for(run: Path) -> None:
     with judging_server() as server:
         server.add_route("GET", "/metrics", lambda exchange: exchange.respond(404, b"{}"))
         judge(run, server)
@@ -311,7 +311,7 @@ def test_judgements_of_another_model_or_sampling_are_not_mixed(server: FaultServ
 # what reads them
 
 
-def test_export_keeps_what_scored_enough_and_writes_the_scores(run: Path, tmp_path: Path) -> None:
+def test_export_selects_by_score_and_writes_the_scores(run: Path, tmp_path: Path) -> None:
     def write(prompt: str, _: int) -> str:
         return answer(prompt, score=1 + int(re.findall(r"thing number (\d+)", prompt)[0]) % 5)
 
@@ -352,7 +352,7 @@ def test_a_damaged_summary_is_left_out_of_the_status(server: FaultServer, run: P
         assert "judge-1" not in said.out
 
 
-def test_the_summary_has_the_originals_figures_beside_ours(server: FaultServer, run: Path) -> None:
+def test_the_summary_shows_the_original_studys_figures(server: FaultServer, run: Path) -> None:
     judge(run, server, "--votes", "2")
     lines = fastgen("judge", "--run-dir", run, "--summary").out.splitlines()
     assert "  a valid task         100.0%   83.9% to 100.0%     92%" in lines
@@ -404,7 +404,7 @@ def test_a_run_with_nothing_to_judge_says_so(server: FaultServer, run: Path, tmp
         read_judgements(run, "x")
 
 
-def test_damage_in_the_log_is_told_with_file_and_line(server: FaultServer, run: Path) -> None:
+def test_damage_in_the_log_names_file_and_line(server: FaultServer, run: Path) -> None:
     judge(run, server)
     log = run / "judgements" / "judge-1" / "answers" / "000000.jsonl"
     log.write_bytes(log.read_bytes().replace(b"true", b"fals", 1))

@@ -53,7 +53,7 @@ def test_other_text_is_shown_as_it_is() -> None:
     assert text in user_text("Answer.", Instance(text, "Yes."))
 
 
-def test_places_in_a_text_are_not_filled() -> None:
+def test_placeholders_in_a_text_are_not_filled() -> None:
     text = user_text("{output}", Instance("{instruction} {code}", "secret"))
     assert text.count("secret") == 1
     assert f"[{CODE}: the instruction begins]\n{{output}}\n[{CODE}: the instruction ends]" in text
@@ -75,17 +75,17 @@ def test_codes_are_six_letters_and_belong_to_one_instance_and_salt() -> None:
 
 
 @given(st.integers(0, 10**11), st.integers(0, MAX_INSTANCES - 1), st.integers(0, MAX_VOTES - 1), st.integers(0, 1))
-def test_a_slots_number_says_who_was_judged(number: int, instance: int, vote: int, attempt: int) -> None:
-    slot = AnswerId(number, instance, vote, attempt)
-    assert AnswerId.unpack(slot.pack()) == slot
-    assert slot.pack() < 2**63
-    assert slot.pack() // (MAX_VOTES * 10) == instance_key(number, instance)
+def test_an_answers_id_is_unpacked_as_it_was_packed(number: int, instance: int, vote: int, attempt: int) -> None:
+    answer = AnswerId(number, instance, vote, attempt)
+    assert AnswerId.unpack(answer.pack()) == answer
+    assert answer.pack() < 2**63
+    assert answer.pack() // (MAX_VOTES * 10) == instance_key(number, instance)
 
 
-def test_a_slots_number_can_be_read_in_decimal() -> None:
+def test_a_packed_id_is_readable_in_decimal() -> None:
     assert AnswerId(12, 3, 2, 1).pack() == 12_0003_02_1
 
 
 @pytest.mark.parametrize("word", ["valid_task", "input_fits", "output_right", "1:", "5:"])
-def test_the_wording_explains_every_field(word: str) -> None:
+def test_the_template_explains_every_field(word: str) -> None:
     assert word in template().system

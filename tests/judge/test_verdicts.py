@@ -28,7 +28,7 @@ votes = st.builds(Vote, st.booleans(), st.booleans(), st.booleans(), st.integers
         '<think>\nThe output says {"score": 5}. </think> Hm. </think>\n\n' + json.dumps(GOOD),
     ],
 )
-def test_an_answer_that_is_the_object_asked_for_is_a_vote(text: str) -> None:
+def test_an_answer_that_is_the_expected_object_is_a_vote(text: str) -> None:
     assert read_vote(text, CODE) == VOTE
 
 
@@ -68,7 +68,7 @@ def test_anything_else_is_a_fault_and_not_guessed_at(text: str, fault: Fault) ->
     assert read_vote(text, CODE) is fault
 
 
-def test_an_answer_that_the_token_limit_ended_is_told_from_nonsense() -> None:
+def test_an_answer_cut_off_by_the_token_limit_is_a_fault_of_its_own() -> None:
     assert read_vote(json.dumps(GOOD)[:-9], CODE, "length") is Fault.CUT_OFF
     assert read_vote(json.dumps(GOOD), CODE, "length") == VOTE
 
