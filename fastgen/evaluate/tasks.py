@@ -6,7 +6,7 @@ and no examples (zero-shot). Wang et al., "Self-Instruct", ACL 2023, section 5.4
 an assistant, as JSON lines of ``id``, ``motivation_app``, ``instruction`` and ``instances``. Many answers to them are
 right, so people or a model judge them.
 
-Every defect of a file is an `InputError` of one line that names the file, and the line where there is one.
+Every defect of a file is an `InputError` of one line that names the file and, in JSON lines, the line.
 """
 
 from __future__ import annotations

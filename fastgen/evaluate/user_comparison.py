@@ -4,8 +4,8 @@ For people the answers are side by side. Which one comes first is drawn for each
 from a seed. ``key.json`` says whose is whose and stays with the person who tallies. Answers are hostile text: a CSV
 cell that a spreadsheet would read as a formula begins with an apostrophe.
 
-The judge grades each answer A to D (Wang et al., ACL 2023, section 5.4). The graded text stands between lines with a
-mark that is derived from it and that it does not contain, so it cannot close its frame. Marks of chat templates in it
+The judge grades each answer A to D (Wang et al., ACL 2023, section 5.4). The graded text is between lines with a mark
+that is derived from it and that it does not contain, so it cannot close its frame. Marks of chat templates in it
 are broken. A grade is the judge's whole answer: one JSON object with one of the four letters. Anything else counts as
 unreadable and is never guessed at. Its answers are logged in ``grades/`` of the output, so an interrupted grading
 resumes.

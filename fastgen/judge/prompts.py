@@ -1,10 +1,10 @@
 """The questions that a judge is asked about instances, and how its answers are read.
 
-Guarantees: a question has the same number and code in every session. The code is drawn from a secret salt after the
-judged text was written and stands in none of the three texts, so a text cannot close its frame, and an answer that is
-copied from a text has no valid code. Placeholders of the template and marks of chat templates have no effect within a
-text. Only an answer that is, as a whole, one JSON object with exactly the expected fields, values and code counts as a
-vote. Everything else is a `Fault`; nothing is guessed. The wording is in ``prompt.toml``.
+Guarantees: a question has the same number and code in every session. The code is derived from a secret salt that is
+drawn after the judged text was written, and it is in none of the three texts. So a text cannot close its frame, and an
+answer that is copied from a text has no valid code. Placeholders of the template and marks of chat templates have no
+effect within a text. Only an answer that is, as a whole, one JSON object with exactly the expected fields, types and
+code counts as a vote. Everything else is a `Fault`; nothing is guessed. The wording is in ``prompt.toml``.
 
 Texts are read from the run's log when they are needed, so memory does not grow with the run.
 """

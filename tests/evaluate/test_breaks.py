@@ -52,7 +52,7 @@ class Held(SlotEngine):
 
 
 def test_auto_follows_the_servers_own_metrics(tmp_path: Path) -> None:
-    """The answers are let go only by looks at the metrics page, and nobody but the governor looks that often."""
+    """Only requests for the metrics page release the answers, and only the governor requests it that often."""
     engine, looks = Held(), 0
     with served() as server:
         server.engine = engine
