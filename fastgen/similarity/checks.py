@@ -83,14 +83,14 @@ def verify_met(
 ) -> None:
     """Verify the first ``waiting`` entries in ``met``, each once per text.
 
-    ``seen[entry]`` is the number of the last text that met the entry, ``now`` this text's. The gists are compared
+    ``seen[entry]`` is the number of the last text that met the entry, ``now`` this text's. The sketches are compared
     first, then the LCS. Whatever lies at random places in memory is fetched ahead of its use, so that the cache misses
     overlap: at a million entries that is six times faster.
     """
     entries = pool.entries
     for i in range(waiting):
-        prefetch(entries.gist, signed(met[i]))
-    flag_met(met[:waiting], entries.gist, text.gist, pool.rule, flags)
+        prefetch(entries.sketch, signed(met[i]))
+    flag_met(met[:waiting], entries.sketch, text.sketch, pool.rule, flags)
     left = 0
     for i in range(waiting):
         met[left] = met[i]  # written always, kept by the count: a branch would mispredict

@@ -1,7 +1,7 @@
 """The oracle: every pool member is a candidate.
 
 Guarantees: no text with a too-similar pool member is kept, whatever its length. Cost per text grows linearly with the
-pool (gists are compared first, then bit-parallel LCS): for tests, audits and small pools.
+pool (sketches are compared first, then bit-parallel LCS): for tests, audits and small pools.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _CHUNK = 4096  # entries that are looked at in one go
 
 @kernel
 def _meet_all(pool: Pool, flags: NDArray[np.uint8], found: Found, text: Text) -> None:
-    """Verify every entry that its gist does not rule out."""
+    """Verify every entry that its sketch does not rule out."""
     size = pool.entries.size[0]
     for begin in range(0, size, flags.size):
         end = min(begin + flags.size, size)
-        flag_similar(pool.entries.gist[begin:end], text.gist, pool.rule, flags)
+        flag_similar(pool.entries.sketch[begin:end], text.sketch, pool.rule, flags)
         for i in range(end - begin):
             if flags[i]:
                 verify(pool, found, text, begin + i)

@@ -99,13 +99,13 @@ class Rule(NamedTuple):
 class Entries(NamedTuple):
     """The pool's tokens. ``size`` = entries, tokens in use.
 
-    ``tokens``: every entry's symbols, one after the other. ``gist``: what :mod:`fastgen.similarity.lcs` makes of an
+    ``tokens``: every entry's symbols, one after the other. ``sketch``: what :mod:`fastgen.similarity.lcs` makes of an
     entry.
     ``place``: offset into ``tokens`` (40 bits) and length (24 bits).
     """
 
     tokens: NDArray[np.int32]
-    gist: NDArray[np.uint64]
+    sketch: NDArray[np.uint64]
     place: NDArray[np.uint64]
     size: NDArray[np.int64]
 
@@ -170,11 +170,11 @@ class Found(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a batch while it is being decided: its row, its number of tokens, its gist."""
+    """One text of a batch while it is being decided: its row, its number of tokens, its sketch."""
 
     row: int
     length: int
-    gist: np.uint64
+    sketch: np.uint64
 
 
 _SMALL_PAGES = 1 << 20  # bytes at the front that are left to small pages, so that a small pool stays small

@@ -3,7 +3,7 @@
 Guarantees: what :func:`flag_similar` does not flag cannot be too similar. Its loop has neither branch nor table, so
 that the compiler makes vector instructions of it. Knows nothing of pools.
 
-A *gist* is a 56-bit map of the elements below 8 bits of length (255: that many or more, which is always flagged). Two
+A *sketch* is a 56-bit map of the elements below 8 bits of length (255: that many or more, which is always flagged). Two
 texts of m and n tokens whose maps differ have an overlap of at most m less the bits that only the first sets, and of at
 most n less the bits that only the second sets, since each such bit is an element that the other lacks.
 """
@@ -53,12 +53,12 @@ def popcount(value: np.uint64) -> int:
 
 
 @kernel
-def gist_of(elements: NDArray[np.int32], count: int) -> np.uint64:
-    """Make the gist of a text with these elements."""
-    gist = min(_U64(count), _LONG) << _MAP_BITS
+def sketch_of(elements: NDArray[np.int32], count: int) -> np.uint64:
+    """Make the sketch of a text with these elements."""
+    sketch = min(_U64(count), _LONG) << _MAP_BITS
     for i in range(count):
-        gist |= _ONE << (((_U64(elements[i]) * _SPREAD >> _HALF) * _MAP_BITS) >> _HALF)
-    return gist
+        sketch |= _ONE << (((_U64(elements[i]) * _SPREAD >> _HALF) * _MAP_BITS) >> _HALF)
+    return sketch
 
 
 @kernel
@@ -72,30 +72,30 @@ def least_need(rule: Rule, both: np.uint64) -> np.uint64:
 
 
 @kernel
-def flag_similar(gists: NDArray[np.uint64], gist: np.uint64, rule: Rule, flags: NDArray[np.uint8]) -> None:
-    """Set ``flags`` to 1 where a text with that gist may be too similar to one with ``gist``, else to 0."""
-    length = gist >> _MAP_BITS
-    for i in range(gists.size):
-        other = gists[i] >> _MAP_BITS
+def flag_similar(sketches: NDArray[np.uint64], sketch: np.uint64, rule: Rule, flags: NDArray[np.uint8]) -> None:
+    """Set ``flags`` to 1 where a text with that sketch may be too similar to one with ``sketch``, else to 0."""
+    length = sketch >> _MAP_BITS
+    for i in range(sketches.size):
+        other = sketches[i] >> _MAP_BITS
         need = least_need(rule, length + other)
-        only_text = popcount64((gist & ~gists[i]) << _S8)
-        only_other = popcount64((gists[i] & ~gist) << _S8)
+        only_text = popcount64((sketch & ~sketches[i]) << _S8)
+        only_other = popcount64((sketches[i] & ~sketch) << _S8)
         fits = (need + only_text <= length) & (need + only_other <= other)
         flags[i] = fits | (other == _LONG) | (length == _LONG)
 
 
 @kernel
 def flag_met(
-    met: NDArray[np.int32], gists: NDArray[np.uint64], gist: np.uint64, rule: Rule, flags: NDArray[np.uint8]
+    met: NDArray[np.int32], sketches: NDArray[np.uint64], sketch: np.uint64, rule: Rule, flags: NDArray[np.uint8]
 ) -> None:
     """:func:`flag_similar` for the texts numbered in ``met``."""
-    length = gist >> _MAP_BITS
+    length = sketch >> _MAP_BITS
     for i in range(met.size):
-        this = gists[_U64(met[i])]
+        this = sketches[_U64(met[i])]
         other = this >> _MAP_BITS
         need = least_need(rule, length + other)
-        only_text = popcount64((gist & ~this) << _S8)
-        only_other = popcount64((this & ~gist) << _S8)
+        only_text = popcount64((sketch & ~this) << _S8)
+        only_other = popcount64((this & ~sketch) << _S8)
         fits = (need + only_text <= length) & (need + only_other <= other)
         flags[i] = fits | (other == _LONG) | (length == _LONG)
 
@@ -165,12 +165,12 @@ def offset_of(entries: Entries, entry: int) -> int:
 
 
 @kernel
-def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, gist: np.uint64) -> int:
+def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, sketch: np.uint64) -> int:
     """Store a text at the end of the pool; returns its pool index. Room must be there."""
     entry, offset = entries.size[0], entries.size[1]
     for i in range(count):
         entries.tokens[offset + i] = tokens[i]
-    entries.gist[entry] = gist
+    entries.sketch[entry] = sketch
     entries.place[entry] = (_U64(offset) << _LEN_BITS) | _U64(count)
     entries.size[0] = entry + 1
     entries.size[1] = offset + count

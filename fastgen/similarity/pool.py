@@ -20,13 +20,13 @@ from fastgen.similarity.lcs import (
     append_entry,
     close_query,
     flag_similar,
-    gist_of,
     lcs_with,
     length_of,
     make_rule,
     offset_of,
     open_query,
     score_of,
+    sketch_of,
 )
 from fastgen.similarity.vocabulary import Vocabulary, elements_of, tokenise_bytes
 
@@ -51,7 +51,7 @@ def read_text(pool: Pool, batch: Batch, row: int) -> Text:
     query = pool.query
     count = tokenise_bytes(pool.symbols, batch.data, batch.start[row], batch.start[row + 1], query.tokens)
     elements_of(pool.symbols, query.tokens, count, query.elements)
-    return Text(row, count, gist_of(query.elements, count))
+    return Text(row, count, sketch_of(query.elements, count))
 
 
 @kernel
@@ -61,13 +61,13 @@ def reread_entry(pool: Pool, entry: int) -> Text:
     for i in range(count):
         query.tokens[i] = pool.entries.tokens[offset + i]
     elements_of(pool.symbols, query.tokens, count, query.elements)
-    return Text(entry, count, pool.entries.gist[entry])
+    return Text(entry, count, pool.entries.sketch[entry])
 
 
 @kernel
 def store_text(pool: Pool, text: Text) -> int:
     """Append the text in ``pool.query`` to the pool; returns its pool index."""
-    return append_entry(pool.entries, pool.query.tokens, text.length, text.gist)
+    return append_entry(pool.entries, pool.query.tokens, text.length, text.sketch)
 
 
 @kernel
@@ -90,11 +90,11 @@ def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32],
 
 @kernel
 def _is_as_stored(pool: Pool) -> bool:
-    """Whether every text's elements are known symbols and make its gist; nothing else may be in ``symbols.slot``."""
+    """Whether every text's elements are known symbols and make its sketch; nothing else may be in ``symbols.slot``."""
     known = pool.symbols.size[0]
     for entry in range(pool.entries.size[0]):
         text = reread_entry(pool, entry)
-        if pool.symbols.size[0] != known or gist_of(pool.query.elements, text.length) != text.gist:
+        if pool.symbols.size[0] != known or sketch_of(pool.query.elements, text.length) != text.sketch:
             return False
     return True
 
@@ -111,7 +111,7 @@ class TextPool:
         self._vocabulary = Vocabulary()
         self._entries = Entries(
             tokens=reserve_array(np.int32, _MOST_TOKENS),
-            gist=reserve_array(np.uint64, MOST_ENTRIES),
+            sketch=reserve_array(np.uint64, MOST_ENTRIES),
             place=reserve_array(np.uint64, MOST_ENTRIES),
             size=np.zeros(2, np.int64),
         )
@@ -142,10 +142,10 @@ class TextPool:
 
     def _make_room(self, entries: int, tokens: int) -> None:
         old = self._entries
-        if len(old.tokens) < tokens or len(old.gist) < entries or len(old.place) < entries:
+        if len(old.tokens) < tokens or len(old.sketch) < entries or len(old.place) < entries:
             self._entries = old._replace(
                 tokens=with_room(old.tokens, tokens, int(old.size[1]), _MOST_TOKENS),
-                gist=with_room(old.gist, entries, len(self), MOST_ENTRIES),
+                sketch=with_room(old.sketch, entries, len(self), MOST_ENTRIES),
                 place=with_room(old.place, entries, len(self), MOST_ENTRIES),
             )
 
@@ -210,7 +210,7 @@ class TextPool:
     def memory_bytes(self) -> int:
         """Bytes in use."""
         entries, tokens = int(self._entries.size[0]), int(self._entries.size[1])
-        stored = entries * 2 * self._entries.gist.itemsize + tokens * self._entries.tokens.itemsize
+        stored = entries * 2 * self._entries.sketch.itemsize + tokens * self._entries.tokens.itemsize
         held = (*self._query, *self._seeds, self._rule.need)
         return self._vocabulary.memory_bytes() + stored + sum(array.nbytes for array in held)
 
@@ -237,7 +237,7 @@ def _scan_chunk(pool: Pool, found: Found, row: int, entry: int, begin: int, flag
     length = length_of(pool.entries, entry)
     slope = int(found.score[row, last] / 2 * (1 << SLOPE_BITS))
     rule = Rule(pool.rule.need, slope, found.score[row, last], True)
-    flag_similar(pool.entries.gist[begin:end], pool.entries.gist[entry], rule, flags)
+    flag_similar(pool.entries.sketch[begin:end], pool.entries.sketch[entry], rule, flags)
     for i in range(end - begin):
         if flags[i]:
             score = score_of(lcs_with(pool, length, begin + i), length, length_of(pool.entries, begin + i))

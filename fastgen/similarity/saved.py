@@ -66,7 +66,7 @@ def _rows_in_use(holder: Any) -> Mapping[str, int | Scratch]:  # noqa: ANN401 - 
             fields |= {"start": count + 1, "blob": int(holder.start[count])}
             fields |= dict.fromkeys(("table", "slot", "work"), SCRATCH)
         case "Entries":
-            fields = {"tokens": int(holder.size[1]), **dict.fromkeys(("gist", "place"), int(holder.size[0]))}
+            fields = {"tokens": int(holder.size[1]), **dict.fromkeys(("sketch", "place"), int(holder.size[0]))}
         case "Postings":
             fields = {"heads": bucket_count(holder), "slab": slab_used(holder)}
         case "Order":

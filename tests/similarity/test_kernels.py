@@ -21,12 +21,12 @@ from fastgen.similarity.lcs import (
     compute_need,
     flag_met,
     flag_similar,
-    gist_of,
     least_need,
     make_rule,
     need_lcs,
     popcount,
     score_of,
+    sketch_of,
 )
 from fastgen.similarity.pool import TextPool, make_batch
 from fastgen.similarity.postings import (
@@ -108,20 +108,20 @@ def test_the_bound_without_a_table_is_never_above_the_rule_and_at_most_one_below
     st.sampled_from([0.3, 0.5, 0.7, 0.95, 1.0]),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_pair_whose_overlap_suffices_is_flagged_by_its_gists(
+def test_a_pair_whose_overlap_suffices_is_flagged_by_its_sketches(
     text: set[int], others: list[tuple[set[int], bool]], threshold: float
 ) -> None:
     rule = make_rule(threshold, "ge")
     pool = [other | (set(list(text)[: len(other) * 3]) if near else set()) for other, near in others]
 
-    def gist(elements: set[int]) -> np.uint64:
-        return np.uint64(gist_of(np.array([*elements, 0], np.int32), len(elements)))
+    def sketch(elements: set[int]) -> np.uint64:
+        return np.uint64(sketch_of(np.array([*elements, 0], np.int32), len(elements)))
 
-    gists = np.array([gist(other) for other in pool], np.uint64)
+    sketches = np.array([sketch(other) for other in pool], np.uint64)
     flags, met_flags = np.full(16, 7, np.uint8), np.full(16, 7, np.uint8)
-    flag_similar(gists, gist(text), rule, flags)
+    flag_similar(sketches, sketch(text), rule, flags)
     met = np.arange(len(pool), dtype=np.int32)[::-1].copy()
-    flag_met(met, gists, gist(text), rule, met_flags)
+    flag_met(met, sketches, sketch(text), rule, met_flags)
     for at, other in enumerate(pool):
         need = need_lcs(rule, len(text), len(other))
         assert flags[at] in (0, 1)
