@@ -427,13 +427,15 @@ def derived(folder: Path) -> Row:
     with test_server() as server:
         end(start(run, server.base_url, 50))
         before, times, ended = commits(run), 0, Ended(0, ())
-        for name in ("ledger.json", "snapshot.bin", "metrics.jsonl"):
+        for name in ("ledger.json", "checkpoint.npz", "metrics.jsonl"):
             for rubbish in (b"", b"\0" * 4096, b"{}\n", os.urandom(4096)):
                 (run / name).write_bytes(rubbish)
                 ended = end(start(run, server.base_url, RunFolder(run).ledger().complete + 1))
                 assert ended.code == 0, (name, rubbish[:8], ended)
                 times += 1
-    return Row("rubbish in ledger.json, snapshot.bin, metrics.jsonl", f"{times} times", lost(run, before), ended.seen())
+    return Row(
+        "rubbish in ledger.json, checkpoint.npz, metrics.jsonl", f"{times} times", lost(run, before), ended.seen()
+    )
 
 
 def displays(folder: Path) -> Row:

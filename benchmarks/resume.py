@@ -6,10 +6,10 @@ A run of invented instructions is written through the store, as `generate` would
 classification and one instance answer each, closed segments compressed. Its state is saved at 95 % and at the end.
 Then, each in a separate process:
 
-- *orjson*: ``orjson.loads`` over the log's lines, already in memory: no file, no decompression, no checksums;
-- *snapshot*: from a fresh plan to one that is ready to ask, with the snapshot of the end;
-- *stale*: the same with the snapshot of 95 %: the last 5 % come from the log;
-- *replay*: the same without a snapshot: the whole log.
+- *orjson*: ``orjson.loads`` over the log's lines, which are already in memory: no file, no decompression, no checksums;
+- *checkpoint*: from a fresh plan to one that is ready to ask, with the checkpoint of the end;
+- *stale*: the same with the one of 95 %: the last 5 % come from the log;
+- *replay*: the same without a checkpoint: the whole log.
 
 Every run has to load the compiled kernels. That comes before and has its own figure. The files are in the page cache.
 Peak memory is that of the process (``ru_maxrss``).
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
-from fastgen.generate.checkpoint import Room, Writer, look_at, take_up
+from fastgen.generate.checkpoint import capture, load_checkpoint, make_copy_memory, write_checkpoint
 from fastgen.generate.options import Options, meaning, saved_values
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.plan import Plan
@@ -48,7 +48,7 @@ from fastgen.types import Completion, Stage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KINDS = ("orjson", "snapshot", "stale", "replay")
+KINDS = ("orjson", "checkpoint", "stale", "replay")
 _PER_COMPLETION = 5
 _STALE_SHARE = 0.05
 _CHUNK = 20_000
@@ -105,12 +105,12 @@ def fresh_plan(index: IndexKind) -> Plan:
 
 
 def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
-    """Write the run and its two snapshots (``stale.bin`` beside the folder)."""
+    """Write the run and its two checkpoints (``stale.npz`` beside the folder)."""
     store = Store(RunFolder(path))
     store.begin(meaning(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
     plan, texts, request = fresh_plan(index), instructions(count), 0
     plan.resume(store.replay())
-    stale_at, stale = int(count * (1 - _STALE_SHARE)), path.with_name("stale.bin")
+    stale_at, stale = int(count * (1 - _STALE_SHARE)), path.with_name("stale.npz")
     first, cuts = 0, sorted({*range(0, count, _CHUNK), stale_at, count})
     for begin, end in pairwise(cuts):
         block = commits([next(texts) for _ in range(end - begin)], first, request)
@@ -120,8 +120,8 @@ def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
         plan.resume(block)
         first, request = end, block[-1].request + 1
         if end == stale_at:
-            Writer(store.folder).write(look_at(plan.state, store), sync_log=store.sync, go_on=lambda: True)
-            store.folder.snapshot_path.rename(stale)
+            write_checkpoint(store, capture(plan.state, store), [])
+            store.folder.checkpoint_path.rename(stale)
     store.sync()
     store.compress_closed()
     figures = save_while_running(plan, store)
@@ -130,16 +130,15 @@ def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
 
 
 def save_while_running(plan: Plan, store: Store) -> dict[str, float]:
-    """Save as a run in progress does; measure how long a batch of decisions waits for it."""
-    state = look_at(plan.state, store)
-    room = Room(int(1.01 * sum(part.data.nbytes for part in state.parts)) + (1 << 20))
+    """Save as a run in progress does, and how long a batch of decisions waits for it."""
+    memory = make_copy_memory(int(1.01 * capture(plan.state, store).size) + (1 << 20))
     began_s = time.perf_counter()
-    copied = room.copy(look_at(plan.state, store))
+    copied = capture(plan.state, store).copy_into(memory)
     copy_s = time.perf_counter() - began_s
     assert copied is not None
     began_s = time.perf_counter()
-    size = Writer(store.folder).write(copied, sync_log=store.sync, go_on=lambda: True)
-    return {"snapshot_bytes": size, "copy_s": copy_s, "write_s": time.perf_counter() - began_s}
+    size = write_checkpoint(store, copied, [])
+    return {"checkpoint_bytes": size, "copy_s": copy_s, "write_s": time.perf_counter() - began_s}
 
 
 def parse(path: Path) -> dict[str, float]:
@@ -162,23 +161,23 @@ def start(path: Path, index: IndexKind) -> dict[str, float]:
     kernels_s = time.perf_counter() - began_s
     began_s = time.perf_counter()
     store, plan = Store(RunFolder(path)), fresh_plan(index)
-    saved = take_up(store, plan)
+    saved = load_checkpoint(store, plan)
     assert plan.next() is not None
     seconds = time.perf_counter() - began_s
     figures = {"seconds": seconds, "kernels_s": kernels_s, "instructions": len(plan.state.pool)}
     store.close()
-    return figures | {"from_snapshot": 0 if saved is None else saved.instructions}
+    return figures | {"from_checkpoint": 0 if saved is None else saved.instructions}
 
 
 def one(kind: str, path: Path, count: int, index: IndexKind) -> dict[str, float]:
     """Measure one kind, in this process."""
     if kind == "make":
         return make_run(path, count, index)
-    snapshot = path / "snapshot.bin"
+    checkpoint = path / "checkpoint.npz"
     if kind == "stale":
-        shutil.move(path.with_name("stale.bin"), snapshot)
+        shutil.move(path.with_name("stale.npz"), checkpoint)
     elif kind == "replay":
-        snapshot.unlink()
+        checkpoint.unlink()
     figures = parse(path) if kind == "orjson" else start(path, index)
     return figures | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
@@ -211,14 +210,15 @@ def main() -> None:
         measured = {kind: in_process(kind, path, given) for kind in KINDS}
     alone_s = measured["orjson"]["seconds"]
     rows = [
-        (kind, m["seconds"], m["seconds"] / alone_s, m["peak_bytes"] / 1e6, m.get("from_snapshot", 0))
+        (kind, m["seconds"], m["seconds"] / alone_s, m["peak_bytes"] / 1e6, m.get("from_checkpoint", 0))
         for kind, m in measured.items()
     ]
-    print_table(("start", "seconds", "x orjson", "peak MB", "instructions from the snapshot"), rows)
+    print_table(("start", "seconds", "x orjson", "peak MB", "instructions from the checkpoint"), rows)
+    size = made["checkpoint_bytes"]
     print(
-        f"\nsnapshot: {made['snapshot_bytes'] / 1e6:,.0f} MB ({made['snapshot_bytes'] / given.instructions:,.0f} bytes "
-        f"an instruction); a batch of decisions waits {1e3 * made['copy_s']:.0f} ms for its copy, writing takes "
-        f"{made['write_s']:.1f} s while the run continues; log: {made['log_bytes'] / 1e6:,.0f} MB"
+        f"\ncheckpoint: {size / 1e6:,.0f} MB ({size / given.instructions:,.0f} bytes an instruction); a"
+        f" batch of decisions waits {1e3 * made['copy_s']:.0f} ms for its copy, writing takes "
+        f"{made['write_s']:.1f} s beside the run; log: {made['log_bytes'] / 1e6:,.0f} MB"
     )
     finish("resume", {"instructions": given.instructions, "index": given.index, "made": made, **measured})
 

@@ -1,108 +1,146 @@
-"""A run's state at a position of its log, saved beside it, so that a start reads the end of the log only.
+"""A run's state at a position of its log, saved beside it, so that a start reads only the end of the log.
 
-What is saved is the fold of the log: the run's state (texts and states of the pool, figures, the similarity index as it
-stands in memory) and the ledger. With it goes what it belongs to: run, fastgen version, the run's meaning, and the log
-it was made from: position, checksum there, and a digest of every segment up to there.
+``checkpoint.npz`` is an uncompressed archive of arrays, which `numpy.load` opens, with one more file, ``facts.json``.
+It holds what a replay of the log up to the position gives: the run's state (texts and states of the pool, figures, the
+similarity index as it is in memory) and the ledger. The facts also say what it belongs to: the run, the version of
+fastgen, the run's meaning, and the log: the position, the checksum there, and a digest of every segment up to there.
 
-Guarantees: the log stays the only truth. `take_up` compares every byte of the log before the position with the digests,
-and a snapshot that does not fit, or is not whole, is ignored with one line; the whole log is read instead, and what is
-wrong with it is found there. A snapshot that is older than the log is brought up to date from the log's end. An index
-that cannot be saved, or was saved by other code, is built anew from the texts.
+Guarantees:
+
+- The log is the only truth. `load_checkpoint` compares every byte of the log before the position with the digests. A
+  checkpoint that does not fit or is not whole is ignored with one line. The whole log is read instead, which finds what
+  is wrong with it.
+- A file that was begun and not finished never has the checkpoint's name. A change of any byte that matters is found, at
+  the latest when the array in question is read (the archive has a CRC-32 of each file in it).
+- A checkpoint that is older than the log is brought up to date from the log's end. An index that other code saved is
+  built again from the texts.
+- A checkpoint is written whenever the pool has grown by a share, and when the run ends. While the run continues, the
+  thread that decides copies the state between two batches into memory that was made ready before, and another thread
+  writes it. A batch waits for the copy only, and the event loop for nothing. A disk that cannot take it is one warning.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import mmap
+import shutil
 import threading
+import zipfile
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import orjson
 
 from fastgen import __version__
 from fastgen.errors import FastgenError, InputError
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.state import InstructionPool, RunState
-from fastgen.similarity.novelty import IndexSource
+from fastgen.store.files import replacing, temporary_for
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import Digest, Position, digest_log
 from fastgen.store.run_folder import Progress, RunFolder, Store
-from fastgen.store.snapshot import (
-    Abandoned,
-    Part,
-    SnapshotReader,
-    SnapshotUnusable,
-    align,
-    forget_unfinished,
-    write_snapshot,
-)
 
 if TYPE_CHECKING:
-    from fastgen.similarity.layout import CandidateIndex
+    from numpy.typing import NDArray
+
+    from fastgen.similarity.pool import CandidateIndex
 
 
 log = logging.getLogger(__name__)
-_INDEX = "index"
-_PIECE_BYTES = 16 << 20
+
+ROOM_LEFT_BYTES = 256 << 20
+"""Of the disk, for the log, which a checkpoint must not crowd out."""
+GROWTH = 0.2
+"""Of the pool since the last checkpoint: a start replays at most this share."""
+LEAST_GROWTH = 10_000
+"""Instructions; fewer are replayed in a second."""
+MOST_COPIED_BYTES = 3 << 29
+"""A larger copy would delay a batch of decisions by more than 250 ms where memory is slow (6.5 GB/s)."""
+_SPARE = 1.15  # memory for what is decided between making it and copying
+_SPARE_BYTES = 32 << 20
+_ALIGNMENT = 64
+_PIECE_BYTES = 1 << 20  # read or written at once; fits a processor's cache
+_TOUCHED_BYTES = 16 << 20  # at once
+_FACTS = "facts.json"
+_INDEX = "index/"
+_EARLIER_NAME = "snapshot.bin"  # a checkpoint of an earlier version, which is not read
 
 
-class State(NamedTuple):
-    """A run's state at ``position``: ``facts`` and ``parts`` as a snapshot has them, but for the log's digests."""
-
-    position: Position
-    facts: dict[str, Any]
-    parts: tuple[Part, ...]
+class CheckpointUnusable(Exception):
+    """The checkpoint is damaged or of something else; ``str`` says which."""
 
 
-class Saved(NamedTuple):
-    """What a snapshot has: a position in the log, and so many instructions."""
+class Abandoned(Exception):
+    """Writing was abandoned on request."""
+
+
+class CheckpointEnd(NamedTuple):
+    """How far a checkpoint reaches: a position in the log, and the instructions kept up to there."""
 
     position: Position
     instructions: int
 
 
-class Room:
-    """Memory for a copy of ``size`` bytes, touched beforehand, so that the copy itself runs at memory speed.
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory: ``facts`` (JSON values, without the log's digests) and flat arrays by name."""
 
-    First touching a page costs tens of times what copying it does; whoever makes the room need not be in a hurry.
-    """
+    facts: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
 
-    def __init__(self, size: int) -> None:
-        import numpy as np
+    @property
+    def size(self) -> int:
+        """Bytes that a copy needs."""
+        return sum(_aligned(values.nbytes) for values in self.arrays.values())
 
-        self.size = size
-        space = mmap.mmap(-1, max(size, mmap.PAGESIZE))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            space.madvise(mmap.MADV_HUGEPAGE)
-        self._array = np.frombuffer(space, np.uint8)
-        for begin in range(0, size, _PIECE_BYTES):
-            self._array[begin : begin + _PIECE_BYTES] = 0
-
-    def copy(self, state: State) -> State | None:
-        """The state with copies of its parts, in this memory; ``None`` if they do not fit. Releases the GIL."""
-        import numpy as np
-
-        if sum(align(part.data.nbytes) for part in state.parts) > self.size:
+    def copy_into(self, memory: NDArray[Any]) -> Checkpoint | None:
+        """Copy the arrays into ``memory`` (bytes); ``None`` if they do not fit. Releases the GIL."""
+        if self.size > len(memory):
             return None
-        copied, offset = [], 0
-        for part in state.parts:
-            target = self._array[offset : offset + part.data.nbytes]
-            target[:] = np.frombuffer(part.data, np.uint8) if part.data.nbytes else 0
-            copied.append(part._replace(data=target.data))
-            offset += align(part.data.nbytes)
-        return state._replace(parts=tuple(copied))
+        arrays, offset = {}, 0
+        for name, values in self.arrays.items():
+            arrays[name] = memory[offset : offset + values.nbytes].view(values.dtype)
+            arrays[name][:] = values
+            offset += _aligned(values.nbytes)
+        return Checkpoint(self.facts, arrays)
 
 
-def look_at(run: RunState, store: Store, *, with_index: bool = True) -> State:
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def make_copy_memory(size: int) -> NDArray[Any]:
+    """Memory of ``size`` bytes for `Checkpoint.copy_into`, already touched, so that the copy runs at memory speed.
+
+    The first touch of a page costs tens of times what copying it does. This may take its time.
+    """
+    import numpy as np
+
+    space = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        space.madvise(mmap.MADV_HUGEPAGE)
+    memory: NDArray[Any] = np.frombuffer(space, np.uint8)
+    for begin in range(0, size, _TOUCHED_BYTES):
+        memory[begin : begin + _TOUCHED_BYTES] = 0
+    return memory[:size]
+
+
+def capture(run: RunState, store: Store, *, with_index: bool = True) -> Checkpoint:
     """The state as it is, not copied: valid until the next commit is judged or applied.
 
-    Everything appended must have been applied, to the run's state and to the ledger.
+    Everything appended must have been applied to the run's state and to the ledger.
     """
+    import numpy as np
+
+    from fastgen.similarity.jit import source_checksum
+
     header = store.folder.header()
-    values, index = _index_parts(run) if with_index else (None, ())
     facts = {
         "run": header.run_id,
         "fastgen": __version__,
@@ -110,88 +148,192 @@ def look_at(run: RunState, store: Store, *, with_index: bool = True) -> State:
         "position": tuple(store.position),
         "ledger": store.ledger.as_dict(),
         "plan": run.folded(),
-        "index": values,
+        "index": source_checksum() if with_index else None,
     }
-    shown = run.shown_counts()
-    pool = [_flat(f"pool/{column.name}", column.dtype, column.data) for column in run.pool.columns()]
-    return State(store.position, facts, (*pool, _flat("shown", "|u1", memoryview(shown)), *index))
+    pool = {f"pool/{column.name}": np.frombuffer(column.data, column.dtype) for column in run.pool.columns()}
+    shown = np.frombuffer(run.shown_counts(), np.uint8)
+    index = {_INDEX + name: values for name, values in run.save_index().items()} if with_index else {}
+    return Checkpoint(facts, {**pool, "shown": shown, **index})
 
 
-def _flat(name: str, dtype: str, data: memoryview) -> Part:
-    return Part(name, dtype, (data.nbytes // int(dtype[2:]),), data)
+# -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def _index_parts(run: RunState) -> tuple[dict[str, Any] | None, Sequence[Part]]:
-    from fastgen.similarity.saved import Unsavable, make_of_index
+def write_checkpoint(
+    store: Store, checkpoint: Checkpoint, closed: list[Digest], *, is_abandoned: Callable[[], bool] = lambda: False
+) -> int:
+    """Replace the run's checkpoint; returns its size in bytes. ``closed`` keeps the digests of closed segments.
 
-    try:
-        saved = run.save_index()
-    except Unsavable as reason:
-        log.debug("the similarity index is not saved: %s", reason)
-        return None, ()
-    parts = [
-        Part(_INDEX + path, array.dtype.str, array.shape, array.reshape(-1).view("u1").data)
-        for path, array in saved.arrays.items()
-    ]
-    return {"make": make_of_index(), "values": saved.values}, parts
+    :raises OSError, DiskError, DamagedLogError, Abandoned: the file was not changed.
+    """
+    folder = store.folder
+    digests = digest_log(folder.log_path, Position(*checkpoint.facts["position"]), closed)
+    closed[:] = digests[:-1]  # the last segment may grow
+    store.sync()  # a checkpoint must never know more than the disk
+    facts = checkpoint.facts | {"log": [tuple(digest) for digest in digests]}
+    write_archive(folder.checkpoint_path, facts, checkpoint.arrays, is_abandoned=is_abandoned)
+    earlier = folder.path / _EARLIER_NAME
+    for path in (earlier, temporary_for(earlier)):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return folder.checkpoint_path.stat().st_size
 
 
-class Writer:
-    """Writes states of one run into its folder; one thread at a time. Digests of closed segments are computed once."""
+def write_archive(
+    path: Path,
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    is_abandoned: Callable[[], bool] = lambda: False,
+) -> None:
+    """Replace the file atomically and durably, as ``numpy.savez`` writes it; an exception leaves the old one.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._closed: list[Digest] = []
+    ``is_abandoned`` is called for every piece.
 
-    def write(self, state: State, *, sync_log: Callable[[], None], go_on: Callable[[], bool]) -> int:
-        """Replace the snapshot; returns its size in bytes.
+    :raises Abandoned: it returned true.
+    :raises OSError: the disk refused, or would be left with less than `ROOM_LEFT_BYTES`.
+    """
+    from numpy.lib import format as npy
 
-        :raises OSError, DiskError, DamagedLogError, Abandoned: it stayed as it was.
+    size = sum(values.nbytes for values in arrays.values())
+    if shutil.disk_usage(path.parent).free < size + ROOM_LEFT_BYTES:
+        raise OSError(errno.ENOSPC, f"a checkpoint of {size / 1e6:,.0f} MB would leave too little room for the log")
+    with replacing(path) as sink, zipfile.ZipFile(sink, "w") as archive:
+        # The default time of a ZipInfo, since a clock before 1980 has no place in an archive.
+        archive.writestr(zipfile.ZipInfo(_FACTS), orjson.dumps({**facts, "arrays": [*arrays]}))
+        for name, values in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                npy.write_array_header_1_0(entry, npy.header_data_from_array_1_0(values))
+                data = values.view("u1").data
+                for begin in range(0, len(data), _PIECE_BYTES):
+                    if is_abandoned():
+                        raise Abandoned
+                    entry.write(data[begin : begin + _PIECE_BYTES])
+
+
+class CheckpointFile:
+    """An open checkpoint: its ``facts``, and the length of each array by name, ``rows``. A context manager that closes.
+
+    :raises CheckpointUnusable: the file is missing, damaged, or has another form.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _damage_named():
+            self._archive = zipfile.ZipFile(path)
+            try:
+                self.facts: dict[str, Any] = {**orjson.loads(self._archive.read(_FACTS))}
+                self.rows = {name: self._rows(name) for name in self.facts["arrays"]}
+            except BaseException:
+                self._archive.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._archive.close()
+
+    def _rows(self, name: str) -> int:
+        entry = self._archive.getinfo(f"{name}.npy")
+        with self._archive.open(entry) as content:
+            (rows,), dtype = _read_header(content)
+            if entry.compress_type != zipfile.ZIP_STORED or content.tell() + rows * dtype.itemsize != entry.file_size:
+                raise zipfile.BadZipFile(f"{name} has another size")
+        return rows
+
+    def read_into(self, name: str, target: NDArray[Any]) -> None:
+        """Fill a flat array.
+
+        :raises ValueError: the stored array has another length or dtype.
+        :raises CheckpointUnusable: it is missing or damaged; ``target`` then holds anything.
         """
-        digests = digest_log(self._folder.log_path, state.position, self._closed)
-        self._closed = digests[:-1]  # the last segment may grow
-        sync_log()  # a snapshot must never know more than the disk
-        facts = state.facts | {"log": [tuple(digest) for digest in digests]}
-        return write_snapshot(self._folder.snapshot_path, facts, state.parts, go_on=go_on)
+        data = target.view("u1").data
+        with _damage_named(), self._archive.open(f"{name}.npy") as entry:
+            is_alike = _read_header(entry) == (target.shape, target.dtype)
+            for begin in range(0, len(data) if is_alike else 0, _PIECE_BYTES):
+                piece = data[begin : begin + _PIECE_BYTES]
+                if entry.readinto(piece) != len(piece):  # type: ignore[attr-defined]  # every buffered file has it
+                    raise EOFError  # with the last byte, `zipfile` has compared the checksum
+        if not is_alike:
+            raise ValueError(f"{name} has another length or dtype")
+
+    def read(self, name: str) -> bytearray:
+        """The bytes of an array of ``|u1`` or 64-bit numbers. :raises CheckpointUnusable: it is missing or damaged."""
+        import numpy as np
+
+        if name not in self.rows:
+            raise CheckpointUnusable(f"it lacks {name}")
+        dtype = np.dtype("=u8" if name == "pool/ends" else "u1")
+        content = bytearray(self.rows[name] * dtype.itemsize)
+        self.read_into(name, np.frombuffer(content, dtype))
+        return content
 
 
-def take_up(store: Store, plan: Plan) -> Saved | None:
-    """Bring a fresh plan and store to the log's end; returns the snapshot that this began with, if one was used.
+def _read_header(entry: Any) -> tuple[tuple[int, ...], Any]:  # noqa: ANN401 - a file in an archive, and a dtype
+    from numpy.lib import format as npy
+
+    npy.read_magic(entry)
+    shape, _, dtype = npy.read_array_header_1_0(entry)
+    return shape, dtype
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    """:raises CheckpointUnusable: whatever `zipfile`, `numpy` and `orjson` raise over a file that is not whole."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointUnusable("there is none") from None
+    except OSError as error:
+        raise CheckpointUnusable(f"it cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # noqa: BLE001 - of many kinds, none of which may stop a start
+        raise CheckpointUnusable(f"it is damaged ({str(error) or 'cut short'})") from None
+
+
+# -- a start -----------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(store: Store, plan: Plan) -> CheckpointEnd | None:
+    """Bring a fresh plan and store to the log's end; returns how far the checkpoint reached, if one was used.
 
     :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
     """
-    path = store.folder.snapshot_path
-    forget_unfinished(path)
+    path = store.folder.checkpoint_path
+    with contextlib.suppress(OSError):
+        temporary_for(path).unlink(missing_ok=True)  # a process was killed while it wrote
     known = None
     if path.exists():
         try:
             known = _restore(store.folder, plan.state)
-        except SnapshotUnusable as reason:
+        except CheckpointUnusable as reason:
             log.warning("%s: not used, since %s; the whole log is read instead", path, reason)
-    saved = None if known is None else Saved(known.position, len(plan.state.pool))
+    end = None if known is None else CheckpointEnd(known.position, len(plan.state.pool))
     plan.resume(store.replay(known))
-    return saved
+    return end
 
 
 def _restore(folder: RunFolder, run: RunState) -> Progress:
-    """:raises SnapshotUnusable: and the run's state is as it was."""
-    with SnapshotReader(folder.snapshot_path) as snapshot, ThreadPoolExecutor(max_workers=1) as beside:
-        facts = snapshot.facts
+    """:raises CheckpointUnusable: and the run's state is as it was."""
+    with CheckpointFile(folder.checkpoint_path) as file, ThreadPoolExecutor(max_workers=1) as background:
+        facts = file.facts
         _check_belongs(facts, folder)
         try:
             _check_form(facts["plan"], run.folded())
             position, ledger = Position(*facts["position"]), Ledger.from_dict(facts["ledger"])
-            log_as_it_is = beside.submit(digest_log, folder.log_path, position)
-            pool = InstructionPool.from_columns(*(snapshot.read(f"pool/{n}") for n in ("texts", "ends", "states")))
-            shown = bytes(snapshot.read("shown"))
+            current_log = background.submit(digest_log, folder.log_path, position)
+            pool = InstructionPool.from_columns(*(file.read(f"pool/{name}") for name in ("texts", "ends", "states")))
+            shown = bytes(file.read("shown"))
             array("I").frombytes(shown)
-            index = _load_index(snapshot, run, len(run.seeds) + len(pool))
-            if log_as_it_is.result() != [tuple(digest) for digest in facts["log"]]:
-                raise SnapshotUnusable("the log it was made from was another")
+            index = _load_index(file, run, len(run.seeds) + len(pool))
+            if current_log.result() != [tuple(digest) for digest in facts["log"]]:
+                raise CheckpointUnusable("the log it was made from was another")
         except InputError as error:  # of the log: read as a whole, it tells what is wrong with it
-            raise SnapshotUnusable(str(error)) from None
+            raise CheckpointUnusable(str(error)) from None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise SnapshotUnusable(f"it has another form ({error!r})") from None
+            raise CheckpointUnusable(f"it has another form ({error!r})") from None
         run.restore(facts["plan"], pool, shown, index)
     return Progress(position, ledger)
 
@@ -199,11 +341,11 @@ def _restore(folder: RunFolder, run: RunState) -> Progress:
 def _check_belongs(facts: Mapping[str, Any], folder: RunFolder) -> None:
     header = folder.header()
     if facts.get("run") != header.run_id:
-        raise SnapshotUnusable("it is of another run")
+        raise CheckpointUnusable("it is of another run")
     if facts.get("fastgen") != __version__:
-        raise SnapshotUnusable(f"it was made by fastgen {facts.get('fastgen')}")
+        raise CheckpointUnusable(f"it was made by fastgen {facts.get('fastgen')}")
     if facts.get("meaning") != header.meaning_fingerprint:
-        raise SnapshotUnusable("it is of a run with other options")
+        raise CheckpointUnusable("it is of a run with other options")
 
 
 def _check_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -229,44 +371,34 @@ def _check_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r:.60}")
 
 
-def _load_index(snapshot: SnapshotReader, run: RunState, entries: int) -> CandidateIndex | None:
-    """The saved index, or ``None`` where it has to be built anew."""
-    from fastgen.similarity.saved import Unsavable, make_of_index
+def _load_index(file: CheckpointFile, run: RunState, entries: int) -> CandidateIndex | None:
+    """The saved index, or ``None`` where it has to be built again."""
+    from fastgen.similarity.jit import source_checksum
+    from fastgen.similarity.layout import StoredArrays
 
-    saved = snapshot.facts["index"]
-    if saved is None:
+    if file.facts["index"] is None:
         return None
-    layout = {
-        name.removeprefix(_INDEX): (part.dtype, part.shape)
-        for name, part in snapshot.parts.items()
-        if name.startswith(_INDEX)
-    }
-    if saved["make"] != make_of_index():
-        log.warning("%s: its index was saved by other code; it is built anew", snapshot.path)
+    if file.facts["index"] != source_checksum():
+        log.warning("%s: its index was saved by other code; it is built again", file.path)
         return None
+    rows = {name.removeprefix(_INDEX): rows for name, rows in file.rows.items() if name.startswith(_INDEX)}
     try:
-        source = IndexSource(saved["values"], layout, lambda path, target: snapshot.read_into(_INDEX + path, target))
-        index = run.load_index(source)
-    except Unsavable as reason:
-        log.warning("%s: its index is not used (%s); it is built anew", snapshot.path, reason)
+        index = run.load_index(StoredArrays(rows, lambda name, target: file.read_into(_INDEX + name, target)))
+    except ValueError as reason:
+        log.warning("%s: its index is not used (%s); it is built again", file.path, reason)
         return None
     if len(index) != entries:
-        raise SnapshotUnusable("its index and its texts do not fit together")
+        raise CheckpointUnusable("its index and its texts do not fit together")
     return index
 
 
-GROWTH = 0.2  # of the pool since the last snapshot: a start replays at most this share
-LEAST_GROWTH = 10_000  # instructions; fewer are replayed in a second
-MOST_COPIED_BYTES = 3 << 29
-"""More would hold up a batch of decisions for longer than 250 ms where memory is slow (6.5 GB/s)."""
-_SPARE = 1.15  # room for what is decided between making room and copying
-_SPARE_BYTES = 32 << 20
+# -- while a run continues ---------------------------------------------------------------------------------------------
 
 
 class Checkpointer:
     """Call it after every batch, when everything appended is applied; `finish` at the end. A context manager.
 
-    ``judge`` is the thread that decides, ``last`` the newest snapshot.
+    ``judge`` is the thread that decides, ``last`` the end of the newest checkpoint.
     """
 
     def __init__(
@@ -275,21 +407,23 @@ class Checkpointer:
         run: RunState,
         judge: ThreadPoolExecutor,
         *,
-        last: Saved | None = None,
+        last: CheckpointEnd | None = None,
         growth: float = GROWTH,
         least_growth: int = LEAST_GROWTH,
+        most_copied_bytes: int = MOST_COPIED_BYTES,
     ) -> None:
         self._store = store
         self._run = run
         self._judge = judge
         self._growth = growth
         self._least_growth = least_growth
-        self._last = last or Saved(Position(0, 0, 0), 0)
-        self._writer = Writer(store.folder)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
-        self._making: Future[Room] | None = None
+        self._most_copied_bytes = most_copied_bytes
+        self._last = last or CheckpointEnd(Position(0, 0, 0), 0)
+        self._closed: list[Digest] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._making: Future[NDArray[Any]] | None = None
         self._writing: Future[None] | None = None
-        self._room_bytes = 0
+        self._memory_bytes = 0
         self._abandoned = threading.Event()
         self._warned = False
 
@@ -303,76 +437,71 @@ class Checkpointer:
         self._thread.shutdown(wait=True)
 
     async def __call__(self) -> None:
-        """Save, if it is time; returns when the run may go on."""
+        """Save, if it is time; returns when the state may change again."""
         if self._writing is not None and not self._writing.done():
             return
         if self._making is None:
             if self._is_due():
-                self._making = self._thread.submit(Room, self._room_needed())
+                needed = self._with_spare(self._run.memory_bytes())
+                self._making = self._thread.submit(make_copy_memory, max(self._memory_bytes, needed))
         elif self._making.done():
-            room, self._making = self._making, None
-            await self._copy(room)
+            making, self._making = self._making, None
+            await self._copy(making)
 
     async def finish(self) -> None:
-        """Save the last state, directly from where it is; when cancelled, give that up."""
+        """Save the last state, without a copy; when cancelled, abandon that."""
         self._making = None
         if len(self._run.pool) < self._least_growth or not self._store.is_counted:
             return
         if self._last.position == self._store.position:
             return
-        self._writing = self._thread.submit(self._write_last)
+        self._writing = self._thread.submit(lambda: self._write(capture(self._run, self._store)))
         await asyncio.wrap_future(self._writing)
-
-    def _now(self) -> Saved:
-        return Saved(self._store.position, len(self._run.pool))
 
     def _is_due(self) -> bool:
         grown = len(self._run.pool) - self._last.instructions
         return grown >= max(self._least_growth, self._growth * self._last.instructions)
 
-    def _room_needed(self) -> int:
-        return max(self._room_bytes, int(_SPARE * min(self._run.memory_bytes(), MOST_COPIED_BYTES)) + _SPARE_BYTES)
+    def _with_spare(self, size: int) -> int:
+        return int(_SPARE * min(size, self._most_copied_bytes)) + _SPARE_BYTES
 
-    async def _copy(self, making: Future[Room]) -> None:
-        now = self._now()
+    async def _copy(self, making: Future[NDArray[Any]]) -> None:
+        now = CheckpointEnd(self._store.position, len(self._run.pool))
         try:
-            room = making.result()
-            state = await asyncio.get_running_loop().run_in_executor(self._judge, self._copy_now, room)
+            memory = making.result()
+            checkpoint = await asyncio.get_running_loop().run_in_executor(self._judge, self._copy_now, memory)
         except (OSError, MemoryError, FastgenError) as error:  # no memory to spare, or no folder any more
             self._last = now
             self._warn(error)
             return
-        if state is not None:
+        if checkpoint is not None:
             self._last = now
-            self._writing = self._thread.submit(self._write, state)
+            self._writing = self._thread.submit(self._write, checkpoint)
 
-    def _copy_now(self, room: Room) -> State | None:
-        """In the judge's thread: a consistent copy, or none where it did not fit (then a larger room is made)."""
+    def _copy_now(self, memory: NDArray[Any]) -> Checkpoint | None:
+        """In the judge's thread: a consistent copy, or none if it did not fit; more memory is made then."""
         if not self._store.is_counted:
             return None
-        state = look_at(self._run, self._store)
-        size = sum(part.data.nbytes for part in state.parts)
-        if size > MOST_COPIED_BYTES:
-            state = look_at(self._run, self._store, with_index=False)
-        copied = room.copy(state)
-        self._room_bytes = 0 if copied is not None else int(_SPARE * min(size, MOST_COPIED_BYTES)) + _SPARE_BYTES
+        checkpoint = capture(self._run, self._store)
+        size = checkpoint.size
+        if size > self._most_copied_bytes:
+            checkpoint = capture(self._run, self._store, with_index=False)
+        copied = checkpoint.copy_into(memory)
+        self._memory_bytes = 0 if copied is not None else self._with_spare(size)
         return copied
 
-    def _write_last(self) -> None:
-        self._write(look_at(self._run, self._store))
-
-    def _write(self, state: State) -> None:
+    def _write(self, checkpoint: Checkpoint) -> None:
         try:
-            size = self._writer.write(state, sync_log=self._store.sync, go_on=lambda: not self._abandoned.is_set())
+            size = write_checkpoint(self._store, checkpoint, self._closed, is_abandoned=self._abandoned.is_set)
         except Abandoned:
             pass
         except (OSError, MemoryError, FastgenError) as error:
             self._warn(error)
         else:
-            log.info("snapshot saved, %.0f MB", size / 1e6)
+            log.info("checkpoint saved, %.0f MB", size / 1e6)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            path = self._store.folder.snapshot_path
-            log.warning("%s: cannot be saved (%s); the run goes on, its next start takes longer", path, error)
+            path = self._store.folder.checkpoint_path
+            log.warning("%s: cannot be saved (%s); the run continues, its next start takes longer", path, error)

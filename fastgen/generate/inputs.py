@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgen import __version__
 from fastgen.errors import InputError
-from fastgen.generate.checkpoint import Saved, take_up
+from fastgen.generate.checkpoint import CheckpointEnd, load_checkpoint
 from fastgen.generate.options import Options, check_same_meaning, meaning, model_names, saved_values, stage_models
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import PromptSet, parse_prompts, read_prompt_files
@@ -225,14 +225,14 @@ def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Ma
     check_same_meaning(folder.header().meaning, _meaning(options, inputs, models), folder.path)
 
 
-async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> Saved | None:
-    """Replay the log into a new plan and say where the run is; return the checkpoint that was used, if any.
+async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> CheckpointEnd | None:
+    """Replay the log into a new plan and say where the run is; return the end of the checkpoint that was used, if any.
 
     :raises DamagedLogError: the log is damaged, apart from an unfinished last line.
     :raises DiskError: it cannot be written.
     """
     folder, header = store.folder, store.folder.header()
-    checkpoint = await asyncio.to_thread(take_up, store, plan)
+    checkpoint = await asyncio.to_thread(load_checkpoint, store, plan)
     folder.write_header(replace(header, options=saved_values(options)))
     if (torn := store.torn) is not None:
         say(f"{torn.path}: dropped {torn.size} bytes of an unfinished line that a crash left behind")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import InputError, StoppedError
-from fastgen.generate.checkpoint import Checkpointer, Saved
+from fastgen.generate.checkpoint import CheckpointEnd, Checkpointer
 from fastgen.generate.health import RunHealth, steps_of_run
 from fastgen.generate.inputs import begin, check_models, load_inputs, models_of_begun, planned, resume
 from fastgen.generate.options import Options, model_names, refuse_credentials, with_paper_server
@@ -161,10 +161,10 @@ class _Session:
         self.ledger_saved_s = 0.0
         stopper.scheduler = scheduler
 
-    async def run(self, checkpoint: Saved | None) -> Outcome:
+    async def run(self, checkpoint: CheckpointEnd | None) -> Outcome:
         """Ask until the plan is done, a rule of the user's ends the run, or the stopper does.
 
-        ``checkpoint`` is the one that the plan was restored from.
+        ``checkpoint`` is the end of the checkpoint that the plan was restored from.
 
         :raises StoppedError: the run cannot continue now, or one of its steps brings nothing.
         """

@@ -3,5 +3,5 @@
 It computes only: no files, no asyncio.
 """
 
-PUBLIC = ("bands", "layout", "novelty", "options", "rouge", "saved")
+PUBLIC = ("bands", "jit", "layout", "novelty", "options", "pool", "rouge")
 """Modules that other rooms may import."""

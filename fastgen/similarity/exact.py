@@ -33,18 +33,19 @@ there. So a collision costs time, never a neighbour.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.similarity.checks import conclude, make_found, verify_met
+from fastgen.similarity.checks import conclude, verify_met
 from fastgen.similarity.jit import kernel, signed
 from fastgen.similarity.lcs import close_query, least_need, open_query
-from fastgen.similarity.pool import TextPool, make_batch, nearest_older, read_text, reread_entry, store_text
+from fastgen.similarity.pool import CandidateIndex, read_text, reread_entry, store_text
 from fastgen.similarity.postings import (
     CHUNK,
     ENTRY_MASK,
     INFO_SHIFT,
+    arrays_of,
     check_loaded,
     check_whole,
     clear,
@@ -64,6 +65,7 @@ from fastgen.similarity.trie import (
     freeze_order,
     least_overlap,
     link,
+    load_exact,
     make_exact,
     make_room,
     open_nodes,
@@ -74,11 +76,9 @@ from fastgen.similarity.trie import (
 from fastgen.similarity.vocabulary import forget_symbols
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from fastgen.similarity.layout import Batch, Found, Pool, Rule, Text
+    from fastgen.similarity.layout import Batch, Found, Pool, Rule, StoredArrays, Text
 
 
 _U64 = np.uint64
@@ -212,67 +212,50 @@ def _take_back(pool: Pool, exact: Exact, keep: int) -> None:
         unlink(pool, exact, entry)
 
 
-class ExactIndex:
-    """A :class:`fastgen.similarity.layout.CandidateIndex` that never misses, by the proof above."""
+class ExactIndex(CandidateIndex):
+    """Never misses, by the proof above."""
 
     def __init__(self, threshold: float, reject_at: str, *, crowded: int = CROWDED, nodes: int = NODES) -> None:
-        self._pool = TextPool(threshold, reject_at)
+        super().__init__(threshold, reject_at)
         self._exact = make_exact(crowded, nodes)
 
-    def __len__(self) -> int:
-        """Entries in the pool."""
-        return len(self._pool)
-
-    def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
-        """Append texts without a check."""
-        batch = make_batch(texts)
-        self._reserve(batch)
-        _add(self._pool.view(), self._exact, batch)
-        check_whole(self._exact.postings)
-        if seeds:
-            self._pool.index_seeds()
-
-    def decide(self, texts: Sequence[bytes]) -> Found:
-        """Decide texts in order and append the novel ones."""
-        batch, found = make_batch(texts), make_found(len(texts))
-        self._reserve(batch)
-        _decide(self._pool.view(), self._exact, batch, found, True)
-        check_whole(self._exact.postings)
-        return found
-
-    def look_up(self, texts: Sequence[bytes]) -> Found:
-        """Decide each text by itself against the pool as it is; nothing is appended."""
-        batch, found = make_batch(texts), make_found(len(texts))
-        self._reserve(batch)
-        _decide(self._pool.view(), self._exact, batch, found, False)
-        return found
-
-    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
-        """Find the ``top`` most similar older entries of each entry, by a full scan."""
-        return nearest_older(self._pool, entries, top)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Flat views of everything that :meth:`load` needs, valid until the next call."""
+        exact, known = self._exact, int(self._exact.order.known[0])
+        arrays = super().arrays() | arrays_of(exact.postings)
+        return arrays | {"frequency": exact.order.frequency[:known], "freezes": exact.freezes}
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries."""
+        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
         _take_back(self._pool.view(), self._exact, entries)
-        self._pool.truncate(entries)
-
-    def check_loaded(self) -> None:
-        """Make the index usable after a load."""
-        self._pool.check_loaded()
-        check_loaded(self._exact.postings, len(self), signed(MARK_ENTRY))
-        known, freezes = int(self._exact.order.known[0]), int(self._exact.freezes[0])
-        if not (0 <= known <= self._pool.symbols() and 0 <= freezes <= _MOST_FREEZES):
-            raise ValueError("the order's arrays contradict each other")
-        self._reserve(make_batch(()))
+        super().truncate(entries)
 
     def memory_bytes(self) -> int:
         """Bytes in use."""
         exact = self._exact
         order = int(exact.order.known[0]) * exact.order.frequency.itemsize
-        index = postings_bytes(exact.postings) + exact.seen.itemsize * len(self)
-        return self._pool.memory_bytes() + index + order
+        return super().memory_bytes() + postings_bytes(exact.postings) + exact.seen.itemsize * len(self) + order
 
     def _reserve(self, batch: Batch) -> None:
-        self._pool.reserve(batch)
+        super()._reserve(batch)
         more = batch.start.size - 1
         self._exact = make_room(self._exact, len(self), more, self._pool.symbol_room(), self._pool.longest_text())
+
+    def _append(self, batch: Batch) -> None:
+        _add(self._pool.view(), self._exact, batch)
+        check_whole(self._exact.postings)
+
+    def _decide(self, batch: Batch, found: Found, *, keep: bool) -> None:
+        _decide(self._pool.view(), self._exact, batch, found, keep)
+        check_whole(self._exact.postings)
+
+    def _load(self, stored: StoredArrays) -> None:
+        super()._load(stored)
+        self._exact = load_exact(self._exact, stored)
+
+    def _check_loaded(self) -> None:
+        super()._check_loaded()
+        check_loaded(self._exact.postings, len(self), signed(MARK_ENTRY))
+        known, freezes = int(self._exact.order.known[0]), int(self._exact.freezes[0])
+        if not (0 <= known <= self._pool.symbols() and 0 <= freezes <= _MOST_FREEZES):
+            raise ValueError("the order's arrays contradict each other")

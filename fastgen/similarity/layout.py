@@ -1,65 +1,28 @@
-"""Candidate indexes of the similarity filter: ``exhaustive``, ``lsh`` and ``exact``, behind one protocol.
+"""The flat arrays of the similarity filter as kernels receive them, and memory in which they can grow.
 
-Importing this package compiles and imports nothing heavy; each index lives in a module of its own.
+The named tuples have no behaviour. Their owners (:class:`~fastgen.similarity.vocabulary.Vocabulary`,
+:class:`~fastgen.similarity.pool.TextPool` and the indexes) make and grow the arrays between kernel calls. A kernel
+never does.
+
+Guarantees: an array of :func:`reserve_array` reads as zero and costs physical memory only for the pages that were
+written. It neither moves nor stalls as it fills, because its address space is reserved. Where address space is limited
+(``ulimit -v``, ``vm.overcommit_memory=2``), an array starts small, and :func:`with_room` copies it into a larger one
+before the batch that needs it. If that is refused too, the run stops with one line.
 """
 
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastgen.errors import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
-
-
-class CandidateIndex(Protocol):
-    """A pool of texts and a way to find those that may be too similar to a new one.
-
-    Promises every implementation keeps:
-
-    - *Order.* Texts are decided in the order given, each against the pool plus the texts found novel before it in the
-      same call. Cutting a sequence of texts into calls in another way changes nothing.
-    - *No wrong rejection.* A text is rejected only with a pool member at hand whose ROUGE-L F1, as rouge_score computes
-      it, breaks the rule. ``exhaustive`` and ``exact`` also never keep a text that has such a member; ``lsh`` does with
-      a stated probability.
-    - *Seeds.* The nearest seed of a kept text is exact in all three.
-    - *Last in, first out.* :meth:`decide` leaves the novel texts at the end of the pool; :meth:`truncate` takes the
-      youngest entries back.
-    - *One owner.* Calls come from one thread at a time; kernels release the GIL.
-    """
-
-    def __len__(self) -> int:
-        """Entries in the pool."""
-
-    def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
-        """Append texts without a check; as ``seeds`` only while the pool holds nothing but seeds."""
-
-    def decide(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - fastgen.similarity.layout.Found; importing it needs numpy
-        """Decide texts in order and append the novel ones."""
-
-    def look_up(self, texts: Sequence[bytes]) -> Any:  # noqa: ANN401 - as above
-        """Decide each text by itself against the pool as it is; nothing is appended."""
-
-    def nearest_older(self, entries: Sequence[int], top: int) -> Any:  # noqa: ANN401 - as above
-        """Find the ``top`` most similar older entries of each entry, by a full scan; cost grows with the pool."""
-
-    def truncate(self, entries: int) -> None:
-        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
-
-    def check_loaded(self) -> None:
-        """Make the index usable after its arrays were read from a file.
-
-        :raises ValueError: they contradict each other; the index is then good for nothing.
-        """
-
-    def memory_bytes(self) -> int:
-        """Bytes held by the pool and the index, room to grow included."""
 
 
 class Symbols(NamedTuple):
@@ -218,7 +181,8 @@ def with_room(array: NDArray[Any], rows: int, used: int, most: int) -> NDArray[A
             larger: NDArray[Any] = np.frombuffer(_reserve(wanted * array.itemsize), array.dtype, count=wanted)
         except (OSError, ValueError, OverflowError, MemoryError):
             continue
-        larger[:used] = array[:used]
+        kept = array[:used]
+        larger[: len(kept)] = kept
         return larger
     raise StoppedError(
         f"the similarity pool is full: this machine gives no {rows * array.itemsize / 1e6:,.0f} MB of address space "
@@ -236,3 +200,26 @@ def _reserve(size: int) -> mmap.mmap:
         # Lookups are random, and with small pages most of their time would go into address translation.
         space.madvise(mmap.MADV_HUGEPAGE, _SMALL_PAGES, size - _SMALL_PAGES)
     return space
+
+
+class StoredArrays(NamedTuple):
+    """The arrays of an index in a file.
+
+    ``rows``: their lengths by name. ``read_into``: fills a flat array with the stored one of that name, and raises
+    `ValueError` if their lengths or dtypes differ.
+    """
+
+    rows: Mapping[str, int]
+    read_into: Callable[[str, NDArray[Any]], None]
+
+    def read(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        """Read into a new array."""
+        array: NDArray[Any] = np.empty(self.rows[name], dtype)
+        self.read_into(name, array)
+        return array
+
+    def load(self, name: str, array: NDArray[Any], most: int) -> NDArray[Any]:
+        """Read into the front of a reserved array, or of a larger one of at most ``most`` rows; returns it."""
+        array = with_room(array, self.rows[name], 0, most)
+        self.read_into(name, array[: self.rows[name]])
+        return array

@@ -1,27 +1,30 @@
-"""MinHash signatures that are ``datasketch.MinHash``'s, value for value, computed in batches by a compiled kernel.
+"""MinHash-LSH over occurrence-tagged tokens, then exact ROUGE-L on what shares a band.
 
-Scheme ``affine32`` of datasketch 2, seed 1 unless told otherwise, hash function ``sha1_hash32`` (its default), over the
-occurrence-tagged elements of :mod:`fastgen.similarity.vocabulary`: the bytes ``token`` for a token's first occurrence
-in the
-text, ``token NUL k`` (k in decimal) for its k-th. The permutations are taken from datasketch itself, so a change there
-would show here at once. Never mix signatures of other schemes, seeds or widths with these.
+Guarantees: a text is never rejected wrongly. A too-similar pool member at multiset Jaccard J is met with probability
+``1 - (1 - J**rows) ** bands`` over the draw of the permutations, and every such member has J >= t / (2 - t)
+(:mod:`fastgen.similarity.bands`).
+
+Signatures are those of ``datasketch.MinHash``, value for value: scheme ``affine32`` of datasketch 2, seed 1 by default,
+hash function ``sha1_hash32`` (its default), over the elements of :mod:`fastgen.similarity.vocabulary`. The permutations
+come from datasketch itself, so a change there changes them here. Never mix signatures of other schemes, seeds or widths
+with these.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastgen.similarity.checks import conclude, make_found, verify_met
+from fastgen.similarity.checks import conclude, verify_met
 from fastgen.similarity.jit import kernel
 from fastgen.similarity.layout import reserve_array, with_room
 from fastgen.similarity.lcs import close_query, least_need, open_query, popcount64
 from fastgen.similarity.pool import (
     MOST_ENTRIES,
+    CandidateIndex,
     TextPool,
     make_batch,
-    nearest_older,
     read_text,
     reread_entry,
     store_text,
@@ -30,12 +33,14 @@ from fastgen.similarity.postings import (
     CHUNK,
     INFO_SHIFT,
     Postings,
+    arrays_of,
     check_loaded,
     check_whole,
     find_block,
     fingerprint,
     insert,
     keep_flagged,
+    load_postings,
     make_postings,
     postings_bytes,
     prefetch_head,
@@ -51,7 +56,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastgen.similarity.bands import Bands
-    from fastgen.similarity.layout import Batch, Found, Pool, Rule, Symbols, Text
+    from fastgen.similarity.layout import Batch, Found, Pool, Rule, StoredArrays, Symbols, Text
 
 
 SCHEME = "affine32"
@@ -262,11 +267,11 @@ def _unlink(pool: Pool, lsh: Lsh, keep: int) -> None:
                 remove(lsh.postings, lsh.keys[band], entry)
 
 
-class LshIndex:
-    """A :class:`fastgen.similarity.layout.CandidateIndex` that finds candidates by MinHash bands."""
+class LshIndex(CandidateIndex):
+    """Finds candidates by MinHash bands."""
 
     def __init__(self, threshold: float, reject_at: str, bands: Bands) -> None:
-        self._pool = TextPool(threshold, reject_at)
+        super().__init__(threshold, reject_at)
         self.bands = bands
         permutations = bands.bands * bands.rows
         self._lsh = Lsh(
@@ -281,60 +286,45 @@ class LshIndex:
             clock=np.zeros(1, np.int64),
         )
 
-    def __len__(self) -> int:
-        """Entries in the pool."""
-        return len(self._pool)
-
-    def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
-        """Append texts without a check."""
-        batch = make_batch(texts)
-        self._reserve(batch)
-        _add(self._pool.view(), self._lsh, batch)
-        check_whole(self._lsh.postings)
-        if seeds:
-            self._pool.index_seeds()
-
-    def decide(self, texts: Sequence[bytes]) -> Found:
-        """Decide texts in order and append the novel ones."""
-        batch, found = make_batch(texts), make_found(len(texts))
-        self._reserve(batch)
-        _decide(self._pool.view(), self._lsh, batch, found, True)
-        check_whole(self._lsh.postings)
-        return found
-
-    def look_up(self, texts: Sequence[bytes]) -> Found:
-        """Decide each text by itself against the pool as it is; nothing is appended."""
-        batch, found = make_batch(texts), make_found(len(texts))
-        self._reserve(batch)
-        _decide(self._pool.view(), self._lsh, batch, found, False)
-        return found
-
-    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
-        """Find the ``top`` most similar older entries of each entry, by a full scan."""
-        return nearest_older(self._pool, entries, top)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Flat views of everything that :meth:`load` needs, valid until the next call."""
+        bands = np.array([self.bands.bands, self.bands.rows], np.int64)
+        return super().arrays() | arrays_of(self._lsh.postings) | {"bands": bands}
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries."""
+        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
         _unlink(self._pool.view(), self._lsh, entries)
-        self._pool.truncate(entries)
-
-    def check_loaded(self) -> None:
-        """Make the index usable after a load."""
-        self._pool.check_loaded()
-        check_loaded(self._lsh.postings, len(self), -1)
-        self._reserve(make_batch(()))
+        super().truncate(entries)
 
     def memory_bytes(self) -> int:
         """Bytes in use."""
         lsh = self._lsh
         held = (*lsh.permutations, lsh.signature, lsh.keys, lsh.block, lsh.flags, lsh.met)
         index = postings_bytes(lsh.postings) + lsh.seen.itemsize * len(self)
-        return self._pool.memory_bytes() + index + sum(array.nbytes for array in held)
+        return super().memory_bytes() + index + sum(array.nbytes for array in held)
 
     def _reserve(self, batch: Batch) -> None:
-        self._pool.reserve(batch)
+        super()._reserve(batch)
         texts = batch.start.size - 1
-        seen = with_room(self._lsh.seen, len(self._pool) + texts, len(self._pool), MOST_ENTRIES)
+        seen = with_room(self._lsh.seen, len(self) + texts, len(self), MOST_ENTRIES)
         postings = with_room_for(self._lsh.postings, texts * self.bands.bands)
         if seen is not self._lsh.seen or postings is not self._lsh.postings:
             self._lsh = self._lsh._replace(seen=seen, postings=postings)
+
+    def _append(self, batch: Batch) -> None:
+        _add(self._pool.view(), self._lsh, batch)
+        check_whole(self._lsh.postings)
+
+    def _decide(self, batch: Batch, found: Found, *, keep: bool) -> None:
+        _decide(self._pool.view(), self._lsh, batch, found, keep)
+        check_whole(self._lsh.postings)
+
+    def _load(self, stored: StoredArrays) -> None:
+        if not np.array_equal(stored.read("bands", np.int64), self.arrays()["bands"]):
+            raise ValueError("the index was made with other parameters")
+        super()._load(stored)
+        self._lsh = self._lsh._replace(postings=load_postings(self._lsh.postings, stored))
+
+    def _check_loaded(self) -> None:
+        super()._check_loaded()
+        check_loaded(self._lsh.postings, len(self), -1)

@@ -19,11 +19,13 @@ from fastgen.errors import InputError
 from fastgen.similarity.rouge import RejectAt, Tokenizer, check_rule, tokenise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from fastgen.similarity.bands import Bands
-    from fastgen.similarity.layout import CandidateIndex, Found
-    from fastgen.similarity.saved import SavedIndex
+    from fastgen.similarity.layout import Found, StoredArrays
+    from fastgen.similarity.pool import CandidateIndex
     from fastgen.types import Neighbour
 
 
@@ -48,14 +50,6 @@ class Verdict(NamedTuple):
     score: float = 0.0
     nearest_seed: Neighbour | None = None
     nearest_checked: tuple[Neighbour, ...] = ()
-
-
-class IndexSource(NamedTuple):
-    """A saved index as :func:`fastgen.similarity.saved.put_together` reads it: values and (dtype, shape) by path."""
-
-    values: Mapping[str, Any]
-    layout: Mapping[str, tuple[str, tuple[int, ...]]]
-    read_into: Callable[[str, memoryview], None]
 
 
 class NoveltyFilter:
@@ -172,25 +166,18 @@ class NoveltyFilter:
         self.admit()
         return verdicts
 
-    def save(self) -> SavedIndex:
-        """The index, taken apart but not copied, without texts that were decided and not admitted.
-
-        :raises Unsavable: it holds something that cannot be saved.
-        """
-        from fastgen.similarity.saved import take_apart
-
+    def save(self) -> dict[str, NDArray[Any]]:
+        """The index's arrays, not copied, without the texts of a decision that were not admitted."""
         self._forget_decision()
-        return take_apart(self._index)
+        return self._index.arrays()
 
-    def load(self, saved: IndexSource) -> CandidateIndex:
-        """A second index, with the content of a saved one; give it to :meth:`take_over`.
+    def load(self, stored: StoredArrays) -> CandidateIndex:
+        """A second index, with what :meth:`save` gave; give it to :meth:`take_over`.
 
-        :raises Unsavable: the saved one does not fit this filter.
+        :raises ValueError: the arrays do not fit this filter or contradict each other.
         """
-        from fastgen.similarity.saved import put_together
-
         index = self._make_index()
-        put_together(index, saved.values, saved.layout, saved.read_into)
+        index.load(stored)
         return index
 
     def take_over(self, index: CandidateIndex) -> None:

@@ -1,16 +1,18 @@
-"""The pool of tokenised texts that every index shares: vocabulary, entries, seeds, scratch.
+"""The pool of tokenised texts that every index shares, what every index promises, and the scan of the whole pool.
 
-Guarantees: room for a batch is made before its kernel runs; texts come in as bytes that :func:`tokenise_bytes` can cut.
-Knows nothing of how candidates are found.
+Guarantees: room for a batch is made before its kernel runs. Texts come in as bytes that
+:func:`~fastgen.similarity.vocabulary.tokenise_bytes` can cut. Kernels check no bounds, so a loaded pool or index is
+checked before it is used: whatever its arrays held, no kernel leaves their memory or loops forever.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, StoppedError
 from fastgen.similarity.checks import make_found, record
 from fastgen.similarity.jit import kernel
 from fastgen.similarity.layout import Batch, Entries, Pool, Query, Rule, Seeds, Text, reserve_array, with_room
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fastgen.similarity.layout import Found
+    from fastgen.similarity.layout import Found, StoredArrays
 
 
 def make_batch(texts: Sequence[bytes]) -> Batch:
@@ -149,8 +151,40 @@ class TextPool:
                 place=with_room(old.place, entries, len(self), MOST_ENTRIES),
             )
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Views of everything that :meth:`load` needs, and the rule, which must be the same then."""
+        entries, tokens = (int(number) for number in self._entries.size)
+        return {
+            **self._vocabulary.arrays(),
+            "tokens": self._entries.tokens[:tokens],
+            "sketch": self._entries.sketch[:entries],
+            "place": self._entries.place[:entries],
+            "seeds_first": self._seeds.first,
+            "seeds_member": self._seeds.member,
+            "seeds": np.array([self._seeds.overlap.size], np.int64),
+            "rule": np.array([self._rule.threshold, self._rule.at_threshold], np.float64),
+        }
+
+    def load(self, stored: StoredArrays) -> None:
+        """Read what :meth:`arrays` gave; :meth:`check_loaded` makes it usable.
+
+        :raises ValueError: the stored pool had another rule.
+        """
+        if not np.array_equal(stored.read("rule", np.float64), self.arrays()["rule"]):
+            raise ValueError("the index was made with other parameters")
+        self._vocabulary.load(stored)
+        old = self._entries
+        self._entries = old._replace(
+            tokens=stored.load("tokens", old.tokens, _MOST_TOKENS),
+            sketch=stored.load("sketch", old.sketch, MOST_ENTRIES),
+            place=stored.load("place", old.place, MOST_ENTRIES),
+        )
+        old.size[:] = stored.rows["place"], stored.rows["tokens"]
+        first, member = stored.read("seeds_first", np.int64), stored.read("seeds_member", np.int32)
+        self._seeds = Seeds(first, member, np.zeros(int(stored.read("seeds", np.int64)[0]), np.int32))
+
     def check_loaded(self) -> None:
-        """Make the pool usable after a load.
+        """Make the pool usable after :meth:`load`.
 
         :raises ValueError: its arrays contradict each other.
         """
@@ -171,11 +205,6 @@ class TextPool:
         bad = first.size == 0 or first[0] != 0 or first[-1] != member.size or (np.diff(first) < 0).any()
         if bad or overlap.size > entries or member.min(initial=0) < 0 or member.max(initial=-1) >= overlap.size:
             raise ValueError("the seeds' arrays contradict each other")
-
-    def append(self, batch: Batch) -> None:
-        """Store the texts of ``batch``; nothing else."""
-        self.reserve(batch)
-        _append_all(self.view(), batch)
 
     def index_seeds(self) -> None:
         """Make the whole pool, as it is now, the seeds."""
@@ -257,8 +286,103 @@ def _scan(pool: Pool, found: Found, entries: NDArray[np.int64], flags: NDArray[n
         close_query(pool, length)
 
 
-def nearest_older(pool: TextPool, entries: Sequence[int], top: int) -> Found:
-    """Find the ``top`` nearest older entries of each of ``entries`` (only ``entry`` and ``score`` are filled)."""
-    found = make_found(len(entries), top)
-    _scan(pool.view(), found, np.array(entries, np.int64), np.empty(_CHUNK, np.uint8))
-    return found
+class CandidateIndex(ABC):
+    """A pool of texts and a way to find those that may be too similar to a new one.
+
+    Promises that every index keeps:
+
+    - *Order.* Texts are decided in the order given, each against the pool and the texts found novel before it in the
+      same call. Cutting a sequence of texts into calls in another way changes nothing.
+    - *No wrong rejection.* A text is rejected only with a pool member at hand whose ROUGE-L F1, as rouge_score computes
+      it, breaks the rule. ``exhaustive`` and ``exact`` also never keep a text that has such a member. ``lsh`` does with
+      a stated probability.
+    - *Seeds.* The nearest seed of a kept text is exact in all three.
+    - *Last in, first out.* :meth:`decide` leaves the novel texts at the end of the pool. :meth:`truncate` takes the
+      youngest entries back.
+    - *One owner.* Calls come from one thread at a time. Kernels release the GIL.
+    """
+
+    def __init__(self, threshold: float, reject_at: str) -> None:
+        self._pool = TextPool(threshold, reject_at)
+
+    def __len__(self) -> int:
+        """Entries in the pool."""
+        return len(self._pool)
+
+    def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
+        """Append texts without a check; as ``seeds`` only while the pool holds nothing but seeds."""
+        batch = make_batch(texts)
+        self._reserve(batch)
+        self._append(batch)
+        if seeds:
+            self._pool.index_seeds()
+
+    def decide(self, texts: Sequence[bytes]) -> Found:
+        """Decide texts in order and append the novel ones."""
+        return self._search(texts, keep=True)
+
+    def look_up(self, texts: Sequence[bytes]) -> Found:
+        """Decide each text by itself against the pool as it is; nothing is appended."""
+        return self._search(texts, keep=False)
+
+    def _search(self, texts: Sequence[bytes], *, keep: bool) -> Found:
+        batch, found = make_batch(texts), make_found(len(texts))
+        self._reserve(batch)
+        self._decide(batch, found, keep=keep)
+        return found
+
+    def nearest_older(self, entries: Sequence[int], top: int) -> Found:
+        """Find the ``top`` most similar older entries of each entry by a scan of all; only those columns are filled.
+
+        They have the highest ROUGE-L F1 above 0, lower pool index first among equals. The scan skips what, by its
+        sketch, cannot beat the worst of the best so far.
+        """
+        found = make_found(len(entries), top)
+        _scan(self._pool.view(), found, np.array(entries, np.int64), np.empty(_CHUNK, np.uint8))
+        return found
+
+    def truncate(self, entries: int) -> None:
+        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
+        self._pool.truncate(entries)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Flat views of everything that :meth:`load` needs, valid until the next call."""
+        return self._pool.arrays()
+
+    def load(self, stored: StoredArrays) -> None:
+        """Take over what :meth:`arrays` of another index gave; this one must be empty.
+
+        :raises ValueError: the arrays are not those of such an index, or contradict each other, or do not fit into
+            memory. The index is then unusable.
+        """
+        if stored.rows.keys() != self.arrays().keys():
+            raise ValueError("the index has other arrays")
+        try:
+            self._load(stored)
+            if {name: len(array) for name, array in self.arrays().items()} != stored.rows:
+                raise ValueError("the index's arrays contradict each other")
+            self._check_loaded()
+            self._reserve(make_batch(()))
+        except (IndexError, OverflowError, MemoryError, StoppedError) as error:
+            raise ValueError(str(error) or "it does not fit into this machine's memory") from None
+
+    def memory_bytes(self) -> int:
+        """Bytes in use by the pool and the index."""
+        return self._pool.memory_bytes()
+
+    def _reserve(self, batch: Batch) -> None:
+        """Make room for every text of ``batch``."""
+        self._pool.reserve(batch)
+
+    def _append(self, batch: Batch) -> None:
+        _append_all(self._pool.view(), batch)
+
+    @abstractmethod
+    def _decide(self, batch: Batch, found: Found, *, keep: bool) -> None:
+        """Fill ``found``; append the novel texts if ``keep``."""
+
+    def _load(self, stored: StoredArrays) -> None:
+        self._pool.load(stored)
+
+    def _check_loaded(self) -> None:
+        self._pool.check_loaded()

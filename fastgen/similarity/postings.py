@@ -6,13 +6,13 @@ load passes :data:`LOAD` postings a bucket, the next bucket in turn is split, so
 The key bits that a split needs are kept in the posting, where they also serve as a fingerprint of the key.
 
 A posting is 63 bits: entry (31), key fingerprint (10), and 22 bits that the index chooses and that must not all be
-zero. Guarantees: every posting put in under a key is found under that key; others with the same fingerprint may be
-found too, and then always are, since those bits also decide the bucket. Knows nothing of texts.
+zero. Guarantees: every posting put in under a key is found under that key. Others with the same fingerprint may be
+found too, and then always are, since those bits also decide the bucket.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from fastgen.similarity.layout import reserve_array, with_room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fastgen.similarity.layout import StoredArrays
 
 
 _U64 = np.uint64
@@ -109,6 +111,24 @@ def check_whole(postings: Postings) -> None:
         raise StoppedError("the similarity index is full; run the same command again, which builds it anew")
 
 
+def arrays_of(postings: Postings) -> dict[str, NDArray[Any]]:
+    """Views of everything that :func:`load_postings` needs."""
+    heads, slab = postings.heads[: bucket_count(postings)], postings.slab[: int(postings.state[_USED])]
+    return {"heads": heads, "slab": slab, "free": postings.free, "state": postings.state}
+
+
+def load_postings(postings: Postings, stored: StoredArrays) -> Postings:
+    """Read what :func:`arrays_of` gave, in the memory of an empty multimap; :func:`check_loaded` checks it.
+
+    :raises ValueError: the arrays have other lengths.
+    """
+    free, state = stored.read("free", np.int64), stored.read("state", np.int64)
+    if free.shape != postings.free.shape or state.shape != postings.state.shape:
+        raise ValueError("the index's arrays have other lengths")
+    heads = stored.load("heads", postings.heads, _MOST_BUCKETS)
+    return Postings(heads, stored.load("slab", postings.slab, _MOST_WORDS), free, state)
+
+
 def check_loaded(postings: Postings, entries: int, other: int) -> None:
     """Check a multimap that was read from a file: of ``entries`` entries, and ``other``, which is none of them.
 
@@ -150,11 +170,6 @@ def _take(taken: NDArray[np.bool_], offset: int, words: int) -> bool:
             return False
         taken[i] = True
     return True
-
-
-def slab_used(postings: Postings) -> int:
-    """Words of the slab in use."""
-    return int(postings.state[_USED])
 
 
 def bucket_count(postings: Postings) -> int:

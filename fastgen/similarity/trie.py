@@ -1,8 +1,9 @@
-"""The order of elements that the exact index is built on, and what the rule demands of a text of a given length.
+"""The trie of the exact index: the nodes of a text, how it is put in and taken out, how a crowded node is split.
 
-Rarest first, by frequencies counted once (:class:`Order`); elements that were unknown then come before all others, the
-newest first, since what is frequent is met early. Guarantees: the order is total and, between two calls of
-:func:`freeze_order`, never changes for elements that exist. Knows nothing of keys or postings.
+:mod:`fastgen.similarity.exact` says what the trie guarantees and proves it. The trie is built on an order of all
+elements: rarest first, by frequencies counted once (:class:`Order`). Elements that were unknown then come before all
+others, the newest first, since frequent ones are met early. The order is total and, between two calls of
+:func:`freeze_order`, never changes for elements that exist.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastgen.similarity.postings import (
     find_block,
     fingerprint,
     insert,
+    load_postings,
     make_postings,
     prefetch_head,
     remove,
@@ -34,7 +36,7 @@ from fastgen.similarity.vocabulary import mix64
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastgen.similarity.layout import Pool, Rule, Text
+    from fastgen.similarity.layout import Pool, Rule, StoredArrays, Text
 
 
 _U64 = np.uint64
@@ -210,7 +212,7 @@ def make_exact(crowded: int, nodes: int = NODES) -> Exact:
 
 
 def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int) -> Exact:
-    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens and so many symbols."""
+    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens, and for ``symbols``."""
     texts, below = entries + more, longest + _MOST_BELOW
     order, new_postings = exact.order, min(more * _POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH) + longest
     postings = with_room_for(exact.postings, new_postings)
@@ -219,7 +221,7 @@ def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int)
         and texts <= min(len(exact.seen), len(exact.moving))
         and symbols <= len(order.frequency)
         and longest <= min(len(exact.sorted), len(exact.other))
-        and below <= len(exact.nodes.key)  # of all columns the one with the fewest rows
+        and below <= min(map(len, exact.nodes._asdict().values()))
     ):
         return exact
     return exact._replace(
@@ -231,6 +233,19 @@ def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int)
         moving=with_room(exact.moving, texts, 0, MOST_ENTRIES),
         seen=with_room(exact.seen, texts, entries, MOST_ENTRIES),
     )
+
+
+def load_exact(exact: Exact, stored: StoredArrays) -> Exact:
+    """Read the postings, ``frequency`` and ``freezes`` into an empty trie.
+
+    :raises ValueError: the arrays have other lengths.
+    """
+    freezes = stored.read("freezes", np.int64)
+    if freezes.shape != exact.freezes.shape:
+        raise ValueError("the order's arrays have other lengths")
+    frequency = stored.load("frequency", exact.order.frequency, _MOST_SYMBOLS)
+    order = Order(frequency, np.array([stored.rows["frequency"]], np.int64))
+    return exact._replace(postings=load_postings(exact.postings, stored), order=order, freezes=freezes)
 
 
 @kernel

@@ -1,12 +1,21 @@
-"""SHA-1's first 32 bits in compiled code: the element hash that ``datasketch.MinHash`` uses unless told otherwise.
+"""Tokens as dense ids, and the occurrence-tagged *elements* that both sublinear indexes are built on.
 
-Guarantees: ``sha1_hash32(bytes) == datasketch.hashfunc.sha1_hash32(bytes)``. A fingerprint, not a security measure.
-Source: FIPS 180-4.
+A *symbol* is a token or an element. The first occurrence of a token in a text is the element ``token`` (the same symbol
+as the token itself), the k-th is ``token NUL k`` (no token contains NUL). The multiset overlap of two texts is then the
+size of a plain set intersection, which is what the Jaccard bound ``t / (2 - t)`` needs. For each symbol, ``base`` holds
+the hash that ``datasketch.MinHash`` makes of those bytes: the first 32 bits of their SHA-1 (a fingerprint, not a
+security measure), mixed.
+
+Guarantees: equal bytes have equal ids, whatever their hash. Ids are dense and given in order of first appearance. The
+youngest symbols can be taken back (:func:`forget_symbols`). Storage is flat arrays, without a Python object per symbol.
+``sha1_hash32(bytes) == datasketch.hashfunc.sha1_hash32(bytes)``.
+
+Source of SHA-1: FIPS 180-4.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +24,8 @@ from fastgen.similarity.layout import Symbols, reserve_array, with_room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fastgen.similarity.layout import StoredArrays
 
 
 WORK_WORDS = 85
@@ -92,6 +103,8 @@ _S33 = _U64(33)
 _MOST_SYMBOLS = 1 << 31  # address space only
 _BYTES_A_SYMBOL = 16
 _SMALLEST_TABLE = 1 << 12
+_MOST_BYTES = _MOST_SYMBOLS * _BYTES_A_SYMBOL
+_COLUMNS = ("hashes", "parent", "occurrence", "base")  # one row a symbol
 _TAG_BYTES = 32  # NUL and an occurrence number
 _TOKEN_BYTE = np.array(
     [code if chr(code).isalnum() or code >= 0x80 else 0 for code in bytes(range(256)).lower()],  # noqa: PLR2004 - ASCII
@@ -271,7 +284,7 @@ class Vocabulary:
             table=np.full(_SMALLEST_TABLE, -1, np.int32),
             hashes=reserve_array(np.uint64, _MOST_SYMBOLS),
             start=reserve_array(np.int64, _MOST_SYMBOLS),
-            blob=reserve_array(np.uint8, _MOST_SYMBOLS * _BYTES_A_SYMBOL),
+            blob=reserve_array(np.uint8, _MOST_BYTES),
             parent=reserve_array(np.int32, _MOST_SYMBOLS),
             occurrence=reserve_array(np.int32, _MOST_SYMBOLS),
             base=reserve_array(np.uint32, _MOST_SYMBOLS),
@@ -286,16 +299,31 @@ class Vocabulary:
 
     def reserve(self, tokens: int, text_bytes: int) -> None:
         """Make room for ``tokens`` more symbols whose bytes add up to at most ``text_bytes``."""
-        have = len(self)
-        need = have + tokens
-        symbols, blob = self.symbols, int(self.symbols.start[have])
-        if len(symbols.hashes) <= need or len(symbols.blob) < blob + 2 * text_bytes + _TAG_BYTES:
-            self.symbols = self._grown(have, need + 1, blob, blob + 2 * text_bytes + _TAG_BYTES)
+        have, symbols = len(self), self.symbols
+        need, used = have + tokens, int(symbols.start[have])
+        size = used + 2 * text_bytes + _TAG_BYTES
+        columns = {name: getattr(symbols, name) for name in (*_COLUMNS, "start", "slot")}
+        if min(map(len, columns.values())) <= need or len(symbols.blob) < size:
+            columns = {name: with_room(array, need + 1, have + 1, _MOST_SYMBOLS) for name, array in columns.items()}
+            self.symbols = symbols._replace(blob=with_room(symbols.blob, size, used, _MOST_BYTES), **columns)
         if need * 2 > self.symbols.table.size:
             self._make_table(need)
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Views of everything that :meth:`load` needs."""
+        symbols, count = self.symbols, len(self)
+        columns = {name: getattr(symbols, name)[:count] for name in _COLUMNS}
+        return {**columns, "start": symbols.start[: count + 1], "blob": symbols.blob[: int(symbols.start[count])]}
+
+    def load(self, stored: StoredArrays) -> None:
+        """Read what :meth:`arrays` gave; :meth:`check_loaded` makes it usable."""
+        symbols = self.symbols
+        columns = {name: stored.load(name, getattr(symbols, name), _MOST_SYMBOLS) for name in (*_COLUMNS, "start")}
+        self.symbols = symbols._replace(blob=stored.load("blob", symbols.blob, _MOST_BYTES), **columns)
+        symbols.size[0] = stored.rows["hashes"]
+
     def check_loaded(self, longest: int) -> None:
-        """Make the vocabulary usable after a load, with room to read a text of ``longest`` tokens again.
+        """Make the vocabulary usable, with room to read a text of ``longest`` tokens again.
 
         :raises ValueError: its arrays contradict each other.
         """
@@ -311,15 +339,6 @@ class Vocabulary:
         table = np.full(max(_SMALLEST_TABLE, 1 << (need * 3).bit_length()), -1, np.int32)
         _rehash(self.symbols, table)
         self.symbols = self.symbols._replace(table=table)
-
-    def _grown(self, have: int, need: int, blob: int, blob_need: int) -> Symbols:
-        columns = {
-            name: with_room(getattr(self.symbols, name), need, have + 1, _MOST_SYMBOLS)
-            for name in ("hashes", "start", "parent", "occurrence", "base", "slot")
-        }
-        return self.symbols._replace(
-            blob=with_room(self.symbols.blob, blob_need, blob, _MOST_SYMBOLS * _BYTES_A_SYMBOL), **columns
-        )
 
     def memory_bytes(self) -> int:
         """Bytes in use."""

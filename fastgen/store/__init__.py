@@ -3,5 +3,5 @@
 A run is read back through `store.reader`.
 """
 
-PUBLIC = ("files", "ledger", "log", "output", "reader", "run_folder", "snapshot", "tables")
+PUBLIC = ("files", "ledger", "log", "output", "reader", "run_folder", "tables")
 """Modules that other rooms may import."""

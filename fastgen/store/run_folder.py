@@ -8,13 +8,13 @@
     decontaminate.json   the texts that no kept instruction may resemble, if there are any
     log/                 the truth (see `fastgen.store.log`)
     ledger.json          the counts, with the log position that they reach and the one up to which the log was synced
-    snapshot.bin         the state of a large run at a log position (see `fastgen.generate.checkpoint`)
+    checkpoint.npz       the state of a large run at a log position (see `fastgen.generate.checkpoint`)
     metrics.jsonl        figures over time (see `fastgen.telemetry.series`)
     lock                 held by the process that writes
     server.log           output of a server that fastgen started (of several: server-1.log, server-2.log ...)
 
-``ledger.json``, ``snapshot.bin`` and ``metrics.jsonl`` are derived from the log or only for plots: each may be deleted
-at any time, and one that cannot be read, has another form or cannot be written stops nothing.
+``ledger.json``, ``checkpoint.npz`` and ``metrics.jsonl`` are derived from the log or only for plots: each may be
+deleted at any time, and one that cannot be read, has another form or cannot be written stops nothing.
 
 `RunFolder` reads, `fastgen.store.run_folder.Store` is the one writer of the log. Both speak of commits, not of bytes.
 """
@@ -110,7 +110,7 @@ class RunFolder:
         self.seeds_path = path / "seed_tasks.jsonl"
         self.prompts_path = path / "prompts"
         self.server_log_path = path / "server.log"
-        self.snapshot_path = path / "snapshot.bin"
+        self.checkpoint_path = path / "checkpoint.npz"
         self._forbidden_path = path / "decontaminate.json"
         self._header_path = path / (_UNFINISHED if unfinished else "run.json")
         self.ledger_path = path / "ledger.json"

@@ -1,4 +1,4 @@
-"""A plan from a snapshot and the log's end is the plan of the whole log; a snapshot that does not fit is not used."""
+"""A plan from a checkpoint and the log's end is that of the whole log; a checkpoint that does not fit is not used."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import DamagedLogError, DiskError
 from fastgen.generate import checkpoint
-from fastgen.generate.checkpoint import Checkpointer, Room, Saved, Writer, look_at, take_up
+from fastgen.generate.checkpoint import (
+    Checkpoint,
+    CheckpointEnd,
+    Checkpointer,
+    capture,
+    load_checkpoint,
+    make_copy_memory,
+    write_checkpoint,
+)
 from fastgen.methods.base import Commit
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
 from fastgen.methods.self_instruct.state import InstructionPool, RunState, State
-from fastgen.similarity import saved as saved_index
+from fastgen.similarity import jit
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter
 from fastgen.simulator.answers import Writer as Model
-from fastgen.store.log import LogWriter, TornTail
+from fastgen.store.log import Digest, LogWriter, TornTail
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.types import Answer, Completion, Failure, Instance, Request, SeedTask
 
@@ -97,8 +106,7 @@ class Live:
 
 
 def write(store: Store, run: RunState, *, with_index: bool = True) -> None:
-    state = look_at(run, store, with_index=with_index)
-    Writer(store.folder).write(state, sync_log=store.sync, go_on=lambda: True)
+    write_checkpoint(store, capture(run, store, with_index=with_index), [])
 
 
 def begin(path: Path, seed: int = 0, index: IndexKind = "exhaustive") -> Live:
@@ -108,20 +116,20 @@ def begin(path: Path, seed: int = 0, index: IndexKind = "exhaustive") -> Live:
     return Live(store, plan, random.Random(seed))
 
 
-def start(path: Path, index: IndexKind = "exhaustive") -> tuple[Saved | None, Live]:
+def start(path: Path, index: IndexKind = "exhaustive") -> tuple[CheckpointEnd | None, Live]:
     store, plan = Store(RunFolder(path)), fresh(index)
     try:
-        return take_up(store, plan), Live(store, plan, random.Random(1))
+        return load_checkpoint(store, plan), Live(store, plan, random.Random(1))
     except BaseException:
         store.close()
         raise
 
 
 def replayed(path: Path, index: IndexKind = "exhaustive") -> Live:
-    """The same run without its snapshot, in a copy of its folder."""
+    """The same run without its checkpoint, in a copy of its folder."""
     copy = path.with_name("copy")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(path, copy, ignore=lambda *_: {"snapshot.bin"})
+    shutil.copytree(path, copy, ignore=lambda *_: {"checkpoint.npz"})
     used, live = start(copy, index)
     assert used is None
     return live
@@ -156,7 +164,7 @@ def assert_same(one: Live, other: Live, steps: int = 6) -> None:
     st.sampled_from([("lsh", True), ("exact", True), ("exhaustive", True), ("exact", False)]),
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_from_a_snapshot_and_the_rest_of_the_log_as_from_the_whole_log(
+def test_from_a_checkpoint_and_the_rest_of_the_log_as_from_the_whole_log(
     tmp_path_factory: pytest.TempPathFactory, seed: int, before: int, after: int, how: tuple[IndexKind, bool]
 ) -> None:
     path, (index, with_index) = tmp_path_factory.mktemp("run") / "run", how
@@ -185,7 +193,7 @@ def ran(path: Path, *, before: int = 12, after: int = 3) -> Live:
     return live
 
 
-def test_a_start_from_a_snapshot_reads_no_line_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_from_a_checkpoint_reads_no_line_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live = ran(tmp_path / "run")
     whole = len(logged(tmp_path / "run"))
     seen: list[Commit] = []
@@ -204,56 +212,58 @@ def test_a_start_from_a_snapshot_reads_no_line_before_it(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "nonsense", "a folder"])
-def test_a_damaged_snapshot_is_told_and_the_log_is_read(
+def test_a_damaged_checkpoint_is_one_line_and_the_log_is_read(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run"
     ran(path)
-    snapshot = path / "snapshot.bin"
-    content = bytearray(snapshot.read_bytes())
+    file = path / "checkpoint.npz"
+    content = bytearray(file.read_bytes())
     if damage == "flipped":
-        content[content.index(b"\n") + 100] ^= 1
-    snapshot.unlink()
+        content[content.index(b"pool/texts.npy") + 200] ^= 1
+    file.unlink()
     if damage == "a folder":
-        snapshot.mkdir()
+        file.mkdir()
     else:
         wrong = {"cut": bytes(content[:-1]), "emptied": b"", "nonsense": b"{}\n", "flipped": bytes(content)}[damage]
-        snapshot.write_bytes(wrong)
+        file.write_bytes(wrong)
     used, resumed = start(path)
     assert used is None
     assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert "not used, since it" in caplog.text or "not used, since pool/texts is damaged" in caplog.text
+    assert "not used, since it" in caplog.text
     assert_same(resumed, replayed(path))
 
 
-def test_any_flipped_bit_of_a_snapshot_changes_nothing_of_the_run(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_a_checkpoint_changes_nothing_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     ran(path)
     expected = replayed(path)
-    snapshot = path / "snapshot.bin"
-    whole, draw = snapshot.read_bytes(), random.Random(3)
+    file = path / "checkpoint.npz"
+    whole, draw = file.read_bytes(), random.Random(3)
     for _ in range(40):
         place = draw.randrange(len(whole))
-        snapshot.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << draw.randrange(8))]) + whole[place + 1 :])
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << draw.randrange(8))]) + whole[place + 1 :])
         _, resumed = start(path)
         assert resumed.plan.state.folded() == expected.plan.state.folded()
-        assert resumed.plan.state.save_index().values == expected.plan.state.save_index().values
+        arrays, expected_arrays = resumed.plan.state.save_index(), expected.plan.state.save_index()
+        assert arrays.keys() == expected_arrays.keys()
+        assert [name for name, values in arrays.items() if not np.array_equal(values, expected_arrays[name])] == []
         resumed.store.close()
     expected.store.close()
 
 
-def test_a_snapshot_of_another_run_version_or_meaning_is_not_used(
+def test_a_checkpoint_of_another_run_version_or_meaning_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran(tmp_path / "run")
     ran(tmp_path / "other")
-    whole = (tmp_path / "run" / "snapshot.bin").read_bytes()
-    shutil.copy(tmp_path / "other" / "snapshot.bin", tmp_path / "run" / "snapshot.bin")
+    whole = (tmp_path / "run" / "checkpoint.npz").read_bytes()
+    shutil.copy(tmp_path / "other" / "checkpoint.npz", tmp_path / "run" / "checkpoint.npz")
     used, resumed = start(tmp_path / "run")
     resumed.store.close()
     assert used is None
     assert "it is of another run" in caplog.text
-    (tmp_path / "run" / "snapshot.bin").write_bytes(whole)
+    (tmp_path / "run" / "checkpoint.npz").write_bytes(whole)
     monkeypatch.setattr(checkpoint, "__version__", "99.0")
     used, resumed = start(tmp_path / "run")
     resumed.store.close()
@@ -269,7 +279,7 @@ def test_a_snapshot_of_another_run_version_or_meaning_is_not_used(
     assert "it is of a run with other options" in caplog.text
 
 
-def test_damage_in_the_log_before_the_snapshot_is_found_and_named(tmp_path: Path) -> None:
+def test_damage_in_the_log_before_the_checkpoint_is_found_and_named(tmp_path: Path) -> None:
     path = tmp_path / "run"
     ran(path)
     segment = path / "log" / "000000.jsonl"
@@ -283,7 +293,9 @@ def test_damage_in_the_log_before_the_snapshot_is_found_and_named(tmp_path: Path
     assert used is not None
 
 
-def test_a_snapshot_that_knows_more_than_the_log_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_that_knows_more_than_the_log_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "run"
     ran(path, after=0)
     segment = path / "log" / "000000.jsonl"
@@ -296,19 +308,19 @@ def test_a_snapshot_that_knows_more_than_the_log_is_not_used(tmp_path: Path, cap
     assert_same(resumed, replayed(path))
 
 
-def test_over_closed_and_compressed_segments_a_snapshot_works_and_a_missing_one_is_named(
+def test_over_closed_and_compressed_segments_a_checkpoint_works_and_a_missing_one_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 4000)
     path = tmp_path / "run"
     live = begin(path)
-    writer = Writer(live.store.folder)
+    closed: list[Digest] = []
     for step in range(30):
         live.step()
         if step % 5 == 0:
             live.store.compress_closed()
-            state = look_at(live.plan.state, live.store)
-            writer.write(state, sync_log=live.store.sync, go_on=lambda: True)  # digests of closed ones are kept
+            write_checkpoint(live.store, capture(live.plan.state, live.store), closed)
+    assert len(closed) > 3, "digests of closed segments are kept"
     live.store.close()
     assert len(list((path / "log").glob("*.zst"))) > 3
     used, resumed = start(path)
@@ -320,27 +332,43 @@ def test_over_closed_and_compressed_segments_a_snapshot_works_and_a_missing_one_
         start(path)
 
 
-def test_an_index_saved_by_other_code_or_not_savable_is_built_anew_from_the_texts(
+def test_an_index_saved_by_other_code_or_that_contradicts_itself_is_built_again_from_the_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run"
     ran(path)
-    monkeypatch.setattr(saved_index, "make_of_index", lambda: "another")
+    monkeypatch.setattr(jit, "source_checksum", lambda: "another")
     used, resumed = start(path)
     assert used is not None
-    assert "saved by other code; it is built anew" in caplog.text
+    assert "saved by other code; it is built again" in caplog.text
     assert_same(resumed, replayed(path), steps=0)
     monkeypatch.undo()
-
-    def unsavable(_: RunState) -> Any:
-        raise saved_index.Unsavable("it holds a thread")
-
-    monkeypatch.setattr(RunState, "save_index", unsavable)
+    save = RunState.save_index
+    monkeypatch.setattr(RunState, "save_index", lambda run: save(run) | {"place": save(run)["place"][::-1].copy()})
     ran(tmp_path / "other")
     monkeypatch.undo()
     used, resumed = start(tmp_path / "other")
     assert used is not None
+    assert "its index is not used (the pool's texts contradict each other); it is built again" in caplog.text
     assert_same(resumed, replayed(tmp_path / "other"))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_not_read_and_removed_when_one_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run"
+    ran(path)
+    (path / "checkpoint.npz").unlink()
+    (path / "snapshot.bin").write_bytes(b'{"crc":"00000000","format":1}\n')
+    (path / ".snapshot.bin.tmp").write_bytes(b"half")
+    used, resumed = start(path)
+    assert used is None
+    assert caplog.text == ""
+    assert (path / "snapshot.bin").exists()
+    resumed.save()
+    resumed.store.close()
+    assert not [p.name for p in path.iterdir() if "snapshot" in p.name]
+    assert (path / "checkpoint.npz").exists()
 
 
 def test_a_pool_grows_also_while_somebody_holds_its_memory() -> None:
@@ -363,17 +391,16 @@ def test_a_copy_is_not_changed_by_what_the_run_does_next(tmp_path: Path) -> None
     live = begin(tmp_path / "run", index="exact")
     for _ in range(10):
         live.step()
-    state = look_at(live.plan.state, live.store)
-    size = sum(part.data.nbytes + 64 for part in state.parts)
-    copied, content = Room(size).copy(state), [bytes(part.data) for part in state.parts]
+    seen = capture(live.plan.state, live.store)
+    copied, content = seen.copy_into(make_copy_memory(seen.size)), [bytes(values) for values in seen.arrays.values()]
     assert copied is not None
-    assert Room(size // 2).copy(state) is None
-    position = state.position
-    del state
+    assert seen.copy_into(make_copy_memory(seen.size // 2)) is None
+    position = live.store.position
+    del seen
     for _ in range(10):
         live.step()
-    assert [bytes(part.data) for part in copied.parts] == content
-    Writer(live.store.folder).write(copied, sync_log=live.store.sync, go_on=lambda: True)
+    assert [bytes(values) for values in copied.arrays.values()] == content
+    write_checkpoint(live.store, copied, [])
     live.store.close()
     used, resumed = start(tmp_path / "run", "exact")
     assert used is not None
@@ -397,22 +424,22 @@ def drive(live: Live, main: Callable[[Checkpointer], Awaitable[None]], **options
 
 
 async def until_idle(checkpointer: Checkpointer) -> None:
-    """What the snapshot's own thread was told so far is done."""
+    """What the checkpoint's own thread was given so far is done."""
     await asyncio.wrap_future(checkpointer._thread.submit(lambda: None))
 
 
 def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_path: Path) -> None:
     live = begin(tmp_path / "run")
-    snapshot = live.store.folder.snapshot_path
+    file = live.store.folder.checkpoint_path
     saved: list[tuple[int, int]] = []
 
     async def main(checkpointer: Checkpointer) -> None:
         for _ in range(120):
             live.step()
-            before = snapshot.stat().st_ino if snapshot.exists() else 0
+            before = file.stat().st_ino if file.exists() else 0
             await checkpointer()
             await until_idle(checkpointer)
-            if snapshot.exists() and snapshot.stat().st_ino != before:
+            if file.exists() and file.stat().st_ino != before:
                 saved.append((len(live.plan.state.pool), live.store.position.offset))
         await checkpointer.finish()
 
@@ -422,11 +449,11 @@ def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_pa
     assert 3 <= len(sizes) <= 10
     assert all(later >= 1.5 * earlier for earlier, later in pairwise(sizes))
     used, resumed = start(tmp_path / "run")
-    assert used == Saved(live.store.position, len(live.plan.state.pool))
+    assert used == CheckpointEnd(live.store.position, len(live.plan.state.pool))
     assert_same(resumed, replayed(tmp_path / "run"))
 
 
-def test_a_small_run_leaves_no_snapshot(tmp_path: Path) -> None:
+def test_a_small_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     live = begin(tmp_path / "run")
 
     async def main(checkpointer: Checkpointer) -> None:
@@ -437,7 +464,7 @@ def test_a_small_run_leaves_no_snapshot(tmp_path: Path) -> None:
 
     drive(live, main)
     live.store.close()
-    assert not live.store.folder.snapshot_path.exists()
+    assert not live.store.folder.checkpoint_path.exists()
 
 
 def test_the_copy_is_made_by_the_thread_that_decides_and_the_file_by_another(
@@ -453,8 +480,8 @@ def test_the_copy_is_made_by_the_thread_that_decides_and_the_file_by_another(
 
         return noted
 
-    monkeypatch.setattr(Room, "copy", noting("copy", Room.copy))
-    monkeypatch.setattr(Writer, "write", noting("write", Writer.write))
+    monkeypatch.setattr(checkpoint, "capture", noting("copy", capture))
+    monkeypatch.setattr(checkpoint, "write_checkpoint", noting("write", write_checkpoint))
 
     async def main(checkpointer: Checkpointer) -> None:
         for _ in range(30):
@@ -465,22 +492,20 @@ def test_the_copy_is_made_by_the_thread_that_decides_and_the_file_by_another(
     drive(live, main, growth=0.5, least_growth=10)
     live.store.close()
     assert threads["copy"].startswith("judge")
-    assert threads["write"].startswith("snapshot")
+    assert threads["write"].startswith("checkpoint")
 
 
 def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastgen.generate.checkpoint.MOST_COPIED_BYTES", 20_000)
     live = begin(tmp_path / "run", index="lsh")
     indexes: list[bool] = []
-    write_one = Writer.write
 
-    def write(writer: Writer, state: Any, **named: Any) -> int:
-        indexes.append(state.facts["index"] is not None)
-        return write_one(writer, state, **named)
+    def write(store: Store, captured: Checkpoint, *given: Any, **named: Any) -> int:
+        indexes.append(captured.facts["index"] is not None)
+        return write_checkpoint(store, captured, *given, **named)
 
-    monkeypatch.setattr(Writer, "write", write)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
 
     async def main(checkpointer: Checkpointer) -> None:
         for _ in range(60):
@@ -489,7 +514,7 @@ def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_
             await until_idle(checkpointer)
         await checkpointer.finish()
 
-    drive(live, main, growth=0.5, least_growth=10)
+    drive(live, main, growth=0.5, least_growth=10, most_copied_bytes=20_000)
     live.store.close()
     assert len(indexes) > 2
     assert indexes == [False] * (len(indexes) - 1) + [True]
@@ -508,9 +533,9 @@ def test_a_disk_or_memory_that_cannot_take_it_is_one_warning(
         raise error
 
     if isinstance(error, MemoryError):
-        monkeypatch.setattr("fastgen.generate.checkpoint.Room", refuse)
+        monkeypatch.setattr(checkpoint, "make_copy_memory", refuse)
     else:
-        monkeypatch.setattr(Writer, "write", refuse)
+        monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
 
     async def main(checkpointer: Checkpointer) -> None:
         for _ in range(40):
@@ -521,8 +546,8 @@ def test_a_disk_or_memory_that_cannot_take_it_is_one_warning(
     with caplog.at_level(logging.WARNING):
         drive(live, main, growth=0.2, least_growth=5)
     live.store.close()
-    assert [record.message.count("the run goes on") for record in caplog.records] == [1]
-    assert not live.store.folder.snapshot_path.exists()
+    assert [record.message.count("the run continues") for record in caplog.records] == [1]
+    assert not live.store.folder.checkpoint_path.exists()
 
 
 def test_ending_at_once_gives_up_the_file_that_is_being_written(
@@ -531,11 +556,11 @@ def test_ending_at_once_gives_up_the_file_that_is_being_written(
     live = begin(tmp_path / "run")
     for _ in range(20):
         live.step()
-    begun, go_on_asked = threading.Event(), threading.Event()
+    begun, resumed = threading.Event(), threading.Event()
 
     def sync() -> None:
         begun.set()
-        assert go_on_asked.wait(20)
+        assert resumed.wait(20)
 
     monkeypatch.setattr(live.store, "sync", sync)
 
@@ -545,9 +570,9 @@ def test_ending_at_once_gives_up_the_file_that_is_being_written(
         finishing.cancel()
         await asyncio.gather(finishing, return_exceptions=True)
         checkpointer._abandoned.set()
-        go_on_asked.set()
+        resumed.set()
 
     drive(live, main, least_growth=1)
     monkeypatch.undo()
     live.store.close()
-    assert [p.name for p in live.store.folder.path.iterdir() if "snapshot" in p.name] == []
+    assert [p.name for p in live.store.folder.path.iterdir() if "checkpoint" in p.name] == []

@@ -30,7 +30,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
-import fastgen.store.snapshot
+import fastgen.generate.checkpoint
 from fastgen.cli.app import run as command_line
 from fastgen.generate.checkpoint import Checkpointer
 from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
@@ -322,8 +322,8 @@ def test_a_run_killed_at_any_step_of_its_beginning_is_begun_by_the_same_command(
             assert_whole(run, [])
 
 
-def eager_snapshots() -> None:
-    """Small segments, and a snapshot whenever the pool has grown by a twentieth."""
+def eager_checkpoints() -> None:
+    """Small segments, and a checkpoint whenever the pool has grown by a twentieth."""
     small_segments()
     defaults = Checkpointer.__init__.__kwdefaults__
     assert defaults is not None
@@ -331,51 +331,51 @@ def eager_snapshots() -> None:
     defaults.update(growth=0.05, least_growth=5)
 
 
-def slow_snapshots() -> None:
+def slow_checkpoints() -> None:
     """The same, and a file is written in pieces of a few bytes, so that a kill meets one half done."""
-    eager_snapshots()
-    fastgen.store.snapshot._PIECE_BYTES = 512
+    eager_checkpoints()
+    fastgen.generate.checkpoint._PIECE_BYTES = 512
 
 
-def test_killed_while_a_snapshot_is_written_a_run_goes_on_from_the_last_whole_one(tmp_path: Path) -> None:
+def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_last_whole_one(tmp_path: Path) -> None:
     run, moments = tmp_path / "run", random.Random(8)
     flags = ("--concurrency", "16", *EXACT)
-    unfinished, snapshot = run / ".snapshot.bin.tmp", run / "snapshot.bin"
+    unfinished, checkpoint = run / ".checkpoint.npz.tmp", run / "checkpoint.npz"
     before: list[Commit] = []
     met = used = 0
     with server("--latency", "0.002", "--seed", "3") as url:
         for kill in range(10):
-            job = generate(run, url, 100_000, *flags, prepare=slow_snapshots)
+            job = generate(run, url, 100_000, *flags, prepare=slow_checkpoints)
             job.wait_for_bytes(run, written(run) + 20_000)
             if kill % 2:
-                job.wait_for(snapshot.exists)
+                job.wait_for(checkpoint.exists)
                 job.process.join(moments.uniform(0.0, 0.02))
             else:
                 job.wait_for(unfinished.exists)
             job.kill()
             assert job.process.exitcode == -signal.SIGKILL, job.said.read_text()
             met += unfinished.exists()
-            used += snapshot.exists()
+            used += checkpoint.exists()
             now = commits(run)
             assert now[: len(before)] == before
             before = now
         assert met >= 3, "some of the kills met a file half written"
         assert used >= 5
-        whole = snapshot.read_bytes()
+        whole = checkpoint.read_bytes()
         target = RunFolder(run).ledger().complete + 20
-        code, said = generate(run, url, target, *flags, prepare=eager_snapshots).ended()
+        code, said = generate(run, url, target, *flags, prepare=eager_checkpoints).ended()
         assert code == 0, said
         assert not any("not used" in line for line in said)
         assert not unfinished.exists()
-        assert snapshot.read_bytes() != whole, "a clean end saves anew"
+        assert checkpoint.read_bytes() != whole, "a clean end saves anew"
         assert_whole(run, before)
         assert_filtered(run)
-        snapshot.write_bytes(whole)  # stale, but of this run
-        code, said = generate(run, url, target + 10, *flags, prepare=eager_snapshots).ended()
+        checkpoint.write_bytes(whole)  # stale, but of this run
+        code, said = generate(run, url, target + 10, *flags, prepare=eager_checkpoints).ended()
         assert code == 0, said
         assert not any("not used" in line for line in said)
-        snapshot.write_bytes(whole[:-9])
-        code, said = generate(run, url, target + 20, *flags, prepare=eager_snapshots).ended()
+        checkpoint.write_bytes(whole[:-9])
+        code, said = generate(run, url, target + 20, *flags, prepare=eager_checkpoints).ended()
         assert code == 0, said
         assert sum("not used" in line for line in said) == 1
     assert_whole(run, before)
@@ -560,7 +560,7 @@ def test_status_and_export_write_nothing_into_a_run_folder(tmp_path: Path, capsy
     with server() as url:
         job = generate(run, url, 100_000, prepare=small_segments)
         job.wait_for_bytes(run, 2 * SEGMENT_BYTES)
-        job.kill()  # leaves a snapshot behind the log's end, perhaps a torn line, perhaps a half-done compression
+        job.kill()  # leaves a checkpoint behind the log's end, perhaps a torn line, perhaps a half-done compression
     before = files(run)
     for arguments in (["status"], ["status", "--json"], *(["export", "--output", "-", "--format", f] for f in FORMATS)):
         assert call(*arguments, "--run-dir", run) == 0

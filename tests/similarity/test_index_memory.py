@@ -12,8 +12,9 @@ import pytest
 
 from fastgen.similarity.exact import ExactIndex
 from fastgen.similarity.exhaustive import ExhaustiveIndex
-from fastgen.similarity.novelty import INDEX_KINDS, IndexKind, IndexSource, NoveltyFilter, Verdict, warm_up
+from fastgen.similarity.novelty import INDEX_KINDS, IndexKind, NoveltyFilter, Verdict, warm_up
 from fastgen.similarity.rouge import TOKENIZERS, Tokenizer
+from tests.similarity.test_index_arrays import stored
 
 FORK = multiprocessing.get_context("fork")
 SPARE_BYTES = 400 << 20
@@ -36,14 +37,7 @@ def decisions(kind: IndexKind) -> list[list[Verdict]]:
     found.append(novelty.filter(["word " * 3000, "other " * 2999 + "word", *made[:500]]))
     other = NoveltyFilter(index=kind)
     other.add_seeds(made[:30])
-    saved = novelty.save()
-    content = {path: array.tobytes() for path, array in saved.arrays.items()}
-    layout = {path: (array.dtype.str, array.shape) for path, array in saved.arrays.items()}
-
-    def read_into(path: str, target: memoryview) -> None:
-        target[:] = content[path]
-
-    other.take_over(other.load(IndexSource(saved.values, layout, read_into)))
+    other.take_over(other.load(stored(novelty.save())))
     found.append(other.filter(made[::-7]))
     return found
 

@@ -19,7 +19,7 @@ from fastgen.similarity.rouge import REJECT_AT, RejectAt, rejects, rouge_l_f1, t
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastgen.similarity.layout import CandidateIndex
+    from fastgen.similarity.pool import CandidateIndex
 
 EXACT_KINDS: tuple[IndexKind, ...] = ("exhaustive", "exact")
 

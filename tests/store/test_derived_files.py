@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -24,7 +26,6 @@ from fastgen.generate.runtime import Stopper
 from fastgen.simulator.server import FaultServer
 from fastgen.store.log import seal
 from fastgen.store.run_folder import RunFolder
-from fastgen.store.snapshot import align
 from fastgen.telemetry.progress import QuietReporter
 
 HUGE = 1 << 62
@@ -45,13 +46,13 @@ def carry_out(run: Path, count: int) -> Outcome:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a ledger, a snapshot, figures over time and a judge's summary; copy it before use."""
+    """A finished run with a ledger, a checkpoint, figures over time and a judge's summary; copy it before use."""
     run = tmp_path_factory.mktemp("derived") / "run"
     defaults = Checkpointer.__init__.__kwdefaults__ or {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(defaults, "least_growth", 1)
         carry_out(run, 12)
-    assert (run / "snapshot.bin").exists()
+    assert (run / "checkpoint.npz").exists()
     (run / "metrics.jsonl").write_bytes(b"")
     (run / "judgements" / "j").mkdir(parents=True)
     return run
@@ -62,19 +63,32 @@ def counts(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not name.endswith("_s")}
 
 
-def sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The file with its first line changed and sealed anew, so that the checksum holds."""
-    content = path.read_bytes()
-    line = content.partition(b"\n")[0] + b"\n"
-    values = orjson.loads(line)
+Change = Callable[[dict[str, Any]], object]
+
+
+def sealed(path: Path, change: Change) -> bytes:
+    """The file with its one line changed and sealed again, so that the checksum holds."""
+    values = orjson.loads(path.read_bytes())
     del values["crc"]
     change(values)
-    again, _ = seal(values, 0)
-    parts = content[align(len(line)) :]  # of a snapshot
-    return again + bytes(align(len(again)) - len(again)) + parts if parts else again
+    return seal(values, 0)[0]
 
 
-Change = Callable[[dict[str, Any]], object]
+def rearchived(path: Path, change: Change) -> bytes:
+    """The archive with its facts and arrays (by name, ``facts`` among them) changed and written again."""
+    with np.load(path) as archive:
+        values: dict[str, Any] = {name: archive[name] for name in archive.files}
+    values["facts"] = orjson.loads(values.pop("facts.json"))
+    change(values)
+    facts, again = orjson.dumps(values.pop("facts")), path.with_name("again.npz")
+    np.savez(again, allow_pickle=True, **values)
+    with zipfile.ZipFile(again, "a") as archive:
+        archive.writestr("facts.json", facts)
+    content = again.read_bytes()
+    again.unlink()
+    return content
+
+
 PLAIN: dict[str, bytes | None] = {
     "gone": None,
     "empty": b"",
@@ -112,7 +126,7 @@ LEDGER: dict[str, Change] = {
     "server figures are nested": lambda v: v.update(server={"prefix_cache_hit_rate": {"a": 1}}),
     "no server figures": lambda v: v.pop("server"),
 }
-SNAPSHOT: dict[str, Change] = {
+CHECKPOINT: dict[str, Change] = {
     "facts are a list": lambda v: v.update(facts=[1]),
     "facts are text": lambda v: v.update(facts="x"),
     "no plan": lambda v: v["facts"].pop("plan"),
@@ -127,13 +141,18 @@ SNAPSHOT: dict[str, Change] = {
     "a position of texts": lambda v: v["facts"].update(position=["a", "b", "c"]),
     "no digests": lambda v: v["facts"].update(log=7),
     "the index is text": lambda v: v["facts"].update(index="x"),
-    "the index has no values": lambda v: v["facts"]["index"].update(values=None),
-    "parts are a list": lambda v: v.update(parts=[]),
-    "a part is short": lambda v: v["parts"].update(shown=["|u1"]),
-    "a part is huge": lambda v: v["parts"].update(shown=["|u1", [HUGE], 0, HUGE, 0]),
-    "a part is below zero": lambda v: v["parts"].update(shown=["|u1", [-1], 0, -1, 0]),
-    "a part has no dtype": lambda v: v["parts"].update(shown=[None, [0], 0, 0, 0]),
-    "the size is text": lambda v: v.update(size="x"),
+    "the index is a list": lambda v: v["facts"].update(index=[1]),
+    "an array is missing": lambda v: v.pop("shown"),
+    "a newer array": lambda v: (v.update(of_tomorrow=np.zeros(3)), v["facts"]["arrays"].append("of_tomorrow")),
+    "the arrays are not listed": lambda v: v["facts"].pop("arrays"),
+    "the list of arrays is text": lambda v: v["facts"].update(arrays="x"),
+    "an array is short": lambda v: v.update({"pool/ends": v["pool/ends"][:-1]}),
+    "an array has another dtype": lambda v: v.update({"pool/ends": v["pool/ends"].astype(np.float64)}),
+    "an array has two dimensions": lambda v: v.update(shown=np.zeros((4, 4), np.uint8)),
+    "an array holds objects": lambda v: v.update(shown=np.array([{}, None], object)),
+    "an index array is missing": lambda v: v.pop("index/heads"),
+    "an index array is of bytes": lambda v: v.update({"index/slab": v["index/slab"].view(np.uint8)}),
+    "an index array is of zeros": lambda v: v.update({"index/place": v["index/place"] * 0}),
 }
 LINES: dict[str, bytes] = {
     "numbers for texts": orjson.dumps({"time_s": "now", "limit": 7, "window_s": []}),
@@ -151,20 +170,20 @@ SUMMARY: dict[str, bytes] = {
 }
 
 VARIANTS = [
-    *((name, variant) for name in ("ledger.json", "snapshot.bin", "metrics.jsonl") for variant in PLAIN),
-    *((name, "a folder") for name in ("ledger.json", "snapshot.bin", "metrics.jsonl")),
+    *((name, variant) for name in ("ledger.json", "checkpoint.npz", "metrics.jsonl") for variant in PLAIN),
+    *((name, "a folder") for name in ("ledger.json", "checkpoint.npz", "metrics.jsonl")),
     *(("ledger.json", variant) for variant in LEDGER),
-    *(("snapshot.bin", variant) for variant in SNAPSHOT),
+    *(("checkpoint.npz", variant) for variant in CHECKPOINT),
     *(("metrics.jsonl", variant) for variant in LINES),
     *(("judgements/j/summary.json", variant) for variant in (*PLAIN, *SUMMARY)),
 ]
 
 
 def spoil(path: Path, variant: str) -> None:
-    changes = {"ledger.json": LEDGER, "snapshot.bin": SNAPSHOT}.get(path.name, {})
+    changes = {"ledger.json": LEDGER, "checkpoint.npz": CHECKPOINT}.get(path.name, {})
     content = {**PLAIN, **LINES, **SUMMARY}.get(variant)
     if variant in changes:
-        content = sealed(path, changes[variant])
+        content = (sealed if path.suffix == ".json" else rearchived)(path, changes[variant])
     path.unlink(missing_ok=True)
     if variant == "a folder":
         path.mkdir()

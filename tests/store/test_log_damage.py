@@ -18,6 +18,7 @@ import zstandard
 
 from fastgen.cli import app as cli
 from fastgen.errors import DamagedLogError, DiskError, FolderInUse
+from fastgen.generate.checkpoint import write_archive
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
@@ -26,7 +27,6 @@ from fastgen.simulator.server import FaultServer
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, Position, TornTail, compress_segment, read_log, seal, segment_files
 from fastgen.store.run_folder import RunFolder, Store
-from fastgen.store.snapshot import write_snapshot
 from fastgen.telemetry.figures import Sample
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.telemetry.series import MetricsFile
@@ -339,14 +339,14 @@ def test_links_under_the_names_of_temporary_files_are_replaced_and_not_followed(
     (path / ".run.json.tmp").symlink_to(victim)
     store = begin(path, 3)
     (path / ".ledger.json.tmp").symlink_to(victim)
-    (path / ".snapshot.bin.tmp").symlink_to(victim)
+    (path / ".checkpoint.npz.tmp").symlink_to(victim)
     (path / "log" / "000000.jsonl.zst.tmp").symlink_to(victim)
     (path / "log" / ".000000.jsonl.zst.tmp").symlink_to(victim)
     store.save_ledger()
-    write_snapshot(path / "snapshot.bin", {}, [], go_on=lambda: True)
+    write_archive(path / "checkpoint.npz", {}, {})
     compress_segment(path / "log" / "000000.jsonl")
     assert RunFolder(path).ledger_snapshot()[0].commits == 3
-    names = ["ledger.json", "snapshot.bin", "run.json", "log/000000.jsonl.zst"]
+    names = ["ledger.json", "checkpoint.npz", "run.json", "log/000000.jsonl.zst"]
     assert not [name for name in names if (path / name).is_symlink()]
     with pytest.raises(DiskError, match="was removed or replaced"):  # its segment was compressed under it
         store.close()
@@ -414,7 +414,7 @@ def test_a_run_that_logged_token_counts_of_any_size_is_read_resumed_and_counted(
     values.pop("synced", None)
     values["counts"]["completion_tokens"] = {"instance": 1 << 63}
     (run / "ledger.json").write_bytes(seal(values, 0)[0])
-    (run / "snapshot.bin").unlink(missing_ok=True)
+    (run / "checkpoint.npz").unlink(missing_ok=True)
     assert cli.run(["status", "--json", "--run-dir", str(run)]) == 0
     figures = orjson.loads(capsys.readouterr().out)
     assert figures["complete"] == 12

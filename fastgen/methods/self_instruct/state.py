@@ -25,9 +25,10 @@ from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.types import Failure, SeedTask, Stage
 
 if TYPE_CHECKING:
-    from fastgen.similarity.layout import CandidateIndex
-    from fastgen.similarity.novelty import IndexSource
-    from fastgen.similarity.saved import SavedIndex
+    from numpy.typing import NDArray
+
+    from fastgen.similarity.layout import StoredArrays
+    from fastgen.similarity.pool import CandidateIndex
 
 
 class State(IntEnum):
@@ -276,7 +277,7 @@ class RunState:
         self.complete += state is State.COMPLETE
         self.complete_share.see(state is State.COMPLETE)
 
-    # -- snapshots -----------------------------------------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def folded(self) -> dict[str, Any]:
         """The state without the pool, `shown_counts` and the index, as JSON values."""
@@ -293,13 +294,16 @@ class RunState:
         """How often each instruction was a demonstration: 4 bytes each, by pool index."""
         return self.demonstrations.counts()
 
-    def save_index(self) -> SavedIndex:
-        """The filter's index, not copied. :raises Unsavable: this kind of index cannot be saved."""
+    def save_index(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the similarity filter's index, not copied."""
         return self._novelty.save()
 
-    def load_index(self, saved: IndexSource) -> CandidateIndex:
-        """An index with the content that `save_index` gave, for `restore`; the state does not change."""
-        return self._novelty.load(saved)
+    def load_index(self, stored: StoredArrays) -> CandidateIndex:
+        """An index for `restore`, with the content that `save_index` gave; the state does not change.
+
+        :raises ValueError: the arrays do not fit the filter or contradict each other.
+        """
+        return self._novelty.load(stored)
 
     def restore(
         self, folded: Mapping[str, Any], pool: InstructionPool, shown: bytes, index: CandidateIndex | None
