@@ -3,7 +3,7 @@
 ``python -m benchmarks.memory [--completions 1000000] [--concurrency 256]``
 
 One whole run of ``generate`` against the test server without latency. At each tenth of the completions the resident
-memory of the process is read. The similarity index, the pool of instructions, and the copy of both while a snapshot is
+memory of the process is read. The similarity index, the pool of instructions, and the copy of both while a checkpoint is
 written report their own size; these grow with the pool. The rest must not grow: the benchmark prints its growth from
 the first tenth to the last.
 """
@@ -39,7 +39,7 @@ _MB = 1e6
 class Look:
     """Memory at one moment, in bytes; ``rest_bytes`` is what should stay as it is.
 
-    ``copy_bytes`` is shared memory: while a snapshot is made, the copy of index and pool that it is written from.
+    ``copy_bytes`` is shared memory: while a checkpoint is made, the copy of index and pool that it is written from.
     """
 
     completions: int

@@ -1,9 +1,12 @@
 """Checks a run's similarity decisions against the full scan, to learn how often its index missed a true neighbour.
 
-Decisions are drawn at random (keyed by the seed given), and each is made again by the exhaustive index against the very
-pool that the instruction was compared with then. A kept instruction that the full scan rejects is a miss; a rejected
-one that it keeps would be a wrong rejection, which cannot happen by construction. The bound is exact: with 95 %
-confidence no more of the run's kept instructions are misses. Where all were checked it is the number found.
+Decisions are drawn at random (keyed by the seed given). The exhaustive index makes each again, against the very pool
+that the instruction was compared with then. A kept instruction that the full scan rejects is a miss. A rejected one
+that it keeps would be a wrong rejection, which cannot happen by construction. The bound is exact: with 95 % confidence
+no more of the run's kept instructions are misses. Where all were checked it is the number found.
+
+`audit` checks a run in its folder. `BackgroundAudit` checks a run in progress in a thread, which gets every commit from
+the committer and never delays it.
 """
 
 from __future__ import annotations
@@ -29,11 +32,15 @@ from fastgen.store.log import TornTail
 from fastgen.store.reader import open_run
 from fastgen.types import SeedTask
 
+log = logging.getLogger(__name__)
+
 CONFIDENCE = 0.95
 BUDGET = 10_000_000_000
 """Pairs of texts that an audit compares where no share is asked for: about half a minute on one core."""
 FEWEST = 3000
 """Decisions that are checked whatever that costs: enough to bound the misses at 0.1 % where none is found."""
+BACKLOG = 10_000
+"""Commits that may wait for a check, which bounds the memory of an audit that is slower than the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,8 @@ class Audit:
 class Auditor:
     """Follows a run's similarity decisions in their order and makes a share of them again by the full scan.
 
-    ``rate`` (0..1] is that share, drawn with ``seed``. Holds a pool of its own: about 100 bytes an instruction. One
-    thread at a time.
+    ``rate`` (0..1] is that share, drawn with ``seed``. It holds a second pool of about 100 bytes an instruction. One
+    thread at a time may call it.
     """
 
     def __init__(self, similarity: Mapping[str, Any], seeds: Sequence[SeedTask], *, rate: float, seed: int = 0) -> None:
@@ -96,20 +103,19 @@ class Auditor:
         self._found: list[Disagreement] = []
 
     def learn(self, texts: Sequence[str]) -> None:
-        """Take kept instructions into the pool unchecked: what an earlier session decided."""
+        """Add kept instructions that an earlier session decided; they are not checked."""
         self._scan.add(texts)
 
     def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
-        """Follow one commit; what is found now is returned."""
-        found = [d for text, kept in _decisions(commit, rules) if (d := self._follow(text, kept=kept)) is not None]
+        """Follow one commit; returns the disagreements in it."""
+        found = []
+        for text, kept in _decisions(commit, rules):
+            if self._drawn.random() < self._rate and (one := self._check(text, kept=kept)) is not None:
+                found.append(one)
+            if kept:
+                self._all_kept += 1
+                self._scan.add([text])
         self._found += found
-        return found
-
-    def _follow(self, text: str, *, kept: bool) -> Disagreement | None:
-        found = self._check(text, kept=kept) if self._drawn.random() < self._rate else None
-        if kept:
-            self._all_kept += 1
-            self._scan.add([text])
         return found
 
     def _check(self, text: str, *, kept: bool) -> Disagreement | None:
@@ -128,8 +134,8 @@ class Auditor:
 def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: int = BUDGET) -> Audit:
     """Check a share ``rate`` (0..1] of the run's similarity decisions.
 
-    Without a rate as many as ``budget`` comparisons allow, which is all of them in a run of up to about 100,000
-    instructions, and at least `FEWEST`.
+    Without a rate, as many are checked as ``budget`` comparisons allow (all of them in a run of up to about 100,000
+    instructions), and at least `FEWEST`.
 
     :raises InputError: no run there, or a damaged one.
     """
@@ -176,7 +182,7 @@ def upper_bound(events: int, trials: int, population: int) -> float:
 
 
 def _at_most(events: int, trials: int, marked: int, population: int) -> float:
-    """P(X <= events) where X of ``trials`` drawn are among the ``marked``; summed from the largest term down."""
+    """P(X <= events), X being how many of ``trials`` drawn are ``marked``; summed from the largest term down."""
     fewest = max(0, trials - (population - marked))
     if events < fewest:
         return 0.0
@@ -197,14 +203,10 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-log = logging.getLogger(__name__)
-BACKLOG = 10_000  # commits; bounds the memory that a scan slower than the run can take
-
-
 class BackgroundAudit:
-    """A context manager: the thread runs for the length of the block.
+    """An audit in a thread, which runs as long as the block of this context manager.
 
-    Give it every commit through `observe`. `finish` waits for the rest and returns what was found; leaving the block
+    Give it every commit through `observe`. `finish` waits for the rest and returns what was found. Leaving the block
     without it abandons the rest. An audit that fails, or falls ``backlog`` commits behind, ends with one warning.
     """
 
@@ -235,12 +237,7 @@ class BackgroundAudit:
         if self._ended.is_set():
             return
         if self._queue.qsize() >= self._backlog:
-            self._ended.set()
-            log.warning(
-                "the audit is %d answers behind and ends here; the run continues without it, and 'fastgen audit "
-                "--rate 1' checks all of it later",
-                self._backlog,
-            )
+            self._end_early(f"the audit is {self._backlog} answers behind and ends here")
             return
         self._queue.put(commit)
 
@@ -256,13 +253,11 @@ class BackgroundAudit:
                 for found in self._auditor.see(commit, self._rules):
                     self._report(f"audit: {found.kind} (ROUGE-L {found.rouge_l:.3f}): {found.instruction}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to end the run
-            self._ended.set()
-            log.warning(
-                "the audit ended (%s: %s); the run continues without it, and "
-                "'fastgen audit --rate 1' checks all of it later",
-                type(error).__name__,
-                error,
-            )
+            self._end_early(f"the audit ended ({type(error).__name__}: {error})")
+
+    def _end_early(self, reason: str) -> None:
+        self._ended.set()
+        log.warning("%s; the run continues without it, and 'fastgen audit --rate 1' checks all of it later", reason)
 
 
 def audit_of(

@@ -260,14 +260,16 @@ class CheckpointFile:
         if not is_alike:
             raise ValueError(f"{name} has another length or dtype")
 
-    def read(self, name: str) -> bytearray:
-        """The bytes of an array of ``|u1`` or 64-bit numbers. :raises CheckpointUnusable: it is missing or damaged."""
+    def read(self, name: str, dtype: str) -> bytearray:
+        """The bytes of an array.
+
+        :raises ValueError: it has another dtype. :raises CheckpointUnusable: it is missing or damaged.
+        """
         import numpy as np
 
         if name not in self.rows:
             raise CheckpointUnusable(f"it lacks {name}")
-        dtype = np.dtype("=u8" if name == "pool/ends" else "u1")
-        content = bytearray(self.rows[name] * dtype.itemsize)
+        content = bytearray(self.rows[name] * np.dtype(dtype).itemsize)
         self.read_into(name, np.frombuffer(content, dtype))
         return content
 
@@ -324,8 +326,10 @@ def _restore(folder: RunFolder, run: RunState) -> Progress:
             _check_form(facts["plan"], run.folded())
             position, ledger = Position(*facts["position"]), Ledger.from_dict(facts["ledger"])
             current_log = background.submit(digest_log, folder.log_path, position)
-            pool = InstructionPool.from_columns(*(file.read(f"pool/{name}") for name in ("texts", "ends", "states")))
-            shown = bytes(file.read("shown"))
+            pool = InstructionPool.from_columns(
+                file.read("pool/texts", "u1"), file.read("pool/ends", "u8"), file.read("pool/states", "u1")
+            )
+            shown = bytes(file.read("shown", "u1"))
             array("I").frombytes(shown)
             index = _load_index(file, run, len(run.seeds) + len(pool))
             if current_log.result() != [tuple(digest) for digest in facts["log"]]:

@@ -1,7 +1,7 @@
-"""What a check found, and the seed tasks' own exact scan.
+"""The check of a text against its candidates and against every seed.
 
-Guarantees: the best neighbours are ordered by score, then by pool index, whatever the order in which an index met them;
-the nearest seed is exact for every text that is kept. Knows nothing of how candidates are found.
+Guarantees: the best neighbours are ordered by score, then by pool index, whatever the order in which an index met them.
+The nearest seed is exact for every text that is kept.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """The exact prefix index: the full scan's decisions at a cost that grows far slower than the pool.
 
 **What is indexed.** A text of m tokens is the set of its m occurrence-tagged elements
-(:mod:`fastgen.similarity.vocabulary`), put in one total order, rarest first (:mod:`fastgen.similarity.trie`). A
-*path* of depth
-d is a list of d elements in that order; its *node* is a list of postings. ``need(m, n)`` is the smallest LCS that
-rejects (:func:`fastgen.similarity.rouge.min_lcs`) and ``o(m)`` its minimum over the lengths n for which there is one. A
-path is *allowed* for a text if all its elements are in the text and the j-th of them (from 0) has a place of at most
-``m - max(o(m), d) + j`` in it. Paths form a trie that grows where it is crowded: every text starts with its allowed
-paths of depth 1; a node that holds :data:`~fastgen.similarity.trie.CROWDED` postings is marked as split, and the
-texts in it
-move to their allowed paths one element longer, except those with ``o(m) <= d`` (which are copied down but also stay)
-and those that would take up too much room below (which stay). Later texts do the same at a node that is already marked.
+(:mod:`fastgen.similarity.vocabulary`), put in one total order, rarest first (:mod:`fastgen.similarity.trie`). A *path*
+of depth d is a list of d elements in that order. Its *node* is a list of postings. ``need(m, n)`` is the smallest LCS
+that rejects (:func:`fastgen.similarity.rouge.min_lcs`), and ``o(m)`` its minimum over the lengths n for which there is
+one. A path is *allowed* for a text if all its elements are in the text and the j-th of them (from 0) has a place of at
+most ``m - max(o(m), d) + j`` in it. Paths form a trie that grows where it is crowded. Every text starts with its
+allowed paths of depth 1. A node that holds :data:`~fastgen.similarity.trie.CROWDED` postings is marked as split, and
+the texts in it move to their allowed paths one element longer, except those with ``o(m) <= d`` (which are copied down
+but also stay) and those that would take up too much room below (which stay). Later texts do the same at a node that is
+already marked.
 
 **No false negative.** Let two texts of m and n tokens have an LCS of at least ``need(m, n)``. The LCS is at most their
 overlap c, so ``c >= need(m, n) >= max(o(m), o(n))``. Let s be the c shared elements in order. For every d <= c the path
@@ -26,8 +25,8 @@ after the path's last one, in either text. A posting whose lengths and remainder
 passed over: the pair above passes this test wherever on its line it meets. Then come a 64-bit map of the elements,
 which bounds the overlap, and the LCS itself.
 
-**Hash collisions.** Nodes are told apart by bits of a hash. Two nodes that look alike are one: they share postings and
-mark, a query looks at all postings of a marked node too, and a text found in a node without the path in question stays
+**Hash collisions.** Nodes are distinguished by bits of a hash. Two nodes that look alike are one: they share postings
+and mark, a query reads all postings of a marked node too, and a text found in a node without the path in question stays
 there. So a collision costs time, never a neighbour.
 """
 
@@ -97,7 +96,7 @@ def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
     least = least_overlap(pool.rule, text.length)
     if least == 0:
         return 0
-    put_in_order(pool, exact.order, text.length, exact.sorted)
+    put_in_order(pool, exact, text.length, exact.sorted)
     waiting, begin, end = 0, 0, add_nodes(exact, 0, -1, text.length, least)
     while begin < end:
         open_nodes(exact, begin, end)
@@ -173,7 +172,7 @@ def _prepare(pool: Pool, exact: Exact) -> None:
     if pool.entries.size[0] != size or size > _LAST_FREEZE:
         return
     clear(exact.postings)
-    freeze_order(pool, exact.order)
+    freeze_order(pool, exact)
     exact.freezes[0] += 1
     for entry in range(pool.entries.size[0]):
         text = reread_entry(pool, entry)
@@ -221,9 +220,9 @@ class ExactIndex(CandidateIndex):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Flat views of everything that :meth:`load` needs, valid until the next call."""
-        exact, known = self._exact, int(self._exact.order.known[0])
+        exact, known = self._exact, int(self._exact.known[0])
         arrays = super().arrays() | arrays_of(exact.postings)
-        return arrays | {"frequency": exact.order.frequency[:known], "freezes": exact.freezes}
+        return arrays | {"frequency": exact.frequency[:known], "freezes": exact.freezes}
 
     def truncate(self, entries: int) -> None:
         """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
@@ -233,7 +232,7 @@ class ExactIndex(CandidateIndex):
     def memory_bytes(self) -> int:
         """Bytes in use."""
         exact = self._exact
-        order = int(exact.order.known[0]) * exact.order.frequency.itemsize
+        order = int(exact.known[0]) * exact.frequency.itemsize
         return super().memory_bytes() + postings_bytes(exact.postings) + exact.seen.itemsize * len(self) + order
 
     def _reserve(self, batch: Batch) -> None:
@@ -256,6 +255,6 @@ class ExactIndex(CandidateIndex):
     def _check_loaded(self) -> None:
         super()._check_loaded()
         check_loaded(self._exact.postings, len(self), signed(MARK_ENTRY))
-        known, freezes = int(self._exact.order.known[0]), int(self._exact.freezes[0])
+        known, freezes = int(self._exact.known[0]), int(self._exact.freezes[0])
         if not (0 <= known <= self._pool.symbols() and 0 <= freezes <= _MOST_FREEZES):
             raise ValueError("the order's arrays contradict each other")

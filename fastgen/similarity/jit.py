@@ -1,8 +1,13 @@
-"""Compiled kernels on disk: numba's cache, but one that never stops a run.
+"""How every kernel of the similarity filter is compiled, and its machine code on disk.
 
-Guarantees: the cache is only a gain in time. A file that is not whole is removed and made again, and where nothing can
-be written, kernels are compiled anew in each process; both are one line in the log. Machine code that was compiled
-from other source, by another numba, or that was damaged on disk is never loaded.
+Guarantees: floats behave as Python's do (no fast-math), so a score computed in a kernel is rouge_score's float. Kernels
+release the GIL.
+
+The cache on disk is numba's, beside the module or, from a read-only installation, in the user's cache folder
+(``NUMBA_CACHE_DIR`` overrides both), but it never stops a run and is only a gain in time. A file that is not whole is
+removed and made again. Where nothing can be written, each process compiles the kernels. Both are one line in the log.
+Machine code that was compiled from other source of this package, by another numba, or that was damaged on disk is never
+loaded.
 """
 
 from __future__ import annotations
@@ -28,11 +33,14 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+PACKAGE = "fastgen.similarity"
 _DIGEST_BYTES = 32
 _SLOW = "so every start compiles for up to a minute"
 
 
-class KernelCache(FunctionCache):
+class _KernelCache(FunctionCache):
     """The cache of one function: ``dispatcher._cache``.
 
     ``source``: names the source of everything that the function may call, which numba does not look at.
@@ -53,7 +61,7 @@ class KernelCache(FunctionCache):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # as above
         except OSError as error:
             reason = error.strerror or error
-            warn_once(self._cache_path, f"kernels cannot be written here ({reason}), {_SLOW}; set NUMBA_CACHE_DIR")
+            _warn_once(self._cache_path, f"kernels cannot be written here ({reason}), {_SLOW}; set NUMBA_CACHE_DIR")
 
 
 class _CacheFile(IndexDataCacheFile):
@@ -88,7 +96,7 @@ class _CacheFile(IndexDataCacheFile):
         content = path.read_bytes()
         payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         if digest != _digest(payload, key):
-            warn_once(self._cache_path, "damaged or outdated kernels are removed and compiled again")
+            _warn_once(self._cache_path, "damaged or outdated kernels are removed and compiled again")
             path.unlink(missing_ok=True)
             raise OSError(f"{path} is not whole")
         return pickle.loads(payload)  # noqa: S301 - who can write this file can write the package
@@ -104,20 +112,9 @@ def _digest(payload: bytes, key: bytes) -> bytes:
 
 
 @functools.cache
-def warn_once(folder: str, message: str) -> None:
+def _warn_once(folder: str, message: str) -> None:
     """Log one line for each kind of trouble and folder, however many kernels have it."""
     log.warning("%s: %s", folder, message)
-
-
-def warn_of_no_folder(file: str) -> None:
-    """Log that no folder can be written for the kernels of ``file``."""
-    warn_once(file, f"no folder for compiled kernels can be written, {_SLOW}; set NUMBA_CACHE_DIR")
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-PACKAGE = "fastgen.similarity"
 
 
 @functools.cache
@@ -137,9 +134,10 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     compile_with = functools.partial(numba.njit, nogil=True, _nrt=False, error_model="numpy", boundscheck=False)
     dispatcher: Any = compile_with()(function)
     try:
-        dispatcher._cache = KernelCache(function, source_checksum())  # noqa: SLF001 - as cache=True does
+        dispatcher._cache = _KernelCache(function, source_checksum())  # noqa: SLF001 - as cache=True does
     except RuntimeError:
-        warn_of_no_folder(function.__code__.co_filename)
+        file = function.__code__.co_filename
+        _warn_once(file, f"no folder for compiled kernels can be written, {_SLOW}; set NUMBA_CACHE_DIR")
     return cast("Callable[P, R]", dispatcher)
 
 

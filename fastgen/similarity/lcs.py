@@ -1,11 +1,15 @@
-"""A text in one word: its length and a map of its elements, enough to tell most dissimilar pairs apart unseen.
+"""Kernels that verify a candidate: a one-word sketch first, then the bit-parallel LCS, decided in integers.
 
-Guarantees: what :func:`flag_similar` does not flag cannot be too similar. Its loop has neither branch nor table, so
-that the compiler makes vector instructions of it. Knows nothing of pools.
+A *sketch* is a 56-bit map of a text's elements below 8 bits of length (255: that many or more, which is always
+flagged). Two texts of m and n tokens whose maps differ have an overlap of at most m less the bits that only the first
+sets, and of at most n less the bits that only the second sets, since each such bit is an element that the other lacks.
 
-A *sketch* is a 56-bit map of the elements below 8 bits of length (255: that many or more, which is always flagged). Two
-texts of m and n tokens whose maps differ have an overlap of at most m less the bits that only the first sets, and of at
-most n less the bits that only the second sets, since each such bit is an element that the other lacks.
+Guarantees: what :func:`flag_similar` does not flag cannot be too similar. :func:`need_lcs` is
+:func:`fastgen.similarity.rouge.min_lcs`, and :func:`score_of` is :func:`fastgen.similarity.rouge.f1_of_lcs`, operation
+by operation. One machine word covers a query of up to 64 tokens, several cover a longer one. The loops over sketches
+have neither branch nor table, so that the compiler makes vector instructions of them.
+
+Source of the recurrence: Hyyro, "Bit-parallel LCS-length computation revisited", 2004.
 """
 
 from __future__ import annotations
@@ -35,6 +39,11 @@ _LONG = _U64(255)
 SLOPE_BITS = 24
 _SLOPE_SHIFT = _U64(SLOPE_BITS)
 _SLOPE_CEILING = _U64((1 << SLOPE_BITS) - 1 - (1 << 10))
+_ALL = _U64(0xFFFFFFFFFFFFFFFF)
+_LEN_BITS = _U64(24)
+_LEN_MASK = _U64((1 << 24) - 1)
+WORD = 64
+TABLE_TOKENS = 256  # lengths below this are looked up, longer ones computed
 
 
 @kernel
@@ -98,15 +107,6 @@ def flag_met(
         only_other = popcount64((this & ~sketch) << _S8)
         fits = (need + only_text <= length) & (need + only_other <= other)
         flags[i] = fits | (other == _LONG) | (length == _LONG)
-
-
-_ALL = _U64(0xFFFFFFFFFFFFFFFF)
-_LEN_BITS = _U64(24)
-_LEN_MASK = _U64((1 << 24) - 1)
-
-
-WORD = 64
-TABLE_TOKENS = 256  # lengths below this are looked up, longer ones computed
 
 
 @kernel

@@ -61,13 +61,20 @@ if TYPE_CHECKING:
 
 SCHEME = "affine32"
 SEED = 1
+_U64 = np.uint64
+_ONE = _U64(1)
+_LENGTHS = 64  # lengths from 63 up share a class
+_LONG = _U64(_LENGTHS - 1)
+_BITS = 16
+_MET = 4 * CHUNK
+_BITS_MASK = _U64((1 << _BITS) - 1)
+_LENGTH_SHIFT = INFO_SHIFT + _U64(_BITS)
+_FOLD = _U64(64 - 4)
+_SPREAD = _U64(0xD6E8FEB86659FD93)
 
 
-class Permutations(NamedTuple):
-    """``h -> multiplier * h + increment`` modulo 2**32, one pair per permutation."""
-
-    multiplier: NDArray[np.uint32]
-    increment: NDArray[np.uint32]
+Permutations = tuple["NDArray[np.uint32]", "NDArray[np.uint32]"]
+"""``h -> multipliers[p] * h + increments[p]`` modulo 2**32, for every permutation p."""
 
 
 def datasketch_permutations(count: int, seed: int = SEED) -> Permutations:
@@ -75,7 +82,7 @@ def datasketch_permutations(count: int, seed: int = SEED) -> Permutations:
     import datasketch
 
     multiplier, increment = datasketch.MinHash(num_perm=count, seed=seed, scheme=SCHEME).permutations
-    return Permutations(np.ascontiguousarray(multiplier, np.uint32), np.ascontiguousarray(increment, np.uint32))
+    return np.ascontiguousarray(multiplier, np.uint32), np.ascontiguousarray(increment, np.uint32)
 
 
 @kernel
@@ -88,7 +95,7 @@ def sign(
 ) -> None:
     """Write the minimum of every permutation over the elements to ``signature`` (all ones for no elements)."""
     signature[:] = np.uint32(0xFFFFFFFF)
-    multiplier, increment = permutations.multiplier, permutations.increment
+    multiplier, increment = permutations
     for i in range(count):
         base = symbols.base[elements[i]]
         for p in range(signature.size):
@@ -119,18 +126,6 @@ def band_key(signature: NDArray[np.uint32], band: int, rows: int) -> np.uint64:
         key = (key ^ np.uint64(signature[i])) * np.uint64(0x9E3779B97F4A7C15)
         key ^= key >> np.uint64(29)
     return key
-
-
-_U64 = np.uint64
-_ONE = _U64(1)
-_LENGTHS = 64  # lengths from 63 up share a class
-_LONG = _U64(_LENGTHS - 1)
-_BITS = 16
-_MET = 4 * CHUNK
-_BITS_MASK = _U64((1 << _BITS) - 1)
-_LENGTH_SHIFT = INFO_SHIFT + _U64(_BITS)
-_FOLD = _U64(64 - 4)
-_SPREAD = _U64(0xD6E8FEB86659FD93)
 
 
 class Lsh(NamedTuple):

@@ -1,18 +1,14 @@
-"""Every option of ``fastgen generate``: name, default and help exist here once, for flags, TOML and run folders.
-
-Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these
-defaults. `MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is
-how it is carried out and may change on every resume. Knows nothing of argv, files or servers.
-"""
+"""The similarity filter's options: name, default and help, for flags, TOML and run folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError, within
+from fastgen.similarity.novelty import IndexKind
+from fastgen.similarity.rouge import RejectAt, Tokenizer
 from fastgen.types import flag
 
 MAX_RECORDED = 100
@@ -28,11 +24,11 @@ class SimilarityOptions:
 
     threshold: float = 0.7
     """ROUGE-L F1 to any seed or kept instruction above which a new one is rejected (0..1)."""
-    reject_at: Literal["gt", "ge"] = "gt"
+    reject_at: RejectAt = "gt"
     """gt: reject above the threshold (the original's code); ge: at the threshold too (the paper's text)."""
-    tokenizer: Literal["unicode", "rouge"] = "unicode"
+    tokenizer: Tokenizer = "unicode"
     """What ROUGE-L counts as tokens: every script's words, or rouge_score's [a-z0-9]+ only."""
-    index: Literal["lsh", "exact", "exhaustive"] = "lsh"
+    index: IndexKind = "lsh"
     """Similarity index: MinHash-LSH with a known miss rate, an exact prefix index, or the full scan."""
     lsh_recall: float = 0.9998
     """Expected share of true neighbours that --index lsh finds; chooses bands and rows."""

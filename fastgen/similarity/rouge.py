@@ -1,8 +1,8 @@
-"""ROUGE-L F1 between two texts, exactly as the ``rouge_score`` package computes it, and the tokenisers it is fed with.
+"""ROUGE-L F1 between two texts, exactly as the ``rouge_score`` package computes it, and its tokenisers.
 
 Guarantees: :func:`rouge_l_f1` is bit for bit the float of ``rouge_score.RougeScorer(["rougeL"])`` (no stemming), and
 :func:`min_lcs` restates "that float is above the threshold" as an integer comparison on the longest common subsequence.
-Knows nothing of pools, indexes or compiled kernels: this is the readable reference that they are tested against.
+This is the readable reference that the compiled kernels are tested against.
 
 Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; bit-parallel LCS after Hyyro, "Bit-parallel
 LCS-length computation revisited", 2004.

@@ -1,7 +1,7 @@
 """The trie of the exact index: the nodes of a text, how it is put in and taken out, how a crowded node is split.
 
 :mod:`fastgen.similarity.exact` says what the trie guarantees and proves it. The trie is built on an order of all
-elements: rarest first, by frequencies counted once (:class:`Order`). Elements that were unknown then come before all
+elements: rarest first, by frequencies counted once. Elements that were unknown then come before all
 others, the newest first, since frequent ones are met early. The order is total and, between two calls of
 :func:`freeze_order`, never changes for elements that exist.
 """
@@ -43,32 +43,159 @@ _U64 = np.uint64
 _HALF = _U64(32)
 _NEWEST_FIRST = _U64((1 << 32) - 1)
 _INSERTION_SORT = 64
+CROWDED = 1024
+DEEPEST = 4
+_MOST_CHILDREN = np.array([0, 24, 12, 8, -1], np.int64)  # by depth: a text that has more below stays where it is
+_MOST_SYMBOLS = 1 << 31  # address space only
+_MOST_TOKENS = 1 << 28
+NODES = 1 << 22  # of one text: one that would visit more is compared with the whole pool instead
+_MOST_BELOW = 1 << 15  # nodes deeper than 1 that a text may be put into: fewer, by `_MOST_CHILDREN`
+_POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH = 4096, 1 << 20
+_MET = 4 * CHUNK
+_FIELD = _U64(11)
+LONG = (1 << 11) - 1  # lengths from here up are not filtered inline
+REST_SHIFT = INFO_SHIFT + _FIELD
+MARK_ENTRY = ENTRY_MASK
+_MARK = MARK_ENTRY | (_U64(1) << INFO_SHIFT)
+_GOLDEN = _U64(0x9E3779B97F4A7C15)
+_LOW_HALF = _U64(0xFFFFFFFF)
+_ROOT = _U64(0)
 
 
-class Order(NamedTuple):
-    """``frequency[symbol]``: entries that held the symbol when the order was frozen; below ``known[0]`` only."""
+class Nodes(NamedTuple):
+    """The nodes of one text's allowed paths, level by level.
 
+    ``key``: hash of the path. ``last``: place of its last element. ``depth``: its length. ``parent``: its row, -1.
+    ``offset``, ``held``: where its bucket's postings are, and how many. ``crowd``, ``split``: postings of its own, and
+    whether it is marked. ``onward``: whether the text is put into nodes below it.
+    """
+
+    key: NDArray[np.uint64]
+    last: NDArray[np.int32]
+    depth: NDArray[np.int32]
+    parent: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    held: NDArray[np.int64]
+    crowd: NDArray[np.int32]
+    split: NDArray[np.bool_]
+    onward: NDArray[np.bool_]
+
+
+class Exact(NamedTuple):
+    """Everything a kernel needs beyond the pool.
+
+    ``crowded``: postings from which a node is split. ``frequency[symbol]``: entries that held the symbol when the order
+    was frozen, below ``known[0]`` only. ``freezes[0]``: times that it was frozen. ``sorted``, ``other``: the elements
+    of the open text and of a stored one, in order. ``path``: elements of the node being split. ``moving``: entries that
+    leave a node. ``flags``: which of a chunk of postings may be too similar. ``met``, ``seen``, ``clock``: see
+    :func:`fastgen.similarity.checks.verify_met`.
+    """
+
+    crowded: int
+    postings: Postings
     frequency: NDArray[np.int32]
     known: NDArray[np.int64]
+    freezes: NDArray[np.int64]
+    nodes: Nodes
+    sorted: NDArray[np.uint64]
+    other: NDArray[np.uint64]
+    path: NDArray[np.uint64]
+    moving: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+    met: NDArray[np.int32]
+    seen: NDArray[np.int32]
+    clock: NDArray[np.int64]
+
+
+def make_exact(crowded: int, nodes: int = NODES) -> Exact:
+    """Make an empty trie whose nodes are split when they hold ``crowded`` postings.
+
+    ``nodes``: most nodes that a text's search visits, at least ``1 << 16``.
+    """
+    return Exact(
+        crowded=crowded,
+        postings=make_postings(),
+        frequency=reserve_array(np.int32, _MOST_SYMBOLS),
+        known=np.zeros(1, np.int64),
+        freezes=np.zeros(1, np.int64),
+        nodes=Nodes(
+            key=reserve_array(np.uint64, nodes),
+            last=reserve_array(np.int32, nodes),
+            depth=reserve_array(np.int32, nodes),
+            parent=reserve_array(np.int32, nodes),
+            offset=reserve_array(np.int64, nodes),
+            held=reserve_array(np.int64, nodes),
+            crowd=reserve_array(np.int32, nodes),
+            split=reserve_array(np.bool_, nodes),
+            onward=reserve_array(np.bool_, nodes),
+        ),
+        sorted=reserve_array(np.uint64, _MOST_TOKENS),
+        other=reserve_array(np.uint64, _MOST_TOKENS),
+        path=np.empty(DEEPEST + 1, np.uint64),
+        moving=reserve_array(np.int32, MOST_ENTRIES),
+        flags=np.empty(_MET, np.uint8),
+        met=np.empty(_MET, np.int32),
+        seen=reserve_array(np.int32, MOST_ENTRIES),
+        clock=np.zeros(1, np.int64),
+    )
+
+
+def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int) -> Exact:
+    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens, and for ``symbols``."""
+    texts, below = entries + more, longest + _MOST_BELOW
+    postings = with_room_for(exact.postings, min(more * _POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH) + longest)
+    if (
+        postings is exact.postings
+        and texts <= min(len(exact.seen), len(exact.moving))
+        and symbols <= len(exact.frequency)
+        and longest <= min(len(exact.sorted), len(exact.other))
+        and below <= min(map(len, exact.nodes._asdict().values()))
+    ):
+        return exact
+    return exact._replace(
+        postings=postings,
+        frequency=with_room(exact.frequency, symbols, int(exact.known[0]), _MOST_SYMBOLS),
+        nodes=Nodes(*(with_room(column, below, 0, 2 * _MOST_TOKENS) for column in exact.nodes)),
+        sorted=with_room(exact.sorted, longest, 0, _MOST_TOKENS),
+        other=with_room(exact.other, longest, 0, _MOST_TOKENS),
+        moving=with_room(exact.moving, texts, 0, MOST_ENTRIES),
+        seen=with_room(exact.seen, texts, entries, MOST_ENTRIES),
+    )
+
+
+def load_exact(exact: Exact, stored: StoredArrays) -> Exact:
+    """Read the postings, ``frequency`` and ``freezes`` into an empty trie.
+
+    :raises ValueError: the arrays have other lengths.
+    """
+    freezes = stored.read("freezes", np.int64)
+    if freezes.shape != exact.freezes.shape:
+        raise ValueError("the order's arrays have other lengths")
+    return exact._replace(
+        postings=load_postings(exact.postings, stored),
+        frequency=stored.load("frequency", exact.frequency, _MOST_SYMBOLS),
+        known=np.array([stored.rows["frequency"]], np.int64),
+        freezes=freezes,
+    )
 
 
 @kernel
-def freeze_order(pool: Pool, order: Order) -> None:
+def freeze_order(pool: Pool, exact: Exact) -> None:
     """Count the elements of every entry in the pool; ``pool.query`` is overwritten."""
-    order.frequency[: pool.symbols.size[0]] = 0
+    exact.frequency[: pool.symbols.size[0]] = 0
     for entry in range(pool.entries.size[0]):
         text = reread_entry(pool, entry)
         for i in range(text.length):
-            order.frequency[pool.query.elements[i]] += 1
-    order.known[0] = pool.symbols.size[0]
+            exact.frequency[pool.query.elements[i]] += 1
+    exact.known[0] = pool.symbols.size[0]
 
 
 @kernel
-def put_in_order(pool: Pool, order: Order, length: int, out: NDArray[np.uint64]) -> None:
+def put_in_order(pool: Pool, exact: Exact, length: int, out: NDArray[np.uint64]) -> None:
     """Write the elements of the text in ``pool.query`` to ``out``, rarest first, as 64-bit values unique to each."""
     for i in range(length):
         element = signed(pool.query.elements[i])
-        frequency = signed(order.frequency[element]) if element < order.known[0] else 0
+        frequency = signed(exact.frequency[element]) if element < exact.known[0] else 0
         out[i] = (_U64(frequency) << _HALF) | (_NEWEST_FIRST - _U64(element))
     _sort(out, length)
 
@@ -115,137 +242,6 @@ def _sort(values: NDArray[np.uint64], size: int) -> None:
     for last in range(size - 1, 0, -1):
         values[0], values[last] = values[last], values[0]
         _sift_down(values, 0, last)
-
-
-CROWDED = 1024
-DEEPEST = 4
-_MOST_CHILDREN = np.array([0, 24, 12, 8, -1], np.int64)  # by depth: a text that has more below stays where it is
-_MOST_SYMBOLS = 1 << 31  # address space only
-_MOST_TOKENS = 1 << 28
-NODES = 1 << 22  # of one text: one that would visit more is compared with the whole pool instead
-_MOST_BELOW = 1 << 15  # nodes deeper than 1 that a text may be put into: fewer, by `_MOST_CHILDREN`
-_POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH = 4096, 1 << 20
-_MET = 4 * CHUNK
-_FIELD = _U64(11)
-LONG = (1 << 11) - 1  # lengths from here up are not filtered inline
-REST_SHIFT = INFO_SHIFT + _FIELD
-MARK_ENTRY = ENTRY_MASK
-_MARK = MARK_ENTRY | (_U64(1) << INFO_SHIFT)
-_GOLDEN = _U64(0x9E3779B97F4A7C15)
-_LOW_HALF = _U64(0xFFFFFFFF)
-_ROOT = _U64(0)
-
-
-class Nodes(NamedTuple):
-    """The nodes of one text's allowed paths, level by level.
-
-    ``key``: hash of the path. ``last``: place of its last element. ``depth``: its length. ``parent``: its row, -1.
-    ``offset``, ``held``: where its bucket's postings are, and how many. ``crowd``, ``split``: postings of its own, and
-    whether it is marked. ``onward``: whether the text goes on below it.
-    """
-
-    key: NDArray[np.uint64]
-    last: NDArray[np.int32]
-    depth: NDArray[np.int32]
-    parent: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    held: NDArray[np.int64]
-    crowd: NDArray[np.int32]
-    split: NDArray[np.bool_]
-    onward: NDArray[np.bool_]
-
-
-class Exact(NamedTuple):
-    """Everything a kernel needs beyond the pool.
-
-    ``crowded``: postings from which a node is split. ``sorted``, ``other``: the elements of the open text and of a
-    stored one, in order. ``path``: elements of the node being split. ``moving``: entries that leave a node. ``flags``:
-    which of a chunk of postings may be too similar. ``met``, ``seen``, ``clock``: see
-    :func:`fastgen.similarity.checks.verify_met`. ``freezes[0]``: times that the order was frozen.
-    """
-
-    crowded: int
-    postings: Postings
-    order: Order
-    nodes: Nodes
-    sorted: NDArray[np.uint64]
-    other: NDArray[np.uint64]
-    path: NDArray[np.uint64]
-    moving: NDArray[np.int32]
-    flags: NDArray[np.uint8]
-    met: NDArray[np.int32]
-    seen: NDArray[np.int32]
-    clock: NDArray[np.int64]
-    freezes: NDArray[np.int64]
-
-
-def make_exact(crowded: int, nodes: int = NODES) -> Exact:
-    """Make an empty trie whose nodes are split when they hold ``crowded`` postings.
-
-    ``nodes``: most nodes that a text's search visits, at least ``1 << 16``.
-    """
-    return Exact(
-        crowded=crowded,
-        postings=make_postings(),
-        order=Order(reserve_array(np.int32, _MOST_SYMBOLS), np.zeros(1, np.int64)),
-        nodes=Nodes(
-            key=reserve_array(np.uint64, nodes),
-            last=reserve_array(np.int32, nodes),
-            depth=reserve_array(np.int32, nodes),
-            parent=reserve_array(np.int32, nodes),
-            offset=reserve_array(np.int64, nodes),
-            held=reserve_array(np.int64, nodes),
-            crowd=reserve_array(np.int32, nodes),
-            split=reserve_array(np.bool_, nodes),
-            onward=reserve_array(np.bool_, nodes),
-        ),
-        sorted=reserve_array(np.uint64, _MOST_TOKENS),
-        other=reserve_array(np.uint64, _MOST_TOKENS),
-        path=np.empty(DEEPEST + 1, np.uint64),
-        moving=reserve_array(np.int32, MOST_ENTRIES),
-        flags=np.empty(_MET, np.uint8),
-        met=np.empty(_MET, np.int32),
-        seen=reserve_array(np.int32, MOST_ENTRIES),
-        clock=np.zeros(1, np.int64),
-        freezes=np.zeros(1, np.int64),
-    )
-
-
-def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int) -> Exact:
-    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens, and for ``symbols``."""
-    texts, below = entries + more, longest + _MOST_BELOW
-    order, new_postings = exact.order, min(more * _POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH) + longest
-    postings = with_room_for(exact.postings, new_postings)
-    if (
-        postings is exact.postings
-        and texts <= min(len(exact.seen), len(exact.moving))
-        and symbols <= len(order.frequency)
-        and longest <= min(len(exact.sorted), len(exact.other))
-        and below <= min(map(len, exact.nodes._asdict().values()))
-    ):
-        return exact
-    return exact._replace(
-        postings=postings,
-        order=order._replace(frequency=with_room(order.frequency, symbols, int(order.known[0]), _MOST_SYMBOLS)),
-        nodes=Nodes(*(with_room(column, below, 0, 2 * _MOST_TOKENS) for column in exact.nodes)),
-        sorted=with_room(exact.sorted, longest, 0, _MOST_TOKENS),
-        other=with_room(exact.other, longest, 0, _MOST_TOKENS),
-        moving=with_room(exact.moving, texts, 0, MOST_ENTRIES),
-        seen=with_room(exact.seen, texts, entries, MOST_ENTRIES),
-    )
-
-
-def load_exact(exact: Exact, stored: StoredArrays) -> Exact:
-    """Read the postings, ``frequency`` and ``freezes`` into an empty trie.
-
-    :raises ValueError: the arrays have other lengths.
-    """
-    freezes = stored.read("freezes", np.int64)
-    if freezes.shape != exact.freezes.shape:
-        raise ValueError("the order's arrays have other lengths")
-    frequency = stored.load("frequency", exact.order.frequency, _MOST_SYMBOLS)
-    order = Order(frequency, np.array([stored.rows["frequency"]], np.int64))
-    return exact._replace(postings=load_postings(exact.postings, stored), order=order, freezes=freezes)
 
 
 @kernel
@@ -304,7 +300,7 @@ def walk(pool: Pool, exact: Exact, text: Text) -> int:
     least = least_overlap(pool.rule, text.length)
     if least == 0:
         return 0
-    put_in_order(pool, exact.order, text.length, exact.sorted)
+    put_in_order(pool, exact, text.length, exact.sorted)
     begin, end = 0, add_nodes(exact, 0, -1, text.length, least)
     while begin < end:
         open_nodes(exact, begin, end)
@@ -333,7 +329,7 @@ def _count(exact: Exact, node: int) -> None:
 
 @kernel
 def _descends(exact: Exact, node: int, length: int, least: int) -> bool:
-    """Whether a text goes on below a marked node: only where that takes few enough postings."""
+    """Whether a text is put into the nodes below a marked node: only where that takes few enough postings."""
     depth = signed(exact.nodes.depth[node])
     return bool(_children(length, least, depth, signed(exact.nodes.last[node])) <= _MOST_CHILDREN[depth])
 
@@ -383,7 +379,7 @@ def _split(pool: Pool, exact: Exact, node: int) -> None:
 def _move_down(pool: Pool, exact: Exact, entry: int, key: np.uint64, depth: int) -> None:
     """Move one entry from a node to the nodes below, unless it has too many or reached the node by another path."""
     text = reread_entry(pool, entry)
-    put_in_order(pool, exact.order, text.length, exact.other)
+    put_in_order(pool, exact, text.length, exact.other)
     least = least_overlap(pool.rule, text.length)
     last = _place_of_path(exact, text.length, depth)
     if last < 0 or _children(text.length, least, depth, last) > _MOST_CHILDREN[depth]:

@@ -27,7 +27,7 @@ def write(path: Path, contents: dict[str, bytes]) -> None:
 def read(path: Path) -> dict[str, bytes]:
     with CheckpointFile(path) as file:
         assert file.facts == FACTS | {"arrays": [*file.rows]}
-        return {name: bytes(file.read(name)) for name in file.rows}
+        return {name: bytes(file.read(name, "u1")) for name in file.rows}
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z/]{1,8}", fullmatch=True), st.binary(max_size=300), max_size=5))
@@ -101,7 +101,7 @@ def test_an_array_that_is_missing_or_of_another_length_or_dtype_is_not_read(tmp_
     write(path, CONTENTS)
     with CheckpointFile(path) as file:
         with pytest.raises(CheckpointUnusable, match="it lacks index"):
-            file.read("index")
+            file.read("index", "u1")
         for target in (np.empty(7, np.uint8), np.empty(200, np.int8), np.empty(200, np.int64)):
             with pytest.raises(ValueError, match="states has another length or dtype"):
                 file.read_into("states", target)

@@ -256,6 +256,16 @@ def test_buckets_that_have_no_room_for_more_of_them_get_longer() -> None:
     assert all(entry in entries_under(postings, np.uint64(keys[entry])) for entry in range(0, len(keys), 97))
 
 
+def test_every_column_of_a_vocabulary_has_room_where_address_space_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgen.similarity.layout._is_free", lambda _: False)
+    vocabulary = Vocabulary()
+    for tokens in range(0, 700_000, 50_000):
+        vocabulary.reserve(tokens, 10)
+        symbols = vocabulary.symbols
+        columns = (symbols.hashes, symbols.start, symbols.parent, symbols.occurrence, symbols.base, symbols.slot)
+        assert all(len(column) > tokens for column in columns)
+
+
 def test_a_pool_reports_what_it_uses_not_what_it_reserved() -> None:
     index = ExhaustiveIndex(0.7, "gt")
     empty = index.memory_bytes()
