@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.export.options import FORMATS
-from fastgen.generate.options import JobOptions, Options, meaning, saved_values
+from fastgen.generate.options import JobOptions, Options, run_configuration, saved_values
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder, Store
@@ -56,7 +56,9 @@ def write_run(path: Path, count: int, seed: int = 0) -> None:
     store = Store(RunFolder(path))
     options = Options(job=JobOptions(num_instructions=count))
     fingerprint = seed_fingerprint(load_seed_tasks(default_seed_path()))
-    store.begin(meaning(options, model="synthetic", seeds=fingerprint, prompts=""), saved_values(options), "0")
+    store.begin(
+        run_configuration(options, model="synthetic", seeds=fingerprint, prompts=""), saved_values(options), "0"
+    )
     list(store.replay())
     store.folder.keep(default_seed_path().read_bytes(), {})
     commits = _commits(count, random.Random(seed))

@@ -3,8 +3,8 @@
 ``python -m benchmarks.memory [--completions 1000000] [--concurrency 256]``
 
 One whole run of ``generate`` against the test server without latency. At each tenth of the completions the resident
-memory of the process is read. The similarity index, the pool of instructions, and the copy of both while a checkpoint is
-written report their own size; these grow with the pool. The rest must not grow: the benchmark prints its growth from
+memory of the process is read. The similarity index, the pool of instructions, and the copy of both while a checkpoint
+is written report their size; these grow with the pool. The rest must not grow: the benchmark prints its growth from
 the first tenth to the last.
 """
 

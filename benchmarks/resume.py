@@ -34,7 +34,7 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.generate.checkpoint import capture, load_checkpoint, make_copy_memory, write_checkpoint
-from fastgen.generate.options import Options, meaning, saved_values
+from fastgen.generate.options import Options, run_configuration, saved_values
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts
@@ -107,7 +107,7 @@ def fresh_plan(index: IndexKind) -> Plan:
 def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
     """Write the run and its two checkpoints (``stale.npz`` beside the folder)."""
     store = Store(RunFolder(path))
-    store.begin(meaning(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
+    store.begin(run_configuration(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
     plan, texts, request = fresh_plan(index), instructions(count), 0
     plan.resume(store.replay())
     stale_at, stale = int(count * (1 - _STALE_SHARE)), path.with_name("stale.npz")

@@ -117,3 +117,8 @@ def check_seconds(flag: str, value: float) -> None:
     """:raises InputError: the value of ``flag`` is no positive number of seconds."""
     if not 0 < value <= MAX_SECONDS:
         raise InputError(f"{flag}: {value} is not a number above 0 and at most {MAX_SECONDS:g}")
+
+
+def flag_name(option: str) -> str:
+    """The command line's form of an option's name: ``--min-words`` for ``min_words``."""
+    return "--" + option.replace("_", "-")

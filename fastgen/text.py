@@ -97,7 +97,7 @@ def without_template_marks(text: str) -> str:
     return _TEMPLATE_MARK.sub(lambda mark: f"{mark[0]} ", text)
 
 
-def whole_object(answer: str) -> dict[str, Any] | None:
+def parse_json_object(answer: str) -> dict[str, Any] | None:
     """The JSON object that an answer is; ``None`` for anything else. Never raises.
 
     A closed ``<think>`` block before the object and one code fence around it are the model's manners and are taken off.
@@ -244,7 +244,7 @@ def lines(text: str, start: int, end: int) -> Iterator[Span]:
     yield start, end
 
 
-class Kind(StrEnum):
+class AnswerKind(StrEnum):
     """What could be made of one answer."""
 
     READ = "read"  # something of it is used
@@ -255,10 +255,10 @@ class Kind(StrEnum):
     UNREADABLE = "unreadable"  # text of another form than was asked for
 
 
-def unread_kind(text: str, finish_reason: str | None) -> Kind:
+def unread_kind(text: str, finish_reason: str | None) -> AnswerKind:
     """Why nothing was found in an answer."""
     if not text.strip():
-        return Kind.EMPTY
+        return AnswerKind.EMPTY
     if answer_span(text) is None:
-        return Kind.THINKING
-    return Kind.CUT if finish_reason in CUT_REASONS else Kind.UNREADABLE
+        return AnswerKind.THINKING
+    return AnswerKind.CUT if finish_reason in CUT_REASONS else AnswerKind.UNREADABLE

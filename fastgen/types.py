@@ -10,11 +10,8 @@ line stores two numbers instead of a second copy of the text.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
 Span = tuple[int, int]
 Neighbour = tuple[int, float]
@@ -170,21 +167,3 @@ class Answer:
         """The machine instruction number that this choice is about; ``None`` at the instruction stage."""
         subjects = self.request.subjects
         return subjects[self.choice // self.request.n] if subjects else None
-
-
-def plain(part: Any) -> dict[str, Any]:  # noqa: ANN401 - any options dataclass
-    """An options dataclass as JSON values, by option name."""
-    return {field.name: _plain_value(getattr(part, field.name)) for field in dataclasses.fields(part)}
-
-
-def _plain_value(value: Any) -> Any:  # noqa: ANN401
-    if dataclasses.is_dataclass(value):
-        return plain(value)
-    if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def flag(name: str) -> str:
-    """The command line's form of an option's name."""
-    return "--" + name.replace("_", "-")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
-from fastgen.text import Kind, quoted
+from fastgen.text import AnswerKind, quoted
 
 FIRST: Final = 8
 """With so many answers at the start of a session, and nothing read, the warning comes at once."""
@@ -62,16 +62,18 @@ class Step:
     one_remedy: str = ""
     """What helps against everything, instead of all that."""
 
-    def remedy(self, kind: Kind, raw: Raw) -> str:
+    def remedy(self, kind: AnswerKind, raw: Raw) -> str:
         """What helps against answers of this kind."""
         if self.one_remedy:
             return self.one_remedy
-        if kind is Kind.REJECTED:
+        if kind is AnswerKind.REJECTED:
             return f"try {self.seeds}{self.anew}"
-        if kind is Kind.CUT:
+        if kind is AnswerKind.CUT:
             return f"raise {self.tokens_flag}{self.anew}"
         other = "completions" if self.api == "chat" else "chat"
-        if kind is Kind.THINKING or (kind is Kind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")):
+        if kind is AnswerKind.THINKING or (
+            kind is AnswerKind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")
+        ):
             with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
             return (
                 f"turn reasoning off with {with_chat}{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}"
@@ -85,18 +87,18 @@ class StepHealth:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self._last: deque[Kind] = deque(maxlen=max(step.limit, step.unread_limit, WINDOW))
-        self._samples: dict[Kind, Raw] = {}
+        self._last: deque[AnswerKind] = deque(maxlen=max(step.limit, step.unread_limit, WINDOW))
+        self._samples: dict[AnswerKind, Raw] = {}
         self._seen = 0
         self._fruitless_row = 0
         self._unread_row = 0
         self._warned = False
 
-    def see(self, kind: Kind, raw: Raw) -> None:
+    def see(self, kind: AnswerKind, raw: Raw) -> None:
         """Take in one answer."""
         self._seen += 1
         self._last.append(kind)
-        if kind is Kind.READ:
+        if kind is AnswerKind.READ:
             self._fruitless_row = self._unread_row = 0
             return
         self._fruitless_row += 1
@@ -104,8 +106,8 @@ class StepHealth:
         self._samples[kind] = raw._replace(text=raw.text[: SHOWN + 1])
 
     @staticmethod
-    def _is_void(kind: Kind, *, unread_only: bool) -> bool:
-        return kind is not Kind.READ and not (unread_only and kind is Kind.REJECTED)
+    def _is_void(kind: AnswerKind, *, unread_only: bool) -> bool:
+        return kind is not AnswerKind.READ and not (unread_only and kind is AnswerKind.REJECTED)
 
     def warning(self, *, at_the_end: bool = False) -> str | None:
         """Once: one line on a step most of whose last answers bring nothing.
@@ -147,21 +149,21 @@ class StepHealth:
         void = sum(count for kind, count in recent.items() if self._is_void(kind, unread_only=only))
         return WINDOW if recent.total() == WINDOW and 2 * void >= WINDOW else 0
 
-    def _recent(self, count: int) -> Counter[Kind]:
+    def _recent(self, count: int) -> Counter[AnswerKind]:
         return Counter(islice(reversed(self._last), count))
 
     def _share(self, count: int) -> str:
         """How many of the last ``count`` answers were of use, and what the others were."""
         recent = self._recent(count)
-        read = recent.pop(Kind.READ, 0)
+        read = recent.pop(AnswerKind.READ, 0)
         kind = recent.most_common(1)[0][0]
-        brought = "brought something that is kept" if kind is Kind.REJECTED else "could be read"
+        brought = "brought something that is kept" if kind is AnswerKind.REJECTED else "could be read"
         others = ", ".join(f"{number} {kind}" for kind, number in recent.most_common())
         return f"{self.step.name}: {read} of the last {count} answers {brought} ({others})"
 
     def _told(self, count: int) -> str:
         recent = self._recent(count)
-        del recent[Kind.READ]
+        del recent[AnswerKind.READ]
         kind = recent.most_common(1)[0][0]
         raw = self._samples[kind]
         tokens = f", {raw.tokens} tokens" if raw.tokens else ""

@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
 from fastgen.evaluate.tasks import BenchmarkName
-from fastgen.generate.options import AskSpeed, Options, options_of
+from fastgen.generate.options import AskSpeed, Options, endpoint_options
 from fastgen.servers.endpoint import Api, normalise_base_url
 
 _WHAT = Group("What is evaluated", sort_key=0)
@@ -70,7 +70,7 @@ class ModelOptions:
 
         :raises InputError: a value is out of range.
         """
-        return options_of(self, self.extra_body, speed.speed())
+        return endpoint_options(self, self.extra_body, speed.speed())
 
 
 @Parameter(name="*", group=_JUDGE)

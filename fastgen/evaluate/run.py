@@ -57,7 +57,7 @@ from fastgen.servers.endpoint import Api
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import Reporter
-from fastgen.text import Kind, unread_kind
+from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import Message, Sampling
 
 PROMPT_FORM: Final = "definition-input-output/1"
@@ -103,7 +103,7 @@ def evaluate_model(
 
     def is_unreadable(reply: Reply) -> bool:
         is_empty = not clean_up(reply.text, benchmark.benchmark)
-        return is_empty or unread_kind(reply.text, reply.finish_reason) is Kind.THINKING
+        return is_empty or unread_kind(reply.text, reply.finish_reason) is AnswerKind.THINKING
 
     answered = ask_all(
         [Question(case.number, build_prompt(case, model.api), greedy) for case in asked],

@@ -38,7 +38,7 @@ from fastgen.generate.options import AskSpeed, ServerOptions
 from fastgen.servers.endpoint import Api
 from fastgen.store.output import json_line
 from fastgen.telemetry.progress import Reporter
-from fastgen.text import whole_object, without_template_marks
+from fastgen.text import parse_json_object, without_template_marks
 from fastgen.types import Message, Sampling
 
 SHEET, TABLE, KEY = "side_by_side.jsonl", "side_by_side.csv", "key.json"
@@ -202,7 +202,7 @@ def _mark(texts: Iterable[str]) -> str:
 
 def read_grade(text: str) -> str | None:
     """The grade in a judge's answer; ``None`` unless the whole answer is one object with nothing but a grade."""
-    answer = whole_object(text)
+    answer = parse_json_object(text)
     if answer is None or answer.keys() != {"grade"}:
         return None
     grade = answer["grade"]

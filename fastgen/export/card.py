@@ -14,16 +14,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fastgen.errors import flag_name
 from fastgen.export.entries import Entry
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import INSTRUCTION_FORMATS, Feature
-from fastgen.generate.options import MethodOptions, preset_values
+from fastgen.generate.options import MethodOptions, option_values, preset_values
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.ledger import Ledger
 from fastgen.store.reader import OpenRun
 from fastgen.text import markdown, markdown_code, printable
-from fastgen.types import flag, plain
 
 _PAPER: Final = "https://arxiv.org/abs/2212.10560"
 _SIZES: Final = {
@@ -291,7 +291,7 @@ def _flags(meaning: Mapping[str, Any]) -> Iterator[str]:
 def _usual(meaning: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would have meant with its preset and API alone, by flat option name."""
     preset, api = str(meaning["preset"]), str(meaning["api"])
-    values = plain(MethodOptions()) | plain(SimilarityOptions()) | preset_values(preset, api)
+    values = option_values(MethodOptions()) | option_values(SimilarityOptions()) | preset_values(preset, api)
     flat = {"extra_body": "{}", "api": "completions"}
     for name, value in values.items():
         flat |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -301,11 +301,11 @@ def _usual(meaning: Mapping[str, Any]) -> dict[str, Any]:
 def _flag_words(name: str, value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
     stem = ".".join(part.replace("_", "-") for part in name.split("."))
     if isinstance(value, bool):
-        yield flag(stem) if value else flag(f"no-{stem}")
+        yield flag_name(stem) if value else flag_name(f"no-{stem}")
     elif isinstance(value, list):
-        yield from (f"{flag(stem)} {_quoted(str(item))}" for item in value)
+        yield from (f"{flag_name(stem)} {_quoted(str(item))}" for item in value)
     elif value is not None:
-        yield f"{flag(stem)} {_quoted(str(value))}"
+        yield f"{flag_name(stem)} {_quoted(str(value))}"
 
 
 def _quoted(text: str) -> str:

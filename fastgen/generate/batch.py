@@ -32,7 +32,7 @@ from fastgen.generate.serving import Serving
 from fastgen.store.files import Lock
 from fastgen.store.log import LogWriter, Position, TornTail, read_log
 from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
-from fastgen.text import Kind, unread_kind
+from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import Answer, Failure, Message, Request, Sampling, Stage, token_count
 
 _LOG_NAME = "answers"
@@ -384,7 +384,7 @@ class _Watch:
 def _show_all(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
     for reply in replies:
         if reply.failure is None:
-            kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else Kind.READ
+            kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else AnswerKind.READ
             health.see(kind, Raw(reply.text, reply.finish_reason, reply.completion_tokens))
 
 

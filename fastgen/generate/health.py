@@ -12,7 +12,7 @@ from typing import Final
 from fastgen.engine.health import _READ, Raw, Step, StepHealth
 from fastgen.methods.base import Commit
 from fastgen.store.ledger import kind_of
-from fastgen.text import Kind
+from fastgen.text import AnswerKind
 from fastgen.types import Stage
 
 _LEAST_LIMIT: Final = 32
@@ -74,7 +74,7 @@ class RunHealth:
         """Count one commit."""
         if (kind := kind_of(commit)) is not None:
             completion, raw = commit.completion, _READ
-            if kind is not Kind.READ:
+            if kind is not AnswerKind.READ:
                 raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
             self._steps[commit.stage].see(kind, raw)
 

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 from fastgen import __version__
 from fastgen.errors import InputError
 from fastgen.generate.checkpoint import CheckpointEnd, load_checkpoint
-from fastgen.generate.options import Options, check_same_meaning, meaning, model_names, saved_values, stage_models
+from fastgen.generate.options import (
+    Options,
+    check_same_configuration,
+    model_names,
+    run_configuration,
+    saved_values,
+    stage_models,
+)
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import PromptSet, parse_prompts, read_prompt_files
 from fastgen.methods.self_instruct.rules import Method
@@ -222,7 +229,7 @@ def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict
 
 def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
     """:raises InputError: a resume with these models, options and inputs would change what the run means."""
-    check_same_meaning(folder.header().meaning, _meaning(options, inputs, models), folder.path)
+    check_same_configuration(folder.header().meaning, _meaning(options, inputs, models), folder.path)
 
 
 async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> CheckpointEnd | None:
@@ -254,7 +261,7 @@ def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Ma
 
 
 def _meaning(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
-    return meaning(
+    return run_configuration(
         options,
         model=models["model"],
         seeds=seed_fingerprint(inputs.seeds),

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from fastgen.errors import InputError, at_least, check_seconds, within
+from fastgen.errors import InputError, at_least, check_seconds, flag_name, within
 from fastgen.methods.self_instruct.demonstrations import Policy
 from fastgen.methods.self_instruct.rules import (
     CHAT_SAMPLING_PRESETS,
@@ -30,7 +30,7 @@ from fastgen.servers.endpoint import check_extra_body, normalise_base_url, redac
 from fastgen.servers.spec import check_server_args, has_flag, parse_server_args, without_secrets
 from fastgen.similarity.options import METHOD_GROUP, SimilarityOptions
 from fastgen.store.files import check_storable
-from fastgen.types import Sampling, flag, plain
+from fastgen.types import Sampling
 
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535
@@ -39,6 +39,19 @@ _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
 _RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
 _SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
+
+
+def option_values(options: Any) -> dict[str, Any]:  # noqa: ANN401 - any options dataclass
+    """An options dataclass as JSON values, by option name."""
+    return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def _json_value(value: Any) -> Any:  # noqa: ANN401
+    if dataclasses.is_dataclass(value):
+        return option_values(value)
+    if isinstance(value, tuple):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _check_sampling(flag: str, sampling: Sampling) -> None:
@@ -96,7 +109,7 @@ class JobOptions:
         for name in ("price_in", "price_out"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{flag(name)}: {value} is not a number of at least 0")
+                raise InputError(f"{flag_name(name)}: {value} is not a number of at least 0")
 
 
 STAGES_WITH_SERVERS = ("instance", "classification")
@@ -169,7 +182,7 @@ class ServerOptions:
         check_seconds("--server-timeout", self.server_timeout)
         for name in ("num_servers", "tensor_parallel_size", "data_parallel_size", "api_server_count"):
             if (value := getattr(self, name)) is not None:
-                at_least(flag(name), value, 1)
+                at_least(flag_name(name), value, 1)
         check_extra_body(self.extra_fields())
         if self.base_url:
             parse_server_args(self.server_args)  # unused, but kept in the run folder
@@ -272,7 +285,7 @@ class SpeedOptions:
         at_least("--max-concurrency", self.max_concurrency, 1)
         for name in ("requests_per_minute", "tokens_per_minute"):
             if (allowed := getattr(self, name)) is not None:
-                at_least(flag(name), allowed, 1)
+                at_least(flag_name(name), allowed, 1)
         at_least("--max-attempts", self.max_attempts, 1)
         within("--audit-rate", self.audit_rate, 0, 1)
         at_least("--classification-batch", self.classification_batch, 1)
@@ -281,7 +294,7 @@ class SpeedOptions:
         if not 0 <= self.stop_when_yield_below < math.inf:
             raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
         for name in ("outage_timeout", "drain_timeout", "sync_interval"):
-            check_seconds(flag(name), getattr(self, name))
+            check_seconds(flag_name(name), getattr(self, name))
         if self.request_timeout is not None:
             check_seconds("--request-timeout", self.request_timeout)
 
@@ -341,7 +354,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for stage, sampling in self.by_stage().items():
-            _check_sampling(f"{flag(stage)}.", sampling)
+            _check_sampling(f"{flag_name(stage)}.", sampling)
 
     def by_stage(self) -> dict[str, Sampling]:
         """The four, by the names that the plan uses."""
@@ -363,7 +376,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            check_storable(plain(getattr(self, field.name)))
+            check_storable(option_values(getattr(self, field.name)))
 
 
 @Parameter(name="*")
@@ -379,13 +392,13 @@ class RefilterOptions:
     def values(self) -> dict[str, Any]:
         """By option name, as JSON values."""
         preset = {} if self.preset is None else {"preset": self.preset}
-        return plain(self.similarity) | plain(self.rules) | preset
+        return option_values(self.similarity) | option_values(self.rules) | preset
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:
     """What ``--preset`` stands for under ``--api``, by option name."""
     stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
-    values = plain(PRESETS[preset]) | {name: plain(sampling) for name, sampling in stages.items()}
+    values = option_values(PRESETS[preset]) | {name: option_values(sampling) for name, sampling in stages.items()}
     if preset == "paper":
         values |= {"tokenizer": "rouge", "index": "exact"}
     return values
@@ -416,7 +429,7 @@ def saved_values(options: Options) -> dict[str, Any]:
     """All options by name, as JSON values, for the run folder. Holds no secret: keys are only named."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
-        values |= plain(getattr(options, field.name))
+        values |= option_values(getattr(options, field.name))
     for name in ("base_url", *(f"{stage}_base_url" for stage in STAGES_WITH_SERVERS)):
         values[name] = [redact_url(url) for url in getattr(options.server, name)]
     values["server_args"] = without_secrets(options.server.server_args)
@@ -465,7 +478,7 @@ def stage_models(models: Mapping[str, str]) -> dict[str, str]:
     return {name: model for name, model in models.items() if name != "model" and model != models.get("model")}
 
 
-def meaning(
+def run_configuration(
     options: Options,
     *,
     model: str,
@@ -478,11 +491,11 @@ def meaning(
 
     ``own_models`` are the `stage_models`; a run in which one model does everything has no keys for them.
     """
-    values = plain(options.method) | plain(options.similarity) | plain(options.rules)
+    values = option_values(options.method) | option_values(options.similarity) | option_values(options.rules)
     del values["record_top_k"]  # what is recorded, not what is decided
     values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
     for stage, sampling in options.sampling.by_stage().items():
-        values |= {f"{stage}.{name}": value for name, value in plain(sampling).items()}
+        values |= {f"{stage}.{name}": value for name, value in option_values(sampling).items()}
     values |= own_models or {}
     return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
 
@@ -491,7 +504,7 @@ BEFORE_THEY_WERE_OPTIONS = {"demonstrations": "uniform", "samples_per_prompt": 1
 """What runs meant that were begun before these options existed; of other options missing there, the default."""
 
 
-def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
+def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
     """:raises InputError: resuming would change what the run means; names the first differences."""
     saved = {**_defaults(), **BEFORE_THEY_WERE_OPTIONS, **saved}
     changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
@@ -504,14 +517,14 @@ def check_same_meaning(saved: Mapping[str, Any], asked: Mapping[str, Any], place
 
 def _defaults() -> dict[str, Any]:
     """What an option means that a run does not know, since it came with a later version; files' contents have none."""
-    known = meaning(Options(), model="", seeds="", prompts="")
+    known = run_configuration(Options(), model="", seeds="", prompts="")
     return {name: value for name, value in known.items() if name not in {"model", "seed_tasks", "prompts"}}
 
 
 def _difference(name: str, saved: object, asked: object) -> str:
     if name in {"seed_tasks", "prompts", "decontaminate"}:
-        return f"other contents of {flag(name)}"
-    return f"{flag(name)} {saved} (not {asked})"
+        return f"other contents of {flag_name(name)}"
+    return f"{flag_name(name)} {saved} (not {asked})"
 
 
 _ASK_SPEED = Group("Speed and faults", sort_key=3)
@@ -545,10 +558,10 @@ class AskSpeed:
 
     def speed(self) -> SpeedOptions:
         """The same in the words of ``generate``. :raises InputError: a figure that makes no sense."""
-        return SpeedOptions(**plain(self))
+        return SpeedOptions(**option_values(self))
 
 
-def options_of(whom: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - what names an endpoint
+def endpoint_options(whom: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - what names an endpoint
     """The options of `fastgen.generate.serving.serve` from ``whom``, a dataclass with the fields of ``_WHOM``.
 
     ``extra_body`` is a JSON object for every request.

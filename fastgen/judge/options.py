@@ -10,7 +10,7 @@ from typing import Final, Literal
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
-from fastgen.generate.options import AskSpeed, Options, options_of
+from fastgen.generate.options import AskSpeed, Options, endpoint_options
 
 MAX_VOTES: Final = 100
 Constraint = Literal["auto", "vllm", "json-schema", "none"]
@@ -88,4 +88,4 @@ class JudgeOptions:
 
         :raises InputError: a value is out of range.
         """
-        return options_of(self, self.extra_body if extra_body is None else extra_body, speed.speed())
+        return endpoint_options(self, self.extra_body if extra_body is None else extra_body, speed.speed())

@@ -28,7 +28,7 @@ from fastgen.generate.batch import Prompt, Question, Reply
 from fastgen.judge.options import MAX_VOTES
 from fastgen.servers.endpoint import Api
 from fastgen.store.reader import OpenRun
-from fastgen.text import whole_object, without_template_marks
+from fastgen.text import parse_json_object, without_template_marks
 from fastgen.types import Instance, Message, Sampling
 
 MAX_INSTANCES: Final = 10_000
@@ -222,7 +222,7 @@ def vote_of(reply: Reply, salt: str) -> Vote | Fault:
 
 def read_vote(answer: str, code: str, finish_reason: str | None = "stop") -> Vote | Fault:
     """The vote in an answer to the question with this code, or why it is none; never raises."""
-    found = whole_object(answer)
+    found = parse_json_object(answer)
     if found is None:
         return Fault.CUT_OFF if finish_reason == "length" else Fault.NOT_JSON
     if found.keys() != _FIELDS:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from cyclopts import Group, Parameter
 
-from fastgen.errors import InputError, within
+from fastgen.errors import InputError, flag_name, within
 from fastgen.similarity.novelty import IndexKind
 from fastgen.similarity.rouge import RejectAt, Tokenizer
-from fastgen.types import flag
 
 MAX_RECORDED = 100
 MIN_RECALL, MAX_RECALL = 0.5, 0.999999
@@ -49,4 +48,4 @@ class SimilarityOptions:
             raise InputError("--lsh-bands: goes together with --lsh-rows; give both or neither")
         for name, most in (("lsh_bands", MAX_BANDS), ("lsh_rows", MAX_ROWS)):
             if (value := getattr(self, name)) is not None:
-                within(flag(name), value, 1, most)
+                within(flag_name(name), value, 1, most)

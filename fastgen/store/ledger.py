@@ -16,34 +16,34 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
-from fastgen.text import Kind, unread_kind
+from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import MOST_TOKENS, Failure, Stage
 
 _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
 """Rules of the parsers that say that there was nothing to judge."""
 
 
-def kind_of(commit: Commit) -> Kind | None:
+def kind_of(commit: Commit) -> AnswerKind | None:
     """What came of the answer that a commit holds; ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
         case InstructionOutcome(kept, rejections):
-            return Kind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
+            return AnswerKind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
         case InstanceOutcome(instances, rules):
-            return Kind.READ if instances else _kind(rules, text, finish_reason)
+            return AnswerKind.READ if instances else _kind(rules, text, finish_reason)
         case ClassificationOutcome(is_classification, unread):
             if is_classification:
-                return Kind.READ
+                return AnswerKind.READ
             found = unread_kind(text, finish_reason)
             # Under the paper's rules every answer is a yes or a no; an empty one is counted here all the same.
-            return found if unread is not None or found in (Kind.EMPTY, Kind.THINKING) else Kind.READ
+            return found if unread is not None or found in (AnswerKind.EMPTY, AnswerKind.THINKING) else AnswerKind.READ
         case _:
             return None
 
 
-def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> Kind:
+def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> AnswerKind:
     """Of an answer that brought nothing, by the rules that rejected what is in it."""
-    return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else Kind.REJECTED
+    return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else AnswerKind.REJECTED
 
 
 def _counter() -> Counter[str]:

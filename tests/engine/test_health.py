@@ -22,7 +22,7 @@ from fastgen.store.log import TornTail
 from fastgen.store.records import decode, encode
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Limit, Sample, ServerSample, limit_of
-from fastgen.text import Kind, quoted, unread_kind
+from fastgen.text import AnswerKind, quoted, unread_kind
 from fastgen.types import Completion, Stage
 from tests.command_help import Said, fastgen
 from tests.evaluation_help import call as evaluate
@@ -254,7 +254,7 @@ def test_rules_under_which_no_instance_is_read_leave_no_run_behind(tmp_path: Pat
 # the figures
 
 
-def seen(step: Step, kinds: Iterable[Kind], text: str = "text") -> tuple[StepHealth, int | None]:
+def seen(step: Step, kinds: Iterable[AnswerKind], text: str = "text") -> tuple[StepHealth, int | None]:
     """The health of a step after these answers, and after how many of them there was a verdict."""
     health, stopped = StepHealth(step), None
     for number, kind in enumerate(kinds, 1):
@@ -269,34 +269,34 @@ STEPS = steps_of_run(max_fruitless=1000, api="completions")
 
 def test_hard_settings_that_still_bring_something_never_stop() -> None:
     draw = random.Random(1)
-    instances = [Kind.EMPTY if draw.random() < 0.13 else Kind.READ for _ in range(20_000)]
+    instances = [AnswerKind.EMPTY if draw.random() < 0.13 else AnswerKind.READ for _ in range(20_000)]
     health, stopped = seen(STEPS[Stage.INSTANCE], instances)
     assert stopped is None
     assert health.warning() is None
-    instructions = [Kind.REJECTED if draw.random() < 0.6 else Kind.READ for _ in range(20_000)]
+    instructions = [AnswerKind.REJECTED if draw.random() < 0.6 else AnswerKind.READ for _ in range(20_000)]
     health, stopped = seen(STEPS[Stage.INSTRUCTION], instructions)
     assert stopped is None
     assert health.warning() is None
-    assert seen(STEPS[Stage.INSTANCE], [Kind.READ] + [Kind.UNREADABLE] * 20)[0].warning() is None
+    assert seen(STEPS[Stage.INSTANCE], [AnswerKind.READ] + [AnswerKind.UNREADABLE] * 20)[0].warning() is None
 
 
 @pytest.mark.parametrize(
     ("stage", "kind", "limit"),
     [
-        (Stage.INSTRUCTION, Kind.REJECTED, 1000),
-        (Stage.INSTRUCTION, Kind.EMPTY, 250),
-        (Stage.CLASSIFICATION, Kind.UNREADABLE, 250),
-        (Stage.INSTANCE, Kind.REJECTED, 250),
+        (Stage.INSTRUCTION, AnswerKind.REJECTED, 1000),
+        (Stage.INSTRUCTION, AnswerKind.EMPTY, 250),
+        (Stage.CLASSIFICATION, AnswerKind.UNREADABLE, 250),
+        (Stage.INSTANCE, AnswerKind.REJECTED, 250),
     ],
 )
-def test_each_step_has_a_limit_of_its_own(stage: Stage, kind: Kind, limit: int) -> None:
-    assert seen(STEPS[stage], [Kind.READ] * 5 + [kind] * 2000)[1] == limit + 5
+def test_each_step_has_a_limit_of_its_own(stage: Stage, kind: AnswerKind, limit: int) -> None:
+    assert seen(STEPS[stage], [AnswerKind.READ] * 5 + [kind] * 2000)[1] == limit + 5
 
 
 def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once() -> None:
-    health, _ = seen(STEPS[Stage.INSTANCE], [Kind.CUT] * (FIRST - 1))
+    health, _ = seen(STEPS[Stage.INSTANCE], [AnswerKind.CUT] * (FIRST - 1))
     assert health.warning() is None
-    health.see(Kind.EMPTY, Raw("", "stop", 0))
+    health.see(AnswerKind.EMPTY, Raw("", "stop", 0))
     warning = health.warning()
     assert warning is not None
     assert "instance: 0 of the last 8 answers could be read (7 cut, 1 empty)" in warning
@@ -305,7 +305,9 @@ def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once
 
 
 def test_most_answers_being_empty_is_told_and_is_what_limits_the_run() -> None:
-    health, stopped = seen(STEPS[Stage.INSTANCE], [Kind.READ, Kind.EMPTY, Kind.EMPTY, Kind.EMPTY] * 100)
+    health, stopped = seen(
+        STEPS[Stage.INSTANCE], [AnswerKind.READ, AnswerKind.EMPTY, AnswerKind.EMPTY, AnswerKind.EMPTY] * 100
+    )
     assert stopped is None
     assert "16 of the last 64 answers could be read (48 empty)" in health.trouble()
     sample = Sample(session_s=60, in_flight=8, concurrency=8, servers=(ServerSample("a", completed=9),))
@@ -333,4 +335,4 @@ def test_a_log_line_without_a_reason_is_read_as_before() -> None:
 @pytest.mark.parametrize("text", ["<think>a</think>\n<think>b", "\u200b<think>b", "[THINK] x"])
 def test_thinking_without_an_end_is_named_whatever_ended_the_text(text: str) -> None:
     for finish_reason in ("stop", "length"):
-        assert unread_kind(text, finish_reason) is Kind.THINKING
+        assert unread_kind(text, finish_reason) is AnswerKind.THINKING

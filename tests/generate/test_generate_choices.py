@@ -19,8 +19,8 @@ from fastgen.generate.options import (
     Options,
     ServerOptions,
     SpeedOptions,
-    check_same_meaning,
-    meaning,
+    check_same_configuration,
+    run_configuration,
 )
 from fastgen.generate.run import Outcome, Place, generate
 from fastgen.generate.runtime import Stopper
@@ -119,12 +119,12 @@ def test_a_refused_batch_is_asked_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_run_from_before_these_options_goes_on_with_what_it_meant() -> None:
-    now = meaning(Options(), model="m", seeds="s", prompts="p")
+    now = run_configuration(Options(), model="m", seeds="s", prompts="p")
     old = {name: value for name, value in now.items() if name not in {"samples_per_prompt", "demonstrations"}}
-    check_same_meaning(old, now, Path("run"))
+    check_same_configuration(old, now, Path("run"))
     for changed in ({"samples_per_prompt": 2}, {"demonstrations": "diverse"}):
         with pytest.raises(InputError, match=r"--(samples-per-prompt 1|demonstrations uniform) "):
-            check_same_meaning(old, now | changed, Path("run"))
+            check_same_configuration(old, now | changed, Path("run"))
 
 
 @pytest.mark.parametrize("inside_a_line", [False, True])

@@ -16,10 +16,10 @@ from fastgen.generate import session
 from fastgen.generate.options import (
     Options,
     ServerOptions,
-    check_same_meaning,
-    meaning,
+    check_same_configuration,
     preset_values,
     refuse_credentials,
+    run_configuration,
     saved_values,
     with_paper_server,
 )
@@ -168,34 +168,38 @@ def test_a_bad_config_file_is_one_line(
     assert said in lines[0]
 
 
-def test_meaning_covers_the_method_and_leaves_speed_out() -> None:
-    base = meaning(Options(), model="m", seeds="s", prompts="p")
+def configuration(options: Options) -> dict[str, Any]:
+    return run_configuration(options, model="m", seeds="s", prompts="p")
+
+
+def test_the_configuration_covers_the_method_and_leaves_speed_out() -> None:
+    base = configuration(Options())
     faster = dataclasses.replace(Options().speed, concurrency=9, max_attempts=2)
-    assert meaning(dataclasses.replace(Options(), speed=faster), model="m", seeds="s", prompts="p") == base
+    assert configuration(dataclasses.replace(Options(), speed=faster)) == base
     recording = dataclasses.replace(Options().similarity, record_top_k=10)
-    assert meaning(dataclasses.replace(Options(), similarity=recording), model="m", seeds="s", prompts="p") == base
+    assert configuration(dataclasses.replace(Options(), similarity=recording)) == base
     changes: list[dict[str, Any]] = [{"model": "n"}, {"seeds": "t"}, {"prompts": "q"}]
     for change in changes:
-        other = meaning(Options(), **{"model": "m", "seeds": "s", "prompts": "p", **change})
+        other = run_configuration(Options(), **{"model": "m", "seeds": "s", "prompts": "p", **change})
         with pytest.raises(InputError, match="name a new run folder"):
-            check_same_meaning(base, other, Path("run"))
+            check_same_configuration(base, other, Path("run"))
 
 
 def test_an_option_that_came_after_a_run_was_begun_means_its_default_there() -> None:
-    base = meaning(Options(), model="m", seeds="s", prompts="p")
+    base = configuration(Options())
     older = {name: value for name, value in base.items() if name not in {"classification_only", "threshold"}}
-    check_same_meaning(older, base, Path("run"))
+    check_same_configuration(older, base, Path("run"))
     for change in ({"classification_only": True}, {"threshold": 0.6}):
         with pytest.raises(InputError, match="name a new run folder"):
-            check_same_meaning(older, base | change, Path("run"))
+            check_same_configuration(older, base | change, Path("run"))
 
 
 def test_many_changes_are_summed_up_in_one_line() -> None:
-    base = meaning(Options(), model="m", seeds="s", prompts="p")
+    base = configuration(Options())
     rules = PRESETS["paper"]
-    other = meaning(dataclasses.replace(Options(), rules=rules), model="m", seeds="s", prompts="p")
+    other = configuration(dataclasses.replace(Options(), rules=rules))
     with pytest.raises(InputError) as caught:
-        check_same_meaning(base, other, Path("run"))
+        check_same_configuration(base, other, Path("run"))
     assert "more" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -327,7 +331,7 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
     )
     begun = dataclasses.replace(Options(), rules=older)
     seeds = load_seed_tasks(default_seed_path())
-    what = meaning(begun, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    what = run_configuration(begun, model="m", seeds=seed_fingerprint(seeds), prompts="p")
     store = Store(folder := RunFolder(tmp_path / "run"))
     prompts = files("fastgen.methods.self_instruct").joinpath("prompt_files", "base.toml").read_bytes()
     folder.keep(default_seed_path().read_bytes(), {"base.toml": prompts})
@@ -336,12 +340,12 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
 
     options = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"))
     assert options.rules == older
-    check_same_meaning(folder.header().meaning, what, folder.path)
+    check_same_configuration(folder.header().meaning, what, folder.path)
     assert open_run(folder.path).rules == older
     stricter = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"), "--reject-contradictions")
-    asked = meaning(stricter, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    asked = run_configuration(stricter, model="m", seeds=seed_fingerprint(seeds), prompts="p")
     with pytest.raises(InputError, match=r"--reject-contradictions False \(not True\); leave that as it was, or name"):
-        check_same_meaning(folder.header().meaning, asked, folder.path)
+        check_same_configuration(folder.header().meaning, asked, folder.path)
     assert cli.run(["refilter", "--run-dir", str(folder.path), "--output", str(tmp_path / "same")]) == 0
     assert open_run(tmp_path / "same").rules == older
     new = ["--output", str(tmp_path / "new"), "--preset", "default"]

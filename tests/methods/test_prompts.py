@@ -35,13 +35,14 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in shipped(name).split("\n") if line]
 
 
-def text_of(prompt: str | tuple[Message, ...]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+def text_of(prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
+    parts = (prompt,) if isinstance(prompt, str) else prompt
+    return "\n".join(part if isinstance(part, str) else part.content for part in parts)
 
 
 def task_prompts(prompts: PromptSet, task: str) -> list[str]:
     return [
-        text_of(classification.build_prompt(task, prompts)),
+        text_of(classification.build_prompts([task], prompts)),
         text_of(instance.build_prompt(task, False, prompts)),
         text_of(instance.build_prompt(task, True, prompts)),
     ]

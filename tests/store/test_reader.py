@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgen.errors import RunFolderError
-from fastgen.generate.options import Options, meaning, saved_values
+from fastgen.generate.options import Options, run_configuration, saved_values
 from fastgen.generate.run import free_bytes
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.reader import open_run
@@ -20,7 +20,7 @@ def begin(path: Path) -> RunFolder:
     store = Store(folder)
     folder.keep(default_seed_path().read_bytes(), {})
     fingerprint = seed_fingerprint(load_seed_tasks(folder.seeds_path))
-    store.begin(meaning(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
+    store.begin(run_configuration(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
     store.close()
     return folder
 

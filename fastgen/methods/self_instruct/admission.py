@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fastgen.methods.base import (
-    ClassificationOutcome,
     Commit,
     InstanceOutcome,
     InstructionOutcome,
@@ -110,7 +109,7 @@ class Admission:
             case Stage.INSTRUCTION:
                 return _admit(items, verdicts, number, self._recorded)
             case Stage.CLASSIFICATION:
-                return ClassificationOutcome(*classification.read(answer.result, self._rules))
+                return classification.parse(answer.result, self._rules)
             case Stage.INSTANCE:
                 return self._instances(answer.subject, answer.result)
             case Stage.QUESTION:

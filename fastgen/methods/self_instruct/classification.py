@@ -1,15 +1,14 @@
-"""Stage 2: ask whether an instruction is a classification task, and read the answer.
+"""The second stage: ask whether an instruction is a classification task, and read the answer.
 
-Guarantee: ``read`` never raises; whatever is not clearly a "yes" is a "no", as in Self-Instruct (Wang et al., ACL
-2023). Under the lenient rules an answer that is neither is a "no" too, with the reason why.
+`parse` never raises. Whatever is not clearly a yes is a no, as in Self-Instruct (Wang et al., ACL 2023).
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from fastgen.methods.self_instruct.rules import PRESETS
+from fastgen.methods.base import ClassificationOutcome
 from fastgen.text import answer_span
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ UNCLOSED_THINKING: Final = "unclosed_thinking"
 NO_ANSWER: Final = "no_answer"
 
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})
-_WORD: Final = (  # Chinese and Japanese go on without a space
+_WORD: Final = (  # Chinese and Japanese write no space after the word
     r"(?:(?P<yes>(?:yes|true|sí|sim|oui|ja|да|हाँ|نعم|ใช่|네|对)(?!\w)|是(?!否)|はい)"
     r"|(?P<no>(?:no|false|não|non|nein|нет|नहीं|لا|아니요)(?!\w)|不|否|いいえ|ไม่))"
 )
@@ -38,25 +37,18 @@ _AFTER_A_LABEL: Final = re.compile(
 )
 _ALONE_ON_A_LINE: Final = re.compile(rf"^[^\w\n]*+{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 _STATED: Final = re.compile(
-    r"""\b(?:this|it|(?:this|the|that)[ ]task)[ ]is[ ](?:clearly[ ]|indeed[ ])?an?[ ](?P<yes>classification)[ ]task\b
-    | ^\W*(?P<alone>classification)(?:[ ]task)?\W*$""",
+    r"""\b(?:this|it|(?:this|the|that)[ ]task)[ ]is[ ](?:clearly[ ]|indeed[ ])?an?[ ]classification[ ]task\b
+    | ^\W*classification(?:[ ]task)?\W*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
-def build_prompt(instruction: str, prompts: PromptSet) -> str | tuple[Message, ...]:
-    """Return the prompt that asks about ``instruction``."""
-    return prompts.classification.fill(instruction=instruction.strip())
-
-
 def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tuple[str, ...] | tuple[Message, ...]:
-    """Return what one request asks about all of ``instructions``.
+    """Return what one request asks about the instructions: a prompt as it is, several as a tuple of texts.
 
-    One prompt as it is, several as a tuple of texts.
-
-    :raises ValueError: several instructions with chat prompts: a chat holds one question.
+    :raises ValueError: several instructions with chat prompts, which hold one question each.
     """
-    built = [build_prompt(instruction, prompts) for instruction in instructions]
+    built = [prompts.classification.fill(instruction=instruction.strip()) for instruction in instructions]
     if len(built) == 1:
         return built[0]
     texts = tuple(prompt for prompt in built if isinstance(prompt, str))
@@ -65,34 +57,23 @@ def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tupl
     return texts
 
 
-class ReadAnswer(NamedTuple):
-    """Whether the answer is a yes; ``unread`` is the reason where it is neither a yes nor a no."""
-
-    is_classification: bool
-    unread: str | None = None
-
-
-def parse(completion: Completion, rules: Rules = PRESETS["default"]) -> bool:
-    """Whether the completion says that the instruction is a classification task. See `read`."""
-    return read(completion, rules).is_classification
-
-
-def read(completion: Completion, rules: Rules = PRESETS["default"]) -> ReadAnswer:
-    """Return what the completion says of the instruction being a classification task.
+def parse(completion: Completion, rules: Rules) -> ClassificationOutcome:
+    """Return whether the completion says that the instruction is a classification task.
 
     With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES"; everything else is a no.
     ``lenient`` takes the first plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"),
-    else alone on a line, else said in full ("This is a classification task").
+    else alone on a line, else stated in full ("This is a classification task"). An answer that is neither a yes nor a
+    no counts as a no and has the reason in ``unread``.
     """
     if rules.answer_style == "paper":
-        return ReadAnswer(completion.text.strip() in _PAPER_YES)
+        return ClassificationOutcome(completion.text.strip() in _PAPER_YES)
     span = answer_span(completion.text)
     if span is None:
-        return ReadAnswer(False, UNCLOSED_THINKING)
+        return ClassificationOutcome(False, UNCLOSED_THINKING)
     answer = completion.text[slice(*span)]
     found = _AT_THE_START.match(answer) or _AFTER_A_LABEL.search(answer) or _ALONE_ON_A_LINE.search(answer)
     if found is not None:
-        return ReadAnswer(found["yes"] is not None)
+        return ClassificationOutcome(found["yes"] is not None)
     if _STATED.search(answer):
-        return ReadAnswer(True)
-    return ReadAnswer(False, NO_ANSWER if answer.strip() else EMPTY)
+        return ClassificationOutcome(True)
+    return ClassificationOutcome(False, NO_ANSWER if answer.strip() else EMPTY)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, flag_name
 from fastgen.methods.self_instruct.demonstrations import Policy
 from fastgen.types import Sampling
 
@@ -85,7 +85,7 @@ class Rules:
         for name in ("min_words", "max_words", "max_instances"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise InputError(f"{_flag(name)}: {value!r} is not a whole number of 1 or more")
+                raise InputError(f"{flag_name(name)}: {value!r} is not a whole number of 1 or more")
         if type(self.max_characters) is not int or self.max_characters < 0:
             raise InputError(f"--max-characters: {self.max_characters!r} is not a whole number of 0 or more")
         if self.min_words > self.max_words:
@@ -97,10 +97,10 @@ class Rules:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise InputError(f"{_flag(name)}: {value!r} is none of {', '.join(choices)}")
+                raise InputError(f"{flag_name(name)}: {value!r} is none of {', '.join(choices)}")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{_flag(name)}: {getattr(self, name)!r} is neither true nor false")
+                raise InputError(f"{flag_name(name)}: {getattr(self, name)!r} is neither true nor false")
 
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -119,15 +119,11 @@ _SWITCHES: Final = (
 )
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _check_texts(name: str, texts: object) -> None:
     if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{_flag(name)}: {texts!r} is not a list of texts")
+        raise InputError(f"{flag_name(name)}: {texts!r} is not a list of texts")
     if not all(text.strip() for text in texts):
-        raise InputError(f"{_flag(name)}: an empty text would match everything; leave it out")
+        raise InputError(f"{flag_name(name)}: an empty text would match everything; leave it out")
 
 
 RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
