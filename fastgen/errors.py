@@ -1,22 +1,22 @@
-"""Every error that fastgen raises on purpose.
+"""Every error that fastgen raises on purpose, and the checks of option values that raise them.
 
 ::
 
     FastgenError                  one clear line for the user, never a traceback      exit code
-    ├── InputError                a flag, file or server answer that a person must mend       2
+    ├── InputError                a flag, file or server answer that the user must fix        2
     │   ├── DamagedLogError       a log line whose checksum or chain does not hold            2
-    │   └── RunFolderError        foreign, newer, or meant for another run                    2
+    │   └── RunFolderError        foreign, newer, or of another configuration                 2
     │       └── FolderInUse       another process holds its lock                              2
-    ├── StoppedError              the run stopped and can go on with the same command         3
+    ├── StoppedError              the run stopped; the same command resumes it                3
     │   ├── BackendUnavailable    no endpoint has answered for the outage timeout             3
     │   ├── DiskError             the run folder cannot be written                            3
     │   └── ServerError           a server that fastgen starts did not start or died          3
-    └── RequestError              about one request; never reaches the user by itself         -
+    └── RequestError              about one request; the scheduler handles it                 -
         ├── TransientError        worth another attempt (connection, 429, 5xx, bad body)      -
         └── RequestRejected       the server will never accept this request (400, 413, 422)   -
             └── PromptTooLong     ... because prompt and completion exceed the context        -
 
-Model misbehaviour (an unusable completion) is not an error but data: a ``Rejection`` in the log.
+An unusable completion is not an error but data: a ``Rejection`` in the log.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 INTERRUPTED: Final = 130
-"""The exit code of what its user stopped, which is no error: 128 + SIGINT, as shells have it."""
+"""The exit code of a command that its user stopped: 128 + SIGINT, as in shells."""
+MAX_SECONDS: Final = 1e9  # 30 years; timers take no more
 
 
 class FastgenError(Exception):
-    """Base of all of them; ``str(error)`` is one line that names the thing and the remedy."""
+    """Base of all errors; ``str(error)`` is one line that names the cause and the remedy."""
 
     exit_code: ClassVar[int] = 1
 
@@ -44,7 +45,7 @@ class DamagedLogError(InputError):
 
 
 class RunFolderError(InputError):
-    """A run folder cannot be used as asked: locked, foreign, newer, or of another meaning."""
+    """A run folder cannot be used as asked: locked, foreign, newer, or of another configuration."""
 
 
 class FolderInUse(RunFolderError):
@@ -52,7 +53,7 @@ class FolderInUse(RunFolderError):
 
 
 class StoppedError(FastgenError):
-    """The run stopped early; everything committed is kept and the same command goes on."""
+    """The run stopped early. Everything committed is kept, and the same command resumes it."""
 
     exit_code = 3
 
@@ -70,15 +71,15 @@ class ServerError(StoppedError):
 
 
 class RequestError(FastgenError):
-    """Something about one request; the scheduler handles it."""
+    """One request failed; the scheduler handles it."""
 
 
 class TransientError(RequestError):
     """Another attempt may succeed.
 
     ``kind`` is a short stable word for the ledger and metrics (``"connection"``, ``"timeout"``, ``"http_429"``,
-    ``"bad_body"`` ...). ``retry_after_s`` is the server's own wish, if it stated one. ``reached_server`` is false
-    when no HTTP answer came back, which is what an outage looks like.
+    ``"bad_body"`` ...). ``retry_after_s`` is the delay that the server asked for, if any. ``reached_server`` is false
+    when no HTTP answer came back, as in an outage.
     """
 
     def __init__(
@@ -91,14 +92,16 @@ class TransientError(RequestError):
 
 
 class RequestRejected(RequestError):
-    """The server refuses this very request and always will; recorded, never retried."""
+    """The server will never accept this request; it is recorded and not retried."""
 
 
 class PromptTooLong(RequestRejected):
     """The prompt does not fit the model's context; the plan asks again with fewer demonstrations."""
 
 
-MAX_SECONDS = 1e9  # 30 years; timers take no more
+def flag_name(option: str) -> str:
+    """The command line's form of an option's name: ``--min-words`` for ``min_words``."""
+    return "--" + option.replace("_", "-")
 
 
 def at_least(flag: str, value: int, least: int) -> None:
@@ -114,11 +117,6 @@ def within(flag: str, value: float, low: float, high: float) -> None:
 
 
 def check_seconds(flag: str, value: float) -> None:
-    """:raises InputError: the value of ``flag`` is no positive number of seconds."""
+    """:raises InputError: the value of ``flag`` is not a positive number of seconds, at most `MAX_SECONDS`."""
     if not 0 < value <= MAX_SECONDS:
         raise InputError(f"{flag}: {value} is not a number above 0 and at most {MAX_SECONDS:g}")
-
-
-def flag_name(option: str) -> str:
-    """The command line's form of an option's name: ``--min-words`` for ``min_words``."""
-    return "--" + option.replace("_", "-")

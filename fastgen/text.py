@@ -1,9 +1,12 @@
-"""Text of others (models, servers, files, users): it is shown and quoted as text and never acts as anything else.
+"""Text that models, servers, files and users wrote: show it safely, and find the answer in a model's text.
 
-Guarantees: `printable` text has no character that steers a terminal, ends a line or changes the direction of writing;
-`markdown` and `markdown_code` have no markup besides; `as_json` is ASCII without control characters. No mark of a
-common chat template survives in a text that is to be quoted. An answer is read as JSON only if it is, as a whole, one
-object that says everything once. Pure.
+**Shown text** never acts as anything but text. What `printable` returns has no character that steers a terminal, ends
+a line or changes the direction of writing. `markdown` and `markdown_code` return no markup of the author's. `as_json`
+returns ASCII without control characters. `without_template_marks` leaves no mark of a common chat template.
+
+**A model's answer** comes with more than was asked for: reasoning before it, end-of-turn tokens after it, Markdown
+around it. `answer_span` and the functions after it work on offsets of the raw text, so that whatever a parser takes
+out is a span of the completion. They never raise and take time linear in the text.
 """
 
 from __future__ import annotations
@@ -22,27 +25,26 @@ if TYPE_CHECKING:
     from fastgen.types import Completion, Span
 
 
-_BAR: Final = "[|\uff5c]"  # also the full-width one, which some models' marks have
-_TEMPLATE_MARK: Final = re.compile(
-    rf"<(?={_BAR}|<SYS>>|</SYS>>|/?s>|/?think>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>)|\[(?=/?INST\])|{_BAR}(?=>)",
-    re.IGNORECASE,
-)
-_LONGEST: Final = 100_000  # characters, thinking included
-_THINKING: Final = re.compile(r"\A\s*<think>.*</think>", re.DOTALL)
-_FENCE: Final = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
+# -- text made safe to show --------------------------------------------------------------------------------------------
+
 _CONTROL: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # all that Unicode calls Bidi_Control
     "\u2028\u2029\ud800-\udfff]"  # line and paragraph separators, lone surrogates
 )
 _MARKUP: Final = re.compile(r"[\\`*_\[\]<>&|#~$@:]|(?<=www)\.")
+_BAR: Final = "[|\uff5c]"  # the full-width one occurs in the marks of some models
+_TEMPLATE_MARK: Final = re.compile(
+    rf"<(?={_BAR}|<SYS>>|</SYS>>|/?s>|/?think>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>)|\[(?=/?INST\])|{_BAR}(?=>)",
+    re.IGNORECASE,
+)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""The text with its control characters written as escapes: ``\x1b``, ``\u202e``.
+    r"""Return the text with its control characters written as escapes: ``\x1b``, ``\u202e``.
 
-    Control characters are C0 but tab, DEL, C1, bidirectional controls, line separators and lone surrogates. ``lines``
-    keeps newlines, CR LF as one; else each becomes a space. What is printable already stays as it is.
+    Control characters are C0 except tab, DEL, C1, bidirectional controls, line separators and lone surrogates. Newlines
+    become spaces, or stay with ``lines`` (CR LF as one). Text that is printable already is returned unchanged.
     """
     text = text.replace("\r\n", "\n")
     if not lines:
@@ -56,97 +58,70 @@ def _escaped(control: re.Match[str]) -> str:
 
 
 def quoted(text: str, longest: int) -> str:
-    """The first ``longest`` characters in quotation marks, with line ends and control characters as escapes."""
+    """Return the first ``longest`` characters in quotation marks, line ends and control characters as escapes."""
     return repr(text[:longest]) + ("..." if len(text) > longest else "")
 
 
 def markdown(text: str) -> str:
-    """The text as one line of Markdown that shows just this text: no HTML, link, mention, formula or table cell."""
+    """Return one line of Markdown that shows exactly this text: no HTML, link, mention, formula or table cell."""
     return _MARKUP.sub(lambda sign: f"\\{sign[0]}", " ".join(printable(text).split()))
 
 
 def markdown_code(text: str) -> str:
-    """The text as a code span on one line, in a table too; its backticks become apostrophes and its bars slashes."""
+    """Return the text as a code span on one line, also for a table: backticks become apostrophes, bars slashes."""
     return f"`{' '.join(printable(text).split()).replace('`', chr(39)).replace('|', '/')}`"
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:  # noqa: ANN401 - any JSON value
-    """A value as JSON text that every terminal shows as it is: ASCII, and control characters as escapes.
+    """Return a value as JSON text in printable ASCII.
 
-    A number that JSON does not have (NaN, infinity) is null. A lone surrogate, which strict readers refuse, is written
-    out as text: a backslash, ``u`` and its number.
+    A number that JSON does not have (NaN, infinity) becomes null. A lone surrogate, which strict readers refuse,
+    becomes six characters of text: a backslash, ``u`` and its number.
     """
-    return json.dumps(_plain(value), ensure_ascii=True, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
+    return json.dumps(_encodable(value), ensure_ascii=True, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_plain(str(name)): _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {_encodable(str(name)): _encodable(one) for name, one in value.items()}
+    return [_encodable(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def without_template_marks(text: str) -> str:
-    """The text with chat templates' marks (``<|im_end|>``, ``[/INST]`` ...) broken by a space.
+    """Return the text with chat templates' marks (``<|im_end|>``, ``[/INST]`` ...) broken by a space.
 
     Servers read such marks in a message as if the template itself had written them.
     """
     return _TEMPLATE_MARK.sub(lambda mark: f"{mark[0]} ", text)
 
 
-def parse_json_object(answer: str) -> dict[str, Any] | None:
-    """The JSON object that an answer is; ``None`` for anything else. Never raises.
-
-    A closed ``<think>`` block before the object and one code fence around it are the model's manners and are taken off.
-    An object that says something twice is none: who knows which is meant.
-    """
-    if len(answer) > _LONGEST:
-        return None
-    text = _THINKING.sub("", answer, count=1).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
-    try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
+# -- the answer in a model's text --------------------------------------------------------------------------------------
 
 CUT_REASONS: Final = frozenset({"length", "content_filter", "abort"})
-"""Finish reasons after which the end of the text is missing; no finish reason at all counts as finished."""
-
+"""Finish reasons after which the end of the text is missing. No finish reason at all counts as finished."""
 CHARACTERS_PER_TOKEN: Final = 100
-"""Most that a completion may average; text has about four, and only tokens of blanks or rules come near a hundred."""
+"""Most that a completion may average. Text has about four; only tokens of blanks or rules come near a hundred."""
 SHORTEST_BOUND: Final = 10_000
 """Characters that every completion may have, for servers that count or limit tokens in their own way."""
+NOWHERE: Final = (0, 0)
+"""The span of an empty text."""
 
-INVISIBLE: Final = "\u200b\u200e\u200f\u2060\ufeff"
-"""Zero-width spaces, direction marks and byte order marks; joiners are left out, since they belong to their letters."""
-_BLANK: Final = "".join(filter(str.isspace, map(chr, range(0x3001)))) + INVISIBLE
+# Zero-width spaces, direction marks and byte order marks. Joiners are left out: they belong to their letters.
+_INVISIBLE: Final = "\u200b\u200e\u200f\u2060\ufeff"
+_BLANK: Final = "".join(filter(str.isspace, map(chr, range(0x3001)))) + _INVISIBLE
 
 # The beginning and end of a label or list marker at the start of a line: bullet, quote or heading mark, then emphasis,
-# which is only taken off again where it was put on. Possessive quantifiers keep patterns linear on runs of blanks.
-OPEN: Final = rf"[ \t{INVISIBLE}]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|_)?[ \t]*+"
+# which CLOSE takes off only where OPEN found it. Possessive quantifiers keep patterns linear on runs of blanks.
+OPEN: Final = rf"[ \t{_INVISIBLE}]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|_)?[ \t]*+"
 CLOSE: Final = r"[ \t]*+(?(mark)(?:(?P=mark))?)"
 COLON: Final = r"[:\uff1a]"
-NOWHERE: Final = (0, 0)
 
 _THINK: Final = r"(?:think|thinking|thought|reasoning)"
-_THINK_OPEN: Final = re.compile(rf"[\s{INVISIBLE}]*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
+_THINK_OPEN: Final = re.compile(rf"[\s{_INVISIBLE}]*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
 _THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
 _END_TOKEN: Final = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
@@ -172,6 +147,46 @@ _CLOSING_LINE: Final = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
+_LONGEST_JSON: Final = 100_000  # characters, reasoning included
+_JSON_THINKING: Final = re.compile(r"\A\s*<think>.*</think>", re.DOTALL)
+_JSON_FENCE: Final = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
+
+
+class AnswerKind(StrEnum):
+    """What could be made of one answer."""
+
+    READ = "read"  # something of it is used
+    REJECTED = "rejected"  # it was read, and the rules rejected all of it
+    EMPTY = "empty"  # no text
+    THINKING = "thinking"  # reasoning that never ends
+    CUT = "cut"  # the token limit came before anything that can be used
+    UNREADABLE = "unreadable"  # text of another form than was asked for
+
+
+def unread_kind(text: str, finish_reason: str | None) -> AnswerKind:
+    """Return why nothing was found in an answer."""
+    if not text.strip():
+        return AnswerKind.EMPTY
+    if answer_span(text) is None:
+        return AnswerKind.THINKING
+    return AnswerKind.CUT if finish_reason in CUT_REASONS else AnswerKind.UNREADABLE
+
+
+def bounded(completion: Completion, max_tokens: int) -> Completion:
+    """Return the completion, cut to the length that ``max_tokens`` allow.
+
+    That is `CHARACTERS_PER_TOKEN` characters for each token and at least `SHORTEST_BOUND`. Longer text comes from a
+    server that does not keep to the limit. The finish reason of what is cut becomes ``length``.
+    """
+    most = max(SHORTEST_BOUND, CHARACTERS_PER_TOKEN * max_tokens)
+    if len(completion.text) <= most:
+        return completion
+    return replace(completion, text=completion.text[:most], finish_reason="length")
+
+
+def is_cut(completion: Completion) -> bool:
+    """Whether the end of the completion is missing."""
+    return completion.finish_reason in CUT_REASONS
 
 
 def answer_span(text: str) -> Span | None:
@@ -194,21 +209,33 @@ def answer_span(text: str) -> Span | None:
     return fenced.span("body") if fenced else (start, end)
 
 
-def bounded(completion: Completion, max_tokens: int) -> Completion:
-    """Return the completion without what is beyond the text that ``max_tokens`` allow.
+def parse_json_object(answer: str) -> dict[str, Any] | None:
+    """Return the JSON object that makes up the whole answer, or ``None``. Never raises.
 
-    It may have `CHARACTERS_PER_TOKEN` times as many characters, and at least `SHORTEST_BOUND`. One that is longer comes
-    from a server that does not keep to the limit, and is cut as such: its finish reason becomes ``length``.
+    A closed ``<think>`` block before the object and one code fence around it are ignored. An object with a field twice
+    is refused as ambiguous, and so is an answer of more than 100,000 characters.
     """
-    most = max(SHORTEST_BOUND, CHARACTERS_PER_TOKEN * max_tokens)
-    if len(completion.text) <= most:
-        return completion
-    return replace(completion, text=completion.text[:most], finish_reason="length")
+    if len(answer) > _LONGEST_JSON:
+        return None
+    text = _JSON_THINKING.sub("", answer, count=1).strip()
+    if fenced := _JSON_FENCE.match(text):
+        text = fenced[1]
+    try:
+        found = json.loads(text, object_pairs_hook=_unique_fields, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
-def is_cut(completion: Completion) -> bool:
-    """Whether the end of the completion is missing."""
-    return completion.finish_reason in CUT_REASONS
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def is_chatter(text: str, start: int, end: int) -> bool:
@@ -222,12 +249,12 @@ def is_closing(text: str, start: int, end: int) -> bool:
 
 
 def trim(text: str, start: int, end: int) -> Span:
-    """Return the span without whitespace and invisible characters at its ends; ``(0, 0)`` when nothing is left."""
+    """Return the span without whitespace and invisible characters at its ends; `NOWHERE` when nothing is left."""
     return strip(text, start, end, _BLANK)
 
 
 def strip(text: str, start: int, end: int, blank: str | None = None) -> Span:
-    """Return the span without whitespace (or the characters of ``blank``) at its ends; ``(0, 0)`` when it is empty."""
+    """Return the span without whitespace (or the characters of ``blank``) at its ends; `NOWHERE` when it is empty."""
     piece = text[start:end]
     stripped = piece.strip(blank)
     if not stripped:
@@ -242,23 +269,3 @@ def lines(text: str, start: int, end: int) -> Iterator[Span]:
         yield start, stop
         start = stop + 1
     yield start, end
-
-
-class AnswerKind(StrEnum):
-    """What could be made of one answer."""
-
-    READ = "read"  # something of it is used
-    REJECTED = "rejected"  # it was read, and the rules rejected all of it
-    EMPTY = "empty"  # no text
-    THINKING = "thinking"  # reasoning that never came to an end
-    CUT = "cut"  # the token limit came before anything that can be used
-    UNREADABLE = "unreadable"  # text of another form than was asked for
-
-
-def unread_kind(text: str, finish_reason: str | None) -> AnswerKind:
-    """Why nothing was found in an answer."""
-    if not text.strip():
-        return AnswerKind.EMPTY
-    if answer_span(text) is None:
-        return AnswerKind.THINKING
-    return AnswerKind.CUT if finish_reason in CUT_REASONS else AnswerKind.UNREADABLE

@@ -1,11 +1,11 @@
-"""The values that travel between the parts: frozen, slotted, and free of any behaviour that needs I/O.
+"""The values that the rooms pass to each other: frozen, slotted, without I/O.
 
 Numbering: the *pool* is the list of texts that a new instruction is compared with. Seed tasks come first
-(pool index 0 .. S-1, in file order), kept machine instructions follow in the order of admission, so machine
+(pool index 0 .. S-1, in file order). Kept machine instructions follow in the order of admission, so machine
 instruction number ``i`` has pool index ``S + i``. Demonstrations and neighbours are given as pool indexes.
 
-Spans: whatever a parser takes out of a completion is ``text[start:end]`` of the raw completion (characters), so a log
-line stores two numbers instead of a second copy of the text.
+Spans: what a parser takes out of a completion is ``text[start:end]`` of the raw completion (characters), so a log line
+stores two numbers instead of a second copy of the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Neighbour = tuple[int, float]
 
 
 class Stage(StrEnum):
-    """The kinds of request: the method's three stages, and what is asked about a finished run."""
+    """The kinds of request: the method's three stages, and questions about a finished run."""
 
     INSTRUCTION = "instruction"
     CLASSIFICATION = "classification"
@@ -37,7 +37,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class SeedTask:
-    """A human-written task with at least one worked instance."""
+    """A task that a run begins with, and at least one worked instance of it."""
 
     id: str
     name: str
@@ -56,7 +56,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one stage samples. ``max_tokens`` is always sent; ``stop`` has at most 4 strings (OpenAI's limit)."""
+    """How one stage samples. Every request sends ``max_tokens``."""
 
     temperature: float
     """Softmax temperature (0 or more); 0 is greedy."""
@@ -74,13 +74,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request's worth of work.
+    """The work of one HTTP request.
 
-    ``prompt`` is text for ``/v1/completions``, several texts for it (one per subject, in one body), or messages for
-    ``/v1/chat/completions``. ``number`` is unique in a run and keys every random draw of the request. ``subjects`` are
-    the machine instruction numbers that a downstream stage works on. ``demonstrations`` are pool indexes, in prompt
-    order; ``shown`` is how many the prompt has, where ``demonstrations`` no longer lists all of them. Every prompt is
-    completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in OpenAI's API.
+    - ``number`` is unique in a run and keys every random draw of the request.
+    - ``prompt`` is a text or several texts (one per subject, in one body) for ``/v1/completions``, or messages for
+      ``/v1/chat/completions``. Every prompt is completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in
+      OpenAI's API.
+    - ``subjects`` are the machine instruction numbers that a downstream stage works on.
+    - ``demonstrations`` are pool indexes in prompt order. ``shown`` is how many the prompt has where
+      ``demonstrations`` does not list all of them.
     """
 
     number: int
@@ -94,7 +96,7 @@ class Request:
 
     @property
     def first_number(self) -> int:
-        """The number in the prompt's list of the first item that the model writes."""
+        """The number of the first item that the model writes in the prompt's list."""
         return (len(self.demonstrations) if self.shown is None else self.shown) + 1
 
     @property
@@ -104,25 +106,30 @@ class Request:
 
     @property
     def sequences(self) -> int:
-        """How many sequences a server decodes for it at once; also the number of its choices."""
+        """How many sequences a server decodes at once for the request; also the number of its choices."""
         return self.n * self.prompts
 
 
 MOST_TOKENS = (1 << 31) - 1
-"""Of one answer. No model writes more, and the sum over every line of a log stays below 64 bits."""
+"""Most tokens of one answer. The sum over every line of a log stays below 64 bits."""
 
 
 def token_count(value: object) -> int:
-    """A token count that a server or a log line states: 0 where it is none, below 0 or above `MOST_TOKENS`."""
+    """A token count as a server or a log line states it; 0 for anything but a whole number of 0 to `MOST_TOKENS`."""
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
+
+
+LOST_REASONS = frozenset({"abort", "error", "missing"})
+"""Finish reasons of a choice that did not arrive whole. vLLM and SGLang give the first two when they stop or fail;
+fastgen gives ``missing`` to a choice that was asked for and not sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One choice of one response.
 
-    ``finish_reason`` is the server's word (``"stop"``, ``"length"``, ...) or ``None`` where it gave none. Token
-    counts are the server's usage, the prompts' counted on the first choice only; 0 where the server states none.
+    ``finish_reason`` is the server's (``"stop"``, ``"length"``, ...), ``None`` where it gave none. Token counts are the
+    server's usage, 0 where it states none; the prompts' are counted on the first choice only.
     """
 
     text: str
@@ -132,21 +139,16 @@ class Completion:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the choice never came, or broke off, while others of the same response are good."""
+        """Whether this choice is missing or broke off, while others of the same response are good."""
         return self.finish_reason in LOST_REASONS
-
-
-LOST_REASONS = frozenset({"abort", "error", "missing"})
-"""vLLM and SGLang end a sequence with the first two when they stop or fail; ``missing`` is said here, of a choice that
-was asked for and not sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request failed for good.
+    """A request failed permanently.
 
     ``kind`` is a short stable word (``"http_400"``, ``"prompt_too_long"``, ...), ``detail`` one line for people.
-    ``settles`` tells that the plan gives the request's subject up.
+    ``settles`` says that the plan gives up the request's subject.
     """
 
     kind: str
@@ -156,7 +158,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice of a request's completion, or why the request failed for good: then it stands for all its choices."""
+    """One choice of a request's completion, or the failure of the request, which then stands for all its choices."""
 
     request: Request
     choice: int
