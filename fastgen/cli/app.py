@@ -1,6 +1,7 @@
-"""The command line: it reads argv and ends the process; the commands themselves are in :mod:`fastgen.cli.commands`.
+"""The command line: reads argv, fills in options from their sources, and ends the process.
 
-Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted. Every error is one line.
+The commands are in `fastgen.cli.commands`. Exit codes: 0 done; 2 bad input; 3 stopped but resumable; 130 interrupted.
+Every error is one line.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from cyclopts import App, Parameter
 from fastgen import __version__
 from fastgen.cli import commands
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
-from fastgen.generate.options import BEFORE_THEY_WERE_OPTIONS, preset_values
-from fastgen.methods.self_instruct.rules import PRESETS, Rules
+from fastgen.generate.options import preset_values
+from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, Rules
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import StderrHandler, tell
 from fastgen.text import printable
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
 
 
-_STANDARD_ERROR = 2  # its descriptor
 _HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
-classification tasks from others, writes instances, and everything low-quality or too similar is filtered out.
+classification tasks from others and writes instances; everything low-quality or too similar is filtered out.
 
 Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
 """
@@ -47,8 +47,8 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,
 )
-seeds_app = App(name="seeds", help="Look after seed tasks.")
-embedded_app = App(name="embedded", help="The small CPU server that fastgen brings along: where it is, remove it.")
+seeds_app = App(name="seeds", help="Check seed tasks.")
+embedded_app = App(name="embedded", help="The small CPU server that fastgen can set up: show it, remove it.")
 app.command(seeds_app)
 app.command(embedded_app)
 app.command(commands.generate)
@@ -67,24 +67,7 @@ embedded_app.command(commands.embedded_status, name="status")
 embedded_app.command(commands.embedded_remove, name="remove")
 
 
-class _StdoutError(OSError):
-    """Standard output cannot be written; no other file is meant."""
-
-
-class _Stdout(io.FileIO):
-    """Standard output, whose failures can be told from those of other files."""
-
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer, which the type checkers of 3.11 cannot name
-        """Write some of the bytes.
-
-        :raises BrokenPipeError: the reader went away. :raises _StdoutError: anything else.
-        """
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _StdoutError(error.errno, error.strerror) from None
+# -- one command line --------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,15 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(run(argv))
 
 
-def _open_standard_streams() -> None:
-    """Give descriptors 0 to 2 a place where they are closed, or the run's own files would get these numbers."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-
-
 def run(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command line; what it printed has left the process by then."""
+    """Return the exit code of one command line; its standard output is flushed."""
     problem: OSError | None = None
     try:
         code = _carry_out(argv)
@@ -120,31 +96,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     problem = _flush() or problem
     if problem is None or code:
         return code
-    if isinstance(problem, BrokenPipeError):  # a reader that went away needs no message
+    if isinstance(problem, BrokenPipeError):  # a reader that closed the pipe needs no message
         return 1
-    reason = problem.strerror
     return _fail(
-        f"standard output cannot be written ({reason}); make room, or send it to another place", DiskError.exit_code
+        f"standard output cannot be written ({problem.strerror}); make room, or send it to another place",
+        DiskError.exit_code,
     )
-
-
-def _flush() -> OSError | None:
-    """Write out what is still buffered for standard output; where that fails, drop it and say why."""
-    if sys.stdout is None or sys.stdout.closed:
-        return None
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _drop_output()
-        return error
-    return None
-
-
-def _drop_output() -> None:
-    """Let nothing that is printed from now on, or is still buffered, reach a standard output that has failed."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 def _carry_out(argv: Sequence[str] | None) -> int:
@@ -164,6 +121,86 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
+# -- standard streams --------------------------------------------------------------------------------------------------
+
+_STANDARD_ERROR = 2  # its descriptor
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for closed descriptors among 0 to 2, or the run's own files would get these numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+class _StdoutError(OSError):
+    """Standard output, and no other file, cannot be written."""
+
+
+class _Stdout(io.FileIO):
+    """Standard output, whose failures can be told from those of other files."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer, which the type checkers of 3.11 cannot name
+        """Write some of the bytes.
+
+        :raises BrokenPipeError: the reader closed the pipe. :raises _StdoutError: anything else.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _StdoutError(error.errno, error.strerror) from None
+
+
+def _flush() -> OSError | None:
+    """Write out what is still buffered for standard output; where that fails, drop it and return the error."""
+    if sys.stdout is None or sys.stdout.closed:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)  # the interpreter flushes again when it exits
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return error
+    return None
+
+
+# -- where option values come from -------------------------------------------------------------------------------------
+
+
+def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """After the flags, fill in what they leave open.
+
+    For ``generate`` from ``--config``, then the run folder, then the preset; for ``refilter`` from the preset, if one
+    is given, then the run folder. Each source fills only what is still open.
+    """
+
+    def fill_from(values: Mapping[str, Any], source: str) -> None:
+        filling = cyclopts.config.Dict(dict(values), source=source, use_commands_as_keys=False)
+        filling(app, commands, arguments)
+
+    if commands == ("generate",):
+        if (config := _given(arguments, "--config")) is not None:
+            fill_from(_read_toml(Path(config)), config)
+        if (run_dir := _given(arguments, "--run-dir")) is not None:
+            fill_from(saved_options(Path(run_dir)), f"{run_dir}/run.json")
+        preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
+        if preset in PRESETS:
+            fill_from(preset_values(preset, api), f"--preset {preset}")
+    elif commands == ("refilter",):
+        run_dir, given = _given(arguments, "--run-dir"), _given(arguments, "--preset")
+        values = {} if run_dir is None else saved_options(Path(run_dir))
+        if given is not None and given in PRESETS:
+            values |= preset_values(given, "completions")
+        names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
+        fill_from({name: values[name] for name in names if name in values}, "the run's options")
+
+
+app.config = (fill,)
+
+
 def _given(arguments: ArgumentCollection, name: str) -> str | None:
     """The value that a flag has so far, as text."""
     for argument in arguments:
@@ -172,43 +209,15 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
     return None
 
 
-def _fill_from(values: dict[str, Any], source: str, allow_unknown: bool = False) -> Callable[..., None]:
-    return cyclopts.config.Dict(values, source=source, use_commands_as_keys=False, allow_unknown=allow_unknown)
-
-
-def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """After the flags: ``--config``, then the run folder, then the preset; each fills only what is still open."""
-    if commands == ("refilter",):
-        _fill_refilter(app, commands, arguments)
-    if commands != ("generate",):
-        return
-    if (config := _given(arguments, "--config")) is not None:
-        _fill_from(_read_toml(Path(config)), config)(app, commands, arguments)
-    if (run_dir := _given(arguments, "--run-dir")) is not None:
-        _fill_from(saved_options(Path(run_dir)), f"{run_dir}/run.json")(app, commands, arguments)
-    preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
-    if preset in PRESETS:
-        _fill_from(preset_values(preset, api), f"--preset {preset}")(app, commands, arguments)
-
-
-def _fill_refilter(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """After the flags: a preset that was asked for, then the run's own rules."""
-    values: dict[str, Any] = {}
-    if (run_dir := _given(arguments, "--run-dir")) is not None:
-        values |= saved_options(Path(run_dir))
-    preset = _given(arguments, "--preset")
-    if preset is not None and preset in PRESETS:
-        values |= preset_values(preset, "completions")
-    names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
-    _fill_from({name: values[name] for name in names if name in values}, "the run's options")(app, commands, arguments)
-
-
 def saved_options(run_dir: Path) -> dict[str, Any]:
-    """What the run folder remembers, with what it means by options that did not exist then; nothing without a run."""
+    """The options that the run folder remembers; none without a run. Rules that came after the run was begun are off.
+
+    :raises InputError: the folder is not a run's or cannot be read.
+    """
     from fastgen.store.run_folder import RunFolder
 
     folder = RunFolder(run_dir)
-    return {**BEFORE_THEY_WERE_OPTIONS, **folder.header().options} if folder.exists() else {}
+    return {**RULES_OF_EARLIER_RUNS, **folder.header().options} if folder.exists() else {}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -221,6 +230,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"--config {path}: {error}") from None
     return {name.replace("-", "_"): value for name, value in values.items()}
-
-
-app.config = (fill,)

@@ -1,4 +1,8 @@
-"""What commands take from the environment: the cache folder and keys. Nothing else in the package reads it."""
+"""The commands, one function each; the signatures and docstrings are the flags and the help texts.
+
+A command's own modules are imported when it runs, so that ``fastgen --help`` stays fast. What commands take from the
+environment (the cache folder and keys) is read here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,81 +21,23 @@ from cyclopts import Parameter
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelOptions
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.generate.options import (
-    JOB,
-    MAX_PORT,
-    STAGES_WITH_SERVERS,
-    AskSpeed,
-    Options,
-    RefilterOptions,
-    ServerOptions,
-)
+from fastgen.generate.options import JOB, MAX_PORT, STAGES_WITH_SERVERS, AskSpeed, Options, RefilterOptions
 from fastgen.judge.options import JudgeOptions, ScopeOptions
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import put, tell
 from fastgen.text import as_json
-from fastgen.text import as_json as json_text
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
-    from fastgen.evaluate.results import Results
-    from fastgen.generate.serving import Keys
     from fastgen.telemetry.progress import Reporter
     from fastgen.tune.folder import BaseModel
 
-
-_USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
-_UNSENDABLE = "the key holds characters that no HTTP header can carry; copy it again, as one line of ASCII"
-
-
-def cache_dir() -> Path:
-    """Where servers and models that fastgen sets up are kept: FASTGEN_CACHE_DIR or the user's cache folder."""
-    if given := os.environ.get("FASTGEN_CACHE_DIR"):
-        return Path(given).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("fastgen")
-
-
-def api_key(name: str | None, path: Path | None, flag: str = "--api-key") -> str | None:
-    """The key that ``FLAG-env NAME`` or ``FLAG-file PATH`` leads to; ``None`` if neither is given.
-
-    :raises InputError: both are given, or there is no key there.
-    """
-    if name is not None and path is not None:
-        raise InputError(f"{flag}-file: {flag}-env names a key already; give one of the two")
-    if name is not None:
-        return _key_from_environment(name, f"{flag}-env")
-    return None if path is None else _read_key(path, f"{flag}-file")
-
-
-def _key_from_environment(name: str, flag: str) -> str:
-    shown = f" {name}" if _USUAL_NAME.fullmatch(name) else ""  # anything else may be the key itself
-    if not (key := os.environ.get(name, "").strip()):
-        raise InputError(
-            f"{flag}{shown}: that environment variable is not set or empty; give the name of one, not the key itself"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{flag}{shown}: {_UNSENDABLE}")
-    return key
-
-
-def _read_key(path: Path, flag: str) -> str:
-    try:
-        key = path.read_text(encoding="ascii").partition("\n")[0].strip()
-    except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{flag} {path}: its first line is no key (only ASCII letters, digits and signs)") from None
-    if not key:
-        raise InputError(f"{flag} {path}: its first line is empty")
-    if not key.isprintable():
-        raise InputError(f"{flag} {path}: {_UNSENDABLE}")
-    return key
-
-
 InJob = Parameter(group=JOB)
+OutputPath = Annotated[Path, Parameter(allow_leading_hyphen=True)]
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
 
 
 def generate(
@@ -100,25 +46,30 @@ def generate(
     config: Annotated[Path | None, InJob] = None,  # noqa: ARG001 - read by fastgen.cli.app
     options: Options = Options(),  # noqa: B008 - frozen
 ) -> int:
-    """Generate instructions with instances into a run folder; the same command goes on with a stopped run.
+    """Generate instructions with instances into a run folder. The same command resumes a stopped run.
 
     Parameters
     ----------
     run_dir
-        Folder of the run; made if it is not there. On resume it supplies every option that is not given.
+        Folder of the run; created if it does not exist. On resume it supplies every option that is not given.
     config
         TOML file with options of the same names as the flags (num_instructions = 1000, [instruction] temperature =
         0.9).
     """
     from fastgen.generate import session
     from fastgen.generate.run import Place, require_target
+    from fastgen.generate.serving import Keys
 
     require_target(options)
-    return session.run(Place(run_dir, cache_dir(), _keys(options.server)), options)
+    server = options.server
+    stages = {stage: server.of_stage(stage) for stage in STAGES_WITH_SERVERS}
+    by_stage = {s: api_key(one.api_key_env, one.api_key_file, f"--{s}-api-key") for s, one in stages.items()}
+    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_stage)
+    return session.run(Place(run_dir, cache_dir(), keys), options)
 
 
 def status(*, run_dir: Path, json: bool = False) -> int:
-    """Show a run's counts, yield and rejection ledger; works while the run goes on.
+    """Show a run's counts, yield and rejections. Works while the run is in progress.
 
     Parameters
     ----------
@@ -146,9 +97,9 @@ def refilter(
     Parameters
     ----------
     run_dir
-        Folder of the run; it stays as it is.
+        Folder of the run; it is not changed.
     output
-        New folder for the rebuilt run; 'fastgen generate --run-dir' on it goes on from there.
+        New folder for the rebuilt run. 'fastgen generate --run-dir' resumes it.
     """
     from fastgen.generate.refilter import refilter as rebuild
     from fastgen.store.run_folder import RunFolder
@@ -165,14 +116,6 @@ def refilter(
     return 0
 
 
-def _keys(server: ServerOptions) -> Keys:
-    from fastgen.generate.serving import Keys
-
-    own = {stage: server.of_stage(stage) for stage in STAGES_WITH_SERVERS}
-    by_stage = {s: api_key(one.api_key_env, one.api_key_file, f"--{s}-api-key") for s, one in own.items()}
-    return Keys(api_key(server.api_key_env, server.api_key_file), by_stage)
-
-
 def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
     """Check a run's similarity decisions against the full scan: what its index missed, with a confidence bound.
 
@@ -181,10 +124,10 @@ def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
     run_dir
         Folder of the run.
     rate
-        Share of the decisions to check (above 0, at most 1). Without it: all of them where that takes about half a
-        minute (some 100,000 instructions), else as many as that allows, and at least 3,000.
+        Share of the decisions to check (above 0, at most 1). Default: all of them where that takes about half a minute
+        (some 100,000 instructions), else as many as that allows, and at least 3,000.
     seed
-        Draws the decisions.
+        Seed of the random choice of decisions.
     """
     from fastgen.generate.audit import audit as check_decisions
 
@@ -194,15 +137,18 @@ def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
     return 0
 
 
+# -- data sets ---------------------------------------------------------------------------------------------------------
+
+
 def export(
     *,
     run_dir: Path,
-    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    output: OutputPath,
     format: Format = "raw",  # noqa: A002 - the flag's name
     choice: ChoiceOptions = ChoiceOptions(),  # noqa: B008 - frozen
     card: CardOptions = CardOptions(),  # noqa: B008 - frozen
 ) -> int:
-    """Write a run's instructions for people, trainers and the hub; works while the run goes on.
+    """Write a run's instructions for people, trainers and the hub. Works while the run is in progress.
 
     Parameters
     ----------
@@ -216,22 +162,21 @@ def export(
         JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
     """
     from fastgen.export.export import export as write
-    from fastgen.judge.judgements import instance_scores
+    from fastgen.judge.readings import instance_scores
 
     scores = None if format == "rejected" else instance_scores(run_dir)
     done = write(run_dir, format, output, choice, card, scores=scores)
+    by_split = f" ({', '.join(f'{split} {count}' for split, count in done.rows.items())})" if len(done.rows) > 1 else ""
     notes = [] if done.total else ["warning: the run has none yet"]
     notes += [done.unfinished] if done.unfinished else []
-    shown = f" ({'; '.join(notes)})" if notes else ""
-    tell(f"{_rows(done.rows)} written to {output}{shown}")
+    tell(f"{sum(done.rows.values())} rows{by_split} written to {output}{_in_brackets(notes)}")
     if done.url is not None:
         tell(f"uploaded to {done.url}")
     return 0
 
 
-def _rows(rows: Mapping[str, int]) -> str:
-    by_split = f" ({', '.join(f'{split} {count}' for split, count in rows.items())})" if len(rows) > 1 else ""
-    return f"{sum(rows.values())} rows{by_split}"
+def _in_brackets(notes: list[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def dedup(
@@ -246,14 +191,14 @@ def dedup(
     quiet: bool = False,
     similarity: SimilarityOptions = SimilarityOptions(),
 ) -> int:
-    """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order; goes on when it was killed.
+    """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order. Resumes when it was killed.
 
     Parameters
     ----------
     source
         Data set to filter: JSON lines (also .gz, .zst) or Parquet.
     output
-        File for the rows that are kept, just as they are.
+        File for the rows that are kept, unchanged.
     rejected
         File for the others, each with its neighbour and ROUGE-L.
     field
@@ -261,20 +206,16 @@ def dedup(
     against
         Data sets that rows are compared with but that are not written; may be given several times.
     overwrite
-        Replace outputs that are there.
+        Replace existing output files.
     quiet
-        Say nothing but errors and the last line.
+        Print only errors and the last line.
     """
     from fastgen.dedup.job import dedup as run_dedup
-    from fastgen.telemetry.progress import choose_reporter
 
-    reporter = choose_reporter(quiet=quiet, log_json=False)
-    try:
+    with _reporter(quiet) as reporter:
         counts = run_dedup(
             source, output, rejected, similarity, reporter, field=field, against=against, overwrite=overwrite
         )
-    finally:
-        reporter.close()
     tell(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected")
     return 0
 
@@ -287,7 +228,7 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> 
     file
         Seed tasks as JSON lines.
     preset
-        Rules of the run that the seeds are for: they count the words and say what the filters would reject.
+        Preset of the run that the seeds are for. Its rules count the words and say what the filters would reject.
     """
     from fastgen.methods.self_instruct.seeds import check_seed_tasks
 
@@ -295,20 +236,23 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> 
     return 0
 
 
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
 def report(
     *,
     run_dir: Path,
-    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    output: OutputPath,
     options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
 ) -> int:
-    """Write a run as one HTML page to look at: charts, samples to search in, figures beside the original study's.
+    """Write a run as one HTML page: charts, samples with a search, figures beside the original study's.
 
     Parameters
     ----------
     run_dir
-        Folder of the run; it may still go on.
+        Folder of the run, which may be in progress.
     output
-        HTML file to write (- is standard output); it needs no network to be looked at.
+        HTML file to write (- is standard output). The page works without a network.
     """
     from fastgen.report.build import report as write
 
@@ -316,13 +260,12 @@ def report(
     notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
         notes.append("verbs not counted: pip install 'fastgen[report]'")
-    shown = f" ({'; '.join(notes)})" if notes else ""
-    tell(f"{output}: report of {done.complete} instructions{shown}")
+    tell(f"{output}: report of {done.complete} instructions{_in_brackets(notes)}")
     return 0
 
 
 def dashboard(*, run_dir: Path, port: int = 8642) -> int:
-    """Show a run as a live page on this machine until Ctrl-C: one that goes on, also without --dashboard, or ended.
+    """Show a run, in progress or ended, as a live page on this machine until Ctrl-C.
 
     Parameters
     ----------
@@ -339,6 +282,9 @@ def dashboard(*, run_dir: Path, port: int = 8642) -> int:
     return INTERRUPTED
 
 
+# -- models as judges, under test, and in training ---------------------------------------------------------------------
+
+
 def judge(
     *,
     run_dir: Path,
@@ -351,48 +297,35 @@ def judge(
 ) -> int:
     """Let a model rate every instance of a run: a valid task? input fits? output right? and a score of 1 to 5.
 
-    The same command goes on with what was stopped, and with what the run has more since then.
+    The same command resumes where it stopped, and rates what the run has added since then.
 
     Parameters
     ----------
     run_dir
-        Folder of the run; it may still go on.
+        Folder of the run, which may be in progress.
     summary
         Ask nothing; only print the figures of what was judged so far (of --name, or of all judges).
     json
         Print the figures as one JSON object.
     quiet
-        Say nothing but errors and the figures.
+        Print only errors and the figures.
     """
-    name = scope.name
-    if not summary:
-        name = _judge(run_dir, scope, judge, speed, quiet=quiet)
-        if name is None:
-            again = f"fastgen judge --run-dir {run_dir}"
-            tell(f"interrupted; every answer so far is kept, go on with: {again} ...")
-            return INTERRUPTED
-    _print_summary(run_dir, name, as_json=json)
-    return 0
-
-
-def _print_summary(run_dir: Path, name: str | None, *, as_json: bool) -> None:
     from fastgen.judge.summary import render, summarise
 
+    name = scope.name
+    if not summary:
+        from fastgen.judge.session import judge_run
+
+        key = api_key(judge.api_key_env, judge.api_key_file)
+        with _reporter(quiet) as reporter:
+            name = judge_run(run_dir, scope, judge, speed, reporter, cache_dir=cache_dir(), api_key=key)
+        if name is None:
+            again = f"fastgen judge --run-dir {run_dir}"
+            tell(f"interrupted; every answer so far is kept, resume with: {again} ...")
+            return INTERRUPTED
     figures = summarise(run_dir, name)
-    put(json_text(figures, indent=2) if as_json else render(figures))
-
-
-def _judge(run_dir: Path, scope: ScopeOptions, judge: JudgeOptions, speed: AskSpeed, *, quiet: bool) -> str | None:
-    """The name of the judgements; ``None`` when the user stopped it."""
-    from fastgen.judge.session import judge_run
-    from fastgen.telemetry.progress import choose_reporter
-
-    key = api_key(judge.api_key_env, judge.api_key_file)
-    reporter = choose_reporter(quiet=quiet, log_json=False)
-    try:
-        return judge_run(run_dir, scope, judge, speed, reporter, cache_dir=cache_dir(), api_key=key)
-    finally:
-        reporter.close()
+    put(as_json(figures, indent=2) if json else render(figures))
+    return 0
 
 
 def evaluate(
@@ -407,7 +340,7 @@ def evaluate(
     training_data: Path | None = None,
     quiet: bool = False,
 ) -> int:
-    """Evaluate a model on held-out tasks, zero-shot; the same command goes on with what was stopped.
+    """Evaluate a model on held-out tasks, zero-shot. The same command resumes where it stopped.
 
     Parameters
     ----------
@@ -418,41 +351,30 @@ def evaluate(
     compare
         Compare two folders of results, instance by instance: --compare A B.
     training_data
-        Run folder or exported file: state its overlap with the benchmark (leakage) too.
+        Run folder or exported file. Also state its overlap with the benchmark (leakage).
     quiet
-        Say nothing but errors and the result.
+        Print only errors and the result.
     """
-    from fastgen.telemetry.progress import choose_reporter
-
-    reporter = choose_reporter(quiet=quiet, log_json=False)
-    try:
-        if compare is not None:
-            return _compare(compare, output, judge, speed, ask.server_timeout, reporter)
-        return _evaluate(output, benchmark, ask, speed, predictions, training_data, reporter)
-    finally:
-        reporter.close()
-
-
-def _evaluate(
-    output: Path | None,
-    benchmark: BenchmarkOptions,
-    ask: ModelOptions,
-    speed: AskSpeed,
-    predictions: Path | None,
-    training_data: Path | None,
-    reporter: Reporter,
-) -> int:
     from fastgen.evaluate.run import evaluate_model, evaluate_predictions
 
-    if output is None:
+    result: str | None
+    if compare is not None:
+        result = _compare(compare, output, judge, speed, ask.server_timeout, quiet=quiet)
+    elif output is None:
         raise InputError("--output: name a folder for the results")
-    if predictions is not None:
-        put(str(evaluate_predictions(benchmark, predictions, output, training_data)))
-        return 0
-    key = api_key(ask.api_key_env, ask.api_key_file)
-    table = evaluate_model(benchmark, ask, speed, output, training_data, reporter, cache_dir=cache_dir(), api_key=key)
-    reporter.close()
-    return _say(table)
+    elif predictions is not None:
+        result = str(evaluate_predictions(benchmark, predictions, output, training_data))
+    else:
+        key = api_key(ask.api_key_env, ask.api_key_file)
+        with _reporter(quiet) as reporter:
+            result = evaluate_model(
+                benchmark, ask, speed, output, training_data, reporter, cache_dir=cache_dir(), api_key=key
+            )
+    if result is None:
+        tell("interrupted; every answer so far is kept, and the same command resumes")
+        return INTERRUPTED
+    put(result)
+    return 0
 
 
 def _compare(
@@ -461,64 +383,46 @@ def _compare(
     judge: JudgeModelOptions,
     speed: AskSpeed,
     server_timeout: float,
-    reporter: Reporter,
-) -> int:
+    *,
+    quiet: bool,
+) -> str | None:
+    """The comparison as text; ``None`` when the user stopped the judge's session."""
     from fastgen.evaluate.results import compare, read_results, write_comparison
+    from fastgen.evaluate.user_comparison import compare_user_oriented
     from fastgen.store.output import check_output
 
     if output is not None:
         check_output("--output", output)
     a, b = map(read_results, folders)
     if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
-        return _compare_user_oriented(a, b, output, judge, speed, server_timeout, reporter)
+        key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
+        if output is None:
+            raise InputError("--output: name a folder for the answers side by side")
+        with _reporter(quiet) as reporter:
+            return compare_user_oriented(
+                *(a, b, output, judge, speed, reporter),
+                server_timeout=server_timeout,
+                cache_dir=cache_dir(),
+                api_key=key,
+            )
     if judge.judge_base_url:
         raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
     found = compare(a, b)
     if output is not None:
         write_comparison(output, found)
-    put(str(found))
-    return 0
-
-
-def _compare_user_oriented(
-    a: Results,
-    b: Results,
-    output: Path | None,
-    judge: JudgeModelOptions,
-    speed: AskSpeed,
-    server_timeout: float,
-    reporter: Reporter,
-) -> int:
-    from fastgen.evaluate.user_comparison import compare_user_oriented
-
-    key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
-    if output is None:
-        raise InputError("--output: name a folder for the answers side by side")
-    said = compare_user_oriented(
-        *(a, b, output, judge, speed, reporter), server_timeout=server_timeout, cache_dir=cache_dir(), api_key=key
-    )
-    reporter.close()
-    return _say(said)
-
-
-def _say(said: str | None) -> int:
-    if said is None:
-        tell("interrupted; every answer so far is kept, and the same command goes on")
-        return INTERRUPTED
-    put(said)
-    return 0
+    return str(found)
 
 
 def tune(
     *,
     base_model: str,
-    output: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    output: OutputPath,
     data: DataOptions = DataOptions(),  # noqa: B008 - frozen
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     quiet: bool = False,
 ) -> int:
-    """Tune a model on a run's instances (loss on the outputs only); the same command goes on with a stopped tuning.
+    """Tune a model on a run's instances (loss on the outputs only). The same command resumes a stopped tuning.
 
     Parameters
     ----------
@@ -526,36 +430,29 @@ def tune(
         Model to start from: a folder, a name on the Hugging Face hub, or smollm2-135m-instruct, which comes with the
         embedded CPU server.
     output
-        Folder for the tuned model, which vLLM serves; holds the checkpoints until it is finished.
+        Folder for the tuned model, which vLLM serves; holds the checkpoints until the tuning is finished.
     quiet
-        Say nothing but errors and the last line.
+        Print only errors and the last line.
     """
-    from fastgen.telemetry.progress import choose_reporter
     from fastgen.tune.tune import check_libraries
     from fastgen.tune.tune import tune as run_tuning
 
     check_libraries()
-    reporter = choose_reporter(quiet=quiet, log_json=False)
-    try:
-        with warnings.catch_warnings(), _stop_signals() as stop:
-            warnings.simplefilter("ignore")  # of the libraries, about each other
-            base = _base(base_model, reporter.say)
-            done = run_tuning(*(base, output, data, training, machine), reporter=reporter, stopping=lambda: stop[0])
-    finally:
-        reporter.close()
+    with _reporter(quiet) as reporter, warnings.catch_warnings(), _stop_signals() as stop:
+        warnings.simplefilter("ignore")  # of the libraries, about each other
+        base = _base(base_model, reporter.say)
+        done = run_tuning(base, output, data, training, machine, reporter=reporter, stopping=lambda: stop[0])
     state = "is there already" if done.was_there else f"written, {done.figures['steps']} steps"
     held_out = ""
     if "eval_loss_after" in done.figures:
-        held_out = (
-            f"; loss on held-out instructions {done.figures['eval_loss_before']:.3f} -> "
-            f"{done.figures['eval_loss_after']:.3f}"
-        )
+        before, after = done.figures["eval_loss_before"], done.figures["eval_loss_after"]
+        held_out = f"; loss on held-out instructions {before:.3f} -> {after:.3f}"
     tell(f"{output}: model {state}{held_out}; serve it with: vllm serve {output}")
     return 0
 
 
 def _base(name: str, report: Callable[[str], None]) -> BaseModel:
-    """The base model as a folder; nothing of the libraries' is imported before their environment is set."""
+    """The base model as a folder. Sets the libraries' environment, which they read when they are imported."""
     from fastgen.servers.embedded import EMBEDDED_MODEL, ensure_embedded
     from fastgen.tune.folder import BaseModel, hub_base, local_base
 
@@ -565,15 +462,15 @@ def _base(name: str, report: Callable[[str], None]) -> BaseModel:
         found = BaseModel(asyncio.run(ensure_embedded(cache_dir(), report=report)).model_dir, name)
     if found is None:
         return hub_base(name)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # all is on this disk: nothing may be asked for behind the user's back
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on this disk, so no request may be made
     return found
 
 
 def _set_environment(environment: MutableMapping[str, str]) -> None:
-    """No telemetry; threads that do not spin for each other; and one GPU.
+    """Switch telemetry off, spin waits off, and all GPUs but one.
 
-    With several GPUs in sight the trainer would split batches among threads; and where other work wants the cores,
-    spinning threads stall each other for seconds a step.
+    With several visible GPUs the trainer would split batches among threads. Spinning threads cost seconds a step where
+    other processes use the cores too.
     """
     environment.setdefault("GOMP_SPINCOUNT", "0")
     environment["HF_HUB_DISABLE_TELEMETRY"] = environment["DO_NOT_TRACK"] = "1"
@@ -582,7 +479,7 @@ def _set_environment(environment: MutableMapping[str, str]) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[bool]]:
-    """``[True]`` once somebody asked for a stop (Ctrl-C, SIGTERM); a second Ctrl-C does not wait for the step."""
+    """``[True]`` after Ctrl-C or SIGTERM. A second Ctrl-C interrupts at once instead of at the end of the step."""
     stop = [False]
 
     def ask(*_: object) -> None:
@@ -595,6 +492,9 @@ def _stop_signals() -> Iterator[list[bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# -- the embedded server -----------------------------------------------------------------------------------------------
 
 
 def embedded_status() -> int:
@@ -614,3 +514,67 @@ def embedded_remove() -> int:
 
     put(f"{remove_embedded(cache_dir()) / 1e9:.2f} GB freed")
     return 0
+
+
+# -- what commands share -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reporter(quiet: bool) -> Iterator[Reporter]:
+    from fastgen.telemetry.progress import choose_reporter
+
+    reporter = choose_reporter(quiet=quiet, log_json=False)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+def cache_dir() -> Path:
+    """Folder for servers and models that fastgen sets up: FASTGEN_CACHE_DIR, or in the user's cache folder."""
+    if given := os.environ.get("FASTGEN_CACHE_DIR"):
+        return Path(given).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fastgen")
+
+
+_USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_UNSENDABLE = "the key holds characters that no HTTP header can carry; copy it again, as one line of ASCII"
+
+
+def api_key(name: str | None, path: Path | None, flag: str = "--api-key") -> str | None:
+    """The key that ``FLAG-env NAME`` or ``FLAG-file PATH`` leads to; ``None`` if neither is given.
+
+    :raises InputError: both are given, or there is no key.
+    """
+    if name is not None and path is not None:
+        raise InputError(f"{flag}-file: {flag}-env names a key already; give one of the two")
+    if name is not None:
+        return _key_from_environment(name, f"{flag}-env")
+    return None if path is None else _key_from_file(path, f"{flag}-file")
+
+
+def _key_from_environment(name: str, flag: str) -> str:
+    shown = f" {name}" if _USUAL_NAME.fullmatch(name) else ""  # anything else may be the key itself
+    if not (key := os.environ.get(name, "").strip()):
+        raise InputError(
+            f"{flag}{shown}: that environment variable is not set or empty; give the name of one, not the key itself"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{flag}{shown}: {_UNSENDABLE}")
+    return key
+
+
+def _key_from_file(path: Path, flag: str) -> str:
+    try:
+        key = path.read_text(encoding="ascii").partition("\n")[0].strip()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{flag} {path}: its first line is no key (only ASCII letters, digits and signs)") from None
+    if not key:
+        raise InputError(f"{flag} {path}: its first line is empty")
+    if not key.isprintable():
+        raise InputError(f"{flag} {path}: {_UNSENDABLE}")
+    return key

@@ -1,8 +1,10 @@
 """Every option of ``fastgen generate``: name, default and help exist here once, for flags, TOML and run folders.
 
-Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, these
-defaults. `MethodOptions`, the rules and the sampling are what a run *means* and stay for its whole life; the rest is
-how it is carried out and may change on every resume. Knows nothing of argv, files or servers.
+Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, and the
+defaults of the dataclasses. The page goes in this order: the groups of options, what a preset stands for, what a run
+folder remembers, and what a resume may not change. That last part is a run's *configuration*: `MethodOptions`, the
+similarity filter, the rules, the sampling, the models, and the contents of the files it was given. It is fixed for the
+run's life. Everything else may change on every resume.
 """
 
 from __future__ import annotations
@@ -37,35 +39,12 @@ MAX_PORT = 65535
 JOB = Group("The job", sort_key=0)
 _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
+_ASK_SPEED = Group("Speed and faults", sort_key=3)
 _RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
 _SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
 
 
-def option_values(options: Any) -> dict[str, Any]:  # noqa: ANN401 - any options dataclass
-    """An options dataclass as JSON values, by option name."""
-    return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
-
-
-def _json_value(value: Any) -> Any:  # noqa: ANN401
-    if dataclasses.is_dataclass(value):
-        return option_values(value)
-    if isinstance(value, tuple):
-        return [_json_value(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _check_sampling(flag: str, sampling: Sampling) -> None:
-    """Ranges of the OpenAI API: a server would refuse every single request for them."""
-    at_least(f"{flag}max-tokens", sampling.max_tokens, 1)
-    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
-        raise InputError(f"{flag}stop: at most {MAX_STOPS} texts, none of them empty")
-    within = {"temperature": (0.0, 2.0), "presence-penalty": (-2.0, 2.0), "frequency-penalty": (-2.0, 2.0)}
-    for name, (low, high) in within.items():
-        value = getattr(sampling, name.replace("-", "_"))
-        if not low <= value <= high:
-            raise InputError(f"{flag}{name}: {value} is not within {low:g} to {high:g}")
-    if not 0 < sampling.top_p <= 1:
-        raise InputError(f"{flag}top-p: {sampling.top_p} is not above 0 and at most 1")
+# -- groups of options -------------------------------------------------------------------------------------------------
 
 
 @Parameter(name="*", group=JOB)
@@ -74,24 +53,24 @@ class JobOptions:
     """What to make and how to show it."""
 
     num_instructions: int = 100
-    """Instructions to make: counted are those that pass every filter and have at least one valid instance."""
+    """Instructions to make. Only those count that pass every filter and have at least one valid instance."""
     quiet: bool = False
-    """Say nothing but errors and the last line."""
+    """Print only errors and the last line."""
     log_json: bool = False
     """Write progress and events as JSON lines on standard error."""
     log_file: Path | None = None
-    """Append events, and progress now and then, to this file too."""
+    """Also append events, and progress now and then, to this file."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is worth a line in --log-file."""
+    """Lowest level that --log-file records."""
     dry_run: bool = False
-    """Make a few instructions in a folder that is thrown away, and say what all of them would take."""
+    """Make a few instructions in a temporary folder and estimate what the whole run would take."""
     metrics_port: int | None = None
-    """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); docs/metrics.md."""
+    """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); see docs/metrics.md."""
     metrics_host: str = "127.0.0.1"
-    """Address that --metrics-port listens on; the page has no password, so let only those reach it who may."""
+    """Address that --metrics-port listens on. The page has no password; do not expose it to strangers."""
     dashboard: bool = False
-    """Show the run as a page while it goes, on this machine only; its process starts when somebody looks, and
-    takes only CPU time that nobody wants; docs/report.md. 'fastgen dashboard' shows any run."""
+    """Show the run as a live page, on this machine only. The page's process starts with the first visitor and uses
+    only idle CPU time; see docs/report.md. 'fastgen dashboard' shows any run."""
     dashboard_port: int = 8642
     """Port of --dashboard (0: any free port)."""
     price_in: float | None = None
@@ -113,70 +92,75 @@ class JobOptions:
 
 
 STAGES_WITH_SERVERS = ("instance", "classification")
-"""Stages that may have servers of their own, by the names that their options begin with."""
+"""Stages that may have their own servers, by the names that their options begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageServer:
-    """A stage's own servers, as told; nothing told: they are the same as everybody's."""
+    """The options of a stage's own servers; without any, the stage uses those of the other stages."""
 
     base_url: tuple[str, ...]
     model: str | None
     api_key_env: str | None
     api_key_file: Path | None
 
+    @property
+    def has_key(self) -> bool:
+        """Whether a key for these servers is named."""
+        return self.api_key_env is not None or self.api_key_file is not None
+
 
 @Parameter(name="*", group=_SERVER)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Who writes. Without ``--base-url`` fastgen starts a vLLM server itself."""
+    """Which servers write. Without ``--base-url``, fastgen starts a vLLM server."""
 
     base_url: tuple[str, ...] = ()
-    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it: vLLM on
-    the GPU if there is one, else a small model on the CPU, set up on first use."""
+    """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1; may be given several times. Without it, fastgen
+    starts vLLM on the GPU if there is one, else a small model on the CPU, which it sets up on first use."""
     model: str | None = None
-    """The model's name at the server, or what to serve; default: the server's only model, Qwen/Qwen3-4B-Base on a
-    GPU."""
+    """The model's name at the server, or the model to serve. Default: the server's only model, or Qwen/Qwen3-4B-Base
+    on a GPU."""
     api: Literal["completions", "chat"] = "completions"
-    """completions for base models (the method's own way), chat for instruct models and hosts without completions."""
+    """completions: for base models, as in the original; chat: for instruct models and services without completions."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
-    """File that holds the server's key, on its first line."""
+    """File that holds the server's key on its first line."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
-    """Seconds to wait until a server answers at the start."""
+    """Seconds to wait for a server's first answer at the start."""
     num_servers: int = 1
-    """Servers that fastgen starts, each on GPUs of its own (CPU: on its share of the cores); one that dies is started
-    again while the others go on."""
+    """Servers that fastgen starts, each on its own GPUs (on the CPU: on its share of the cores). One that dies is
+    restarted while the others keep working."""
     tensor_parallel_size: int = 1
-    """GPUs that share one copy of the model in each server that fastgen starts."""
+    """GPUs that share one copy of the model, in each server that fastgen starts."""
     data_parallel_size: int = 1
-    """Copies of the model behind one address in each server that fastgen starts."""
+    """Copies of the model behind one address, in each server that fastgen starts."""
     api_server_count: int | None = None
-    """Processes that speak HTTP in each server that fastgen starts, for thousands of short requests a second; default:
-    one for each copy of the model."""
+    """HTTP processes of each server that fastgen starts, for thousands of short requests a second. Default: one for
+    each copy of the model."""
     instance_base_url: tuple[str, ...] = ()
-    """Servers that write the instances, if others than those of the rest: a stronger model, for example. May be given
-    several times; asked through the same --api."""
+    """Separate servers that write the instances, with a stronger model for example. May be given several times; they
+    are asked through the same --api."""
     instance_model: str | None = None
-    """The model that writes the instances, at --instance-base-url or else at --base-url; default: the only one there;
+    """The model that writes the instances, at --instance-base-url or else at --base-url. Default: the only one there;
     fixed for a run's life."""
     instance_api_key_env: str | None = None
-    """Name of the environment variable with the key of --instance-base-url, which never gets the other servers' key."""
+    """Name of the environment variable with the key of --instance-base-url. That key is sent to no other server."""
     instance_api_key_file: Path | None = None
-    """File that holds that key, on its first line."""
+    """File that holds that key on its first line."""
     classification_base_url: tuple[str, ...] = ()
-    """Servers that tell classification tasks from others, if others than those of the rest."""
+    """Separate servers that tell classification tasks from others."""
     classification_model: str | None = None
     """The model that tells classification tasks from others; fixed for a run's life."""
     classification_api_key_env: str | None = None
     """Name of the environment variable with the key of --classification-base-url."""
     classification_api_key_file: Path | None = None
-    """File that holds that key, on its first line."""
+    """File that holds that key on its first line."""
 
     def __post_init__(self) -> None:
         check_seconds("--server-timeout", self.server_timeout)
@@ -194,8 +178,7 @@ class ServerOptions:
 
     def _check_stage(self, stage: str) -> None:
         own = self.of_stage(stage)
-        has_key = own.api_key_env is not None or own.api_key_file is not None
-        _check_urls(f"--{stage}-", own.base_url, has_key=has_key)
+        _check_urls(f"--{stage}-", own.base_url, has_key=own.has_key)
         if own.base_url:
             return
         if own.model is not None and not self.base_url:
@@ -203,11 +186,11 @@ class ServerOptions:
                 f"--{stage}-model {own.model}: name its server with --{stage}-base-url (or --base-url, if all models "
                 "are there); a server that fastgen starts has one model"
             )
-        if has_key:
+        if own.has_key:
             raise InputError(f"--{stage}-api-key-env, --{stage}-api-key-file: belong to --{stage}-base-url; give that")
 
     def of_stage(self, stage: str) -> StageServer:
-        """What is told of the servers of one of `STAGES_WITH_SERVERS`."""
+        """The options of the servers of one of `STAGES_WITH_SERVERS`."""
         names = [one.name for one in dataclasses.fields(StageServer)]
         return StageServer(**{name: getattr(self, f"{stage}_{name}") for name in names})
 
@@ -217,7 +200,7 @@ class ServerOptions:
         :raises InputError: it is not a JSON object.
         """
         try:
-            body = json.loads(self.extra_body, parse_constant=_no_number)
+            body = json.loads(self.extra_body, parse_constant=_refuse_constant)
         except ValueError as error:
             raise InputError(
                 f"--extra-body: not JSON ({error}); give an object such as '{{\"min_p\": 0.05}}'"
@@ -236,79 +219,73 @@ def _check_urls(prefix: str, urls: tuple[str, ...], *, has_key: bool) -> None:
             )
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number that a request can carry")
 
 
 @Parameter(name="*", group=_SPEED)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedOptions:
-    """How fast and how stubbornly; none of it changes what a run means."""
+    """How fast to send requests and when to give up; nothing here is part of a run's configuration."""
 
     concurrency: int | Literal["auto"] = "auto"
-    """Completions in flight on all servers together. auto follows what each server can hold (docs/concurrency.md); 1
-    asks one request at a time and waits for its commit."""
+    """Completions in flight on all servers together. auto: as many as each server can hold (docs/concurrency.md); 1:
+    one request at a time, each after the commit of the one before."""
     max_concurrency: int = 4096
     """Most completions in flight on one server under --concurrency auto."""
     requests_per_minute: int | None = None
-    """Most requests begun in any minute, evenly spread, for services that count them; another attempt counts too."""
+    """Most requests sent in any minute, evenly spread, for services that limit them. Retries count too."""
     tokens_per_minute: int | None = None
-    """Most tokens a minute, prompts and answers: charged by estimate when a request begins, corrected by its answer."""
+    """Most tokens a minute, prompts and answers: estimated when a request is sent, corrected by its answer."""
     max_attempts: int = 8
     """Attempts of one request before it is recorded as failed and replaced by another."""
     outage_timeout: float = 600.0
     """Seconds without any answer from any server before the run stops (resumable, exit code 3)."""
     drain_timeout: float = 60.0
-    """Seconds that requests in flight get to finish after the first Ctrl-C."""
+    """Seconds that requests in flight have to finish after the first Ctrl-C."""
     request_timeout: float | None = None
-    """Seconds one request may take; default: derived from its max_tokens."""
+    """Seconds one request may take. Default: derived from its max_tokens."""
     classification_batch: int = 8
-    """Most classification prompts in one request (--api completions, short answers): saves client CPU. A request never
-    waits for more of them; 1 asks each by itself."""
+    """Most classification prompts in one request (--api completions, short answers); saves client CPU. A request never
+    waits for more of them; 1 sends each by itself."""
     max_fruitless: int = 1000
-    """Instruction completions in a row that may bring nothing new before the run finishes what is kept and stops
-    (resumable, exit code 3). Answers of any step that cannot be read may be a quarter of that in a row."""
+    """Instruction completions in a row without anything new, after which the run finishes what is kept and stops
+    (resumable, exit code 3). Of unreadable answers of any step, a quarter of that in a row is enough."""
     stop_when_yield_below: float = 0.0
-    """Kept instructions per 1,000 generated tokens, over the yield window, below which the run finishes what is on its
-    way and ends (exit code 0; 0: never). The same command with a lower figure goes on."""
+    """End the run when fewer instructions than this are kept per 1,000 generated tokens over the yield window. Work in
+    progress is finished first (exit code 0; 0: never). The same command with a lower value resumes the run."""
     yield_window: int = 500
     """Instruction completions over which yield and novelty are measured (docs/metrics.md)."""
     audit_rate: float = 0.0
-    """Share of the similarity decisions to make again by the full scan, in the background (0: none; 0.001 is
-    plenty)."""
+    """Share of the similarity decisions that the full scan checks in the background (0: none; 0.001 is plenty)."""
     sync_interval: float = 1.0
-    """Seconds between forced writes to disk: what a power cut can cost; a killed process loses nothing committed."""
+    """Seconds between forced writes to disk: what a power cut can cost. A killed process loses nothing committed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.concurrency, int):
             at_least("--concurrency", self.concurrency, 1)
-        at_least("--max-concurrency", self.max_concurrency, 1)
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if (allowed := getattr(self, name)) is not None:
-                at_least(flag_name(name), allowed, 1)
-        at_least("--max-attempts", self.max_attempts, 1)
+        for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute", "max_attempts"):
+            if (value := getattr(self, name)) is not None:
+                at_least(flag_name(name), value, 1)
         within("--audit-rate", self.audit_rate, 0, 1)
-        at_least("--classification-batch", self.classification_batch, 1)
-        at_least("--max-fruitless", self.max_fruitless, 1)
-        at_least("--yield-window", self.yield_window, 1)
+        for name in ("classification_batch", "max_fruitless", "yield_window"):
+            at_least(flag_name(name), getattr(self, name), 1)
         if not 0 <= self.stop_when_yield_below < math.inf:
             raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
-        for name in ("outage_timeout", "drain_timeout", "sync_interval"):
-            check_seconds(flag_name(name), getattr(self, name))
-        if self.request_timeout is not None:
-            check_seconds("--request-timeout", self.request_timeout)
+        for name in ("outage_timeout", "drain_timeout", "sync_interval", "request_timeout"):
+            if (value := getattr(self, name)) is not None:
+                check_seconds(flag_name(name), value)
 
 
 @Parameter(name="*", group=METHOD_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
-    """What the run means, apart from rules and sampling."""
+    """The method's parameters, apart from rules and sampling; part of a run's configuration."""
 
     preset: Literal["default", "paper"] = "default"
-    """paper: the original's rules and figures; default: the same method without its defects
-    (docs/rules.md)."""
+    """paper: the original's rules and figures; default: the same method without its defects (docs/rules.md)."""
     seed_tasks: Path | None = None
-    """Seed tasks, JSON lines in the original's schema; default: the 175 that ship with fastgen."""
+    """Seed tasks, JSON lines in the original's schema. Default: the 175 that ship with fastgen."""
     prompts: Path | None = None
     """Folder with prompt templates and demonstrations that replace the shipped ones of the same names."""
     decontaminate: tuple[Path, ...] = ()
@@ -361,10 +338,24 @@ class SamplingOptions:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def _check_sampling(prefix: str, sampling: Sampling) -> None:
+    """Check the ranges of the OpenAI API, without which a server would refuse every single request."""
+    at_least(f"{prefix}max-tokens", sampling.max_tokens, 1)
+    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
+        raise InputError(f"{prefix}stop: at most {MAX_STOPS} texts, none of them empty")
+    limits = {"temperature": (0.0, 2.0), "presence-penalty": (-2.0, 2.0), "frequency-penalty": (-2.0, 2.0)}
+    for name, (low, high) in limits.items():
+        value = getattr(sampling, name.replace("-", "_"))
+        if not low <= value <= high:
+            raise InputError(f"{prefix}{name}: {value} is not within {low:g} to {high:g}")
+    if not 0 < sampling.top_p <= 1:
+        raise InputError(f"{prefix}top-p: {sampling.top_p} is not above 0 and at most 1")
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Everything that ``fastgen generate`` can be told, except where the run folder is."""
+    """Every option of ``fastgen generate`` except the run folder."""
 
     job: JobOptions = JobOptions()
     server: ServerOptions = ServerOptions()
@@ -382,10 +373,10 @@ class Options:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefilterOptions:
-    """What ``fastgen refilter`` can change; the rest stays as the run has it."""
+    """What ``fastgen refilter`` can change; everything else is the run's."""
 
     preset: Annotated[Literal["default", "paper"] | None, Parameter(group=METHOD_GROUP)] = None
-    """Take rules, tokenizer and index from this preset; without it they are the run's own."""
+    """Take rules, tokenizer and index from this preset. Default: the run's."""
     similarity: SimilarityOptions = SimilarityOptions()
     rules: Annotated[Rules, Parameter(name="*", group=_RULES)] = PRESETS["default"]
 
@@ -395,8 +386,66 @@ class RefilterOptions:
         return option_values(self.similarity) | option_values(self.rules) | preset
 
 
+@Parameter(name="*", group=_ASK_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskSpeed:
+    """The `SpeedOptions` of ``judge`` and ``evaluate``, which ask a fixed set of questions."""
+
+    concurrency: int | Literal["auto"] = "auto"
+    """Answers in flight on all servers together; auto: as many as each server can hold (docs/concurrency.md)."""
+    max_concurrency: int = 4096
+    """Most answers in flight on one server under --concurrency auto."""
+    requests_per_minute: int | None = None
+    """Most requests sent in any minute, evenly spread, for services that limit them."""
+    tokens_per_minute: int | None = None
+    """Most tokens a minute, prompts and answers."""
+    max_attempts: int = 8
+    """Attempts of one request before it is recorded as failed; the next call asks again."""
+    outage_timeout: float = 600.0
+    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
+    drain_timeout: float = 60.0
+    """Seconds that requests in flight have to finish after the first Ctrl-C."""
+    request_timeout: float | None = None
+    """Seconds one request may take. Default: derived from --max-tokens."""
+
+    def __post_init__(self) -> None:
+        self.speed()
+
+    def speed(self) -> SpeedOptions:
+        """These values as `SpeedOptions`. :raises InputError: a value is out of range."""
+        return SpeedOptions(**option_values(self))
+
+
+_ENDPOINT_FIELDS = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
+
+
+def endpoint_options(endpoint: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - see below
+    """The options with which `fastgen.generate.serving.serve` opens the endpoint of ``judge`` or ``evaluate``.
+
+    ``endpoint`` is a dataclass with the fields of ``_ENDPOINT_FIELDS``, ``extra_body`` a JSON object for every request.
+
+    :raises InputError: a value is out of range.
+    """
+    server = ServerOptions(**{name: getattr(endpoint, name) for name in _ENDPOINT_FIELDS}, extra_body=extra_body)
+    options = Options(server=server, speed=speed)
+    refuse_credentials(options)
+    return options
+
+
+def refuse_credentials(options: Options) -> None:
+    """:raises InputError: ``--extra-body`` holds a credential, which the run folder would keep."""
+    if (name := secret_name_in(options.server.extra_fields())) is not None:
+        raise InputError(
+            f"--extra-body: '{name}' looks like a credential, and the run folder keeps --extra-body; put the key into "
+            "an environment variable and name that with --api-key-env"
+        )
+
+
+# -- presets -----------------------------------------------------------------------------------------------------------
+
+
 def preset_values(preset: str, api: str) -> dict[str, Any]:
-    """What ``--preset`` stands for under ``--api``, by option name."""
+    """What ``--preset`` stands for under ``--api``, by option name, as JSON values."""
     stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
     values = option_values(PRESETS[preset]) | {name: option_values(sampling) for name, sampling in stages.items()}
     if preset == "paper":
@@ -404,25 +453,34 @@ def preset_values(preset: str, api: str) -> dict[str, Any]:
     return values
 
 
+_GENERATION_CONFIG = "--generation-config"
+
+
+def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Options:
+    """The options, with ``--generation-config vllm`` for the servers that fastgen starts under ``--preset paper``.
+
+    Without it vLLM adds what the model's own generation_config.json says (top_k, repetition_penalty) to every request.
+    The flag in ``--server-args`` wins. ``saved`` are the options of a run that has begun, which keeps its own.
+    """
+    server = options.server
+    if options.method.preset != "paper" or server.base_url or has_flag(server.server_args, _GENERATION_CONFIG):
+        return options
+    if saved is not None and not has_flag(str(saved.get("server_args", "")), _GENERATION_CONFIG):
+        return options
+    arguments = f"{_GENERATION_CONFIG} vllm {server.server_args}".strip()
+    return dataclasses.replace(options, server=dataclasses.replace(server, server_args=arguments))
+
+
+# -- what a run folder remembers ---------------------------------------------------------------------------------------
+
 NOT_SAVED = frozenset(
     {
-        "seed_tasks",
-        "prompts",
-        "decontaminate",
-        "quiet",
-        "log_json",
-        "log_file",
-        "log_level",
-        "dry_run",
-        "metrics_port",
-        "metrics_host",
-        "dashboard",
-        "dashboard_port",
-        "price_in",
-        "price_out",
+        *("seed_tasks", "prompts", "decontaminate"),
+        *("quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"),
+        *("metrics_port", "metrics_host", "dashboard", "dashboard_port"),
     }
 )
-"""Options that a run folder does not remember: it has the seeds and prompts themselves, and display is for once."""
+"""Options that a run folder does not remember: it holds the seeds and prompts themselves, and display is temporary."""
 
 
 def saved_values(options: Options) -> dict[str, Any]:
@@ -436,37 +494,26 @@ def saved_values(options: Options) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
 
 
-_GENERATION_CONFIG = "--generation-config"
+def option_values(options: Any) -> dict[str, Any]:  # noqa: ANN401 - any options dataclass
+    """An options dataclass as JSON values, by option name."""
+    return {field.name: _json_value(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
-def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Options:
-    """The options, with ``--generation-config vllm`` for the servers that fastgen starts under ``--preset paper``.
-
-    Without it vLLM adds what the model's own generation_config.json says (top_k, repetition_penalty) to every request.
-    The flag in ``--server-args`` wins. ``saved`` are the options of a run that has begun: it stays as it is.
-    """
-    server = options.server
-    if options.method.preset != "paper" or server.base_url or has_flag(server.server_args, _GENERATION_CONFIG):
-        return options
-    if saved is not None and not has_flag(str(saved.get("server_args", "")), _GENERATION_CONFIG):
-        return options
-    arguments = f"{_GENERATION_CONFIG} vllm {server.server_args}".strip()
-    return dataclasses.replace(options, server=dataclasses.replace(server, server_args=arguments))
+def _json_value(value: Any) -> Any:  # noqa: ANN401
+    if dataclasses.is_dataclass(value):
+        return option_values(value)
+    if isinstance(value, tuple):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
-def refuse_credentials(options: Options) -> None:
-    """:raises InputError: ``--extra-body`` holds a credential, which the run folder would keep."""
-    if (name := secret_name_in(options.server.extra_fields())) is not None:
-        raise InputError(
-            f"--extra-body: '{name}' looks like a credential, and the run folder keeps --extra-body; put the key into "
-            "an environment variable and name that with --api-key-env"
-        )
+# -- what a resume may not change --------------------------------------------------------------------------------------
 
 
 def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:
-    """What is known of a run's models before any server is asked: as told, else as a run was made with.
+    """The models that are known before any server is asked: as given, else as in ``saved``, a run's configuration.
 
-    By option name: ``model``, ``instance_model``, ``classification_model``; ``saved`` is the run's meaning.
+    By option name: ``model``, ``instance_model``, ``classification_model``.
     """
     names = ("model", *(f"{stage}_model" for stage in STAGES_WITH_SERVERS))
     known = {name: getattr(options.server, name) or saved.get(name) for name in names}
@@ -474,7 +521,7 @@ def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stage_models(models: Mapping[str, str]) -> dict[str, str]:
-    """Those of `model_names` that are a stage's own and another than the main one: part of what a run means."""
+    """Those of `model_names` that are a stage's own and differ from the main one."""
     return {name: model for name, model in models.items() if name != "model" and model != models.get("model")}
 
 
@@ -487,12 +534,12 @@ def run_configuration(
     forbidden: str = "",
     own_models: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What resume must not change, flat: option name to JSON value; of files, the fingerprints given.
+    """What a resume may not change, flat: option name to JSON value; of files, the fingerprints given.
 
-    ``own_models`` are the `stage_models`; a run in which one model does everything has no keys for them.
+    ``own_models`` are the `stage_models`. A run in which one model does everything has no keys for them.
     """
     values = option_values(options.method) | option_values(options.similarity) | option_values(options.rules)
-    del values["record_top_k"]  # what is recorded, not what is decided
+    del values["record_top_k"]  # changes what is recorded, not what is decided
     values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
     for stage, sampling in options.sampling.by_stage().items():
         values |= {f"{stage}.{name}": value for name, value in option_values(sampling).items()}
@@ -500,75 +547,27 @@ def run_configuration(
     return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
 
 
-BEFORE_THEY_WERE_OPTIONS = {"demonstrations": "uniform", "samples_per_prompt": 1, **RULES_OF_EARLIER_RUNS}
-"""What runs meant that were begun before these options existed; of other options missing there, the default."""
+def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    """Compare a run's saved configuration with the one that its resume asks for.
 
+    What the saved one lacks came with a later version: the rules of `RULES_OF_EARLIER_RUNS` were off, every other
+    option had its default.
 
-def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any], place: Path) -> None:
-    """:raises InputError: resuming would change what the run means; names the first differences."""
-    saved = {**_defaults(), **BEFORE_THEY_WERE_OPTIONS, **saved}
+    :raises InputError: they differ; the message names the first three differences.
+    """
+    defaults = run_configuration(Options(), model="", seeds="", prompts="")
+    for name in ("model", "seed_tasks", "prompts"):
+        del defaults[name]
+    saved = {**defaults, **RULES_OF_EARLIER_RUNS, **saved}
     changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
     if not changed:
         return
     shown = "; ".join(_difference(name, saved.get(name), asked.get(name)) for name in changed[:3])
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""  # noqa: PLR2004 - as shown above
-    raise InputError(f"--run-dir {place}: was made with {shown}{more}; leave that as it was, or name a new run folder")
-
-
-def _defaults() -> dict[str, Any]:
-    """What an option means that a run does not know, since it came with a later version; files' contents have none."""
-    known = run_configuration(Options(), model="", seeds="", prompts="")
-    return {name: value for name, value in known.items() if name not in {"model", "seed_tasks", "prompts"}}
+    raise InputError(f"--run-dir {folder}: was made with {shown}{more}; leave that as it was, or name a new run folder")
 
 
 def _difference(name: str, saved: object, asked: object) -> str:
     if name in {"seed_tasks", "prompts", "decontaminate"}:
         return f"other contents of {flag_name(name)}"
     return f"{flag_name(name)} {saved} (not {asked})"
-
-
-_ASK_SPEED = Group("Speed and faults", sort_key=3)
-_WHOM = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
-
-
-@Parameter(name="*", group=_ASK_SPEED)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskSpeed:
-    """How fast and how stubbornly; none of it changes what an answer means."""
-
-    concurrency: int | Literal["auto"] = "auto"
-    """Answers in flight on all servers together; auto follows what each server can hold (docs/concurrency.md)."""
-    max_concurrency: int = 4096
-    """Most answers in flight on one server under --concurrency auto."""
-    requests_per_minute: int | None = None
-    """Most requests begun in any minute, evenly spread, for services that count them."""
-    tokens_per_minute: int | None = None
-    """Most tokens a minute, prompts and answers."""
-    max_attempts: int = 8
-    """Attempts of one request before it is recorded as failed; the next call asks again."""
-    outage_timeout: float = 600.0
-    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
-    drain_timeout: float = 60.0
-    """Seconds that requests in flight get to finish after the first Ctrl-C."""
-    request_timeout: float | None = None
-    """Seconds one request may take; default: derived from --max-tokens."""
-
-    def __post_init__(self) -> None:
-        self.speed()
-
-    def speed(self) -> SpeedOptions:
-        """The same in the words of ``generate``. :raises InputError: a figure that makes no sense."""
-        return SpeedOptions(**option_values(self))
-
-
-def endpoint_options(whom: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - what names an endpoint
-    """The options of `fastgen.generate.serving.serve` from ``whom``, a dataclass with the fields of ``_WHOM``.
-
-    ``extra_body`` is a JSON object for every request.
-
-    :raises InputError: a value is out of range.
-    """
-    server = ServerOptions(**{name: getattr(whom, name) for name in _WHOM}, extra_body=extra_body)
-    options = Options(server=server, speed=speed)
-    refuse_credentials(options)
-    return options

@@ -1,11 +1,11 @@
-"""What the log says: one ``Commit`` per judged choice of one completion, and its JSON form.
+"""What a method makes of answers: outcomes, and the commit that records one of them.
 
-A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
-rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw
-text. What a replay makes most of are named tuples, which cost a third of a frozen dataclass. Knows nothing of files,
-checksums or asyncio.
+A `Commit` is one judged choice of one completion (or one failed request) and becomes one log line. It carries the raw
+completion and, as spans of it, everything that was decided about it. Replaying commits therefore rebuilds a run's state
+without applying the rules again, and the rules can be applied again later from the raw text. A replay makes millions of
+these values, so most are named tuples, which cost a third of a frozen dataclass.
 
-JSON keys of a line (the store adds ``crc``)::
+JSON keys of a line (`fastgen.store.records` writes and reads them, the log adds ``crc``)::
 
     req, choice, stage, t          request number, choice index, stage, Unix time (s)
     subject                        machine instruction number that the request works on (downstream stages)
@@ -19,7 +19,7 @@ JSON keys of a line (the store adds ``crc``)::
     is_classification              the classification stage's answer
     unread                         why that answer was neither a yes nor a no (then it counts as a no); mostly absent
     instances                      [[input start, input end, output start, output end], ...]
-    failed, detail, settles        instead of an outcome: the request failed for good
+    failed, detail, settles        instead of an outcome: the request failed permanently
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from fastgen.types import Completion, Failure, Neighbour, Span, Stage
 
 
 class Kept(NamedTuple):
-    """A kept instruction: where its text is, its machine number, and what the similarity check met."""
+    """A kept instruction: the span of its text, its machine number, and its nearest neighbours.
+
+    ``nearest_checked`` are the most similar texts among those that the similarity filter compared it with.
+    """
 
     span: Span
     number: int
@@ -40,7 +43,7 @@ class Kept(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A rejected instruction; ``neighbour`` and its ROUGE-L are set when the rule is similarity."""
+    """A rejected instruction; ``neighbour`` is set where the rule compares it with other texts."""
 
     span: Span
     rule: str
@@ -49,7 +52,7 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InstructionOutcome:
-    """What an instruction completion gave."""
+    """The instructions of a completion."""
 
     kept: tuple[Kept, ...]
     rejected: tuple[Rejection, ...]
@@ -57,7 +60,10 @@ class InstructionOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationOutcome:
-    """Whether the subject is a classification task; ``unread`` says why the answer is none and counts as a no."""
+    """Whether the subject is a classification task.
+
+    ``unread`` says why an answer is neither a yes nor a no; such an answer counts as a no.
+    """
 
     is_classification: bool
     unread: str | None = None
@@ -65,7 +71,10 @@ class ClassificationOutcome:
 
 @dataclass(frozen=True, slots=True)
 class InstanceOutcome:
-    """Instances as (input span, output span), and the rules that rejected others. None left: the subject is empty."""
+    """Instances as (input span, output span), and the rules that rejected others.
+
+    A subject without an instance is settled as empty.
+    """
 
     instances: tuple[tuple[Span, Span], ...]
     rejected: tuple[str, ...]
@@ -75,9 +84,10 @@ Outcome = InstructionOutcome | ClassificationOutcome | InstanceOutcome | Failure
 
 
 class Commit(NamedTuple):
-    """One judged choice of one completion (or one failed request): one log line.
+    """One judged choice of one completion, or one failed request.
 
-    ``shown`` is how many demonstrations the prompt had, where ``demonstrations`` does not list all of them.
+    ``subject`` is the machine instruction number that a downstream stage worked on. ``shown`` is how many
+    demonstrations the prompt had where ``demonstrations`` does not list all of them.
     """
 
     request: int

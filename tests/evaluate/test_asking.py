@@ -48,7 +48,7 @@ def test_a_stopped_evaluation_resumes_and_asks_nothing_twice(tmp_path: Path) -> 
         stopped = call(*flags)
         answered = len(list(read_replies(out)))
         assert stopped.code == 130
-        assert "the same command goes on" in stopped.err
+        assert "the same command resumes" in stopped.err
         assert not (out / "scores.json").exists()
         assert 1 <= answered < 8
         finished = call(*flags)

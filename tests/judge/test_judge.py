@@ -140,7 +140,7 @@ def test_ctrl_c_drains_and_the_same_command_resumes(run: Path) -> None:
         said = judge(run, server, "--concurrency", "1")
         assert (said.code, said.last) == (
             130,
-            f"interrupted; every answer so far is kept, go on with: fastgen judge --run-dir {run} ...",
+            f"interrupted; every answer so far is kept, resume with: fastgen judge --run-dir {run} ...",
         )
         assert 5 <= len(answered(run)) < 20
         assert judge(run, server).code == 0

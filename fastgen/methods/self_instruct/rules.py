@@ -2,8 +2,7 @@
 
 ``PRESETS["paper"]`` parses, filters and scores as the released code of Self-Instruct (Wang et al., ACL 2023);
 ``PRESETS["default"]`` differs only where the original has a defect or cannot cope with what today's models write. Both
-are documented rule by rule in ``docs/rules.md``. The similarity threshold is not here: it belongs to the novelty check.
-Knows nothing of prompts, parsing or files.
+are documented rule by rule in ``docs/rules.md``. The similarity threshold belongs to `fastgen.similarity.options`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ BANNED_WORDS: Final = (
 class Rules:
     """Everything that decides whether a parsed text is accepted; the defaults are the ``default`` preset.
 
-    :raises InputError: a value out of range, naming the flag of that field and the remedy.
+    :raises InputError: a value is out of range; the message names the flag and the remedy.
     """
 
     min_words: int = 4
@@ -42,58 +41,47 @@ class Rules:
     max_characters: int = 3000
     """Most characters of an instruction, however few words they make (0: no limit)."""
     word_count: WordCount = "any_script"
-    """``whitespace``: what stands between spaces is a word; ``any_script``: see
-    :func:`fastgen.methods.self_instruct.filters.count_words`."""
+    """How words are counted. whitespace: by the spaces between them; any_script: scripts without spaces by their
+    characters."""
     banned_words: tuple[str, ...] = ()
-    """An instruction with one of these as a whole word, in any case, is rejected."""
+    """Reject an instruction with one of these as a whole word, in any case."""
     reject_media_requests: bool = True
-    """Whether an instruction that asks a text model to make or look at a picture, file, recording or page is
-    rejected."""
+    """Reject an instruction that asks a text model to make or look at a picture, file, recording or page."""
     banned_starts: tuple[str, ...] = ("Write a program",)
-    """An instruction that starts with one of these, in any case, is rejected."""
+    """Reject an instruction that starts with one of these, in any case."""
     punctuation_start: PunctuationStart = "symbols"
-    """What may not come first. ``ascii``: ASCII punctuation; ``unicode``: also other scripts' unless it opens;
-    ``symbols``: whatever is no letter, no digit and opens no quotation or bracket."""
+    """What may not come first. ascii: ASCII punctuation; unicode: also other scripts' unless it opens; symbols:
+    everything that is no letter, no digit and opens no quotation or bracket."""
     reject_non_ascii_start: bool = False
-    """Whether the first character has to be ASCII."""
+    """Reject an instruction whose first character is not ASCII."""
     unfinished: Unfinished = "drop_item"
-    """What a completion cut by ``max_tokens`` loses at the instruction stage: its last item, or everything."""
+    """What an instruction completion cut by max_tokens loses: its last item, or everything."""
     list_style: Style = "lenient"
-    """How numbered lists are read; ``paper`` knows only a line break, a number and ``". "``."""
+    """How numbered lists are read. paper: items begin with a line break, a number and '. ' only."""
     capitalise: bool = False
-    """Whether an instruction is put through ``str.capitalize()``, which lower-cases all but its first letter."""
+    """Apply str.capitalize() to instructions, which lower-cases all but the first letter."""
     answer_style: Style = "lenient"
-    """How the classification answer is read; ``paper`` takes nothing but "yes"."""
+    """How the classification answer is read. paper: only 'yes' counts."""
     instance_style: Style = "lenient"
-    """How instances are read; ``paper`` knows exactly "Example k", "Input:", "Output:" and "Class label:"."""
+    """How instances are read. paper: only 'Example k', 'Input:', 'Output:' and 'Class label:' are labels."""
     max_instances: int = 5
     """Most instances kept for one instruction, the first ones."""
     reject_unknown_labels: bool = True
-    """Whether an example without a known label is rejected where it begins with another one ("Ulaz: ...")."""
+    """Reject an example without a known label that begins with another one ('Ulaz: ...')."""
     reject_repeated_instruction: bool = True
-    """Whether an output that only repeats the instruction is rejected."""
+    """Reject an output that only repeats the instruction."""
     reject_contradictions: bool = True
-    """Whether different labels, numbers or yes and no for one task without an input are all rejected."""
+    """Reject different labels, numbers or yes and no for one task without an input, all of them."""
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_choices()
-        for name in ("banned_words", "banned_starts"):
-            _check_texts(name, getattr(self, name))
-
-    def _check_numbers(self) -> None:
-        for name in ("min_words", "max_words", "max_instances"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"{flag_name(name)}: {value!r} is not a whole number of 1 or more")
-        if type(self.max_characters) is not int or self.max_characters < 0:
-            raise InputError(f"--max-characters: {self.max_characters!r} is not a whole number of 0 or more")
+            if type(value) is not int or value < least:
+                raise InputError(f"{flag_name(name)}: {value!r} is not a whole number of {least} or more")
         if self.min_words > self.max_words:
             raise InputError(
                 f"--min-words: {self.min_words} is above --max-words {self.max_words}; lower the one or raise the other"
             )
-
-    def _check_choices(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -101,8 +89,18 @@ class Rules:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{flag_name(name)}: {getattr(self, name)!r} is neither true nor false")
+        for name in ("banned_words", "banned_starts"):
+            _check_texts(flag_name(name), getattr(self, name))
 
 
+def _check_texts(flag: str, texts: object) -> None:
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{flag}: {texts!r} is not a list of texts")
+    if not all(text.strip() for text in texts):
+        raise InputError(f"{flag}: an empty text would match everything; leave it out")
+
+
+_LEAST: Final = {"min_words": 1, "max_words": 1, "max_instances": 1, "max_characters": 0}
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "word_count": get_args(WordCount),
     "punctuation_start": get_args(PunctuationStart),
@@ -111,20 +109,10 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "answer_style": get_args(Style),
     "instance_style": get_args(Style),
 }
-
-
 _SWITCHES: Final = (
     *("reject_non_ascii_start", "reject_media_requests", "capitalise"),
     *("reject_unknown_labels", "reject_repeated_instruction", "reject_contradictions"),
 )
-
-
-def _check_texts(name: str, texts: object) -> None:
-    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{flag_name(name)}: {texts!r} is not a list of texts")
-    if not all(text.strip() for text in texts):
-        raise InputError(f"{flag_name(name)}: an empty text would match everything; leave it out")
-
 
 RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -135,13 +123,13 @@ RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
         "reject_contradictions": False,
     }
 )
-"""What runs meant that were begun before these rules existed: none of them applied. The original has none of them."""
+"""The values of rules that a run's configuration lacks because they came after the run was begun: all off."""
 
 PRESETS: Final[Mapping[str, Rules]] = MappingProxyType(
     {
         "default": Rules(),
         "paper": Rules(
-            **RULES_OF_EARLIER_RUNS,
+            **RULES_OF_EARLIER_RUNS,  # the original has none of them
             banned_words=BANNED_WORDS,
             word_count="whitespace",
             punctuation_start="ascii",
@@ -162,16 +150,17 @@ _PAPER_SAMPLING: Final[Mapping[str, Sampling]] = {
     "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("Example 6", "Task:")),
     "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("Example 6", "Task:")),
 }
-# The original's figures turned out best on a small base model too (docs/rules.md). Stop strings hold on to the start of
-# a line, so that "2016." or "my Task:" inside a text does not end it; half the tokens do for 7 new instructions.
+# The original's figures turned out best on a small base model too (docs/rules.md). Stop strings begin at the start of a
+# line, so that "2016." or "my Task:" inside a text does not end it. Half the tokens are enough for 7 new instructions.
 _DEFAULT_SAMPLING: Final[Mapping[str, Sampling]] = {
     "instruction": Sampling(0.7, 0.5, 512, presence_penalty=2.0, frequency_penalty=0.2, stop=("\n\n", "\n16.")),
     "classification": Sampling(0.0, 1.0, 3, stop=("\n", "Task")),
     "instance_output_first": Sampling(0.0, 1.0, 300, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),
     "instance_input_first": Sampling(0.0, 1.0, 350, presence_penalty=1.5, stop=("\nExample 6", "\nTask:")),
 }
-# An instruct model ends its answer by itself: no stop strings (they would also end a chatty first line or thinking),
-# room for longer answers, and no penalty on an output that has to repeat its input. Greedy lists would hardly vary.
+# An instruct model ends its answer by itself. It gets no stop strings (they would also end a chatty first line or
+# thinking), room for longer answers, no penalty on an output that has to repeat its input, and a temperature for lists,
+# which would hardly vary otherwise.
 _CHAT_SAMPLING: Final[Mapping[str, Sampling]] = {
     "instruction": Sampling(1.0, 0.95, 1024),
     "classification": Sampling(0.0, 1.0, 16),
@@ -190,7 +179,10 @@ CHAT_SAMPLING_PRESETS: Final[Mapping[str, Mapping[str, Sampling]]] = MappingProx
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """``sampling`` is by stage (`SamplingOptions.by_stage`); empty where nothing is asked, as in a refilter."""
+    """Self-Instruct's parameters, apart from the seeds, the prompts and the similarity filter.
+
+    ``sampling`` is by stage (`SamplingOptions.by_stage`); it is empty where nothing is asked, as in a refilter.
+    """
 
     rules: Rules
     sampling: Mapping[str, Sampling]
@@ -199,7 +191,7 @@ class Method:
     num_prompt_instructions: int = 8
     """Demonstrations of an instruction prompt."""
     num_machine_instructions: int = 2
-    """Of these, so many are machine-generated, as soon as there are any."""
+    """How many of them are machine-generated, once there are any."""
     demonstrations: Policy = "uniform"
     samples_per_prompt: int = 1
     classification_only: bool = False
