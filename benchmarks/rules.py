@@ -87,10 +87,8 @@ def compare(commits: Iterable[Commit], old: Rules, new: Rules) -> tuple[int, Com
             case InstanceOutcome(pairs, rules) if commit.subject is not None:
                 task = texts[commit.subject]
                 parsed = instance.parse(commit.completion, commit.subject in classifications, new, task)
-                named = [one.rule for one in parsed.rejected]
-                named += [parsed.discarded] if parsed.discarded and parsed.discarded not in named else []
                 instances.before.update([KEPT] * len(pairs) + [*rules])
-                instances.after.update([KEPT] * len(parsed.instances) + named)
+                instances.after.update([KEPT] * len(parsed.instances) + [*parsed.rules])
                 show = "{} || {!r} => {!r}".format
                 verdicts = {show(task, raw[slice(*o.input)], raw[slice(*o.output)]): o.rule for o in parsed.rejected}
                 verdicts |= {show(task, raw[slice(*o.input)], raw[slice(*o.output)]): KEPT for o in parsed.instances}

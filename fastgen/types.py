@@ -158,7 +158,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice of a request's completion, or the failure of the request, which then stands for all its choices."""
+    """One choice of a request's completion, or the failure of the request, which applies to all its choices."""
 
     request: Request
     choice: int

@@ -1,4 +1,4 @@
-"""A server that attacks whoever looks at its run: what it wrote stays text in every place where it is shown."""
+"""A server that attacks those who look at its run: what it wrote stays text in every place where it is shown."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def file_of(path: Path, *command: str | Path) -> str:
 
 
 def refused(run: Path) -> str:
-    """What is said where the server refuses everything for good."""
+    """The message where the server refuses every request permanently."""
     with in_a_thread(FaultServer(model=MODEL, script=[error(401)] * 1000)) as server:
         said = fastgen("generate", "--run-dir", run, "--base-url", server.base_url, "--num-instructions", "5")
     assert said.code == 2

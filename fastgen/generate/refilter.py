@@ -1,21 +1,20 @@
-"""Rebuilds a run from its kept raw completions under other rules, without any server.
+"""Rebuild a run from its kept raw completions under other rules, without any server.
 
-The completions are judged again in the order in which they were committed, by the very code that judges live ones, into
-a new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new
-rules find the same text at the same place; instructions that only the new rules keep have nothing yet, and
-``fastgen generate --run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
+The completions are judged again in the order in which they were committed, by the code that judges live ones, into a
+new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new rules
+find the same text at the same place. Instructions that only the new rules keep have nothing yet; ``fastgen generate
+--run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
 
-The new folder becomes a run in one step, when everything is written. What a killed refilter leaves is no run: other
-commands refuse it, and the same refilter begins it again.
+The new folder becomes a run in one step, when everything is written. What a killed refilter leaves is not a run: other
+commands refuse it, and the same refilter starts over.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from fastgen import __version__
 from fastgen.errors import InputError, RunFolderError
@@ -41,35 +40,12 @@ _BLOCK = 256  # commits written at once
 _MAX_FRUITLESS = 1000  # instruction completions in a row: a quarter of it is worth a warning
 
 
-@dataclass(slots=True)
-class _Numbers:
-    """From the old run's machine instruction numbers to the new run's."""
-
-    seeds: int
-    new_by_old: dict[int, int]
-
-    def pool_indexes(self, old: tuple[int, ...]) -> tuple[int, ...]:
-        """Demonstrations that the new run has too."""
-        mapped = (i if i < self.seeds else self._machine(i - self.seeds) for i in old)
-        return tuple(index for index in mapped if index is not None)
-
-    def _machine(self, number: int) -> int | None:
-        new = self.new_by_old.get(number)
-        return None if new is None else self.seeds + new
-
-    def learn(self, old: Commit, new: Commit) -> None:
-        """Match what both keep of one completion, by its place in the text."""
-        if isinstance(old.outcome, InstructionOutcome) and isinstance(new.outcome, InstructionOutcome):
-            places = {kept.span: kept.number for kept in new.outcome.kept}
-            self.new_by_old |= {k.number: places[k.span] for k in old.outcome.kept if k.span in places}
-
-
 def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callable[[str], None]) -> Ledger:
     """Write the rebuilt run to the new folder ``output`` and return its counts; ``say`` gets warnings.
 
     :raises InputError: no run at ``run_dir``, a damaged one, ``output`` already holds something, or nothing is left
-        under these rules; then ``output`` is no run.
-    :raises DiskError: ``output`` cannot be written; the same call begins it again.
+        under these rules. ``output`` is then not a run.
+    :raises DiskError: ``output`` cannot be written; the same call starts over.
     """
     check_output("--output", output, [run_dir])
     run = open_run(run_dir)
@@ -86,7 +62,9 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
         folder.keep(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
         list(store.replay())
-        _write(store, _judged_again(run, options), _health(run, say))
+        steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.meaning["api"])
+        steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
+        _write(store, _judged_again(run, options), RunHealth(steps, lambda _: None, say))
         empty = _nothing_left(store.ledger, run.folder.ledger())
         if empty is not None:
             store.close()
@@ -94,7 +72,7 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
             raise InputError(f"--output {output}: nothing was written, because {empty}")
         store.sync()
         store.save_ledger()
-        folder.finish()  # under the lock: another refilter to this folder begins by clearing it
+        folder.finish()  # under the lock, because another refilter to this folder begins by clearing it
         return store.ledger
     finally:
         store.close()
@@ -110,14 +88,8 @@ def _check_is_free(folder: RunFolder) -> None:
         raise InputError(str(error).replace("--run-dir", "--output", 1)) from None
 
 
-def _health(run: OpenRun, say: Callable[[str], None]) -> RunHealth:
-    steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.meaning["api"])
-    steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
-    return RunHealth(steps, lambda _: None, say)
-
-
 def _nothing_left(after: Ledger, before: Ledger) -> str | None:
-    """Why the rebuilt run is of no use, if it is not."""
+    """Return why the rebuilt run is useless; ``None`` if it is not."""
     if after.completions["instruction"] and not after.kept:
         return f"these rules keep no instruction (rejected: {_listed(after.rejected)}); loosen those that rejected most"
     if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
@@ -146,45 +118,55 @@ def _write(store: Store, commits: Iterator[Commit], health: RunHealth) -> None:
 
 def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
     now_s = 0.0
-    plan = _plan(run, options, lambda: now_s)
-    numbers = _Numbers(len(run.seeds), {})
+    similarity = options.similarity
+    plan = Plan(
+        Method(rules=options.rules, sampling={}),
+        run.seeds,
+        load_prompts(run.meaning["api"], run.folder.prompts_path),
+        NoveltyFilter(**{field.name: getattr(similarity, field.name) for field in fields(similarity)}),
+        target=_UNLIMITED,
+        clock=lambda: now_s,
+        forbidden=filter_of_forbidden(run.folder.forbidden(), similarity),
+    )
+    new_by_old: dict[int, int] = {}  # machine instruction numbers
     for item in run.folder.commits():
         if isinstance(item, TornTail):
             return
         old = item[0]
         now_s = old.time_s
-        if (request := _request(old, numbers)) is None:
+        if (request := _request(old, len(run.seeds), new_by_old)) is None:
             continue
         result = old.outcome if isinstance(old.outcome, Failure) else old.completion
-        (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a request of its own
+        (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a separate request
         new = judged._replace(choice=old.choice)
         plan.apply(new)
-        numbers.learn(old, new)
+        if isinstance(old.outcome, InstructionOutcome) and isinstance(new.outcome, InstructionOutcome):
+            places = {kept.span: kept.number for kept in new.outcome.kept}
+            new_by_old |= {kept.number: places[kept.span] for kept in old.outcome.kept if kept.span in places}
         yield new
 
 
-def _request(old: Commit, numbers: _Numbers) -> Request | None:
-    """The request as the new run would have sent it; ``None`` for work on an instruction that it does not keep."""
-    subject = None if old.subject is None else numbers.new_by_old.get(old.subject)
+def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int]) -> Request | None:
+    """Return the request as the new run would have sent it; ``None`` for work on an instruction that it does not keep.
+
+    The demonstrations are those that the new run has too. ``seeds`` is the number of seed tasks.
+    """
+    subject = None if old.subject is None else new_by_old.get(old.subject)
     if old.subject is not None and subject is None:
         return None
-    subjects = () if subject is None else (subject,)
-    demonstrations = numbers.pool_indexes(old.demonstrations)
+    demonstrations = []
+    for index in old.demonstrations:
+        if index < seeds:
+            demonstrations.append(index)
+        elif (number := new_by_old.get(index - seeds)) is not None:
+            demonstrations.append(seeds + number)
     shown = old.demonstrations_shown
     return Request(
         old.request,
         old.stage,
         "",
         _UNUSED_SAMPLING,
-        subjects,
-        demonstrations,
+        () if subject is None else (subject,),
+        tuple(demonstrations),
         shown=None if shown == len(demonstrations) else shown,
     )
-
-
-def _plan(run: OpenRun, options: RefilterOptions, clock: Any) -> Plan:  # noqa: ANN401 - Callable[[], float]
-    novelty = NoveltyFilter(**{f.name: getattr(options.similarity, f.name) for f in fields(options.similarity)})
-    prompts = load_prompts(run.meaning["api"], run.folder.prompts_path)
-    method = Method(rules=options.rules, sampling={})
-    forbidden = filter_of_forbidden(run.folder.forbidden(), options.similarity)
-    return Plan(method, run.seeds, prompts, novelty, target=_UNLIMITED, clock=clock, forbidden=forbidden)

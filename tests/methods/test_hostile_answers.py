@@ -65,7 +65,7 @@ def read_everything(text: str) -> None:
 
 
 def test_half_a_megabyte_of_anything_is_read_in_linear_time() -> None:
-    """In a process of its own: a pattern that tries everything twice holds the interpreter's lock against a signal."""
+    """In a separate process: a pattern that tries everything twice holds the interpreter's lock against a signal."""
     try:
         subprocess.run([sys.executable, __file__], check=True, timeout=TIMEOUT_S, capture_output=True, text=True)
     except subprocess.TimeoutExpired as error:

@@ -1,4 +1,4 @@
-"""Labels in other languages, labels that nobody knows, and texts that only look as if they began with one."""
+"""Labels in other languages, unknown labels, and texts that only look as if they began with one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The ``paper`` preset against a second, plain implementation of the released code's behaviour, on random texts.
 
-The reference below works on strings and knows nothing of spans, rules or names: it is written from the method's
+The reference below works on strings, without spans, rules or names: it is written from the method's
 description, with the same regular expressions because those *are* the rules.
 """
 

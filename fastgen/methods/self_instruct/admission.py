@@ -124,10 +124,7 @@ class Admission:
             raise ValueError("an answer of the instance stage without a subject")
         is_classification = self._state.pool.state(subject) is State.CLASSIFICATION
         parsed = instance.parse(completion, is_classification, self._rules, self._state.pool.text(subject))
-        rules = [rejected.rule for rejected in parsed.rejected]
-        if parsed.discarded is not None and parsed.discarded not in rules:
-            rules.append(parsed.discarded)
-        return InstanceOutcome(tuple((i.input, i.output) for i in parsed.instances), tuple(rules))
+        return InstanceOutcome(tuple((i.input, i.output) for i in parsed.instances), parsed.rules)
 
 
 def _by_choice(answer: Answer) -> list[Answer]:

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from fastgen.types import Completion, Message
 
 
-EMPTY: Final = "empty"
-UNCLOSED_THINKING: Final = "unclosed_thinking"
-NO_ANSWER: Final = "no_answer"
-
 _PAPER_YES: Final = frozenset({"Yes", "yes", "YES"})
 _WORD: Final = (  # Chinese and Japanese write no space after the word
     r"(?:(?P<yes>(?:yes|true|sí|sim|oui|ja|да|हाँ|نعم|ใช่|네|对)(?!\w)|是(?!否)|はい)"
@@ -69,11 +65,11 @@ def parse(completion: Completion, rules: Rules) -> ClassificationOutcome:
         return ClassificationOutcome(completion.text.strip() in _PAPER_YES)
     span = answer_span(completion.text)
     if span is None:
-        return ClassificationOutcome(False, UNCLOSED_THINKING)
+        return ClassificationOutcome(False, "unclosed_thinking")
     answer = completion.text[slice(*span)]
     found = _AT_THE_START.match(answer) or _AFTER_A_LABEL.search(answer) or _ALONE_ON_A_LINE.search(answer)
     if found is not None:
         return ClassificationOutcome(found["yes"] is not None)
     if _STATED.search(answer):
         return ClassificationOutcome(True)
-    return ClassificationOutcome(False, NO_ANSWER if answer.strip() else EMPTY)
+    return ClassificationOutcome(False, "no_answer" if answer.strip() else "empty")

@@ -1,6 +1,6 @@
-"""Which instructions an instruction prompt shows: some human-written ones, some machine-generated, shuffled.
+"""Which instructions an instruction prompt shows: some seeds, some machine-generated ones, shuffled.
 
-Three ways to draw them, all keyed by (run seed, request number):
+There are three policies, all keyed by (run seed, request number):
 
 - ``uniform``: every seed is as likely as any other, and so is every machine instruction (Self-Instruct, Wang et al.,
   ACL 2023).
@@ -9,9 +9,8 @@ Three ways to draw them, all keyed by (run seed, request number):
   other: the first at random, then always the one whose closest relative among those chosen is farthest (farthest-first
   traversal, Gonzalez 1985, on the Jaccard similarity of word sets).
 
-A draw costs the same whatever the pool's size. How often an instruction was shown is counted by committed completions,
-so the counts of a resumed run are those of the run that was cut off, and only what was in flight at the cut is drawn
-anew, as with the pool itself. Knows nothing of prompts or of the log.
+A draw costs the same at every size of the pool. Counts of how often an instruction was shown come from committed
+completions, so a resumed run has the counts of the run that it resumes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Literal
 Policy = Literal["uniform", "least-used", "diverse"]
 
 CANDIDATES = 4
-"""Instructions looked at for each one that is shown; more favour the extremes of a small pool over chance."""
+"""Candidates for each instruction that is shown; more of them favour the extremes of a small pool over chance."""
 _WORD = re.compile(r"\w+")
 
 
@@ -33,7 +32,7 @@ class Demonstrations:
     """Draws demonstrations and counts how often each was shown.
 
     ``seeds`` are the pool indexes of the seeds that may be shown, ``first_machine`` is the pool index of machine
-    instruction 0, ``text`` gives the instruction at a pool index.
+    instruction 0, and ``text`` returns the instruction at a pool index.
     """
 
     def __init__(
@@ -45,13 +44,13 @@ class Demonstrations:
         self._first_machine = first_machine
         self._text = text
         self._run_seed = run_seed
-        self._shown = array("I")  # by pool index, as far as anything was shown: 4 bytes each
-        self._seed_words: dict[int, frozenset[str]] = {}  # seeds are few and come again and again
+        self._shown = array("I")  # by pool index, up to the last one that was shown
+        self._seed_words: dict[int, frozenset[str]] = {}  # seeds are few and drawn often
 
     def draw(self, number: int, *, count: int, machine: int, made: int) -> tuple[int, ...]:
-        """Pool indexes for request ``number``: ``machine`` of the ``made`` machine instructions, seeds up to ``count``.
+        """Return pool indexes for request ``number``: ``machine`` of the ``made`` machine instructions, else seeds.
 
-        Fewer come back where there are not as many.
+        There are ``count`` of them, or fewer where the seeds do not suffice.
         """
         rng = random.Random(f"{self._run_seed}/{number}")
         machine = min(machine, made)
@@ -61,7 +60,7 @@ class Demonstrations:
         return tuple(drawn)
 
     def see(self, demonstrations: Sequence[int]) -> None:
-        """Count one committed completion that was shown these."""
+        """Count one committed completion whose prompt showed these."""
         if not self._counts:
             return
         for index in demonstrations:
@@ -70,15 +69,15 @@ class Demonstrations:
             self._shown[index] += 1
 
     def times_shown(self, index: int) -> int:
-        """Committed completions that were shown this instruction (0 unless the policy is ``least-used``)."""
+        """Committed completions whose prompt showed this instruction (0 unless the policy is ``least-used``)."""
         return self._shown[index] if index < len(self._shown) else 0
 
     def counts(self) -> bytes:
-        """How often everything was shown, for `restore_counts`."""
+        """How often each instruction was shown, as `restore_counts` takes it."""
         return self._shown.tobytes()
 
     def restore_counts(self, counts: bytes) -> None:
-        """Take over what `counts` gave on a machine of the same byte order."""
+        """Restore what `counts` returned on a machine of the same byte order."""
         self._shown = array("I")
         self._shown.frombytes(counts)
 

@@ -142,7 +142,7 @@ _FOLDS_TO_ASCII: Final = re.compile("[\u0130\u0131\u017f\u212a]")  # match i, s,
 def count_words(text: str, rules: Rules) -> int:
     """Return the number of words in ``text``.
 
-    Words are what stands between whitespace. With ``word_count="any_script"``, scripts without spaces are counted
+    Words are separated by whitespace. With ``word_count="any_script"``, scripts without spaces are counted
     apart: two Han or Kana characters make a word, and so do four letters or marks of Thai, Lao, Khmer or Burmese (both
     rounded up over the text); punctuation beside them makes none. On a text without those scripts both counts agree.
     """

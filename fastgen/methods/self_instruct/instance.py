@@ -1,11 +1,10 @@
-"""Stage 3: ask for instances of a task, read them, and drop the invalid ones.
+"""The third stage: ask for instances of a task, read them, and drop the invalid ones.
 
-Input-first for generation tasks (an input, then its output), output-first for classification (a class label, then an
-input for it). Guarantees of ``parse``: it never raises, every span lies in the completion and is stripped, ``(0, 0)``
-stands for an empty text, and every instance that was found is either kept or rejected under a rule. The rules and
-their order are those of Self-Instruct (Wang et al., ACL 2023); ``instance_style`` says how labels are recognised: to
-the letter of the released code (``paper``, here) or as models write them (``lenient``,
-:mod:`fastgen.methods.self_instruct.fields`).
+Generation tasks are asked input-first (an input, then its output), classification tasks output-first (a class label,
+then an input for it). `parse` never raises. Every span lies in the completion and is stripped, and `NOWHERE` is the
+span of an empty text. Every instance that was found is either kept or rejected under a rule. The rules and their order
+are those of Self-Instruct (Wang et al., ACL 2023). ``instance_style`` says how labels are recognised: exactly as in the
+released code (``paper``, here) or as models write them (``lenient``, `fastgen.methods.self_instruct.fields`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fastgen.methods.self_instruct.fields import begins_with_label, read_classification, read_generation
+from fastgen.methods.self_instruct.fields import (
+    ParsedInstance,
+    begins_with_label,
+    read_classification,
+    read_generation,
+)
 from fastgen.text import NOWHERE, answer_span, is_cut, strip
 
 if TYPE_CHECKING:
@@ -25,42 +29,6 @@ if TYPE_CHECKING:
     from fastgen.methods.self_instruct.prompts import PromptSet
     from fastgen.methods.self_instruct.rules import Rules
     from fastgen.types import Completion, Message, Span
-
-
-NO_INSTANCE: Final = "no_instance"
-UNCLOSED_THINKING: Final = "unclosed_thinking"
-CONFLICTING_OUTPUTS: Final = "conflicting_outputs"
-CONTRADICTORY_OUTPUTS: Final = "contradictory_outputs"
-UNKNOWN_LABEL: Final = "unknown_label"
-_SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
-_FIRST_WORD: Final = re.compile(r"[A-Za-z0-9]++")
-_REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
-_TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalnum()}
-_DIALOGUE: Final = re.compile(  # asked for, it begins with somebody's name and a colon
-    r"dialog|diálog|conversa|interview|\bscript|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
-    re.IGNORECASE,
-)
-_YES_OR_NO: Final = frozenset(
-    "yes no true false ja nein oui non sí si sim não да нет 是 否 对 不是 はい いいえ 예 아니요 نعم لا हाँ नहीं".split()  # noqa: SIM905
-)
-
-_EXAMPLE: Final = re.compile(r"Example\s?\d*\.?")
-# The released code's `Output\s*\d*\s*:` and `Input\s*\d*\s*:`, written so that a run of blanks takes linear time.
-_OUTPUT: Final = re.compile(r"Output\s*+(?:\d++\s*+)?:")
-_INPUT: Final = re.compile(r"Input\s*+(?:\d++\s*+)?:")
-_CLASS_LABEL: Final = re.compile(r"Class label:")
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedInstance:
-    """Where the input and the output of one instance are; ``(0, 0)`` where there is none.
-
-    ``is_labelled`` is false of the text of an example in which no label was found: all of it is taken for the output.
-    """
-
-    input: Span
-    output: Span
-    is_labelled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +45,18 @@ class ParsedInstances:
     """What a completion holds: at most ``max_instances`` kept, the others with their rule.
 
     ``discarded`` says why the completion as a whole gives nothing: ``no_instance`` (none was found),
-    ``unclosed_thinking``, or ``conflicting_outputs``; ``None`` also when every instance was rejected by itself.
+    ``unclosed_thinking``, or ``conflicting_outputs``. It is ``None`` where every instance was rejected individually.
     """
 
     instances: tuple[ParsedInstance, ...]
     rejected: tuple[RejectedInstance, ...]
     discarded: str | None
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that rejected instances, one for each, and the one that discards them all if that is another."""
+        rules = tuple(rejected.rule for rejected in self.rejected)
+        return rules if self.discarded is None or self.discarded in rules else (*rules, self.discarded)
 
 
 def build_prompt(instruction: str, is_classification: bool, prompts: PromptSet) -> str | tuple[Message, ...]:
@@ -94,11 +68,15 @@ def build_prompt(instruction: str, is_classification: bool, prompts: PromptSet) 
 def parse(completion: Completion, is_classification: bool, rules: Rules, instruction: str = "") -> ParsedInstances:
     """Return the valid instances of the completion and the rejected ones.
 
-    In order: of a cut completion the last is ``unfinished``; an instance whose ``input_equals_output``, with an
-    ``empty_output``, of which either part ``ends_with_colon``, that begins with an ``unknown_label`` or whose
-    ``output_repeats_instruction`` is dropped; the same input with two outputs discards all (``conflicting_outputs``);
-    without any input, ``contradictory_outputs`` are dropped; of equals the first is kept (``duplicate``); after
-    ``max_instances`` the rest is ``too_many``. ``instruction`` is the task's; an output must not repeat it.
+    The rules, in order:
+
+    - ``unfinished``: the last instance of a cut completion.
+    - ``input_equals_output``, ``empty_output``, ``ends_with_colon`` (either part), ``unknown_label`` (it begins with
+      one), ``output_repeats_instruction`` (of ``instruction``, the task's): each by itself.
+    - ``conflicting_outputs``: the same input has two outputs, which discards all instances.
+    - ``contradictory_outputs``: those without any input, if only one of their outputs can be right.
+    - ``duplicate``: of equal instances the first is kept.
+    - ``too_many``: those after ``max_instances``.
     """
     text = completion.text
     if rules.instance_style == "paper":
@@ -107,12 +85,11 @@ def parse(completion: Completion, is_classification: bool, rules: Rules, instruc
     else:
         answer = answer_span(text)
         if answer is None:
-            return ParsedInstances((), (), UNCLOSED_THINKING)
-        reading = (read_classification if is_classification else read_generation)(text, answer)
-        found = [ParsedInstance(*pair, is_labelled=pair not in reading.unlabelled) for pair in reading.pairs]
-        last_is_cut = is_cut(completion) and reading.open_ended
+            return ParsedInstances((), (), "unclosed_thinking")
+        found, open_ended = (read_classification if is_classification else read_generation)(text, answer)
+        last_is_cut = is_cut(completion) and open_ended
     if not found:
-        return ParsedInstances((), (), NO_INSTANCE)
+        return ParsedInstances((), (), "no_instance")
     rejected = [_reject("unfinished", found[-1])] if last_is_cut else []
     valid = []
     for one in found[:-1] if last_is_cut else found:
@@ -122,6 +99,15 @@ def parse(completion: Completion, is_classification: bool, rules: Rules, instruc
         else:
             rejected.append(_reject(rule, one))
     return _choose(text, valid, rejected, rules, is_classification=is_classification)
+
+
+# -- the released code's parser ----------------------------------------------------------------------------------------
+
+_EXAMPLE: Final = re.compile(r"Example\s?\d*\.?")
+# The released code's `Output\s*\d*\s*:` and `Input\s*\d*\s*:`, written so that a run of blanks takes linear time.
+_OUTPUT: Final = re.compile(r"Output\s*+(?:\d++\s*+)?:")
+_INPUT: Final = re.compile(r"Input\s*+(?:\d++\s*+)?:")
+_CLASS_LABEL: Final = re.compile(r"Class label:")
 
 
 def _paper_generation(text: str) -> list[ParsedInstance]:
@@ -163,39 +149,27 @@ def _paper_labelled(text: str, piece: Span) -> ParsedInstance:
     return ParsedInstance(strip(text, line_end, piece[1]), strip(text, piece[0], line_end))
 
 
-def _choose(
-    text: str,
-    valid: list[ParsedInstance],
-    rejected: list[RejectedInstance],
-    rules: Rules,
-    *,
-    is_classification: bool,
-) -> ParsedInstances:
-    """Apply the rules that compare a completion's instances with each other."""
-    if _conflicts(text, valid):
-        rejected += (_reject(CONFLICTING_OUTPUTS, instance) for instance in valid)
-        return ParsedInstances((), tuple(rejected), CONFLICTING_OUTPUTS)
-    if rules.reject_contradictions and _contradict(text, valid, is_classification=is_classification):
-        rejected += (_reject(CONTRADICTORY_OUTPUTS, instance) for instance in valid if instance.input == NOWHERE)
-        valid = [instance for instance in valid if instance.input != NOWHERE]
-    kept: dict[tuple[str, str], ParsedInstance] = {}
-    for instance in valid:
-        texts = _texts(text, instance)
-        if texts in kept:
-            rejected.append(_reject("duplicate", instance))
-        elif len(kept) == rules.max_instances:
-            rejected.append(_reject("too_many", instance))
-        else:
-            kept[texts] = instance
-    return ParsedInstances(tuple(kept.values()), tuple(rejected), None)
+# -- rules -------------------------------------------------------------------------------------------------------------
 
-
-def _reject(rule: str, instance: ParsedInstance) -> RejectedInstance:
-    return RejectedInstance(rule, instance.input, instance.output)
+_SHORT_ANSWER: Final = 5  # words; longer answers may differ and all be right
+_FIRST_WORD: Final = re.compile(r"[A-Za-z0-9]++")
+_REPEATED_SHARE: Final = 0.75  # of the instruction; a shorter part of it may be what was asked for
+_TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalnum()}
+_DIALOGUE: Final = re.compile(  # a requested dialogue begins with a name and a colon
+    r"dialog|diálog|conversa|interview|\bscript|gespräch|unterhaltung|对话|對話|会話|対話|диалог|разговор|حوار|محادثة",
+    re.IGNORECASE,
+)
+_YES_OR_NO: Final = frozenset(
+    "yes no true false ja nein oui non sí si sim não да нет 是 否 对 不是 はい いいえ 예 아니요 نعم لا हाँ नहीं".split()  # noqa: SIM905
+)
 
 
 def _texts(text: str, instance: ParsedInstance) -> tuple[str, str]:
     return text[slice(*instance.input)], text[slice(*instance.output)]
+
+
+def _reject(rule: str, instance: ParsedInstance) -> RejectedInstance:
+    return RejectedInstance(rule, instance.input, instance.output)
 
 
 def _invalid(text: str, instance: ParsedInstance, rules: Rules, instruction: str) -> str | None:
@@ -209,10 +183,65 @@ def _invalid(text: str, instance: ParsedInstance, rules: Rules, instruction: str
         return "ends_with_colon"
     may_be_label = rules.reject_unknown_labels and not instance.is_labelled and not _DIALOGUE.search(instruction)
     if may_be_label and begins_with_label(text, instance.output):
-        return UNKNOWN_LABEL
+        return "unknown_label"
     if rules.reject_repeated_instruction and _repeats(instruction, given, wanted):
         return "output_repeats_instruction"
     return None
+
+
+def _choose(
+    text: str,
+    valid: list[ParsedInstance],
+    rejected: list[RejectedInstance],
+    rules: Rules,
+    *,
+    is_classification: bool,
+) -> ParsedInstances:
+    """Apply the rules that compare a completion's instances with each other."""
+    if _conflicts(text, valid):
+        rejected += (_reject("conflicting_outputs", instance) for instance in valid)
+        return ParsedInstances((), tuple(rejected), "conflicting_outputs")
+    if rules.reject_contradictions and _contradict(text, valid, is_classification=is_classification):
+        rejected += (_reject("contradictory_outputs", instance) for instance in valid if instance.input == NOWHERE)
+        valid = [instance for instance in valid if instance.input != NOWHERE]
+    kept: dict[tuple[str, str], ParsedInstance] = {}
+    for instance in valid:
+        texts = _texts(text, instance)
+        if texts in kept:
+            rejected.append(_reject("duplicate", instance))
+        elif len(kept) == rules.max_instances:
+            rejected.append(_reject("too_many", instance))
+        else:
+            kept[texts] = instance
+    return ParsedInstances(tuple(kept.values()), tuple(rejected), None)
+
+
+def _conflicts(text: str, instances: Sequence[ParsedInstance]) -> bool:
+    """Whether one input that is not empty has two different outputs."""
+    outputs: dict[str, str] = {}
+    pairs = (_texts(text, instance) for instance in instances)
+    return any(given and outputs.setdefault(given, wanted) != wanted for given, wanted in pairs)
+
+
+def _contradict(text: str, instances: Sequence[ParsedInstance], *, is_classification: bool) -> bool:
+    """Whether the outputs without an input differ where only one can be right.
+
+    That is so for class labels, and for short answers of which all hold a number or all are yes or no. Two poems, or
+    two names for a cat, do not contradict each other.
+    """
+    plain = [text[slice(*one.output)] for one in instances if one.input == NOWHERE]
+    if len(plain) < 2:  # noqa: PLR2004 - one cannot contradict itself
+        return False
+    outputs = {_folded(output) for output in plain}
+    return len(outputs) > 1 and (is_classification or _have_one_truth(outputs))
+
+
+def _have_one_truth(outputs: Collection[str]) -> bool:
+    answers = [output.split() for output in outputs]
+    if any(not 1 <= len(words) <= _SHORT_ANSWER for words in answers):
+        return False
+    hold_numbers = all(any(map(str.isdecimal, "".join(words))) for words in answers)
+    return hold_numbers or all(words[0] in _YES_OR_NO for words in answers)
 
 
 def _repeats(instruction: str, given: str, wanted: str) -> bool:
@@ -247,31 +276,3 @@ def _folded(text: str) -> str:
         return " ".join(text.lower().translate(_TO_SPACES).split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
-
-
-def _contradict(text: str, instances: Sequence[ParsedInstance], *, is_classification: bool) -> bool:
-    """Whether the outputs without an input differ where only one can be right.
-
-    That is so for class labels, and for short answers of which all hold a number or all are yes or no. Two poems, or
-    two names for a cat, do not contradict each other.
-    """
-    plain = [text[slice(*one.output)] for one in instances if one.input == NOWHERE]
-    if len(plain) < 2:  # noqa: PLR2004 - one cannot contradict itself
-        return False
-    outputs = {_folded(output) for output in plain}
-    return len(outputs) > 1 and (is_classification or _have_one_truth(outputs))
-
-
-def _have_one_truth(outputs: Collection[str]) -> bool:
-    answers = [output.split() for output in outputs]
-    if any(not 1 <= len(words) <= _SHORT_ANSWER for words in answers):
-        return False
-    hold_numbers = all(any(map(str.isdecimal, "".join(words))) for words in answers)
-    return hold_numbers or all(words[0] in _YES_OR_NO for words in answers)
-
-
-def _conflicts(text: str, instances: Sequence[ParsedInstance]) -> bool:
-    """Whether one input that is not empty has two different outputs."""
-    outputs: dict[str, str] = {}
-    pairs = (_texts(text, instance) for instance in instances)
-    return any(given and outputs.setdefault(given, wanted) != wanted for given, wanted in pairs)

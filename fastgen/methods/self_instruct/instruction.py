@@ -1,8 +1,14 @@
-"""Find where the items of a list begin.
+"""The first stage: ask for new instructions after some numbered ones, and read the list that comes back.
 
-Knows numbers in every writing (``9)``, ``**9.**``, ``Task 9:``, ``九、``, ``٩.``, ``①``), labels without numbers,
-letters and bullets, and numbers in the middle of a line that count on. Guarantees: never raises; linear in the text.
-Knows nothing of where an item ends.
+`parse` never raises and takes time linear in the text. Its spans lie in the completion, ascend and do not overlap, and
+every ``text`` equals ``item_text(completion.text, span, rules)``, so a log needs to store spans only.
+
+``list_style`` ``paper`` splits as the released code of Self-Instruct (Wang et al., ACL 2023) does. ``lenient`` reads
+lists as models write them, in three steps: `_find_markers` finds where items begin, `_read_list` cuts the answer there,
+and `_read_item` decides what of each piece is the instruction. It copes with ``9)``, ``9 .``, ``**9.**``,
+``9. **Title**: text``, ``#9``, ``Task 9:``, Chinese, full-width and Arabic numerals, letters, bullets, numbering that
+restarts or skips, several items on a line, a chatty line before the list and notes after it, code fences, headings,
+inputs or outputs that follow an instruction, JSON and tables.
 """
 
 from __future__ import annotations
@@ -24,9 +30,147 @@ if TYPE_CHECKING:
     from fastgen.types import Completion, Message, Span
 
 
+UNFINISHED: Final = "unfinished"
+"""The rule that rejects an item, or under ``drop_completion`` a completion, that the token limit cut."""
+UNCLOSED_THINKING: Final = "unclosed_thinking"
+"""The rule that rejects a completion of nothing but thinking that never ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedItem:
+    """One list item: its span, its text, and the parser's own reason for rejecting it, if any."""
+
+    span: Span
+    text: str
+    rule: str | None
+
+
+def build_prompt(demos: Sequence[str], prompts: PromptSet, *, classification_only: bool) -> str | tuple[Message, ...]:
+    """Return the prompt that lists ``demos`` and asks for the items after them.
+
+    Each demonstration is on one line, without a colon at its end. ``classification_only`` asks for classification
+    tasks.
+    """
+    template = prompts.instruction_classification if classification_only else prompts.instruction
+    listed = (f"{i}. {' '.join(demo.split()).rstrip(':')}" for i, demo in enumerate(demos, 1))
+    return template.fill(instructions="\n".join(listed), next_number=str(len(demos) + 1))
+
+
+def item_text(raw: str, span: Span, rules: Rules) -> str:
+    """Return the instruction that ``raw[start:end]`` holds.
+
+    Whitespace is collapsed; a bold beginning loses its marks (not with ``list_style`` ``paper``); the text is
+    capitalised if the rules say so.
+    """
+    text = " ".join(raw[span[0] : span[1]].split())
+    if text.startswith("**") and rules.list_style != "paper":
+        text = _BOLD_START.sub(r"\1", text)
+    return text.capitalize() if rules.capitalise else text
+
+
+def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[ParsedItem]:
+    """Return the items of the completion, in order; empty ones are left out.
+
+    ``first_number`` is the number at which the prompt ends. A completion prompt writes that number itself, so that the
+    text before the next number is an item too. A cut completion marks its last item, or all of them, `UNFINISHED`.
+    """
+    text = completion.text
+    if rules.list_style == "paper":
+        spans, cut, open_ended = _paper_spans(text), completion.finish_reason == "length", True
+    else:
+        answer = answer_span(text)
+        if answer is None:
+            return _items(text, (strip(text, 0, len(text)),), rules, UNCLOSED_THINKING)
+        spans, open_ended = _read_list(text, answer, first_number)
+        cut = is_cut(completion)
+    if cut and rules.unfinished == "drop_completion":
+        return _items(text, spans, rules, UNFINISHED)
+    if cut and open_ended:
+        return _items(text, spans[:-1], rules, None) + _items(text, spans[-1:], rules, UNFINISHED)
+    return _items(text, spans, rules, None)
+
+
+_BOLD_START: Final = re.compile(r"^\*\*(?=\S)((?:(?!\*\*).)++)(?<=\S)\*\*")
+_PAPER_BREAK: Final = re.compile(r"\n\d+\s?\. ")
+
+
+def _items(text: str, spans: tuple[Span, ...], rules: Rules, rule: str | None) -> list[ParsedItem]:
+    return [ParsedItem(span, item_text(text, span, rules), rule) for span in spans]
+
+
+def _paper_spans(text: str) -> tuple[Span, ...]:
+    breaks = [match.span() for match in _PAPER_BREAK.finditer(text)]
+    starts = [0, *(end for _, end in breaks)]
+    ends = [*(start for start, _ in breaks), len(text)]
+    spans = (strip(text, start, end) for start, end in zip(starts, ends, strict=True))
+    return tuple(span for span in spans if span[0] < span[1])
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
+
+_BLANK_LINE: Final = re.compile(r"\n[ \t\r]*+\n")
+_INSTRUCTION_NAMES: Final = ("instruction", "task", "prompt", "question", "text", "")
+
+
+def _read_list(text: str, answer: Span, first_number: int) -> tuple[tuple[Span, ...], bool]:
+    """Return the items in ``text[answer]``, and whether the last one runs up to the end of the text.
+
+    Text before the first marker is the item ``first_number``, unless it speaks to the reader or the list writes that
+    number itself.
+    """
+    markers = _find_markers(text, answer, first_number)
+    if not markers and (spans := _read_structured(text, answer)):
+        return spans, False
+    head = (answer[0], markers[0].start if markers else answer[1])
+    if _head_is_item(text, head, markers, first_number):
+        markers.insert(0, _Marker(head[0], _after_chatter(text, head), first_number, heading=False))
+    else:
+        markers[:0] = _first_inline(text, head, markers, first_number)
+    markers = list(_with_inline(text, markers, answer[1]))
+    ends = [*(marker.start for marker in markers[1:]), answer[1]]
+    items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
+    open_ended = answer[1] == len(text) and bool(items) and items[-1][0] != NOWHERE and not items[-1][1]
+    return tuple(span for span, _ in items if span != NOWHERE), open_ended
+
+
+def _read_structured(text: str, answer: Span) -> tuple[Span, ...]:
+    """Return the instructions of an answer that is JSON or a table."""
+    spans = []
+    for record in read_records(text, answer):
+        named = [record[name] for name in _INSTRUCTION_NAMES if name in record]
+        others = [span for name, span in record.items() if name not in NUMBER_NAMES]
+        spans += named[:1] or (others if len(others) == 1 else [])
+    return tuple(_clean(text, span) for span in spans if span != NOWHERE)
+
+
+def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:
+    """Whether the text before the first marker is the item whose number ends the prompt."""
+    start, end = trim(text, *head)
+    if (start, end) == NOWHERE:
+        return False
+    continues_prompt = start > head[0]  # after "9." comes a blank; an answer to a chat prompt starts without one
+    chatter = is_chatter(text, start, end)
+    if not markers:
+        return continues_prompt
+    blank_line = _BLANK_LINE.search(text, start, head[1]) is not None
+    if markers[0].number == first_number + 1:
+        return not (chatter and blank_line)
+    is_heading = text[end - 1] in ":\uff1a#*`"
+    return continues_prompt and markers[0].number != first_number and not (chatter or blank_line or is_heading)
+
+
+def _after_chatter(text: str, head: Span) -> int:
+    """Return where the head begins, after an opening paragraph that speaks to the reader."""
+    start, end = trim(text, *head)
+    blank_line = _BLANK_LINE.search(text, start, end)
+    return blank_line.end() if blank_line and is_chatter(text, start, blank_line.start()) else start
+
+
+# -- where items begin -------------------------------------------------------------------------------------------------
+
 _MOST_MARKERS: Final = 10_000  # of a completion that lists more, the rest belongs to the last item
 # Every pattern but _INLINE_NUMBER is matched at the beginning of a line.
-DASH: Final = r"[-\u2013\u2014]"
+_DASH: Final = r"[-\u2013\u2014]"
 _NOUN: Final = (
     r"(?:task|instruction|prompt|question|q|item|idea|no\.?|tarea|instrucci[oó]n|tâche|aufgabe|задание|задача"
     r"|مهمة|कार्य|งาน|任务|任務|指令|题目|问题|タスク|課題|작업|과제)"
@@ -35,21 +179,21 @@ _HAN_NUMBER: Final = "[一二三四五六七八九十]{1,3}"
 _NUMBERED: Final = re.compile(
     rf"""{OPEN}(?:
         (?P<noun>{_NOUN})[ \t]*+[\#\u2116]?(?:(?P<named>\d{{1,3}})|{_HAN_NUMBER}){CLOSE}
-          [ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{DASH}(?=\s)|$)
+          [ \t]*+(?:[.:)\uff1a\uff0e、](?!\d)|{_DASH}(?=\s)|$)
         | [\#\u2116](?P<hashed>\d{{1,3}})[.:)]?(?=[\s*])
         | [(\[\uff08](?:(?P<bracketed>\d{{1,3}})|{_HAN_NUMBER})[)\]\uff09]
         | (?P<plain>\d{{1,3}})(?(mark)(?:(?P=mark))?)
-          (?:[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d) | [ \t]*+{DASH}[ \t]++(?=[^\W\d_]))
+          (?:[ \t]?\\?[.)\]:\uff1a\uff0e、。\uff09](?!\d) | [ \t]*+{_DASH}[ \t]++(?=[^\W\d_]))
         | {_HAN_NUMBER}[、\uff0e]
         | [①-⑳] | (?:\d\ufe0f?\u20e3){{1,2}} | \U0001f51f
     ){CLOSE}[ \t]*+""",
     re.IGNORECASE | re.VERBOSE,
 )
 _LABEL: Final = rf"{OPEN}(?:new )?(?:task|instruction|prompt|指令|任务%s){CLOSE}[ \t]*+{COLON}{CLOSE}[ \t]*+"
-LABELLED: Final = re.compile(_LABEL % "", re.IGNORECASE)
+_LABELLED: Final = re.compile(_LABEL % "", re.IGNORECASE)
 _LABELLED_ITEM: Final = re.compile(_LABEL % "|question", re.IGNORECASE)  # inside an item, a question is its input
 _LETTERED: Final = re.compile(rf"{OPEN}\(?(?:[a-h]|[ivx]{{1,5}})[.)]{CLOSE}(?<=[ \t])(?=\S)", re.IGNORECASE)
-BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
+_BULLETED: Final = re.compile(r"[ \t]*+[-*+•●▪◦‣·\u2013][ \t]++")
 _INLINE_NUMBER: Final = re.compile(
     r"(?P<before>\S)[ \t]++(?:\*\*)?(?P<number>\d{1,3})[.)](?:\*\*)?[ \t]++(?=(?P<first>\S))"
 )
@@ -57,8 +201,8 @@ _BEFORE_NUMBER: Final = frozenset('.?!…。\uff1f\uff01"”\u2019)」』*')
 
 
 @dataclass(frozen=True, slots=True)
-class Marker:
-    """What begins an item: ``start`` is where its line begins, ``end`` where the item's own text does."""
+class _Marker:
+    """The beginning of an item: ``start`` is where its line begins, ``end`` where its text does."""
 
     start: int
     end: int
@@ -66,17 +210,14 @@ class Marker:
     heading: bool
 
 
-def find_markers(text: str, answer: Span, first_number: int) -> list[Marker]:
-    """Return the markers of one kind, the most telling kind there is: numbers, else labels, letters, or bullets.
-
-    :param first_number: the number that the prompt already wrote.
-    """
+def _find_markers(text: str, answer: Span, first_number: int) -> list[_Marker]:
+    """Return the markers of the most telling kind there is: numbers, else labels, letters, or bullets."""
     if numbered := _matches(text, answer, _NUMBERED):
         return _outermost(_of_the_list(text, answer, numbered, {first_number, first_number + 1}))
     if labelled := _matches(text, answer, _LABELLED_ITEM):
         return [_marker(match) for match in labelled]
     lettered = _matches(text, answer, _LETTERED)
-    listed = lettered if len(lettered) > 1 else _matches(text, answer, BULLETED)
+    listed = lettered if len(lettered) > 1 else _matches(text, answer, _BULLETED)
     head = trim(text, answer[0], listed[0].start()) if listed else NOWHERE
     are_items = head == NOWHERE or is_chatter(text, *head)  # else they are part of the first item
     return _outermost(listed) if are_items else []
@@ -85,8 +226,8 @@ def find_markers(text: str, answer: Span, first_number: int) -> list[Marker]:
 def _of_the_list(text: str, answer: Span, numbered: list[re.Match[str]], wanted: set[int]) -> list[re.Match[str]]:
     """Return the numbers that count the items of the list, not those inside an item ("Question 1: ... Question 2:").
 
-    Numbers with a name and numbers without are told apart: the kind that counts on from the prompt is the list's, else
-    the commoner one. A number of the other kind belongs to the list where it counts on.
+    There are numbers with a name and numbers without. The kind that continues the prompt's numbers is the list's, else
+    the more frequent one. A number of the other kind belongs to the list where it is the next one.
     """
     named = [match for match in numbered if match["noun"]]
     if len(named) in (0, len(numbered)):
@@ -106,7 +247,7 @@ def _of_the_list(text: str, answer: Span, numbered: list[re.Match[str]], wanted:
 
 
 def _are_questions_of_an_item(text: str, answer: Span, named: list[re.Match[str]], wanted: set[int]) -> bool:
-    """Whether numbered questions follow the text of an item that the prompt began, which is about them."""
+    """Whether numbered questions follow an item that the prompt began, and belong to it."""
     head = trim(text, answer[0], named[0].start())
     return (
         head[0] > answer[0]
@@ -126,19 +267,19 @@ def _matches(text: str, answer: Span, pattern: re.Pattern[str]) -> list[re.Match
 
 @cache
 def _on_any_line(pattern: re.Pattern[str]) -> re.Pattern[str]:
-    """Return the pattern for use with ``finditer``, which passes over other lines much faster than a loop."""
+    """Return the pattern for ``finditer``, which skips other lines much faster than a loop."""
     return re.compile(r"^(?!\n)" + pattern.pattern, pattern.flags | re.MULTILINE)
 
 
-def _outermost(found: list[re.Match[str]]) -> list[Marker]:
+def _outermost(found: list[re.Match[str]]) -> list[_Marker]:
     """Return the markers that are not indented; a deeper list belongs to the item that it is in."""
     indents = [len(match[0]) - len(match[0].lstrip(" \t")) for match in found]
     outer = min(indents, default=0) + 1
     return [_marker(match) for match, indent in zip(found, indents, strict=True) if indent <= outer]
 
 
-def first_inline(text: str, head: Span, markers: list[Marker], first_number: int) -> list[Marker]:
-    """Return the item that begins in the head, where chatter and its number are on one line ("Sure: 9. ...")."""
+def _first_inline(text: str, head: Span, markers: list[_Marker], first_number: int) -> list[_Marker]:
+    """Return the item that begins in the head, after chatter on the same line ("Sure: 9. ...")."""
     found = [match for match in _INLINE_NUMBER.finditer(text, *head) if _counts_on(match, _BEFORE_NUMBER | {":"})]
     if markers:
         found = [match for match in found[-1:] if int(match["number"]) + 1 == markers[0].number]
@@ -147,11 +288,11 @@ def first_inline(text: str, head: Span, markers: list[Marker], first_number: int
     return [_inline_marker(match) for match in found[:1]]
 
 
-def with_inline(text: str, markers: list[Marker], end: int) -> Iterator[Marker]:
-    """Yield the markers and, between two of them, those inside lines that count on ("9. Sing. 10. Dance.")."""
+def _with_inline(text: str, markers: list[_Marker], end: int) -> Iterator[_Marker]:
+    """Yield the markers and, between two of them, consecutive ones inside lines ("9. Sing. 10. Dance.")."""
     for marker, following in zip(markers, [*markers[1:], None], strict=bool(markers)):
         yield marker
-        inline: list[Marker] = []
+        inline: list[_Marker] = []
         number = marker.number
         for match in _INLINE_NUMBER.finditer(text, marker.end, following.start if following else end):
             if number is None or int(match["number"]) != number + 1 or not _counts_on(match):
@@ -164,12 +305,12 @@ def with_inline(text: str, markers: list[Marker], end: int) -> Iterator[Marker]:
 
 
 def _counts_on(match: re.Match[str], before: frozenset[str] = _BEFORE_NUMBER) -> bool:
-    """Whether an inline number stands between two sentences."""
+    """Whether an inline number is between two sentences."""
     return match["before"] in before and not match["first"].islower()
 
 
-def _inline_marker(match: re.Match[str]) -> Marker:
-    return Marker(match.start("before") + 1, match.end(), int(match["number"]), heading=False)
+def _inline_marker(match: re.Match[str]) -> _Marker:
+    return _Marker(match.start("before") + 1, match.end(), int(match["number"]), heading=False)
 
 
 def _number(match: re.Match[str]) -> int | None:
@@ -178,14 +319,19 @@ def _number(match: re.Match[str]) -> int | None:
     return int(number) if number else None
 
 
-def _marker(match: re.Match[str]) -> Marker:
-    return Marker(match.start(), match.end(), _number(match), heading="# " in match[0])
+def _marker(match: re.Match[str]) -> _Marker:
+    return _Marker(match.start(), match.end(), _number(match), heading="# " in match[0])
 
+
+# -- where an item ends ------------------------------------------------------------------------------------------------
 
 # Every pattern is matched against one line.
+_MOST_LINES: Final = 10_000  # an item of more lines is not looked at more closely
+_TITLE_WORDS: Final = 6  # bold text of more words is no title but the instruction itself
+_SENTENCE_ENDS: Final = (".", "?", "!", "。", "\uff1f", "\uff01")
+_QUOTES: Final = {'"': '"', "“": "”", "「": "」", "«": "»", "`": "`"}
 _LONE_NUMBER: Final = re.compile(r"[ \t]*+(?:\*\*)?#?\d{1,3}[ \t]*+$")
 _BREAK: Final = re.compile(r"[ \t\r]*+(?:$|```|~~~|\#{1,6}[ \t]|(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t\r]*+$)")
-_BLANK_LINE: Final = re.compile(r"\n[ \t\r]*+\n")
 _PART: Final = re.compile(
     rf"""{OPEN}[(\[]?(?:(?:(?:expected|example|sample)[ ])?(?:input|output)s?|examples?|instances?|answer|response
     |solution|explanation|class[ ]label|note|输入|输出|示例){CLOSE}[ \t]*+\d*+{CLOSE}[ \t]*+{COLON}""",
@@ -194,120 +340,43 @@ _PART: Final = re.compile(
 _INLINE_PART: Final = re.compile(
     rf"(?<=[.?!:。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Output)[ \t]*+\d*+[ \t]*+(?:\*\*)?{COLON}"
 )
-_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{COLON}|{DASH}(?=\s))?"
+_BOLD: Final = rf"(?P<inner>(?:(?!\*\*|__).)+?)(?P<colon>{COLON}?)(?:\*\*|__)[ \t]*+(?P<after>{COLON}|{_DASH}(?=\s))?"
 _TITLE: Final = re.compile(rf"(?:\*\*|__){_BOLD}")
 _ITALIC_TITLE: Final = re.compile(rf"([*_])(?![*_ \t])[^*_\n]{{1,60}}(?:{COLON}\1|\1[ \t]*+{COLON})")
 _TITLE_OPENED_BEFORE: Final = re.compile(_BOLD)  # "**9. Title**: text", where the marker took the opening
-_MOST_LINES: Final = 10_000  # an item of more lines is not looked at more closely
-_TITLE_WORDS: Final = 6  # bold text of more words is no title but the instruction itself
-_SENTENCE_ENDS: Final = (".", "?", "!", "。", "\uff1f", "\uff01")
-_INSTRUCTION_NAMES: Final = ("instruction", "task", "prompt", "question", "text", "")
-_QUOTES: Final = {'"': '"', "“": "”", "「": "」", "«": "»", "`": "`"}
 
 
-@dataclass(frozen=True, slots=True)
-class ListReading:
-    """The items found; ``open_ended`` when the last one runs up to the end of the text, so that more may be missing."""
+def _read_item(text: str, marker: _Marker, end: int) -> tuple[Span, bool]:
+    """Return the item that begins at ``marker``, and whether something after it shows that it is complete.
 
-    spans: tuple[Span, ...]
-    open_ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One item; ``closed`` when something after it shows that it is complete."""
-
-    span: Span
-    closed: bool
-
-
-def read_list(text: str, answer: Span, *, first_number: int) -> ListReading:
-    """Return the items in ``text[answer]``.
-
-    :param first_number: the number that the prompt already wrote; text before the first marker is its item, unless it
-        speaks to the reader or the list writes that number itself.
-    """
-    markers = find_markers(text, answer, first_number)
-    if not markers and (reading := _read_structured(text, answer)):
-        return reading
-    head = (answer[0], markers[0].start if markers else answer[1])
-    if _head_is_item(text, head, markers, first_number):
-        markers.insert(0, Marker(head[0], _after_chatter(text, head), first_number, heading=False))
-    else:
-        markers[:0] = first_inline(text, head, markers, first_number)
-    markers = list(with_inline(text, markers, answer[1]))
-    ends = [*(marker.start for marker in markers[1:]), answer[1]]
-    items = [_read_item(text, marker, end) for marker, end in zip(markers, ends, strict=bool(markers))]
-    spans = tuple(item.span for item in items if item.span != NOWHERE)
-    open_ended = answer[1] == len(text) and bool(items) and items[-1].span != NOWHERE and not items[-1].closed
-    return ListReading(spans, open_ended)
-
-
-def _read_structured(text: str, answer: Span) -> ListReading | None:
-    """Return the instructions of an answer that is JSON or a table; ``None`` for any other."""
-    spans = []
-    for record in read_records(text, answer):
-        named = [record[name] for name in _INSTRUCTION_NAMES if name in record]
-        others = [span for name, span in record.items() if name not in NUMBER_NAMES]
-        spans += named[:1] or (others if len(others) == 1 else [])
-    spans = [_clean(text, span) for span in spans if span != NOWHERE]
-    return ListReading(tuple(spans), open_ended=False) if spans else None
-
-
-def _head_is_item(text: str, head: Span, markers: list[Marker], first_number: int) -> bool:
-    """Whether what stands before the first marker is the item whose number the prompt ended in."""
-    start, end = trim(text, *head)
-    if (start, end) == NOWHERE:
-        return False
-    goes_on = start > head[0]  # right after "9." comes a blank; an answer to a chat prompt starts without one
-    chatter = is_chatter(text, start, end)
-    if not markers:
-        return goes_on
-    blank_line = _BLANK_LINE.search(text, start, head[1]) is not None
-    if markers[0].number == first_number + 1:
-        return not (chatter and blank_line)
-    return (
-        goes_on and markers[0].number != first_number and not (chatter or blank_line or text[end - 1] in ":\uff1a#*`")
-    )
-
-
-def _after_chatter(text: str, head: Span) -> int:
-    """Return where the head begins in earnest: after an opening paragraph that speaks to the reader."""
-    start, end = trim(text, *head)
-    blank_line = _BLANK_LINE.search(text, start, end)
-    return blank_line.end() if blank_line and is_chatter(text, start, blank_line.start()) else start
-
-
-def _read_item(text: str, marker: Marker, end: int) -> _Item:
-    """Return the item that begins at ``marker``: its first paragraph, up to an input, output, fence or heading.
-
-    A title before the instruction ("**Haiku**: Write ...", or a bold line of its own) is left out, and so is what
-    follows a first line that is wholly bold and no title: a remark on it.
+    It is the first paragraph, up to an input, output, fence or heading. A title before the instruction ("**Haiku**:
+    Write ...", or a bold line by itself) is left out. So is what follows a first line that is wholly bold and no title:
+    a remark on it.
     """
     body, is_title, is_whole = NOWHERE, marker.heading, False
     whole = trim(text, marker.end, end)
     if whole == NOWHERE:
-        return _Item(NOWHERE, closed=False)
+        return NOWHERE, False
     for number, (start, stop) in enumerate(lines(text, whole[0], end)):
         if number == _MOST_LINES:
-            return _Item(_clean(text, (body[0], end)), closed=False)
+            return _clean(text, (body[0], end)), False
         if body != NOWHERE and (is_whole or _ends_item(text, (start, stop), is_title=is_title)):
-            return _Item(_clean(text, body), closed=True)
+            return _clean(text, body), True
         if _BREAK.match(text, start, stop):
             continue
-        label = LABELLED.match(text, start, stop)
+        label = _LABELLED.match(text, start, stop)
         if label and (number <= 1 or is_title):
             body, is_title = (label.end(), stop), False
         elif body == NOWHERE:
             body, is_title = _first_line(text, (start, stop), heading=is_title)
             is_whole = not is_title and text[body[1] : stop].strip() in ("**", "__")
         elif is_title:
-            body, is_title = (_after(BULLETED, text, (start, stop)), stop), False
+            body, is_title = (_after_bullet(text, (start, stop)), stop), False
         else:
             body = (body[0], stop)
         if part := _INLINE_PART.search(text, max(start, body[0]), stop):
-            return _Item(_clean(text, (body[0], part.start())), closed=True)
-    return _Item(_clean(text, body), closed=False)
+            return _clean(text, (body[0], part.start())), True
+    return _clean(text, body), False
 
 
 def _ends_item(text: str, line: Span, *, is_title: bool) -> bool:
@@ -318,14 +387,14 @@ def _ends_item(text: str, line: Span, *, is_title: bool) -> bool:
     return not is_title and _BREAK.match(text, *line) is not None
 
 
-def _after(pattern: re.Pattern[str], text: str, line: Span) -> int:
-    match = pattern.match(text, *line)
+def _after_bullet(text: str, line: Span) -> int:
+    match = _BULLETED.match(text, *line)
     return match.end() if match else line[0]
 
 
 def _first_line(text: str, line: Span, *, heading: bool) -> tuple[Span, bool]:
-    """Return what of an item's first line is instruction, and whether it is only a title."""
-    start, stop = _after(BULLETED, text, line), line[1]
+    """Return the part of an item's first line that is instruction, and whether it is only a title."""
+    start, stop = _after_bullet(text, line), line[1]
     opened_before = text.count("**", start, stop) % 2
     title = (_TITLE_OPENED_BEFORE if opened_before else _TITLE).match(text, start, stop)
     if title is None and (title := _ITALIC_TITLE.match(text, start, stop)):
@@ -353,78 +422,3 @@ def _clean(text: str, span: Span) -> Span:
         if wrapped and inner[0] < inner[1] and closing not in text[slice(*inner)]:
             start, end = trim(text, *inner)
     return start, end
-
-
-UNFINISHED: Final = "unfinished"
-"""The item, or under ``drop_completion`` its whole completion, was cut by the token limit."""
-UNCLOSED_THINKING: Final = "unclosed_thinking"
-"""The completion is nothing but thinking that never ended."""
-
-_BOLD_START: Final = re.compile(r"^\*\*(?=\S)((?:(?!\*\*).)++)(?<=\S)\*\*")
-_PAPER_BREAK: Final = re.compile(r"\n\d+\s?\. ")
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedItem:
-    """One list item: where it is, its text, and the parser's own reason for rejecting it, if any."""
-
-    span: Span
-    text: str
-    rule: str | None
-
-
-def item_text(raw: str, span: Span, rules: Rules) -> str:
-    """Return the instruction that ``raw[start:end]`` holds.
-
-    Whitespace is collapsed; a bold beginning loses its marks (not with ``list_style`` ``paper``); the text is
-    capitalised if the rules say so.
-    """
-    text = " ".join(raw[span[0] : span[1]].split())
-    if text.startswith("**") and rules.list_style != "paper":
-        text = _BOLD_START.sub(r"\1", text)
-    return text.capitalize() if rules.capitalise else text
-
-
-def build_prompt(demos: Sequence[str], prompts: PromptSet, *, classification_only: bool) -> str | tuple[Message, ...]:
-    """Return the prompt that lists ``demos`` and asks for what comes after them.
-
-    Inside the list each demonstration is on one line, without a colon at its end. ``classification_only`` asks for
-    classification tasks.
-    """
-    template = prompts.instruction_classification if classification_only else prompts.instruction
-    listed = (f"{i}. {' '.join(demo.split()).rstrip(':')}" for i, demo in enumerate(demos, 1))
-    return template.fill(instructions="\n".join(listed), next_number=str(len(demos) + 1))
-
-
-def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[ParsedItem]:
-    """Return the items of the completion, in order; empty ones are left out.
-
-    ``first_number`` is the number at which the prompt left off: a completion prompt ends in it, so that the text before
-    the first further number is an item. A cut completion marks its last item, or all of them, :data:`UNFINISHED`.
-    """
-    text = completion.text
-    if rules.list_style == "paper":
-        spans, cut, open_ended = _paper_spans(text), completion.finish_reason == "length", True
-    else:
-        answer = answer_span(text)
-        if answer is None:
-            return _items(text, (strip(text, 0, len(text)),), rules, UNCLOSED_THINKING)
-        reading = read_list(text, answer, first_number=first_number)
-        spans, cut, open_ended = reading.spans, is_cut(completion), reading.open_ended
-    if cut and rules.unfinished == "drop_completion":
-        return _items(text, spans, rules, UNFINISHED)
-    if cut and open_ended:
-        return _items(text, spans[:-1], rules, None) + _items(text, spans[-1:], rules, UNFINISHED)
-    return _items(text, spans, rules, None)
-
-
-def _paper_spans(text: str) -> tuple[Span, ...]:
-    breaks = [match.span() for match in _PAPER_BREAK.finditer(text)]
-    starts = [0, *(end for _, end in breaks)]
-    ends = [*(start for start, _ in breaks), len(text)]
-    spans = (strip(text, start, end) for start, end in zip(starts, ends, strict=True))
-    return tuple(span for span in spans if span[0] < span[1])
-
-
-def _items(text: str, spans: tuple[Span, ...], rules: Rules, rule: str | None) -> list[ParsedItem]:
-    return [ParsedItem(span, item_text(text, span, rules), rule) for span in spans]

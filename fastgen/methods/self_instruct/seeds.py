@@ -1,9 +1,8 @@
-"""Seed tasks: the hand-written start of a pool, read from JSON lines and checked to the last field.
+"""Seed tasks: what a run begins with, read from JSON lines and checked to the last field.
 
-Guarantees: a task that is returned is complete (at least one instance, no blank instruction or output, no NUL, no lone
-surrogate, an id of its own), and every defect is an `InputError` of one line that names file, line and field and says
-what to do. The schema is that of Self-Instruct (Wang et al., ACL 2023), so the authors' own file loads too. Knows
-nothing of prompts, models or run folders.
+A task that is returned is complete: at least one instance, no blank instruction or output, no NUL, no lone surrogate,
+and a unique id. Every defect is an `InputError` of one line that names file, line and field and says what to do. The
+schema is that of Self-Instruct (Wang et al., ACL 2023), so the authors' own file loads too.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from fastgen.errors import InputError
 from fastgen.methods.self_instruct.filters import check_instruction, count_words
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.similarity.rouge import f1_of_lcs, rouge_l_f1, tokenise
+from fastgen.text import printable
 from fastgen.types import Instance, SeedTask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 NEAR: Final = 0.5
-"""Two seeds at or above this ROUGE-L F1 teach the model little more than one of them."""
+"""ROUGE-L F1 from which on two seeds teach the model little more than one of them."""
 FEWEST: Final = 8
 """Demonstrations in one prompt of the method."""
 
@@ -52,16 +52,16 @@ class SeedPair:
     rouge_l: float
 
     def __str__(self) -> str:
-        return f"{_printable(self.first)} and {_printable(self.second)} (ROUGE-L {self.rouge_l:.3f})"
+        return f"{printable(self.first)} and {printable(self.second)} (ROUGE-L {self.rouge_l:.3f})"
 
 
 @dataclass(frozen=True, slots=True)
 class SeedReport:
-    """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for a person.
+    """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for the user.
 
-    Words are counted as the rules of the preset count them. ``empty_input_share`` is the share (0..1) of instances with
-    a blank input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are
-    one line each; a file with warnings still works.
+    Words are counted by the rules of the preset. ``empty_input_share`` is the share (0..1) of instances with a blank
+    input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one line
+    each; a file with warnings still works.
     """
 
     path: Path
@@ -77,7 +77,7 @@ class SeedReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{_printable(str(self.path))}: {self.tasks} seed tasks, {self.instances} instances",
+            f"{printable(str(self.path))}: {self.tasks} seed tasks, {self.instances} instances",
             f"  classification     {self.classification} of {self.tasks}",
             f"  empty input        {self.empty_input_share:.1%} of the instances",
             f"  instruction words  {self.words_min} to {self.words_max}, median {self.words_median:g}",
@@ -87,9 +87,9 @@ class SeedReport:
 
 
 def default_seed_path() -> Path:
-    """Where the shipped seed tasks are: beside this module in an installed wheel, else ``seeds/`` of the checkout.
+    """Return the file of the shipped seed tasks: beside this module in a wheel, else in ``seeds/`` of the checkout.
 
-    :raises InputError: neither exists, which means a damaged installation.
+    :raises InputError: neither exists; the installation is damaged.
     """
     module = Path(__file__).resolve()
     for path in (module.with_name(_FILE_NAME), module.parents[3] / "seeds" / _FILE_NAME):
@@ -99,7 +99,7 @@ def default_seed_path() -> Path:
 
 
 def load_seed_tasks(path: Path) -> tuple[SeedTask, ...]:
-    """The tasks of a JSON-lines file; see `parse_seed_tasks`.
+    """Return the tasks of a JSON-lines file.
 
     :raises InputError: the file cannot be read, or as `parse_seed_tasks`.
     """
@@ -107,10 +107,11 @@ def load_seed_tasks(path: Path) -> tuple[SeedTask, ...]:
 
 
 def parse_seed_tasks(path: Path, content: bytes) -> tuple[SeedTask, ...]:
-    """Every task of JSON lines, in order; blank lines and a byte order mark are skipped. ``path`` is for messages.
+    """Return the tasks of JSON lines, in order. ``path`` is for messages.
 
-    Each line is an object with ``id``, ``instruction``, ``instances`` (one or more ``{"input", "output"}``) and
-    ``is_classification``; ``name`` may be left out (then it is the id), other keys are ignored.
+    Blank lines and a byte order mark are skipped. Each line is an object with ``id``, ``instruction``, ``instances``
+    (one or more ``{"input", "output"}``) and ``is_classification``. ``name`` may be left out (then it is the id); other
+    keys are ignored.
 
     :raises InputError: the content is not UTF-8 or holds no task; a line is not a JSON object; a field is missing,
         blank or of another type; an id is used twice or has the form of a machine instruction's.
@@ -119,7 +120,7 @@ def parse_seed_tasks(path: Path, content: bytes) -> tuple[SeedTask, ...]:
 
 
 def read_seed_file(path: Path) -> bytes:
-    """The bytes of a seed file, which may be a pipe: it is opened and read once.
+    """Return the bytes of a seed file, which may be a pipe: it is opened and read once.
 
     :raises InputError: it cannot be read.
     """
@@ -127,7 +128,7 @@ def read_seed_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{_printable(str(path))}: cannot be read ({reason}); name a file of JSON lines") from None
+        raise InputError(f"{printable(str(path))}: cannot be read ({reason}); name a file of JSON lines") from None
 
 
 def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
@@ -140,9 +141,9 @@ def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
 
 
 def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
-    """Load a seed file and judge it as a start for a run with ``preset`` (a key of `PRESETS`).
+    """Load a seed file and report on it as the start of a run with ``preset`` (a key of `PRESETS`).
 
-    The report has figures, and a warning for what will hurt a run.
+    The report has figures, and warnings of what will hurt a run.
 
     :raises InputError: as `load_seed_tasks`.
     """
@@ -172,7 +173,7 @@ def _numbered_tasks(path: Path, content: bytes) -> list[tuple[int, SeedTask]]:
     for number, line in enumerate(content.removeprefix(_BOM).split(b"\n"), start=1):
         if not line.strip():
             continue
-        where = f"{_printable(str(path))}:{number}"
+        where = f"{printable(str(path))}:{number}"
         task = _task(_object(line, where), where)
         if task.id in line_of:
             raise InputError(
@@ -181,7 +182,7 @@ def _numbered_tasks(path: Path, content: bytes) -> list[tuple[int, SeedTask]]:
         line_of[task.id] = number
         numbered.append((number, task))
     if not numbered:
-        raise InputError(f"{_printable(str(path))}: holds no seed task; write one JSON object on each line")
+        raise InputError(f"{printable(str(path))}: holds no seed task; write one JSON object on each line")
     return numbered
 
 
@@ -196,7 +197,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
         problem = f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
         raise InputError(f"{where}: {problem}; write one whole JSON object on each line") from None
     except KeyError as error:
-        raise InputError(f"{where}: {_printable(error.args[0])}: appears twice in one object; keep one") from None
+        raise InputError(f"{where}: {printable(error.args[0])}: appears twice in one object; keep one") from None
     except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
         raise InputError(f"{where}: JSON beyond what can be read; simplify or remove this line") from None
     if not isinstance(value, dict):
@@ -205,7 +206,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these fields, or KeyError for a key that would silently replace another."""
+    """Return the object of these fields; raises KeyError for a key that would silently replace another."""
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
@@ -262,15 +263,11 @@ def _unfit(where: str, field: str, value: object, wanted: str) -> InputError:
     return InputError(f"{where}: {field}: found {_KINDS.get(type(value), 'a number')}; make it {wanted}")
 
 
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def _closest_and_near(tasks: Sequence[SeedTask]) -> tuple[SeedPair | None, list[SeedPair]]:
-    """The most similar pair, and all pairs at or above `NEAR`, most similar first.
+    """Return the most similar pair, and all pairs at or above `NEAR`, most similar first.
 
-    An LCS is never longer than the multiset overlap of the tokens, which is one AND of two bit sets; only pairs that
-    this bound leaves in the race are scored.
+    An LCS is never longer than the multiset overlap of the tokens, which is one AND of two bit sets. Only pairs that
+    this bound does not exclude are scored.
     """
     tokens = [tokenise(task.instruction) for task in tasks]
     closest: SeedPair | None = None
@@ -288,7 +285,7 @@ def _closest_and_near(tasks: Sequence[SeedTask]) -> tuple[SeedPair | None, list[
 
 
 def _bits(texts: Sequence[list[str]]) -> list[int]:
-    """One bit for each token together with how often it came before in the same text."""
+    """One bit for each token together with how often it occurred before in the same text."""
     numbers = defaultdict[tuple[str, int], int](count().__next__)
     return [sum(1 << numbers[token, text[:i].count(token)] for i, token in enumerate(text)) for text in texts]
 
@@ -307,10 +304,10 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
 
 
 def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]], preset: str) -> Iterator[str]:
-    """What the instruction filters would reject; seeds themselves are never filtered, but the model imitates them."""
+    """Warn of seeds that the instruction filters would reject: seeds are not filtered, but the model imitates them."""
     for line, task in numbered:
         if rule := check_instruction(" ".join(task.instruction.split()), PRESETS[preset]):
-            where = f"{_printable(str(path))}:{line}: instruction"
+            where = f"{printable(str(path))}:{line}: instruction"
             yield f"{where}: --preset {preset} rejects machine instructions like this one ({rule}); reword it"
 
 

@@ -1,16 +1,15 @@
 r"""Read answers that are JSON or a Markdown table instead of the text that was asked for.
 
-Both become records: name of the field, in lower case, to where its value is. Guarantees: never raises; takes time
-linear in the answer (one of more than 200,000 characters is not read); a span holds a value as it is written. A JSON
-string with escapes (``\n``, ``\"``) is therefore left out: its text is not a part of the completion. Knows nothing of
-what the fields mean.
+Both become records: the name of each field, in lower case, and the span of its value. A span holds a value as it is
+written, so a JSON string with escapes (``\n``, ``\"``) is left out. Nothing raises, and everything takes time linear in
+the answer. One of more than 200,000 characters is not read.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from itertools import chain, pairwise
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from fastgen.text import NOWHERE, lines, trim
@@ -26,7 +25,7 @@ NUMBER_NAMES: Final = frozenset({"#", "no", "no.", "nr", "nr.", "number", "id", 
 Record = dict[str, "Span"]
 """Values by name; the elements of a plain list are records with the one name ``""``."""
 
-_LONGEST: Final = 200_000  # characters; no answer of a model is that long, unless it repeats itself
+_LONGEST: Final = 200_000  # characters; longer answers of models repeat themselves
 _JSON_FENCE: Final = re.compile(r"```(?:json)?[ \t\r]*\n(?=\s*+[\[{])", re.IGNORECASE)
 _TOKEN: Final = re.compile(
     r'"(?P<string>(?:[^"\\]++|\\.)*+)"|(?P<mark>[\[\]{}:])|(?P<plain>[^\s"\[\]{}:,]++)', re.DOTALL
@@ -55,38 +54,31 @@ def _json_records(text: str, region: Span) -> list[Record]:
     except (ValueError, RecursionError):
         return []
     records: list[Record] = []
-    open_records: list[Record | None] = []  # None for a list
+    containers: list[Record | None] = []  # those that are open; None for a list
     name = ""
-    for token, following in pairwise(chain(_TOKEN.finditer(text, *region), [None])):
-        if token is None:  # never: the last token is no first of a pair
-            break
-        if token["mark"]:
-            _open_or_close(token["mark"], open_records, records)
+    tokens = list(_TOKEN.finditer(text, *region))
+    for token, following in zip_longest(tokens, tokens[1:]):
+        if token["mark"] == "{":
+            record: Record = {}
+            records.append(record)
+            containers.append(record)
+        elif token["mark"] == "[":
+            containers.append(None)
+        elif token["mark"] in ("]", "}"):
+            containers.pop()
+        elif token["mark"]:  # a colon
+            continue
         elif following is not None and following["mark"] == ":":
             name = token["string"].strip().lower().replace("_", " ")
         elif "\\" not in token[0]:
             value = trim(text, *token.span("string" if token["plain"] is None else "plain"))
-            _put(NOWHERE if token["plain"] == "null" else value, name, open_records, records)
+            value = NOWHERE if token["plain"] == "null" else value
+            within = containers[-1] if containers else None
+            if within is None:
+                records.append({"": value})
+            else:
+                within[name] = value
     return records
-
-
-def _open_or_close(mark: str, open_records: list[Record | None], records: list[Record]) -> None:
-    if mark == "{":
-        record: Record = {}
-        records.append(record)
-        open_records.append(record)
-    elif mark == "[":
-        open_records.append(None)
-    elif mark in "]}":
-        open_records.pop()
-
-
-def _put(value: Span, name: str, open_records: list[Record | None], records: list[Record]) -> None:
-    record = open_records[-1] if open_records else None
-    if record is None:
-        records.append({"": value})
-    else:
-        record[name] = value
 
 
 def _table_records(text: str, region: Span) -> Iterator[Record]:
