@@ -36,6 +36,8 @@ _HELP = """Self-Instruct at full speed: a language model writes new instructions
 classification tasks from others and writes instances; everything low-quality or too similar is filtered out.
 
 Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
+
+Exit codes: 0 done; 2 bad input; 3 stopped, the same command resumes; 130 interrupted.
 """
 
 app = App(
@@ -51,17 +53,11 @@ seeds_app = App(name="seeds", help="Check seed tasks.")
 embedded_app = App(name="embedded", help="The small CPU server that fastgen can set up: show it, remove it.")
 app.command(seeds_app)
 app.command(embedded_app)
-app.command(commands.generate)
-app.command(commands.status)
-app.command(commands.refilter)
-app.command(commands.audit)
-app.command(commands.export)
-app.command(commands.dedup)
-app.command(commands.judge)
-app.command(commands.evaluate)
-app.command(commands.report)
-app.command(commands.dashboard)
-app.command(commands.tune)
+for command in (
+    *(commands.generate, commands.status, commands.refilter, commands.audit, commands.export, commands.dedup),
+    *(commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
+):
+    app.command(command)
 seeds_app.command(commands.check)
 embedded_app.command(commands.embedded_status, name="status")
 embedded_app.command(commands.embedded_remove, name="remove")

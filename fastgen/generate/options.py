@@ -223,14 +223,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number that a request can carry")
 
 
-@Parameter(name="*", group=_SPEED)
+@Parameter(name="*", group=_ASK_SPEED)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedOptions:
-    """How fast to send requests and when to give up; nothing here is part of a run's configuration."""
+class AskSpeed:
+    """How fast to send requests and when to give up, for every command that asks a model."""
 
     concurrency: int | Literal["auto"] = "auto"
     """Completions in flight on all servers together. auto: as many as each server can hold (docs/concurrency.md); 1:
-    one request at a time, each after the commit of the one before."""
+    one request at a time, each after the answer to the one before is recorded."""
     max_concurrency: int = 4096
     """Most completions in flight on one server under --concurrency auto."""
     requests_per_minute: int | None = None
@@ -238,13 +238,34 @@ class SpeedOptions:
     tokens_per_minute: int | None = None
     """Most tokens a minute, prompts and answers: estimated when a request is sent, corrected by its answer."""
     max_attempts: int = 8
-    """Attempts of one request before it is recorded as failed and replaced by another."""
+    """Attempts of one request before it is recorded as failed."""
     outage_timeout: float = 600.0
-    """Seconds without any answer from any server before the run stops (resumable, exit code 3)."""
+    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
     drain_timeout: float = 60.0
     """Seconds that requests in flight have to finish after the first Ctrl-C."""
     request_timeout: float | None = None
     """Seconds one request may take. Default: derived from its max_tokens."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.concurrency, int):
+            at_least("--concurrency", self.concurrency, 1)
+        for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute", "max_attempts"):
+            if (value := getattr(self, name)) is not None:
+                at_least(flag_name(name), value, 1)
+        for name in ("outage_timeout", "drain_timeout", "request_timeout"):
+            if (value := getattr(self, name)) is not None:
+                check_seconds(flag_name(name), value)
+
+    def speed(self) -> SpeedOptions:
+        """These values as `SpeedOptions`."""
+        return SpeedOptions(**option_values(self))
+
+
+@Parameter(name="*", group=_SPEED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedOptions(AskSpeed):
+    """`AskSpeed` and what else carries out a run; nothing here is part of its configuration."""
+
     classification_batch: int = 8
     """Most classification prompts in one request (--api completions, short answers); saves client CPU. A request never
     waits for more of them; 1 sends each by itself."""
@@ -262,19 +283,13 @@ class SpeedOptions:
     """Seconds between forced writes to disk: what a power cut can cost. A killed process loses nothing committed."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.concurrency, int):
-            at_least("--concurrency", self.concurrency, 1)
-        for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute", "max_attempts"):
-            if (value := getattr(self, name)) is not None:
-                at_least(flag_name(name), value, 1)
+        AskSpeed.__post_init__(self)  # super() does not work in a dataclass with slots
         within("--audit-rate", self.audit_rate, 0, 1)
         for name in ("classification_batch", "max_fruitless", "yield_window"):
             at_least(flag_name(name), getattr(self, name), 1)
         if not 0 <= self.stop_when_yield_below < math.inf:
             raise InputError(f"--stop-when-yield-below: {self.stop_when_yield_below} is not a number of at least 0")
-        for name in ("outage_timeout", "drain_timeout", "sync_interval", "request_timeout"):
-            if (value := getattr(self, name)) is not None:
-                check_seconds(flag_name(name), value)
+        check_seconds("--sync-interval", self.sync_interval)
 
 
 @Parameter(name="*", group=METHOD_GROUP)
@@ -384,36 +399,6 @@ class RefilterOptions:
         """By option name, as JSON values."""
         preset = {} if self.preset is None else {"preset": self.preset}
         return option_values(self.similarity) | option_values(self.rules) | preset
-
-
-@Parameter(name="*", group=_ASK_SPEED)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskSpeed:
-    """The `SpeedOptions` of ``judge`` and ``evaluate``, which ask a fixed set of questions."""
-
-    concurrency: int | Literal["auto"] = "auto"
-    """Answers in flight on all servers together; auto: as many as each server can hold (docs/concurrency.md)."""
-    max_concurrency: int = 4096
-    """Most answers in flight on one server under --concurrency auto."""
-    requests_per_minute: int | None = None
-    """Most requests sent in any minute, evenly spread, for services that limit them."""
-    tokens_per_minute: int | None = None
-    """Most tokens a minute, prompts and answers."""
-    max_attempts: int = 8
-    """Attempts of one request before it is recorded as failed; the next call asks again."""
-    outage_timeout: float = 600.0
-    """Seconds without any answer from any server before the command stops (resumable, exit code 3)."""
-    drain_timeout: float = 60.0
-    """Seconds that requests in flight have to finish after the first Ctrl-C."""
-    request_timeout: float | None = None
-    """Seconds one request may take. Default: derived from --max-tokens."""
-
-    def __post_init__(self) -> None:
-        self.speed()
-
-    def speed(self) -> SpeedOptions:
-        """These values as `SpeedOptions`. :raises InputError: a value is out of range."""
-        return SpeedOptions(**option_values(self))
 
 
 _ENDPOINT_FIELDS = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")

@@ -14,68 +14,29 @@ from fastgen.types import Completion
 DEFAULT, PAPER = PRESETS["default"], PRESETS["paper"]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *(
-            " Yes",
-            "yes",
-            "YES",
-            "Yes.",
-            "**Yes**",
-            "*Yes*.",
-            '"Yes"',
-            "- Yes",
-            "Yes, because there are two labels.",
-            "\n\nYes\n",
-        ),
-        *(
-            "Answer: yes",
-            "The answer is yes.",
-            "The answer is: **Yes**",
-            "Is it classification? Yes",
-            "**Answer:** Yes",
-        ),
-        *(
-            "Is it a classification task? Yes.",
-            "<think>\nNo? It has labels.\n</think>\n\nYes",
-            "It has two labels.\n\nYes.",
-        ),
-        *("Yes<|im_end|>", "There are labels.\n\n**Yes**\n", "Yes\n\nTask: Write a poem.\nIs it classification? No"),
-    ],
-)
-def test_a_yes_is_heard_however_it_is_said(answer: str) -> None:
+YES = [
+    *(" Yes", "yes", "YES", "Yes.", "**Yes**", "*Yes*.", '"Yes"', "- Yes", "\n\nYes\n", "Yes<|im_end|>"),
+    *("Yes, because there are two labels.", "Answer: yes", "The answer is yes.", "The answer is: **Yes**"),
+    *("Is it classification? Yes", "**Answer:** Yes", "Is it a classification task? Yes."),
+    "<think>\nNo? It has labels.\n</think>\n\nYes",
+    "It has two labels.\n\nYes.",
+    "There are labels.\n\n**Yes**\n",
+    "Yes\n\nTask: Write a poem.\nIs it classification? No",
+]
+NO = [
+    *("", " No", "no.", "**No**", "Answer: no", "Is it classification? No", "Yesterday", "Y", "否"),
+    *("The task asks for a poem.", "No, yes would be wrong.", "One may answer yes or no here", "Not classification"),
+    *("<think>Yes, it seems", "<think>Yes</think>No", "It is not. The labels are yes and no."),
+    "No\n\nTask: Sort it.\nIs it classification? Yes",
+]
+
+
+@pytest.mark.parametrize("answer", YES)
+def test_a_yes_is_read_in_every_form(answer: str) -> None:
     assert parse(Completion(answer, "stop"), DEFAULT).is_classification
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *(
-            "",
-            " No",
-            "no.",
-            "**No**",
-            "Answer: no",
-            "Is it classification? No",
-            "Yesterday",
-            "The task asks for a poem.",
-        ),
-        *(
-            "No, yes would be wrong.",
-            "One may answer yes or no here",
-            "<think>Yes, it seems",
-            "<think>Yes</think>No",
-            "Y",
-        ),
-        *(
-            "Not classification",
-            "否",
-            "No\n\nTask: Sort it.\nIs it classification? Yes",
-            "It is not. The labels are yes and no.",
-        ),
-    ],
-)
+@pytest.mark.parametrize("answer", NO)
 def test_anything_else_is_a_no(answer: str) -> None:
     assert not parse(Completion(answer, "stop"), DEFAULT).is_classification
 

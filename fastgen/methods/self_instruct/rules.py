@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fastgen.errors import InputError, flag_name
 from fastgen.methods.self_instruct.demonstrations import Policy
@@ -74,45 +74,33 @@ class Rules:
     """Reject different labels, numbers or yes and no for one task without an input, all of them."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{flag_name(name)}: {value!r} is not a whole number of {least} or more")
+        for name, kind in _TYPES.items():
+            _check(name, kind, getattr(self, name))
         if self.min_words > self.max_words:
             raise InputError(
                 f"--min-words: {self.min_words} is above --max-words {self.max_words}; lower the one or raise the other"
             )
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise InputError(f"{flag_name(name)}: {value!r} is none of {', '.join(choices)}")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{flag_name(name)}: {getattr(self, name)!r} is neither true nor false")
-        for name in ("banned_words", "banned_starts"):
-            _check_texts(flag_name(name), getattr(self, name))
 
 
-def _check_texts(flag: str, texts: object) -> None:
-    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{flag}: {texts!r} is not a list of texts")
-    if not all(text.strip() for text in texts):
-        raise InputError(f"{flag}: an empty text would match everything; leave it out")
+_TYPES: Final = get_type_hints(Rules)
 
 
-_LEAST: Final = {"min_words": 1, "max_words": 1, "max_instances": 1, "max_characters": 0}
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "word_count": get_args(WordCount),
-    "punctuation_start": get_args(PunctuationStart),
-    "unfinished": get_args(Unfinished),
-    "list_style": get_args(Style),
-    "answer_style": get_args(Style),
-    "instance_style": get_args(Style),
-}
-_SWITCHES: Final = (
-    *("reject_non_ascii_start", "reject_media_requests", "capitalise"),
-    *("reject_unknown_labels", "reject_repeated_instruction", "reject_contradictions"),
-)
+def _check(name: str, kind: Any, value: object) -> None:  # noqa: ANN401 - any annotation of `Rules`
+    """:raises InputError: the value is not of this type or out of range."""
+    flag, choices = flag_name(name), get_args(kind)
+    if kind is bool and not isinstance(value, bool):
+        raise InputError(f"{flag}: {value!r} is neither true nor false")
+    least = 0 if name == "max_characters" else 1
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise InputError(f"{flag}: {value!r} is not a whole number of {least} or more")
+    if get_origin(kind) is Literal and value not in choices:
+        raise InputError(f"{flag}: {value!r} is none of {', '.join(choices)}")
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{flag}: {value!r} is not a list of texts")
+        if not all(text.strip() for text in value):
+            raise InputError(f"{flag}: an empty text would match everything; leave it out")
+
 
 RULES_OF_EARLIER_RUNS: Final[Mapping[str, Any]] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations, count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastgen.errors import InputError
 from fastgen.methods.self_instruct.filters import check_instruction, count_words
@@ -43,8 +43,7 @@ _MISSING: Final = object()
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class SeedPair:
+class SeedPair(NamedTuple):
     """Two seeds by id, in file order, and the ROUGE-L F1 of their instructions (0..1, no stemming)."""
 
     first: str
@@ -162,7 +161,7 @@ def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
         words_median=median(words),
         words_max=max(words),
         closest=closest,
-        warnings=(*_set_warnings(tasks), *_filter_warnings(path, numbered, preset), *_near_warnings(near)),
+        warnings=tuple(_warnings(path, numbered, near, preset)),
     )
 
 
@@ -290,7 +289,10 @@ def _bits(texts: Sequence[list[str]]) -> list[int]:
     return [sum(1 << numbers[token, text[:i].count(token)] for i, token in enumerate(text)) for text in texts]
 
 
-def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
+def _warnings(
+    path: Path, numbered: Sequence[tuple[int, SeedTask]], near: Sequence[SeedPair], preset: str
+) -> Iterator[str]:
+    tasks = [task for _, task in numbered]
     if len(tasks) < FEWEST:
         yield f"only {len(tasks)} seed tasks, fewer than the {FEWEST} of one prompt; prompts will repeat themselves"
     if not any(task.is_classification for task in tasks):
@@ -301,17 +303,10 @@ def _set_warnings(tasks: Sequence[SeedTask]) -> Iterator[str]:
             "most letters are not Latin, but the shipped demonstrations of instances are English, and outputs may "
             "become so too; give prompts in the language of the seeds with --prompts"
         )
-
-
-def _filter_warnings(path: Path, numbered: Sequence[tuple[int, SeedTask]], preset: str) -> Iterator[str]:
-    """Warn of seeds that the instruction filters would reject: seeds are not filtered, but the model imitates them."""
-    for line, task in numbered:
+    for line, task in numbered:  # seeds are not filtered, but the model imitates them
         if rule := check_instruction(" ".join(task.instruction.split()), PRESETS[preset]):
             where = f"{printable(str(path))}:{line}: instruction"
             yield f"{where}: --preset {preset} rejects machine instructions like this one ({rule}); reword it"
-
-
-def _near_warnings(near: Sequence[SeedPair]) -> Iterator[str]:
     for pair in near[:_MOST_PAIRS]:
         yield f"{pair}: nearly the same instruction (should be below {NEAR}); reword or drop one"
     if len(near) > _MOST_PAIRS:
