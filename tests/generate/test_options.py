@@ -74,7 +74,7 @@ def test_the_paper_preset_changes_rules_sampling_tokenizer_and_index(
     assert (options.similarity.tokenizer, options.similarity.index) == ("rouge", "exact")
 
 
-def test_chat_has_sampling_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_chat_has_its_own_sampling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--api", "chat")
     assert options.sampling.by_stage() == dict(CHAT_SAMPLING_PRESETS["default"])
 
@@ -185,7 +185,7 @@ def test_the_configuration_covers_the_method_and_leaves_speed_out() -> None:
             check_same_configuration(base, other, Path("run"))
 
 
-def test_an_option_that_came_after_a_run_was_begun_means_its_default_there() -> None:
+def test_an_option_that_came_after_a_run_was_begun_has_its_default_there() -> None:
     base = configuration(Options())
     older = {name: value for name, value in base.items() if name not in {"classification_only", "threshold"}}
     check_same_configuration(older, base, Path("run"))
@@ -230,7 +230,7 @@ BAD_AT_ONCE: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("complaint", BAD_AT_ONCE)
-def test_a_value_that_cannot_work_is_found_before_anything_is_started(
+def test_a_value_that_cannot_work_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, complaint: str
 ) -> None:
     code, options = parse(monkeypatch, "--run-dir", str(tmp_path / "r"), *BAD_AT_ONCE[complaint])

@@ -82,7 +82,7 @@ def test_a_lower_threshold_keeps_less_and_nothing_above_it(run: Path, tmp_path: 
     assert 0 < ledger.complete <= ledger.kept
 
 
-def test_a_higher_threshold_keeps_more_and_what_is_new_waits_for_its_stages(run: Path, tmp_path: Path) -> None:
+def test_a_higher_threshold_keeps_more_and_what_is_new_is_pending(run: Path, tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     assert cli.run(["refilter", "--run-dir", str(run), "--output", str(loose), "--threshold", "1.0"]) == 0
     before, after = RunFolder(run).ledger(), RunFolder(loose).ledger()
@@ -104,7 +104,7 @@ def test_other_rules_count_in_their_own_name_and_the_preset_is_recorded(run: Pat
     assert found.rules.capitalise
 
 
-def test_the_rebuilt_run_goes_on_like_any_other(run: Path, tmp_path: Path) -> None:
+def test_the_rebuilt_run_resumes_like_any_other(run: Path, tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     assert cli.run(["refilter", "--run-dir", str(run), "--output", str(loose), "--threshold", "1.0"]) == 0
 
@@ -165,7 +165,7 @@ sys.exit(run(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_refilter_that_was_ended_is_no_run_and_the_same_command_begins_it_again(
+def test_a_killed_refilter_leaves_no_run_and_can_be_repeated(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: signal.Signals
 ) -> None:
     output = tmp_path / "new"

@@ -26,7 +26,7 @@ def make(policy: Policy, *, run_seed: int = 0) -> Demonstrations:
 
 
 @given(st.sampled_from(POLICIES), st.integers(0, 10**9), st.integers(1, 30), st.integers(0, 8), st.integers(0, 200))
-def test_as_many_as_asked_for_none_twice_and_machine_instructions_as_far_as_there_are_any(
+def test_a_draw_has_the_wanted_numbers_of_seeds_and_machine_instructions_without_repetition(
     policy: Policy, number: int, count: int, machine: int, made: int
 ) -> None:
     machine = min(machine, count)
@@ -49,13 +49,13 @@ def test_a_draw_is_keyed_by_run_seed_and_request_number(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_machine_instructions_stand_in_every_place(policy: Policy) -> None:
+def test_machine_instructions_are_shown_at_every_position(policy: Policy) -> None:
     drawer = make(policy)
     draws = [drawer.draw(number, count=8, machine=2, made=50) for number in range(100)]
     assert {place for drawn in draws for place, index in enumerate(drawn) if index >= SEEDS} == set(range(8))
 
 
-def test_uniform_draws_are_what_they_were_before_there_were_others() -> None:
+def test_uniform_draws_have_not_changed() -> None:
     rng = random.Random("3/7")
     expected = rng.sample(range(SEEDS), 6) + [SEEDS + number for number in rng.sample(range(50), 2)]
     rng.shuffle(expected)
