@@ -162,7 +162,7 @@ def export(
         JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
     """
     from fastgen.export.export import export as write
-    from fastgen.judge.readings import instance_scores
+    from fastgen.judge.judgements import instance_scores
 
     scores = None if format == "rejected" else instance_scores(run_dir)
     done = write(run_dir, format, output, choice, card, scores=scores)
