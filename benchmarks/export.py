@@ -60,7 +60,7 @@ def write_run(path: Path, count: int, seed: int = 0) -> None:
         run_configuration(options, model="synthetic", seeds=fingerprint, prompts=""), saved_values(options), "0"
     )
     list(store.replay())
-    store.folder.keep(default_seed_path().read_bytes(), {})
+    store.folder.save_inputs(default_seed_path().read_bytes(), {})
     commits = _commits(count, random.Random(seed))
     while block := list(islice(commits, _BLOCK)):
         store.append(block)

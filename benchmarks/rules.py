@@ -108,7 +108,7 @@ def main() -> None:
     commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
     count, instructions, instances = compare(commits, run.rules, PRESETS[given.preset])
     draw = random.Random(given.seed)
-    print(f"{count:,} completions of {run.meaning['model']}")
+    print(f"{count:,} completions of {run.configuration['model']}")
     instructions.show("instructions", given.samples, draw)
     instances.show("instances", given.samples, draw)
     figures = {"instructions": instructions, "instances": instances}

@@ -65,7 +65,7 @@ def make_run(
     what = run_configuration(options, model=model, seeds=fingerprint, prompts="p") | more
     store.begin(what, saved_values(options), "1.2.3")
     list(store.replay())
-    folder.keep(seeds, {})
+    folder.save_inputs(seeds, {})
     _append(store, list(_commits(tasks, 0)))
     return path
 

@@ -45,7 +45,7 @@ from fastgen.generate.batch import (
     Shorten,
     ask,
     is_answered,
-    read_meaning,
+    read_configuration,
     read_replies,
     require_readable,
     run_until_stopped,
@@ -181,7 +181,7 @@ def evaluate_predictions(
     :raises InputError: unusable data or predictions.
     """
     tasks, overlap = _load(benchmark, output, training_data, predictions)
-    if read_meaning(output) is not None:
+    if read_configuration(output) is not None:
         raise InputError(f"--output {output}: holds a model's answers; name another folder for given predictions")
     asked = list(cases(tasks))
     given = _read_predictions(predictions, {case.instance.id for case in asked})
@@ -325,7 +325,7 @@ def _known_model(folder: Path, named: str | None) -> str | None:
 
     :raises InputError: it is not the model that was named.
     """
-    saved = read_meaning(folder)
+    saved = read_configuration(folder)
     if saved is None:
         return None
     if named is not None and saved.get("model") != named:

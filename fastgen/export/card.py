@@ -92,7 +92,7 @@ class CardFacts:
 
 def write_card(facts: CardFacts) -> str:
     """The content of README.md."""
-    model, version = _models(facts.run.meaning), markdown(facts.run.folder.header().version)
+    model, version = _models(facts.run.configuration), markdown(facts.run.folder.header().version)
     method = f"the method of [Self-Instruct]({_PAPER}) (Wang et al., ACL 2023)"
     sections = (
         "\n".join(["---", *_front_matter(facts), "---"]),
@@ -144,7 +144,7 @@ def _feature_lines(fields: Mapping[str, Feature], indent: str = "  ") -> Iterato
 def _title(facts: CardFacts) -> str:
     if facts.options.push_to_hub:
         return facts.options.push_to_hub.rpartition("/")[2]
-    return f"Self-Instruct data of {' '.join(str(facts.run.meaning['model']).split())}"
+    return f"Self-Instruct data of {' '.join(str(facts.run.configuration['model']).split())}"
 
 
 def _contents(facts: CardFacts) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _choices(facts: CardFacts) -> Iterator[str]:
 
 
 def _making(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.meaning
+    meaning = facts.run.configuration
     yield from ("```", generate_command(meaning, facts.run.folder.header().options), "```")
     yield ""
     is_paper = meaning["preset"] == "paper"
@@ -207,7 +207,7 @@ def _decontamination(facts: CardFacts) -> str:
 
 
 def _sampling(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.meaning
+    meaning = facts.run.configuration
     stages = [name.removesuffix(".temperature") for name in meaning if name.endswith(".temperature")]
     yield "| stage | temperature | top_p | presence penalty | frequency penalty | most tokens |"
     yield "|---|---|---|---|---|---|"

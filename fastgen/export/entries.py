@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fastgen.export.options import ChoiceOptions, draw
 from fastgen.store.log import TornTail
-from fastgen.store.reader import OpenRun, Settled, pool_id, settled_instructions
+from fastgen.store.reader import FinishedInstruction, OpenRun, finished_instructions, pool_id
 from fastgen.types import Instance, SeedTask
 
 _MACHINE = 1 << 63
@@ -44,7 +44,7 @@ class Entry:
     instruction: str
     is_classification: bool
     instances: tuple[ScoredInstance, ...]
-    settled: Settled | None
+    settled: FinishedInstruction | None
 
 
 def entries(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None) -> Iterator[Entry]:
@@ -65,7 +65,7 @@ def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | Non
     if options.include_seeds:
         yield from map(_seed_entry, run.seeds)
     commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
-    for settled in settled_instructions(commits, run.rules):
+    for settled in finished_instructions(commits, run.rules):
         entry = _machine_entry(settled, run, scores, options.min_judge_score)
         if entry.instances or options.include_empty:
             yield entry
@@ -76,7 +76,9 @@ def _seed_entry(seed: SeedTask) -> Entry:
     return Entry(seed.id, seed.instruction, seed.is_classification, instances, None)
 
 
-def _machine_entry(settled: Settled, run: OpenRun, scores: InstanceScores | None, least: float | None) -> Entry:
+def _machine_entry(
+    settled: FinishedInstruction, run: OpenRun, scores: InstanceScores | None, least: float | None
+) -> Entry:
     scored = (
         ScoredInstance(i, instance, None if scores is None else scores.score(settled.number, i))
         for i, instance in enumerate(settled.instances)

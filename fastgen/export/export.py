@@ -21,7 +21,7 @@ from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import INSTRUCTION_FORMATS, rejected_row
 from fastgen.export.writers import JsonLines, Row, RowWriter
 from fastgen.store.log import TornTail
-from fastgen.store.output import check_folder, check_output, folder, one_file
+from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
 from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
 
 CARD: Final = "README.md"
@@ -76,7 +76,7 @@ def export(
     if to_file:
         check_output("--output", output, [run_dir], overwrite=choice.overwrite)
     else:
-        check_folder(output, names, [run_dir], overwrite=choice.overwrite)
+        check_output_folder(output, names, [run_dir], overwrite=choice.overwrite)
     run = open_run(run_dir)
     if choice.min_judge_score is not None and scores is None:
         raise InputError(
@@ -87,7 +87,7 @@ def export(
     if to_file:
         rows = job.write_file(output)
     else:
-        with folder(output, names, overwrite=choice.overwrite) as scratch:
+        with output_folder(output, names, overwrite=choice.overwrite) as scratch:
             rows = job.write_files(files, scratch)
             if card.wanted:
                 facts = CardFacts(run, run.folder.ledger(), form, files, rows, job.figures, choice, card)
@@ -114,7 +114,7 @@ class _Job:
         if self._form == "parquet" and str(output) == "-":
             raise InputError("--output -: Parquet is not written in one go; name a file")
         with (
-            one_file(output, overwrite=self._choice.overwrite) as (sink, scratch),
+            output_file(output, overwrite=self._choice.overwrite) as (sink, scratch),
             closing(self._writer(sink, scratch / "rows")) as writer,
         ):
             for _, row in self._split_rows():

@@ -114,10 +114,10 @@ def _raw_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
         "nearest_checked": [_named(n, run.seeds) for n in settled.nearest_checked] if settled else [],
         "provenance": {
             "request_id": settled.request if settled else None,
-            "model": run.meaning["model"] if settled else None,
+            "model": run.configuration["model"] if settled else None,
             "demonstration_ids": [pool_id(i, run.seeds) for i in settled.demonstrations] if settled else [],
-            "seed": run.meaning["seed"] if settled else None,
-            **({name: run.meaning[name] for name in STAGE_MODELS if name in run.meaning} if settled else {}),
+            "seed": run.configuration["seed"] if settled else None,
+            **({n: run.configuration[n] for n in STAGE_MODELS if n in run.configuration} if settled else {}),
         },
     }
 
@@ -136,7 +136,7 @@ def _message_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
 
 
 def _prompt_rows(entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
-    style: Style = "paper" if run.meaning["preset"] == "paper" else "lenient"
+    style: Style = "paper" if run.configuration["preset"] == "paper" else "lenient"
     for scored in entry.instances:
         bits = draw(seed, "template", f"{entry.id} {scored.index}")
         text = training_text(entry.instruction, scored.instance, bits, style)
@@ -159,8 +159,8 @@ def _parquet_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
             "nearest_seed": id_,
             "nearest_seed_rouge_l": rouge_l,
             "judge_score": scored.score,
-            "model": run.meaning["model"] if settled else None,
-            "instance_model": run.meaning.get("instance_model", run.meaning["model"]) if settled else None,
+            "model": run.configuration["model"] if settled else None,
+            "instance_model": run.configuration.get("instance_model", run.configuration["model"]) if settled else None,
             "request_id": settled.request if settled else None,
         }
 

@@ -143,7 +143,7 @@ def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: in
     if rate is None:
         ledger = run.folder.ledger()
         rate = _share(ledger.kept, ledger.rejected[SIMILAR], len(run.seeds), budget)
-    auditor = Auditor(run.meaning, run.seeds, rate=rate, seed=seed)
+    auditor = Auditor(run.configuration, run.seeds, rate=rate, seed=seed)
     for item in run.folder.commits():
         if not isinstance(item, TornTail):
             auditor.see(item[0], run.rules)

@@ -141,7 +141,7 @@ def read_replies(folder: Path) -> Iterator[Reply]:
         yield _decode(body)
 
 
-def read_meaning(folder: Path) -> dict[str, Any] | None:
+def read_configuration(folder: Path) -> dict[str, Any] | None:
     """What was asked and of whom; ``None`` where nothing was asked yet."""
     first = next(_lines(folder), None)
     return None if first is None else dict(first[0].get("meaning", {}))
@@ -288,14 +288,14 @@ _SHOW_EVERY_S = 1.0
 class Job:
     """What to ask and where the answers go.
 
-    ``meaning`` says what is asked and of whom; ``questions`` gives those that still matter, told the numbers that have
-    an answer; ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks answers that
-    count for nothing; it is asked about every answer. ``step`` names the questions and what helps where answers are
-    unreadable. ``shorten`` and ``again`` are as in `fastgen.generate.batch.Asking`.
+    ``configuration`` says what is asked and of which model. ``questions`` returns those still to ask, given the numbers
+    that have an answer. ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks
+    answers that count for nothing; it is called for every answer. ``step`` names the questions and what helps where
+    answers are unreadable. ``shorten`` and ``again`` are as in `Asking`.
     """
 
     folder: Path
-    meaning: Mapping[str, Any]
+    configuration: Mapping[str, Any]
     questions: Callable[[set[int]], Iterable[Question]]
     expected: int
     step: Step
@@ -415,9 +415,9 @@ def is_answered(job: Job) -> bool:
 
     :raises InputError: the folder has answers to other questions, or another process is writing there.
     """
-    if read_meaning(job.folder) is None:
+    if read_configuration(job.folder) is None:
         return False
-    with AnswerLog(job.folder, dict(job.meaning)) as log:
+    with AnswerLog(job.folder, dict(job.configuration)) as log:
         return not any(question.number not in log.answered for question in job.questions(log.answered))
 
 
@@ -428,7 +428,7 @@ async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporte
     :raises StoppedError: no server answers, the disk is full, or nothing that comes can be read; the same call asks the
         rest.
     """
-    with AnswerLog(job.folder, dict(job.meaning)) as log:
+    with AnswerLog(job.folder, dict(job.configuration)) as log:
         if log.answered:
             reporter.say(f"{job.folder}: resuming with {len(log.answered)} answers")
         meter = AskMeter(len(log.answered), job.expected, job.is_unreadable)

@@ -144,7 +144,7 @@ def capture(run: RunState, store: Store, *, with_index: bool = True) -> Checkpoi
     facts = {
         "run": header.run_id,
         "fastgen": __version__,
-        "meaning": header.meaning_fingerprint,
+        "meaning": header.configuration_fingerprint,
         "position": tuple(store.position),
         "ledger": store.ledger.as_dict(),
         "plan": run.folded(),
@@ -348,7 +348,7 @@ def _check_belongs(facts: Mapping[str, Any], folder: RunFolder) -> None:
         raise CheckpointUnusable("it is of another run")
     if facts.get("fastgen") != __version__:
         raise CheckpointUnusable(f"it was made by fastgen {facts.get('fastgen')}")
-    if facts.get("meaning") != header.meaning_fingerprint:
+    if facts.get("meaning") != header.configuration_fingerprint:
         raise CheckpointUnusable("it is of a run with other options")
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from fastgen.engine.health import _READ, Raw, Step, StepHealth
 from fastgen.methods.base import Commit
-from fastgen.store.ledger import kind_of
+from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
 from fastgen.types import Stage
 
@@ -72,7 +72,7 @@ class RunHealth:
 
     def see(self, commit: Commit) -> None:
         """Count one commit."""
-        if (kind := kind_of(commit)) is not None:
+        if (kind := answer_kind(commit)) is not None:
             completion, raw = commit.completion, _READ
             if kind is not AnswerKind.READ:
                 raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)

@@ -222,14 +222,14 @@ def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict
     """
     if not folder.exists():
         return None
-    models = model_names(options, folder.header().meaning)
+    models = model_names(options, folder.header().configuration)
     check_models(folder, options, inputs, models)
     return models
 
 
 def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
     """:raises InputError: a resume with these models, options and inputs would change what the run means."""
-    check_same_configuration(folder.header().meaning, _meaning(options, inputs, models), folder.path)
+    check_same_configuration(folder.header().configuration, _meaning(options, inputs, models), folder.path)
 
 
 async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> CheckpointEnd | None:
@@ -255,7 +255,7 @@ def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Ma
 
     :raises DiskError: the folder cannot be written.
     """
-    store.folder.keep(inputs.seed_file, inputs.prompt_files, inputs.forbidden)
+    store.folder.save_inputs(inputs.seed_file, inputs.prompt_files, inputs.forbidden)
     store.begin(_meaning(options, inputs, models), saved_values(options), __version__)
     plan.resume(store.replay())
 

@@ -58,11 +58,11 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         header = run.folder.header()
         changes = options.values()
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
-        store.begin(run.meaning | decided, header.options | changes, __version__)
+        store.begin(run.configuration | decided, header.options | changes, __version__)
         prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
-        folder.keep(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
+        folder.save_inputs(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
         list(store.replay())
-        steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.meaning["api"])
+        steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.configuration["api"])
         steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
         _write(store, _judged_again(run, options), RunHealth(steps, lambda _: None, say))
         empty = _nothing_left(store.ledger, run.folder.ledger())
@@ -122,7 +122,7 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
     plan = Plan(
         Method(rules=options.rules, sampling={}),
         run.seeds,
-        load_prompts(run.meaning["api"], run.folder.prompts_path),
+        load_prompts(run.configuration["api"], run.folder.prompts_path),
         NoveltyFilter(**{field.name: getattr(similarity, field.name) for field in fields(similarity)}),
         target=_UNLIMITED,
         clock=lambda: now_s,

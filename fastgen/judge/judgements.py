@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from fastgen.errors import InputError, RunFolderError
-from fastgen.generate.batch import read_meaning, read_replies
+from fastgen.generate.batch import read_configuration, read_replies
 from fastgen.judge.options import MAX_VOTES
 from fastgen.judge.prompts import MAX_INSTANCES, AnswerId, Fault, Verdict, Vote, instance_key, verdict_of, vote_of
 
@@ -58,15 +58,15 @@ def judge_names(run_dir: Path) -> list[str]:
         return []
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be read ({error.strerror})") from None
-    return [path.name for path in found if (read_meaning(path) or {}).get("kind") == KIND]
+    return [path.name for path in found if (read_configuration(path) or {}).get("kind") == KIND]
 
 
-def settle_meaning(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def judging_configuration(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """``asked`` with the salt of what is there already, or with a new one.
 
     :raises InputError: what is there was asked otherwise, and judgements are not mixed.
     """
-    saved = read_meaning(folder)
+    saved = read_configuration(folder)
     if saved is None:
         return {"kind": KIND, **asked, "salt": secrets.token_hex(16)}
     if saved.get("run") != asked["run"]:
@@ -83,7 +83,7 @@ def settle_meaning(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_header(run_dir: Path, name: str) -> dict[str, Any]:
     """What the judgements mean: ``model``, ``prompt``, ``api``, ``temperature``, ``top_p`` and ``max_tokens``."""
-    return read_meaning(judgements_folder(run_dir) / name) or {}
+    return read_configuration(judgements_folder(run_dir) / name) or {}
 
 
 def read_judgements(run_dir: Path, name: str | None = None) -> Judgements:

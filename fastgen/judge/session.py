@@ -21,7 +21,7 @@ from fastgen.generate.batch import (
     Question,
     ask,
     is_answered,
-    read_meaning,
+    read_configuration,
     read_replies,
     require_readable,
     run_until_stopped,
@@ -29,7 +29,7 @@ from fastgen.generate.batch import (
 from fastgen.generate.options import AskSpeed
 from fastgen.generate.runtime import Stopper
 from fastgen.generate.serving import Keys, serve
-from fastgen.judge.judgements import default_name, judgements_folder, settle_meaning
+from fastgen.judge.judgements import default_name, judgements_folder, judging_configuration
 from fastgen.judge.options import JudgeOptions, ScopeOptions
 from fastgen.judge.prompts import SCHEMA, Questionnaire, template
 from fastgen.judge.summary import write_summary
@@ -113,7 +113,7 @@ def _known_model(run_dir: Path, name: str | None, judge: JudgeOptions) -> str | 
         return None
     if judge.base_url or judge.model is not None:
         return judge.model
-    saved = None if name is None else read_meaning(judgements_folder(run_dir) / name)
+    saved = None if name is None else read_configuration(judgements_folder(run_dir) / name)
     return default_model() if saved is None else saved.get("model")
 
 
@@ -153,7 +153,7 @@ def _job(run: OpenRun, scope: ScopeOptions, judge: JudgeOptions, model: str) -> 
     :raises InputError: there are judgements of that name which were made differently.
     """
     folder = judgements_folder(run.folder.path) / (scope.name or default_name(model))
-    meaning = settle_meaning(
+    meaning = judging_configuration(
         folder,
         {
             "run": run.folder.header().run_id,

@@ -20,7 +20,7 @@ from fastgen.report.diversity import VerbFigures, count_verbs, find_parser
 from fastgen.report.figures import RunFigures, gather
 from fastgen.report.options import ReportOptions
 from fastgen.report.page import render, render_page
-from fastgen.store.output import check_output, one_file
+from fastgen.store.output import check_output, output_file
 from fastgen.store.reader import OpenRun, open_run, unfinished
 from fastgen.telemetry.series import read_metrics
 
@@ -82,7 +82,7 @@ def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()
     parts["making"] = sections.making_section(run)
     menu = {name: _MENU[name] for name in parts}
     page = render_page(f"Report of {run_dir.resolve().name}", _subtitle(run), menu, list(parts.values()))
-    with one_file(output, overwrite=options.overwrite) as (sink, _):
+    with output_file(output, overwrite=options.overwrite) as (sink, _):
         sink.write(page.encode())
     return Reported(figures.complete, target, None if verbs is None else verbs.parsed)
 
@@ -91,7 +91,7 @@ def _contents(run: OpenRun, figures: RunFigures, verbs: VerbFigures | None) -> d
     measured = sections.limit_charts(read_metrics(run.folder.path))
     return {
         "verbs": sections.verb_section(verbs, len(figures.measured), figures.complete),
-        "novelty": sections.novelty_section(figures, run.meaning["threshold"]),
+        "novelty": sections.novelty_section(figures, run.configuration["threshold"]),
         "lengths": sections.length_section(figures),
         "time": sections.time_section("How it went", _WORKING_TIME, figures.timeline, measured),
         "rejections": sections.rejection_section(figures),
@@ -102,4 +102,4 @@ def _contents(run: OpenRun, figures: RunFigures, verbs: VerbFigures | None) -> d
 
 def _subtitle(run: OpenRun) -> Markup:
     made = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return render("written_by", str(run.meaning["model"]), run.meaning["preset"], made, __version__)
+    return render("written_by", str(run.configuration["model"]), run.configuration["preset"], made, __version__)

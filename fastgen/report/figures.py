@@ -22,7 +22,13 @@ from fastgen.methods.self_instruct.rules import Rules
 from fastgen.report.options import ReportOptions
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import TornTail
-from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, rejected_instructions, settled_instructions
+from fastgen.store.reader import (
+    FinishedInstruction,
+    OpenRun,
+    RejectedInstruction,
+    finished_instructions,
+    rejected_instructions,
+)
 from fastgen.types import SeedTask
 
 T = TypeVar("T")
@@ -237,11 +243,11 @@ class RunFigures:
         self.empty_inputs = 0
         self.nearest_seed, self.nearest_any = RougeSpread(), RougeSpread()
         self.classification = 0  # of the complete instructions
-        self.kept: Reservoir[Settled] = Reservoir(options.sample, options.seed)
+        self.kept: Reservoir[FinishedInstruction] = Reservoir(options.sample, options.seed)
         self.rejected: Reservoir[RejectedInstruction] = Reservoir(options.rejected_sample, options.seed + 1)
         self.measured: Reservoir[str] = Reservoir(options.parse_sample, options.seed + 2)
         self.examples: dict[str, Reservoir[RejectedInstruction]] = {}
-        self.newest_kept: deque[Settled] = deque(maxlen=NEWEST)
+        self.newest_kept: deque[FinishedInstruction] = deque(maxlen=NEWEST)
         self.newest_rejected: deque[RejectedInstruction] = deque(maxlen=NEWEST)
         self._rules = rules
         self._seed = options.seed
@@ -282,7 +288,7 @@ class RunFigures:
             examples = self.examples[rejected.rule] = Reservoir(EXAMPLES_PER_RULE, self._seed + len(self.examples) + 3)
         examples.add(rejected)
 
-    def add_settled(self, settled: Settled) -> None:
+    def add_settled(self, settled: FinishedInstruction) -> None:
         """Take a settled instruction into the figures; one without instances is left out."""
         if not settled.instances:
             return
@@ -312,6 +318,6 @@ def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
                 figures.add_commit(item[0])
                 yield item[0]
 
-    for settled in settled_instructions(commits(), run.rules):
+    for settled in finished_instructions(commits(), run.rules):
         figures.add_settled(settled)
     return figures

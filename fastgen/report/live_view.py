@@ -30,7 +30,7 @@ from fastgen.report.page import policy, render, render_page
 from fastgen.report.sections import cut
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import Position, TornTail, segment_files
-from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, open_run, settled_instructions
+from fastgen.store.reader import FinishedInstruction, OpenRun, RejectedInstruction, finished_instructions, open_run
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Sample
 from fastgen.types import Failure
@@ -103,7 +103,7 @@ class Follower:
             self._run = open_run(self.run_dir)
             self.figures = RunFigures(self._run.seeds, self._run.rules, _NO_SAMPLES)
             self._pending = {}
-            self.threshold, self.trouble = self._run.meaning["threshold"], None
+            self.threshold, self.trouble = self._run.configuration["threshold"], None
         if self._items is None:
             before, self._log_end = self._log_end, _end_of(self._run.folder.log_path)
             if before == self._log_end:
@@ -141,7 +141,7 @@ class Follower:
                 settles = isinstance(commit.outcome, InstanceOutcome) or commit.outcome.settles
                 if settles and commit.subject in self._pending:
                     commits = [*self._pending.pop(commit.subject), commit]
-                    for settled in settled_instructions(commits, self._run.rules):
+                    for settled in finished_instructions(commits, self._run.rules):
                         self.figures.add_settled(settled)
 
     def _restart_or_report(self, error: InputError) -> bool:
@@ -242,7 +242,7 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
     yield "Limited by", sample.limit.value, sample.limit_reason
 
 
-def _complete(one: Settled) -> tuple[str, str]:
+def _complete(one: FinishedInstruction) -> tuple[str, str]:
     kind = "classification; " if one.is_classification else ""
     return cut(one.instruction, _LETTERS), f"{kind}output: {cut(one.instances[0].output, _LETTERS)}"
 

@@ -18,7 +18,7 @@ from fastgen.report.charts import Axis, Chart, Line, histogram, lines, short, st
 from fastgen.report.diversity import HOW_TO_GET, VerbFigures
 from fastgen.report.figures import ROUGE_BINS, RougeSpread, RunFigures, Spread, Timeline
 from fastgen.report.page import render
-from fastgen.store.reader import OpenRun, RejectedInstruction, Settled, pool_id
+from fastgen.store.reader import FinishedInstruction, OpenRun, RejectedInstruction, pool_id
 from fastgen.telemetry.figures import Limit, Sample
 from fastgen.telemetry.progress import duration
 from fastgen.text import printable
@@ -329,7 +329,7 @@ def _of(sampled: int, whole: int) -> str:
     return f"All {whole:,}" if sampled == whole else f"A random sample of {sampled:,} of {whole:,}"
 
 
-def _kept(one: Settled, figures: RunFigures, scores: InstanceScores | None) -> dict[str, Any]:
+def _kept(one: FinishedInstruction, figures: RunFigures, scores: InstanceScores | None) -> dict[str, Any]:
     neighbours = [*one.nearest_checked, *([one.nearest_seed] if one.nearest_seed else [])]
     shown: dict[str, Any] = {
         "id": pool_id(len(figures.seeds) + one.number, figures.seeds),
@@ -366,7 +366,7 @@ def making_section(run: OpenRun) -> Markup:
     origin = f"{len(run.seeds):,} seed tasks by people; run {header.run_id[:12]}, fastgen {header.version}."
     settings = [
         (name.replace("_", " "), (", ".join(map(repr, value)) or "none") if isinstance(value, list) else str(value))
-        for name, value in run.meaning.items()
+        for name, value in run.configuration.items()
     ]
     return render("making", origin, settings)
 

@@ -33,8 +33,8 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
     ledger = folder.ledger()
     return {
         "run_dir": str(run_dir),
-        "model": header.meaning["model"],
-        "preset": header.meaning["preset"],
+        "model": header.configuration["model"],
+        "preset": header.configuration["preset"],
         "target": header.options["num_instructions"],
         "yield_per_1000_tokens": round(ledger.yield_per_1000_tokens, 3),
         "acceptance": round(ledger.acceptance, 4),

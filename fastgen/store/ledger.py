@@ -23,7 +23,7 @@ _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinish
 """Rules of the parsers that say that there was nothing to judge."""
 
 
-def kind_of(commit: Commit) -> AnswerKind | None:
+def answer_kind(commit: Commit) -> AnswerKind | None:
     """What came of the answer that a commit holds; ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
@@ -88,7 +88,7 @@ class Ledger:
             self.empty += commit.outcome.settles
             return
         self.completions[stage] += 1
-        if (kind := kind_of(commit)) is not None:
+        if (kind := answer_kind(commit)) is not None:
             self.answers[stage + "." + kind] += 1
         if commit.stage is Stage.INSTRUCTION:
             # A rebuilt run may lack machine demonstrations that the prompt had; `shown` is given there.

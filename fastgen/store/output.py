@@ -106,7 +106,7 @@ def _is_linked_from(folder: Path, file: Path) -> bool:
 
 
 @contextmanager
-def one_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[bytes], Path]]:
+def output_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[bytes], Path]]:
     """The file to write and a scratch folder on the same disk; ``-`` is standard output.
 
     :raises InputError: no such place, or a file is there and ``overwrite`` was not asked for.
@@ -130,7 +130,7 @@ def one_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[byte
 
 
 @contextmanager
-def folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+def output_folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
     """A scratch folder; what is in it under ``names`` when the block ends is moved into ``output``, in that order.
 
     :raises InputError: no such place, or one of the names is taken and ``overwrite`` was not asked for.
@@ -138,16 +138,16 @@ def folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[P
     """
     with ExitStack() as stack:
         stack.enter_context(_telling(output))
-        check_folder(output, names, overwrite=overwrite)
+        check_output_folder(output, names, overwrite=overwrite)
         stack.enter_context(_made(output))
         scratch = _scratch(stack, output)
         yield scratch
-        check_folder(output, names, overwrite=overwrite)
+        check_output_folder(output, names, overwrite=overwrite)
         for name in names:
             (scratch / name).replace(output / name)
 
 
-def check_folder(output: Path, names: Sequence[str], inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
+def check_output_folder(output: Path, names: Sequence[str], inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
     """Refuse a folder that files of these names cannot be written into.
 
     :raises InputError: it is no folder, as `check_output`, or one of the names is taken.

@@ -1,4 +1,4 @@
-"""Opens a run folder for readers: its seeds, rules and meaning, as they were when the run was made."""
+"""Opens a run folder for readers: its seeds, rules and configuration, as they were when the run was made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpenRun:
     """A run folder and what is needed to make sense of its commits."""
 
     folder: RunFolder
-    meaning: dict[str, Any]
+    configuration: dict[str, Any]
     seeds: tuple[SeedTask, ...]
     rules: Rules
 
@@ -36,23 +36,23 @@ def unfinished(complete: int, target: int | None) -> str:
 def open_run(run_dir: Path) -> OpenRun:
     """:raises InputError: there is no run, it is damaged or newer than this version, or its seed file was changed."""
     folder = RunFolder(run_dir)
-    meaning = folder.header().meaning
+    configuration = folder.header().configuration
     for name, value in RULES_OF_EARLIER_RUNS.items():
-        meaning.setdefault(name, value)
+        configuration.setdefault(name, value)
     seeds = load_seed_tasks(folder.seeds_path)
-    if meaning.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
+    if configuration.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
         raise RunFolderError(
             f"{folder.seeds_path}: is not what the run was made with, so its pool indexes mean other texts; restore it "
             f"from a copy"
         )
-    saved: dict[str, Any] = {f.name: meaning[f.name] for f in fields(Rules) if f.name in meaning}
+    saved: dict[str, Any] = {f.name: configuration[f.name] for f in fields(Rules) if f.name in configuration}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
     rules = Rules(**values)
-    return OpenRun(folder, meaning, seeds, rules)
+    return OpenRun(folder, configuration, seeds, rules)
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class FinishedInstruction:
     """An instruction that nothing more will happen to; no instances means that it is empty.
 
     ``nearest_seed``, ``nearest_checked`` and ``demonstrations`` are pool indexes (see `pool_id`).
@@ -87,7 +87,7 @@ class _Pending:
     is_classification: bool = False
 
 
-def settled_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[Settled]:
+def finished_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[FinishedInstruction]:
     """Every settled instruction, in the order of settling."""
     pending: dict[int, _Pending] = {}
     for commit in commits:
@@ -124,10 +124,10 @@ def _subject(commit: Commit) -> int:
     return commit.subject
 
 
-def _settle(pending: _Pending, commit: Commit) -> Settled:
+def _settle(pending: _Pending, commit: Commit) -> FinishedInstruction:
     spans = commit.outcome.instances if isinstance(commit.outcome, InstanceOutcome) else ()
     text = commit.completion.text
-    return Settled(
+    return FinishedInstruction(
         number=pending.kept.number,
         instruction=pending.text,
         is_classification=pending.is_classification,

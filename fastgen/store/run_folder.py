@@ -57,13 +57,13 @@ class RunHeader:
 
     run_id: str
     version: str
-    meaning: dict[str, Any]
+    configuration: dict[str, Any]
     options: dict[str, Any]
 
     @property
-    def meaning_fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of what the run means."""
-        return hashlib.sha256(orjson.dumps(self.meaning, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    def configuration_fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the configuration."""
+        return hashlib.sha256(orjson.dumps(self.configuration, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class _Section(dict[str, Any]):
@@ -174,7 +174,7 @@ class RunFolder:
             "format": RUN_FORMAT,
             "run": header.run_id,
             "fastgen": header.version,
-            "meaning": header.meaning,
+            "meaning": header.configuration,
             "options": header.options,
             "crc": _checksum(header),
         }
@@ -227,7 +227,7 @@ class RunFolder:
                     f"not a commit that this version of fastgen can read ({error!r}); upgrade fastgen"
                 ) from None
 
-    def keep(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
+    def save_inputs(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
         """Keep the seed file, prompt files (name to content) and forbidden texts that a new run is made with.
 
         :raises DiskError: the folder cannot be written.
@@ -378,7 +378,7 @@ def _before_a_run(names: list[str]) -> bool:
 
 def _checksum(header: RunHeader) -> int:
     """Over what the run is and was told, however the file is laid out."""
-    content = (header.run_id, header.version, header.meaning, header.options)
+    content = (header.run_id, header.version, header.configuration, header.options)
     return zlib.crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
 
 
@@ -429,9 +429,9 @@ class Store:
         self._told_unsaved = False
         self.server_figures: dict[str, Any] = folder.server_figures()
 
-    def begin(self, meaning: dict[str, Any], options: dict[str, Any], version: str) -> None:
+    def begin(self, configuration: dict[str, Any], options: dict[str, Any], version: str) -> None:
         """Start a new run here."""
-        self.folder.write_header(RunHeader(uuid.uuid4().hex, version, meaning, options))
+        self.folder.write_header(RunHeader(uuid.uuid4().hex, version, configuration, options))
 
     def replay(self, known: Progress | None = None) -> Iterator[Commit]:
         """Every commit of the log in order, those up to ``known`` left out; then the store is ready to append.

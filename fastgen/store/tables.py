@@ -164,13 +164,13 @@ def check_text(text: object, where: str) -> str:
         size would take minutes.
     """
     if not isinstance(text, str):
-        raise InputError(f"{where}: found {kind_of(text)}; make it text, or name the field that holds the text")
+        raise InputError(f"{where}: found {answer_kind(text)}; make it text, or name the field that holds the text")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InputError(f"{where}: the text has {len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}; remove it")
     return text
 
 
-def kind_of(value: object) -> str:
+def answer_kind(value: object) -> str:
     """A JSON value's kind, in words."""
     return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
@@ -404,7 +404,7 @@ def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON va
 
 def _without_field(row: object, field: str, where: str) -> InputError:
     if not isinstance(row, dict):
-        return InputError(f"{where}: found {kind_of(row)}; write one JSON object on each line")
+        return InputError(f"{where}: found {answer_kind(row)}; write one JSON object on each line")
     keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(row)[:10]) or "no field"
     return InputError(f"{where}: {field}: missing; add it, or name the field that holds the text (there: {keys})")
 

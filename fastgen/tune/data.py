@@ -65,7 +65,7 @@ def prepare(options: DataOptions, seed: int, folder: Path) -> TuningData:
     """
     if options.run_dir is not None:
         run = open_run(options.run_dir)
-        written_by = Path(str(run.meaning["model"])).name
+        written_by = Path(str(run.configuration["model"])).name
         source = f"the fastgen run {run.folder.header().run_id[:12]} (written by {written_by})"
         return _write(_run_rows(options, options.run_dir, seed, folder), source, folder, options)
     assert options.data is not None, "one of the two is given"  # noqa: S101 - the options check it

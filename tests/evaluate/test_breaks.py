@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fastgen.evaluate.user_comparison import rating_prompt, read_grade
-from fastgen.generate.batch import AnswerLog, read_meaning, read_replies
+from fastgen.generate.batch import AnswerLog, read_configuration, read_replies
 from fastgen.simulator.engine import SlotEngine, Work
 from fastgen.simulator.server import FaultServer
 from tests.command_help import file_size_limit
@@ -179,7 +179,7 @@ def test_a_second_evaluation_into_the_same_folder_is_refused(tmp_path: Path) -> 
     with served() as server:
         flags = ("--base-url", server.base_url, "--data", data, "--output", out)
         assert call(*flags).code == 0
-        with AnswerLog(out, read_meaning(out) or {}):
+        with AnswerLog(out, read_configuration(out) or {}):
             said = call(*flags)
     assert said.code == 2
     assert f"{out}: in use by process" in said.err

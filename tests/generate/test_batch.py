@@ -10,7 +10,7 @@ import pytest
 
 from fastgen.engine.requests import Limits
 from fastgen.errors import DamagedLogError, InputError, RequestRejected, RunFolderError, TransientError
-from fastgen.generate.batch import AnswerLog, Asking, Question, Reply, read_meaning, read_replies
+from fastgen.generate.batch import AnswerLog, Asking, Question, Reply, read_configuration, read_replies
 from fastgen.types import Completion, Request, Sampling
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=8)
@@ -59,7 +59,7 @@ def test_every_question_gets_its_answer(tmp_path: Path) -> None:
     replies = {reply.number: reply for reply in read_replies(tmp_path)}
     assert len(replies) == 50
     assert replies[7] == Reply(7, "said p7", "stop", 3, 2)
-    assert read_meaning(tmp_path) == MEANING
+    assert read_configuration(tmp_path) == MEANING
 
 
 def test_what_was_answered_before_a_stop_is_not_asked_again(tmp_path: Path) -> None:
@@ -125,6 +125,6 @@ def test_two_processes_do_not_write_the_same_answers(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_answers_says_so(tmp_path: Path) -> None:
-    assert read_meaning(tmp_path) is None
+    assert read_configuration(tmp_path) is None
     with pytest.raises(InputError, match="there are no answers here"):
         list(read_replies(tmp_path))

@@ -334,18 +334,18 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
     what = run_configuration(begun, model="m", seeds=seed_fingerprint(seeds), prompts="p")
     store = Store(folder := RunFolder(tmp_path / "run"))
     prompts = files("fastgen.methods.self_instruct").joinpath("prompt_files", "base.toml").read_bytes()
-    folder.keep(default_seed_path().read_bytes(), {"base.toml": prompts})
+    folder.save_inputs(default_seed_path().read_bytes(), {"base.toml": prompts})
     store.begin(_without_later_rules(what), _without_later_rules(saved_values(begun)), "0")
     store.close()
 
     options = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"))
     assert options.rules == older
-    check_same_configuration(folder.header().meaning, what, folder.path)
+    check_same_configuration(folder.header().configuration, what, folder.path)
     assert open_run(folder.path).rules == older
     stricter = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"), "--reject-contradictions")
     asked = run_configuration(stricter, model="m", seeds=seed_fingerprint(seeds), prompts="p")
     with pytest.raises(InputError, match=r"--reject-contradictions False \(not True\); leave that as it was, or name"):
-        check_same_configuration(folder.header().meaning, asked, folder.path)
+        check_same_configuration(folder.header().configuration, asked, folder.path)
     assert cli.run(["refilter", "--run-dir", str(folder.path), "--output", str(tmp_path / "same")]) == 0
     assert open_run(tmp_path / "same").rules == older
     new = ["--output", str(tmp_path / "new"), "--preset", "default"]

@@ -44,7 +44,7 @@ def test_a_real_model_writes_instructions_with_instances(
     ledger = RunFolder(run).ledger()
     assert ledger.complete == 3
     assert ledger.prompt_tokens.total() > ledger.completion_tokens.total() > 0
-    assert RunFolder(run).header().meaning["model"] == model
+    assert RunFolder(run).header().configuration["model"] == model
     assert RunFolder(run).server_figures()["prefix_cache_hit_rate"] > 0.3
 
 

@@ -62,7 +62,7 @@ def kept_texts(folder: Path) -> list[str]:
 def test_the_same_rules_give_the_same_run(run: Path, tmp_path: Path) -> None:
     assert cli.run(["refilter", "--run-dir", str(run), "--output", str(tmp_path / "same")]) == 0
     assert commits(tmp_path / "same") == commits(run)
-    assert open_run(tmp_path / "same").meaning == open_run(run).meaning
+    assert open_run(tmp_path / "same").configuration == open_run(run).configuration
 
 
 def test_a_lower_threshold_keeps_less_and_nothing_above_it(run: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_other_rules_count_in_their_own_name_and_the_preset_is_recorded(run: Pat
     paper = tmp_path / "paper"
     assert cli.run(["refilter", "--run-dir", str(run), "--output", str(paper), "--preset", "paper"]) == 0
     found = open_run(paper)
-    assert found.meaning["preset"] == "paper"
+    assert found.configuration["preset"] == "paper"
     assert found.rules.capitalise
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen.generate.batch import AnswerLog, read_meaning, read_replies
+from fastgen.generate.batch import AnswerLog, read_configuration, read_replies
 from fastgen.judge.judgements import read_judgements
 from fastgen.judge.prompts import AnswerId
 from tests.command_help import Said, fastgen, file_size_limit
@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_session_in_one_line_and_what_was_logged_stays(run:
 
 def test_a_second_judge_of_the_same_name_is_refused_before_any_server_is_asked(judged: Path) -> None:
     folder = judged / "judgements" / "judge-1"
-    with AnswerLog(folder, read_meaning(folder) or {}):
+    with AnswerLog(folder, read_configuration(folder) or {}):
         said = alone(judged, "--model", "judge-1", "--base-url", DEAD, "--votes", "2")
     assert said.code == 2
     assert f"{folder}: in use by process" in said.err

@@ -181,8 +181,8 @@ def test_a_stronger_model_writes_the_instances(distilled: tuple[Path, Server, Se
     assert faults_of(strong.url)["answered"] >= stages.count(Stage.INSTANCE)
     assert faults_of(main.url)["generation_tokens"] > 0
     header = RunFolder(run).header()
-    assert (header.meaning["model"], header.meaning["instance_model"]) == ("small", "strong")
-    assert "classification_model" not in header.meaning
+    assert (header.configuration["model"], header.configuration["instance_model"]) == ("small", "strong")
+    assert "classification_model" not in header.configuration
     assert_whole(run, [])
 
 
@@ -221,7 +221,7 @@ def test_a_run_made_before_there_were_stage_models_goes_on(serving: Callable[...
     run = tmp_path / "run"
     server = serving()
     assert generate(run, [server], 5).ended()[0] == 0
-    assert not [name for name in RunFolder(run).header().meaning if name.endswith("_model")]
+    assert not [name for name in RunFolder(run).header().configuration if name.endswith("_model")]
     same = ("--instance-base-url", server.url)
     code, said = generate(run, [server], 8, *same).ended()
     assert code == 0, said

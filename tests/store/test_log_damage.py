@@ -365,7 +365,7 @@ def test_links_under_the_names_of_files_that_are_added_to_are_refused(
     (tmp_path / "elsewhere").mkdir()
     (path / "prompts").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DiskError, match=r"prompts: cannot be written \(it is a symbolic link"):
-        store.folder.keep(b"", {"base.toml": b""})
+        store.folder.save_inputs(b"", {"base.toml": b""})
     assert not list((tmp_path / "elsewhere").iterdir())
     store.begin({}, {}, "0")
     (path / "log").mkdir()

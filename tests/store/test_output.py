@@ -14,7 +14,7 @@ import pytest
 
 from fastgen.cli import app as cli
 from fastgen.errors import InputError
-from fastgen.store.output import check_output, json_line, one_file
+from fastgen.store.output import check_output, json_line, output_file
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.tune.folder import BaseModel
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
@@ -122,7 +122,7 @@ def test_the_place_is_checked_before_the_run_is_read(run: Path, tmp_path: Path) 
 
 
 def write_while_another_does(path: Path) -> None:
-    with one_file(path) as (sink, _):
+    with output_file(path) as (sink, _):
         sink.write(b"new")
         path.write_bytes(b"mine")
 
@@ -144,8 +144,8 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
 _KILLED_EXPORT = """
 import os, signal, sys
 from pathlib import Path
-from fastgen.store.output import one_file
-with one_file(Path(sys.argv[1])) as (sink, scratch):
+from fastgen.store.output import output_file
+with output_file(Path(sys.argv[1])) as (sink, scratch):
     sink.write(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -159,7 +159,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_what_a_living_one_
     done = subprocess.run([sys.executable, "-c", _KILLED_EXPORT, folder / "a.jsonl"], check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = folder.iterdir()
-    with one_file(folder / "living.jsonl") as (sink, scratch):
+    with output_file(folder / "living.jsonl") as (sink, scratch):
         assert not left.exists()
         sink.write(b"whole")
         assert fastgen("export", "--run-dir", run, "--output", folder / "b.jsonl").code == 0

@@ -18,7 +18,7 @@ from fastgen.store.run_folder import RunFolder, Store
 def begin(path: Path) -> RunFolder:
     folder = RunFolder(path)
     store = Store(folder)
-    folder.keep(default_seed_path().read_bytes(), {})
+    folder.save_inputs(default_seed_path().read_bytes(), {})
     fingerprint = seed_fingerprint(load_seed_tasks(folder.seeds_path))
     store.begin(run_configuration(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
     store.close()

@@ -197,7 +197,7 @@ def test_a_flipped_byte_in_the_snapshot_or_in_the_header_is_noticed(tmp_path: Pa
     with pytest.raises(RunFolderError, match=r"run\.json: damaged"):
         RunFolder(path).header()
     (path / "run.json").write_bytes(orjson.dumps(orjson.loads(header)))
-    assert RunFolder(path).header().meaning["model"] == "m", "the layout of the file says nothing"
+    assert RunFolder(path).header().configuration["model"] == "m", "the layout of the file says nothing"
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_a_folder_in_which_a_run_was_only_about_to_begin_is_free_for_one(tmp_pat
     path = tmp_path / "run"
     folder = RunFolder(path)
     Store(folder).close()
-    folder.keep(b"seeds", {"base.toml": b"prompts"}, ["forbidden"])
+    folder.save_inputs(b"seeds", {"base.toml": b"prompts"}, ["forbidden"])
     (path / ".run.json.tmp").write_bytes(b"{")
     assert not folder.exists()
-    folder.keep(b"seeds", {"base.toml": b"prompts"})
+    folder.save_inputs(b"seeds", {"base.toml": b"prompts"})
     assert folder.forbidden() == ()
     (path / "lock").unlink()
     with pytest.raises(RunFolderError, match="holds files but no run"):
@@ -243,7 +243,7 @@ def test_a_place_where_the_seeds_or_prompts_cannot_be_kept_is_a_disk_error(tmp_p
     Store(RunFolder(path)).close()
     (path / "prompts").write_text("in the way")
     with pytest.raises(DiskError, match="prompts: cannot be made"):
-        RunFolder(path).keep(b"", {})
+        RunFolder(path).save_inputs(b"", {})
     with pytest.raises(DiskError, match="cannot be written"):
         RunFolder(tmp_path / "none").write_header(RunHeader("r", "0", {}, {}))
 
@@ -416,7 +416,7 @@ def test_the_forbidden_texts_are_kept_and_a_damaged_list_is_named(tmp_path: Path
     begin(path).close()
     folder = RunFolder(path)
     assert folder.forbidden() == ()
-    folder.keep(b"", {}, ["Name a river.", "\u00e9"])
+    folder.save_inputs(b"", {}, ["Name a river.", "\u00e9"])
     assert folder.forbidden() == ("Name a river.", "\u00e9")
     (path / "decontaminate.json").write_bytes(b"[")
     with pytest.raises(RunFolderError, match=r"decontaminate\.json: damaged"):
