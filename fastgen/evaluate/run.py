@@ -284,7 +284,7 @@ def ask_all(
     def job(model: str) -> Job:
         return Job(
             folder=folder,
-            meaning={**meaning, "model": model},
+            configuration={**meaning, "model": model},
             questions=lambda answered: (question for question in questions if question.number not in answered),
             expected=len(questions),
             is_unreadable=is_unreadable,

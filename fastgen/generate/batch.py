@@ -1,9 +1,13 @@
 """Asks many independent questions through the scheduler and logs every answer: what `judge` and `evaluate` share.
 
-An `AnswerLog` is a folder of its own with a checksummed log (:mod:`fastgen.store.log`) whose first line says what is
-asked and of whom. Guarantees: an answer that was logged once is never asked again, over any number of interruptions; a
-folder with answers to other questions is refused; one process writes at a time; memory holds the numbers of the
-answered questions and what is in flight, never texts. Knows nothing of what the questions are about.
+The answers are in a job folder (`fastgen.store.job_folder`)::
+
+    FOLDER/answers/     the log; its first line is {"meaning": CONFIGURATION}, then a line per reply
+    FOLDER/lock         names the process that writes
+
+Guarantees: an answer that was logged is never asked for again, over any number of interruptions. A folder with answers
+to other questions is refused. One process writes at a time. Memory holds the numbers of the answered questions and the
+requests in flight, never texts of logged answers.
 """
 
 from __future__ import annotations
@@ -29,13 +33,15 @@ from fastgen.errors import DiskError, InputError, StoppedError
 from fastgen.generate.options import SpeedOptions
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of, until_stopped
 from fastgen.generate.serving import Serving
-from fastgen.store.files import Lock
-from fastgen.store.log import LogWriter, Position, TornTail, read_log
+from fastgen.store.job_folder import JobFolder, check_configuration
+from fastgen.store.log import TornTail, read_log
 from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
 from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import Answer, Failure, Message, Request, Sampling, Stage, token_count
 
+T = TypeVar("T")
 _LOG_NAME = "answers"
+_SHOW_EVERY_S = 1.0
 Prompt = str | tuple[Message, ...]
 Shorten = Callable[[int], Prompt | None]
 Again = Callable[["Question", "Reply"], "Question | None"]
@@ -43,7 +49,7 @@ Again = Callable[["Question", "Reply"], "Question | None"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One thing to ask. ``number`` is its place in the whole set (0 or more), the same in every session."""
+    """One question. ``number`` is its place in the whole set (0 or more), the same in every session."""
 
     number: int
     prompt: Prompt
@@ -52,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of one question: a text, or the reason why there is none (``failure``, one line)."""
+    """The answer to one question: a text, or the reason why there is none (``failure``, one line)."""
 
     number: int
     text: str
@@ -61,47 +67,41 @@ class Reply:
     completion_tokens: int = 0
     failure: str | None = None
     shortened: bool = False
-    """Whether the prompt was too long for the model, and a shorter form of it was asked."""
+    """Whether the prompt was too long for the model, so that a shorter form of it was asked."""
 
 
 class AnswerLog:
-    """The answers to one set of questions; open it once, append from one thread, close it.
+    """The answers to one set of questions: open it once, append from one thread, close it.
 
-    ``meaning`` says what is asked and of whom, as JSON values; ``answered`` are the numbers that have a good answer.
+    ``configuration`` says what is asked and of which model, as JSON values. ``answered`` are the numbers that have an
+    answer.
 
-    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    :raises InputError: the folder has answers to other questions, or another process writes there.
     :raises DamagedLogError: the log is damaged. :raises DiskError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, meaning: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         self.answered: set[int] = set()
-        self._lock = _take_lock(folder)
+        self._folder = JobFolder(folder, named=str(folder), instead="use another name or folder", log=_LOG_NAME)
         try:
-            end = self._take_up(folder, meaning)
-            self._writer = LogWriter(folder / _LOG_NAME, run_id=_LOG_NAME, end=end)
-            if end is None:
-                self._begin(meaning)
+            self._resume(configuration)
         except BaseException:
-            self._lock.release()
-            raise
-
-    def _begin(self, meaning: dict[str, Any]) -> None:
-        try:
-            self._writer.append([{"meaning": meaning}])
-        except DiskError:
             with contextlib.suppress(DiskError):
-                self._writer.close()
+                self._folder.close()
             raise
 
-    def _take_up(self, folder: Path, meaning: dict[str, Any]) -> Position | None:
-        end: Position | None = None
-        for body, position in _lines(folder):
-            if end is None:
-                _check_same(folder, body.get("meaning", {}), meaning)
+    def _resume(self, configuration: dict[str, Any]) -> None:
+        saved: dict[str, Any] | None = None
+        for body in self._folder.replay(_LOG_NAME):
+            if saved is None:
+                saved = body.get("meaning", {})
+                holds = f"{self._folder.path}: holds answers to other questions, with"
+                remedy = "name another folder, or remove this one"
+                check_configuration(saved, configuration, holds=holds, remedy=remedy)
             elif "failure" not in body:
                 self.answered.add(body["number"])
-            end = position
-        return end
+        if saved is None:
+            self._folder.append([{"meaning": configuration}])
 
     def __enter__(self) -> Self:
         return self
@@ -109,48 +109,41 @@ class AnswerLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, replies: Iterable[Reply]) -> None:
-        """Write the replies down and make them durable.
+    def append(self, replies: Sequence[Reply]) -> None:
+        """Write replies and make them durable.
 
-        :raises DiskError: nothing of them was kept.
+        :raises DiskError: none of them was kept, or the lock or the log was removed.
         """
-        kept = list(replies)
-        self._writer.append([_encode(reply) for reply in kept])
-        self._writer.sync()
-        self.answered.update(reply.number for reply in kept if reply.failure is None)
-        if self._writer.segment_full:
-            self._writer.roll()
+        self._folder.append(map(_encode, replies))
+        self._folder.sync()
+        self.answered.update(reply.number for reply in replies if reply.failure is None)
 
     def close(self) -> None:
-        """Sync, close and let others write."""
-        try:
-            self._writer.close()
-        finally:
-            self._lock.release()
+        """Sync, close and release the lock."""
+        self._folder.close()
 
 
 def read_replies(folder: Path) -> Iterator[Reply]:
-    """Every logged reply, in the order of arrival; a question that failed first has a later one that replaces it.
+    """Every logged reply, in the order of arrival. A question that failed may have an answer later.
 
     :raises InputError: there are no answers in the folder. :raises DamagedLogError: the log is damaged.
     """
     lines = _lines(folder)
     if next(lines, None) is None:
         raise InputError(f"{folder}: there are no answers here")
-    for body, _ in lines:
-        yield _decode(body)
+    yield from map(_decode, lines)
 
 
 def read_configuration(folder: Path) -> dict[str, Any] | None:
-    """What was asked and of whom; ``None`` where nothing was asked yet."""
+    """What was asked and of which model; ``None`` where nothing was asked yet."""
     first = next(_lines(folder), None)
-    return None if first is None else dict(first[0].get("meaning", {}))
+    return None if first is None else dict(first.get("meaning", {}))
 
 
-def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], Position]]:
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     for item in read_log(folder / _LOG_NAME, run_id=_LOG_NAME):
         if not isinstance(item, TornTail):
-            yield item
+            yield item[0]
 
 
 def _encode(reply: Reply) -> dict[str, Any]:
@@ -171,32 +164,14 @@ def _decode(body: dict[str, Any]) -> Reply:
     )
 
 
-def _take_lock(folder: Path) -> Lock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{folder}: cannot be written ({error.strerror}); mend that and run it again") from None
-    return Lock(folder / "lock", named=str(folder), instead="use another name or folder")
-
-
-def _check_same(folder: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    differing = sorted(key for key in saved.keys() | asked.keys() if saved.get(key) != asked.get(key))
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"{folder}: holds answers to other questions ({name} was {saved.get(name)!r}, now {asked.get(name)!r}); "
-            f"name another folder, or remove this one"
-        )
-
-
 class _Unanswered:
-    """The scheduler's `Source`: the questions that have no answer yet, in their order, taken one at a time."""
+    """The scheduler's `Source`: the questions that have no answer yet, in order; those of ``again`` first."""
 
     def __init__(self, questions: Iterable[Question], answered: set[int], shorten: Shorten) -> None:
         self._left = (question for question in questions if question.number not in answered)
         self._shorten = shorten
         self.shortened: set[int] = set()
-        self.again: deque[Question] = deque()  # asked first
+        self.again: deque[Question] = deque()
 
     def next(self) -> Request | None:
         """See `fastgen.engine.requests.Source`."""
@@ -206,10 +181,10 @@ class _Unanswered:
         return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
 
     def give_back(self, request: Request) -> None:
-        """Nothing: it is asked in the next session."""
+        """Does nothing: the next session asks the question."""
 
     def shrink(self, request: Request) -> Request | None:
-        """The same question in fewer words, if there is such a form."""
+        """The same question with a shorter prompt, if there is one."""
         shorter = self._shorten(request.number)
         if shorter is None:
             return None
@@ -217,13 +192,12 @@ class _Unanswered:
         return replace(request, prompt=shorter)
 
 
-class Asking:
-    """One session: all unanswered questions, as fast as the servers take them.
+class BatchSession:
+    """One session: asks all unanswered questions, as fast as the servers take them.
 
-    ``stop`` drains what is in flight; a later session goes on. ``observe`` sees every batch of replies once logged.
-    ``shorten`` gives the next shorter prompt of a question (by number) whose prompt was too long, or ``None``.
-    ``again`` looks at every logged reply and may give one more question, of another number, that is asked next.
-    ``rates`` are what the servers allow.
+    :param observe: called with every batch of replies once it is logged. :param shorten: returns the next shorter
+        prompt of a question (by number) whose prompt was too long, or ``None``. :param again: called with every logged
+        reply; may return one more question, of another number, to ask next. :param rates: what the servers allow.
     """
 
     def __init__(
@@ -245,7 +219,7 @@ class Asking:
         self.scheduler = Scheduler(self._source, backend, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
-        """Ask nothing more; `run` returns when what is in flight is logged. ``observe`` may call it."""
+        """Ask nothing more; `run` returns when the answers in flight are logged. ``observe`` may call it."""
         self.scheduler.stop()
 
     async def run(self) -> None:
@@ -267,8 +241,8 @@ class Asking:
 
 
 def _question(request: Request) -> Question:
-    """The question that a request was made of, in its shortest form so far."""
-    prompt: Any = request.prompt  # of the kinds that a question has
+    """The question of a request, with its shortest prompt so far."""
+    prompt: Any = request.prompt  # a `Prompt`, as it was when the request was made
     return Question(request.number, prompt, request.sampling)
 
 
@@ -280,10 +254,6 @@ def _reply(answer: Answer, *, shortened: bool) -> Reply:
     return Reply(number, result.text, result.finish_reason, *tokens, shortened=shortened)
 
 
-T = TypeVar("T")
-_SHOW_EVERY_S = 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to ask and where the answers go.
@@ -291,7 +261,7 @@ class Job:
     ``configuration`` says what is asked and of which model. ``questions`` returns those still to ask, given the numbers
     that have an answer. ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks
     answers that count for nothing; it is called for every answer. ``step`` names the questions and what helps where
-    answers are unreadable. ``shorten`` and ``again`` are as in `Asking`.
+    answers are unreadable. ``shorten`` and ``again`` are as in `BatchSession`.
     """
 
     folder: Path
@@ -306,7 +276,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class AskProgress:
-    """One look at a session: answers so far and about how many there will be; the rest is of this session alone."""
+    """Progress of a session: answers so far and about how many there will be. The other figures are this session's."""
 
     complete: int
     target: int
@@ -323,7 +293,7 @@ class AskProgress:
         return duration(max(0, self.target - self.complete) / self.per_s) if self.per_s > 0 else "-"
 
     def details(self) -> str:
-        """Rates since the session began, and what went wrong."""
+        """Rates since the session began, and counts of faults."""
         wrong = (("unreadable", self.unreadable), ("failed", self.failed), ("retrying", self.waiting_retries))
         counts = "".join(f" · {name} {count}" for name, count in wrong if count)
         return (
@@ -337,7 +307,7 @@ class AskProgress:
 
 
 class AskMeter:
-    """Counts what comes: ``answered`` were there before, ``expected`` is about what all of them will be."""
+    """Counts replies. ``answered`` were there before; ``expected`` is about how many there will be in the end."""
 
     def __init__(self, answered: int, expected: int, is_unreadable: Callable[[Reply], bool]) -> None:
         self._began_s = time.monotonic()
@@ -345,7 +315,7 @@ class AskMeter:
         self._answered = self._unreadable = self._failed = self._tokens = 0
 
     def count(self, replies: Sequence[Reply]) -> None:
-        """Some more replies."""
+        """Count more replies."""
         answers = [reply for reply in replies if reply.failure is None]
         self._failed += len(replies) - len(answers)
         self._answered += len(answers)
@@ -362,26 +332,7 @@ class AskMeter:
         )
 
 
-class _Watch:
-    """Shows every logged answer to the meter and to the step's health; ``stop`` ends a session that is void."""
-
-    def __init__(self, meter: AskMeter, job: Job, reporter: Reporter, stop: Callable[[], None]) -> None:
-        self._meter, self._job, self._reporter, self._stop = meter, job, reporter, stop
-        self._health = StepHealth(job.step)
-        self.ended_by: str | None = None
-
-    def __call__(self, replies: Sequence[Reply]) -> None:
-        """Take in some more replies."""
-        self._meter.count(replies)
-        _show_all(self._health, self._job, replies)
-        if (warning := self._health.warning()) is not None:
-            self._reporter.say(warning)
-        if self.ended_by is None and (verdict := self._health.verdict()) is not None:
-            self.ended_by = verdict
-            self._stop()
-
-
-def _show_all(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
+def _observe_health(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
     for reply in replies:
         if reply.failure is None:
             kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else AnswerKind.READ
@@ -389,15 +340,15 @@ def _show_all(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
 
 
 def require_readable(job: Job) -> None:
-    """Check that there is a readable answer, in any session.
+    """Check that the folder has a readable answer.
 
-    :raises StoppedError: there are answers, and none of them can be read; says what helps.
+    :raises StoppedError: there are answers, and none of them can be read; names the remedy.
     """
     health = StepHealth(job.step)
     for reply in read_replies(job.folder):
         if reply.failure is None and not job.is_unreadable(reply):
             return
-        _show_all(health, job, [reply])
+        _observe_health(health, job, [reply])
     if (told := health.warning(at_the_end=True)) is not None:
         raise StoppedError(f"{told.removeprefix('warning: ')}. The answers are kept in {job.folder}")
 
@@ -411,9 +362,9 @@ def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporte
 
 
 def is_answered(job: Job) -> bool:
-    """Whether nothing of the job is left to ask, told without any server; false where nothing was asked before.
+    """Whether nothing is left to ask; false where nothing was asked before. Needs no server.
 
-    :raises InputError: the folder has answers to other questions, or another process is writing there.
+    :raises InputError: the folder has answers to other questions, or another process writes there.
     """
     if read_configuration(job.folder) is None:
         return False
@@ -422,38 +373,48 @@ def is_answered(job: Job) -> bool:
 
 
 async def ask(job: Job, serving: Serving, speed: SpeedOptions, reporter: Reporter, stopper: Stopper) -> None:
-    """Ask what has no answer yet until all is asked or the user stops it.
+    """Ask what has no answer yet until everything is asked or the user stops it.
 
-    :raises InputError: the folder has answers to other questions, or another process is writing there.
-    :raises StoppedError: no server answers, the disk is full, or nothing that comes can be read; the same call asks the
-        rest.
+    :raises InputError: the folder has answers to other questions, or another process writes there.
+    :raises StoppedError: no server answers, the disk is full, or no answer can be read. The same call asks the rest.
     """
+    health = StepHealth(job.step)
+    ended_by: str | None = None
+
+    def observe(replies: Sequence[Reply]) -> None:
+        nonlocal ended_by
+        meter.count(replies)
+        _observe_health(health, job, replies)
+        if (warning := health.warning()) is not None:
+            reporter.say(warning)
+        if ended_by is None and (ended_by := health.verdict()) is not None:
+            session.stop()
+
     with AnswerLog(job.folder, dict(job.configuration)) as log:
         if log.answered:
             reporter.say(f"{job.folder}: resuming with {len(log.answered)} answers")
         meter = AskMeter(len(log.answered), job.expected, job.is_unreadable)
-        watch = _Watch(meter, job, reporter, stop=lambda: asking.stop())  # noqa: PLW0108 - made in the next line
-        asking = Asking(
+        session = BatchSession(
             *(job.questions(log.answered), log, serving.backend, limits_of(speed, serving)),
-            observe=watch,
+            observe=observe,
             shorten=job.shorten,
             again=job.again,
             rates=rates_of(speed),
         )
-        stopper.scheduler = asking.scheduler
-        governor = governor_of(speed, serving, asking.scheduler)
+        stopper.scheduler = session.scheduler
+        governor = governor_of(speed, serving, session.scheduler)
         async with background_tasks() as start:
             start("servers", serving.watch())
-            start("progress", _show(meter, asking, reporter))
+            start("progress", _show(meter, session, reporter))
             if governor is not None:
                 start("concurrency", governor.run())
-            await asking.run()
-        reporter.show(meter.look(asking.scheduler.statistics()))
-    if watch.ended_by is not None and not stopper.stopped:
-        raise StoppedError(f"{watch.ended_by}. The answers so far are kept in {job.folder}")
+            await session.run()
+        reporter.show(meter.look(session.scheduler.statistics()))
+    if ended_by is not None and not stopper.stopped:
+        raise StoppedError(f"{ended_by}. The answers so far are kept in {job.folder}")
 
 
-async def _show(meter: AskMeter, asking: Asking, reporter: Reporter) -> None:
+async def _show(meter: AskMeter, session: BatchSession, reporter: Reporter) -> None:
     while True:
         await asyncio.sleep(_SHOW_EVERY_S)
-        reporter.show(meter.look(asking.scheduler.statistics()))
+        reporter.show(meter.look(session.scheduler.statistics()))

@@ -82,7 +82,7 @@ def _dry_run(place: Place, options: Options) -> int:
             tell("interrupted; a dry run leaves nothing behind")
             return INTERRUPTED
         log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
-        hit_rate = folder.server_figures().get("prefix_cache_hit_rate")
+        hit_rate = folder.saved_counts().server.get("prefix_cache_hit_rate")
     prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
     load = Load(hub.mean_latencies_s(), max(in_flight))
     expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices, load)

@@ -24,6 +24,7 @@ from fastgen.errors import InputError, RunFolderError
 from fastgen.generate.batch import read_configuration, read_replies
 from fastgen.judge.options import MAX_VOTES
 from fastgen.judge.prompts import MAX_INSTANCES, AnswerId, Fault, Verdict, Vote, instance_key, verdict_of, vote_of
+from fastgen.store.job_folder import check_configuration
 
 KIND: Final = "judgements"
 _FLAGS: Final = {
@@ -62,22 +63,22 @@ def judge_names(run_dir: Path) -> list[str]:
 
 
 def judging_configuration(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """``asked`` with the salt of what is there already, or with a new one.
+    """``asked`` with the salt of the judgements that exist, or with a new one.
 
-    :raises InputError: what is there was asked otherwise, and judgements are not mixed.
+    :raises InputError: the folder has judgements of another run, or with other flags; they are not mixed.
     """
     saved = read_configuration(folder)
     if saved is None:
         return {"kind": KIND, **asked, "salt": secrets.token_hex(16)}
     if saved.get("run") != asked["run"]:
         raise InputError(f"{folder}: holds judgements of another run; move that folder away")
-    for key in sorted(asked):
-        if saved.get(key) != asked[key]:
-            what = _FLAGS.get(key, f"the {key}")
-            raise InputError(
-                f"{folder}: was judged with {what} {saved.get(key)}, not {asked[key]}; leave that as it was, or give "
-                "these judgements another --name"
-            )
+    check_configuration(
+        {name: saved.get(name) for name in asked},
+        asked,
+        holds=f"{folder}: was judged with",
+        remedy="leave that as it was, or give these judgements another --name",
+        label=lambda name: _FLAGS.get(name, f"the {name}"),
+    )
     return {"kind": KIND, **asked, "salt": saved["salt"]}
 
 

@@ -178,7 +178,7 @@ def _job(run: OpenRun, scope: ScopeOptions, judge: JudgeOptions, model: str) -> 
     share = 1.0 if scope.max_instructions is None else min(1.0, scope.max_instructions / max(1, ledger.complete))
     return Job(
         folder=folder,
-        meaning=meaning,
+        configuration=meaning,
         questions=questions,
         expected=round(ledger.instances * share) * scope.votes,
         is_unreadable=questionnaire.is_unreadable,

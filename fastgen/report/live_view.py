@@ -108,7 +108,7 @@ class Follower:
             before, self._log_end = self._log_end, _end_of(self._run.folder.log_path)
             if before == self._log_end:
                 return False
-            self.counted = self._run.folder.ledger_snapshot()[0].commits
+            self.counted = self._run.folder.saved_counts().ledger.commits
             self.target = self._run.folder.header().options["num_instructions"]
             self._items = self._run.folder.commits(self._position)
         return True

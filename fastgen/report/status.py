@@ -41,7 +41,7 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
         "pending": ledger.pending,
         "seed_only_share": round(ledger.seed_only_share, 4),
         **ledger.as_dict(),
-        "prefix_cache_hit_rate": folder.server_figures().get("prefix_cache_hit_rate"),
+        "prefix_cache_hit_rate": folder.saved_counts().server.get("prefix_cache_hit_rate"),
         **_measured(run_dir, clock()),
         "judgements": saved_summaries(run_dir),
     }

@@ -1,8 +1,9 @@
-"""Files that fastgen owns in a folder: opened without following links, checked, and replaced in one step.
+"""Files that fastgen owns in a folder: opened without following links, checked, locked, and replaced in one step.
 
-A run folder may come from somebody else. A symbolic link under the name of one of our files would send what we write
-to its target, so every file that fastgen writes in such a folder is opened here. These functions raise `OSError`, and
-the callers turn it into an error that names the flag and the remedy.
+A run folder may come from another person. A symbolic link under the name of one of our files would send what we write
+to its target, so every file that fastgen writes in such a folder is opened here.
+
+`open_own`, `replacing` and `sync_directory` raise `OSError`. `disk_errors` turns it into an error for the user.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from fastgen.errors import DiskError, FolderInUse, InputError, RunFolderError
+
+_HOLDER_BYTES = 200
 
 
 def check_storable(options: Mapping[str, Any]) -> None:
@@ -56,6 +59,21 @@ def is_still_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Name the file and the remedy when a write fails.
+
+    :raises DiskError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror or error}); everything committed is kept: make room or fix "
+            f"the permissions, then run the same command again"
+        ) from error
+
+
 def temporary_for(path: Path) -> Path:
     """Where a file is while `replacing` writes it."""
     return path.with_name(f".{path.name}.tmp")
@@ -65,8 +83,10 @@ def temporary_for(path: Path) -> Path:
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file beside ``path``; it replaces the old one when the block ends, and an exception leaves the old one.
 
-    What a killed process left under the temporary name is removed first. ``durable`` syncs the content before the
-    replacement and the folder after it.
+    What a killed process left under the temporary name (`temporary_for`) is removed first. ``durable`` syncs the
+    content before the replacement and the folder after it.
+
+    :raises OSError: the file cannot be written.
     """
     temporary = temporary_for(path)
     with contextlib.suppress(FileNotFoundError):
@@ -87,6 +107,15 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write or replace a small file in one step, durably.
+
+    :raises DiskError: it cannot be written; the old one stays.
+    """
+    with disk_errors(path), replacing(path) as sink:
+        sink.write(content)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -96,60 +125,49 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-_HOLDER_BYTES = 200
-
-
 class Lock:
-    """Held from construction to `release`; never waits.
+    """A file, locked with ``flock``, that names its holder; held from construction to `release`. Never waits.
 
-    :param file: the lock's file, made if it is not there; its folder must be.
-    :param named: how messages begin, such as ``--run-dir runs/a``. :param instead: what else the user can do than to
-        wait, such as ``name another folder``.
-    :raises FolderInUse: another process (or another `Lock` of this one) holds it; the message says which process.
+    The lock ends with its process, however that ends. Of two processes one gets it, also while a holder removes the
+    file.
+
+    :param file: made if it is missing; its folder must exist. :param named: how messages begin, such as
+        ``--run-dir runs/a``. :param instead: what the user can do instead of waiting, such as ``name another folder``.
+    :raises FolderInUse: another process (or another `Lock` of this one) holds it; the message names the process.
     :raises RunFolderError: the file system cannot lock. :raises DiskError: the file cannot be made.
     """
 
     def __init__(self, file: Path, *, named: str, instead: str) -> None:
-        self._file = file
-        self._named = named
+        self.file = file
         while (descriptor := _take(file, named, instead)) is None:
             pass
         self._descriptor: int | None = descriptor
-        with contextlib.suppress(OSError):  # a full disk: whoever comes second is told less
+        with contextlib.suppress(OSError):  # on a full disk, the message to the next process lacks the holder
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     @property
     def is_held(self) -> bool:
-        """Whether the lock's file is still there and ours: another process can lock a file that takes its place."""
-        return self._descriptor is not None and is_still_at(self._descriptor, self._file)
-
-    def check(self) -> None:
-        """:raises DiskError: the lock's file was removed or replaced."""
-        if not self.is_held:
-            raise DiskError(
-                f"{self._named}: {self._file} was removed or replaced, so another process may write here too; "
-                f"everything committed is kept: make sure that no other process uses this folder, then run the same "
-                f"command again"
-            )
+        """Whether the lock file is still there and ours: another process can lock a file that takes its place."""
+        return self._descriptor is not None and is_still_at(self._descriptor, self.file)
 
     def release(self, *, remove: bool = False) -> None:
-        """Let others have it, and remove the file if told so. Safe to call twice."""
+        """Let other processes lock the file; with ``remove`` it is removed. Safe to call twice."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
         if remove:
             with contextlib.suppress(OSError):  # a file that stays does no harm
-                self._file.unlink(missing_ok=True)
+                self.file.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _take(file: Path, named: str, instead: str) -> int | None:
-    """The locked file; ``None`` where it was removed by its last holder before the lock was ours."""
+    """The descriptor of the locked file; ``None`` where its last holder removed the file before the lock was ours."""
     try:
         descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise DiskError(f"{named}: cannot be written ({error.strerror}); mend that or {instead}") from error
+        raise DiskError(f"{named}: cannot be written ({error.strerror}); fix that or {instead}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_still_at(descriptor, file):

@@ -1,10 +1,7 @@
-"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+"""The counts of a run: what was asked, kept and rejected, by which rule, and the tokens that it took.
 
-A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
-over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
-`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
-with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
-again.
+A pure fold over commits, so that a live, a resumed and a read run agree. The store saves it beside the log, and readers
+bring it up to date from the log's end.
 """
 
 from __future__ import annotations
@@ -20,11 +17,11 @@ from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import MOST_TOKENS, Failure, Stage
 
 _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
-"""Rules of the parsers that say that there was nothing to judge."""
+"""Rules of the parsers for answers in which there was nothing to judge."""
 
 
 def answer_kind(commit: Commit) -> AnswerKind | None:
-    """What came of the answer that a commit holds; ``None`` for a request that failed."""
+    """The kind of a commit's answer; ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
         case InstructionOutcome(kept, rejections):
@@ -35,27 +32,22 @@ def answer_kind(commit: Commit) -> AnswerKind | None:
             if is_classification:
                 return AnswerKind.READ
             found = unread_kind(text, finish_reason)
-            # Under the paper's rules every answer is a yes or a no; an empty one is counted here all the same.
+            # Under the paper's rules every answer is a yes or a no. An empty one counts as empty here all the same.
             return found if unread is not None or found in (AnswerKind.EMPTY, AnswerKind.THINKING) else AnswerKind.READ
         case _:
             return None
 
 
 def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> AnswerKind:
-    """Of an answer that brought nothing, by the rules that rejected what is in it."""
     return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else AnswerKind.REJECTED
-
-
-def _counter() -> Counter[str]:
-    return Counter()
 
 
 @dataclass(slots=True)
 class Ledger:
     """Counts since the start of the run; tokens are the server's figures.
 
-    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts; ``empty``
-    ones are settled without any; the rest of ``kept`` is on its way.
+    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts. ``empty``
+    ones are finished without any. The rest of ``kept`` is pending.
     """
 
     kept: int = 0
@@ -66,13 +58,13 @@ class Ledger:
     empty_inputs: int = 0
     started_s: float = 0.0
     last_s: float = 0.0
-    completions: Counter[str] = field(default_factory=_counter)  # by stage
-    prompt_tokens: Counter[str] = field(default_factory=_counter)
-    completion_tokens: Counter[str] = field(default_factory=_counter)
-    rejected: Counter[str] = field(default_factory=_counter)  # instructions, by rule
-    rejected_instances: Counter[str] = field(default_factory=_counter)
-    failures: Counter[str] = field(default_factory=_counter)  # requests given up, by kind
-    answers: Counter[str] = field(default_factory=_counter)  # by stage and what could be made of them: "instance.empty"
+    completions: Counter[str] = field(default_factory=Counter)  # by stage
+    prompt_tokens: Counter[str] = field(default_factory=Counter)
+    completion_tokens: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)  # instructions, by rule
+    rejected_instances: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)  # requests given up, by kind
+    answers: Counter[str] = field(default_factory=Counter)  # by stage and kind, such as "instance.empty"
     seeds: int = 0  # seed tasks of the run: the pool indexes below this are theirs
     seed_only: int = 0  # instruction completions whose prompt showed seed tasks only
 
@@ -91,7 +83,7 @@ class Ledger:
         if (kind := answer_kind(commit)) is not None:
             self.answers[stage + "." + kind] += 1
         if commit.stage is Stage.INSTRUCTION:
-            # A rebuilt run may lack machine demonstrations that the prompt had; `shown` is given there.
+            # A rebuilt run may lack machine demonstrations that the prompt had. `shown` is set there.
             self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
         match commit.outcome:
             case InstructionOutcome(kept, rejected):
@@ -100,23 +92,20 @@ class Ledger:
             case ClassificationOutcome(is_classification):
                 self.classification_tasks += is_classification
             case InstanceOutcome(instances, rules):
-                self._count_instances(len(instances), sum(i == (0, 0) for i, _ in instances))
+                self.complete += len(instances) > 0
+                self.empty += len(instances) == 0
+                self.instances += len(instances)
+                self.empty_inputs += sum(i == (0, 0) for i, _ in instances)
                 self.rejected_instances.update(rules)
-
-    def _count_instances(self, count: int, empty_inputs: int) -> None:
-        self.complete += count > 0
-        self.empty += count == 0
-        self.instances += count
-        self.empty_inputs += empty_inputs
 
     @property
     def commits(self) -> int:
-        """How many were counted."""
+        """Commits counted."""
         return self.completions.total() + self.failures.total()
 
     @property
     def pending(self) -> int:
-        """Kept instructions whose instances are still to come."""
+        """Kept instructions that have no instances yet."""
         return self.kept - self.complete - self.empty
 
     @property

@@ -1,4 +1,31 @@
-"""The form of the log: a line and its checksum, a segment's header, a place between two lines. No files here."""
+"""An append-only log of JSON lines in segments, every line checked against its checksum and the line before it.
+
+A log is a folder of segments. The last one is plain, closed ones are usually compressed::
+
+    000000.jsonl.zst     a closed segment: one zstd frame that states its content's size and has a checksum
+    000001.jsonl         the segment that is written to; a new one begins after 64 MiB
+
+A line of a segment (before compression)::
+
+    bytes        content
+    -----------  -------------------------------------------------------------------------------------------------------
+    0 to 7       {"crc":"
+    8 to 15      CRC-32 of the bytes from 18 to before the newline, in lower-case hex. Its initial value is the CRC of
+                 the line before (0 for the first line of the log), so that a removed or moved line is noticed.
+    16 to 17     ",
+    18 to end    the rest of the JSON object, without its opening brace
+    last         a newline
+
+The first line of a segment is its header: ``{"crc": ..., "format": 1, "run": RUN_ID, "segment": NUMBER}``.
+
+Guarantees:
+
+- At every moment at least one whole copy of a segment exists.
+- A line that was appended survives SIGKILL, one that was synced survives a power cut.
+- A crash leaves at most one unfinished line, at the end (a `TornTail`). Other damage is an error that names file and
+  line.
+- A log can be read while another process appends to it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +45,21 @@ import orjson
 import zstandard
 
 from fastgen.errors import DamagedLogError, DiskError, FolderInUse, RunFolderError
-from fastgen.store.files import is_still_at, open_own, replacing, sync_directory
+from fastgen.store.files import disk_errors, is_still_at, open_own, replacing, sync_directory
 
 LOG_FORMAT = 1
-CRC_LENGTH = len(b'{"crc":"01234567",')
+SEGMENT_BYTES = 64 << 20
+MOST_LINE_BYTES = 256 << 20
+"""A line holds one completion, and a server's answer is far smaller: a longer line is not ours."""
+_CRC_LENGTH = len(b'{"crc":"01234567",')
+_CRC = re.compile(rb'\{"crc":"([0-9a-f]{8})",')
+_SEGMENT_NAME = re.compile(r"(\d{6,18})\.jsonl(\.zst)?", re.ASCII)
+_BLOCK_BYTES = 1 << 20
+_ZSTD_LEVEL = 3  # level 6 would save a tenth of the disk for twice the CPU time and three times the memory
+_ZSTD_WINDOW_LOG = 20  # 1 MiB, which reading takes as well
+
+
+# -- format ------------------------------------------------------------------------------------------------------------
 
 
 class Position(NamedTuple):
@@ -34,7 +72,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TornTail:
-    """An unfinished last line that a crash left behind: where it starts and how many bytes it has."""
+    """An unfinished last line that a crash left behind: where it starts and its size in bytes."""
 
     path: Path
     offset: int
@@ -50,16 +88,11 @@ def seal(body: dict[str, Any], previous_crc: int) -> tuple[bytes, int]:
 
 def unseal(line: bytes, previous_crc: int) -> int | None:
     """The line's checksum if it holds (``line`` without its newline), else ``None``."""
-    crc = zlib.crc32(line[CRC_LENGTH:], previous_crc)
-    return crc if line[:CRC_LENGTH] == b'{"crc":"%08x",' % crc else None
+    crc = zlib.crc32(line[_CRC_LENGTH:], previous_crc)
+    return crc if line[:_CRC_LENGTH] == b'{"crc":"%08x",' % crc else None
 
 
-def segment_header(run_id: str, segment: int) -> dict[str, Any]:
-    """The first line of a segment."""
-    return {"format": LOG_FORMAT, "run": run_id, "segment": segment}
-
-
-def check_header(header: dict[str, Any], path: Path, *, run_id: str, segment: int) -> None:
+def _check_header(header: dict[str, Any], path: Path, *, run_id: str, segment: int) -> None:
     """:raises RunFolderError: a newer format. :raises DamagedLogError: of another run or place."""
     if type(header.get("format")) is not int:
         raise DamagedLogError(f"{path}:1: is not the header of a log segment; restore the segment from a copy")
@@ -69,21 +102,26 @@ def check_header(header: dict[str, Any], path: Path, *, run_id: str, segment: in
         raise DamagedLogError(f"{path}:1: the segment belongs to another run or place; restore the right one")
 
 
-_WINDOW_LOG = 20  # 1 MiB
-BLOCK_BYTES = 1 << 20
-_NAME = re.compile(r"(\d{6,18})\.jsonl(\.zst)?", re.ASCII)
-
-
-def segment_path(directory: Path, number: int) -> Path:
-    """Where a segment is while it is written."""
-    return directory / f"{number:06d}.jsonl"
+# -- segments ----------------------------------------------------------------------------------------------------------
 
 
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
-    """The segments in order; where a closed one exists plain and compressed (a crash in between), the plain one."""
+    """Number and path of the segments, in order.
+
+    Where a closed segment exists plain and compressed, as after a crash in between, the plain one.
+
+    :raises RunFolderError: the folder cannot be read.
+    """
+    try:
+        # Not `Path.glob`, which finds nothing in a folder that cannot be read, so that a log would seem empty.
+        paths = list(directory.iterdir())
+    except FileNotFoundError:  # a crash came before the log was begun
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from None
     found: dict[int, Path] = {}
-    for path in _names(directory):
-        if (match := _NAME.fullmatch(path.name)) is None:
+    for path in paths:
+        if (match := _SEGMENT_NAME.fullmatch(path.name)) is None:
             continue
         number, is_plain = int(match[1]), match[2] is None
         if match[1] == f"{number:06d}" and (is_plain or number not in found):
@@ -91,34 +129,16 @@ def segment_files(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found.items())
 
 
-def _names(directory: Path) -> list[Path]:
-    """What is in the folder. Not `Path.glob`, which finds nothing where it may not look: a log would seem empty."""
-    try:
-        return list(directory.iterdir())
-    except FileNotFoundError:  # a run that was begun and then stopped by a crash
-        return []
-    except OSError as error:
-        raise _unreadable(directory, error) from None
-
-
-def missing_segment(directory: Path, number: int) -> DamagedLogError:
-    """A segment that must be there is not."""
-    return DamagedLogError(
-        f"{directory}: log segment {number:06d} is missing; restore it from a copy, or keep the run up to there by "
-        f"deleting all later segments and ledger.json"
-    )
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 def open_segment(path: Path) -> IO[bytes]:
-    """The content of a segment, whether it is compressed or has just become so. :raises RunFolderError: unreadable."""
+    """The content of a segment, also if it was compressed after its path was listed.
+
+    :raises RunFolderError: it cannot be read.
+    """
     try:
         if path.suffix == ".zst":
-            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), BLOCK_BYTES)
-        return path.open("rb", buffering=BLOCK_BYTES)
-    except FileNotFoundError as error:  # closed and compressed between listing and opening
+            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), _BLOCK_BYTES)
+        return path.open("rb", buffering=_BLOCK_BYTES)
+    except FileNotFoundError as error:
         if path.suffix == ".zst":
             raise _unreadable(path, error) from None
         return open_segment(path.with_name(path.name + ".zst"))
@@ -126,25 +146,43 @@ def open_segment(path: Path) -> IO[bytes]:
         raise _unreadable(path, error) from None
 
 
-def content_size(path: Path) -> int:
-    """Bytes of a compressed segment before its compression, as its own first bytes state.
+def compress_segment(path: Path) -> None:
+    """Replace a closed segment by its zstd form.
 
-    :raises OSError, zstandard.ZstdError: they cannot be read, or are not the beginning of a zstd file.
+    :raises DiskError: it cannot be written; the segment stays as it was.
     """
-    with path.open("rb") as file:
-        return zstandard.frame_content_size(file.read(18))
+    with disk_errors(path.parent):
+        with path.open("rb") as source, replacing(path.with_name(path.name + ".zst")) as sink:
+            size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                _ZSTD_LEVEL, source_size=size, window_log=_ZSTD_WINDOW_LOG, write_checksum=True
+            )
+            zstandard.ZstdCompressor(compression_params=parameters).copy_stream(source, sink, size=size)
+        path.unlink()
 
 
-def blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
+def _segment_path(directory: Path, number: int) -> Path:
+    """Where a segment is while it is written."""
+    return directory / f"{number:06d}.jsonl"
+
+
+def _missing_segment(directory: Path, number: int) -> DamagedLogError:
+    return DamagedLogError(
+        f"{directory}: log segment {number:06d} is missing; restore it from a copy, or keep the run up to there by "
+        f"deleting all later segments and ledger.json"
+    )
+
+
+def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
     """The next ``size`` bytes in pieces; fewer where the content ends."""
-    while size > 0 and (block := content.read(min(size, BLOCK_BYTES))):
+    while size > 0 and (block := content.read(min(size, _BLOCK_BYTES))):
         size -= len(block)
         yield block
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What goes wrong while a segment is read. :raises RunFolderError: its disk. :raises DamagedLogError: its zstd."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """:raises RunFolderError: the disk refused to read. :raises DamagedLogError: the zstd frame is damaged."""
     try:
         yield
     except OSError as error:
@@ -154,93 +192,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(f"{path}: cannot be read ({error.strerror or error}); mend that or restore it from a copy")
+    return RunFolderError(f"{path}: cannot be read ({error.strerror or error}); fix that or restore it from a copy")
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def _compressor(size: int) -> zstandard.ZstdCompressor:
-    """For so many bytes. Level 6 would save a tenth of the disk for twice the CPU time and three times the memory.
-
-    The window is what reading takes as well.
-    """
-    asked = zstandard.ZstdCompressionParameters.from_level(
-        3, source_size=size, window_log=_WINDOW_LOG, write_checksum=True
-    )
-    return zstandard.ZstdCompressor(compression_params=asked)
-
-
-def compress_segment(path: Path) -> None:
-    """Replace a closed segment by its zstd form. :raises DiskError: it stays as it was."""
-    target = path.with_name(path.name + ".zst")
-    with writing(path.parent):
-        with path.open("rb") as source, replacing(target) as sink:
-            size = os.fstat(source.fileno()).st_size  # stated in the file, so that a lost end is noticed
-            _compressor(size).copy_stream(source, sink, size=size)
-        path.unlink()
-
-
-def forget_unfinished(directory: Path) -> None:
-    """Remove what `compress_segment` left behind in a process that was killed."""
-    for unfinished in directory.glob("*.zst.tmp"):
-        unfinished.unlink()
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """What goes wrong while a log is written. :raises DiskError: its disk refused."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DiskError(
-            f"{place}: cannot be written ({reason}); everything committed is kept: make room or mend the permissions, "
-            f"then run the same command again"
-        ) from error
-
-
-_ALL = 1 << 62
-
-
-class Digest(NamedTuple):
-    """The first ``size`` bytes of a segment (uncompressed) and their CRC-32."""
-
-    size: int
-    crc: int
-
-
-def digest_log(directory: Path, end: Position, known: Sequence[Digest] = ()) -> list[Digest]:
-    """One digest per segment, of all bytes up to ``end``; those of closed segments in ``known`` are taken from there.
-
-    Checks nothing but that so many bytes are there.
-
-    :raises DamagedLogError: a segment is missing, or the log ends before ``end``. :raises RunFolderError: unreadable.
-    """
-    known = known[: end.segment]
-    paths = dict(segment_files(directory))
-    digests = list(known)
-    for number in range(len(known), end.segment + 1):
-        if number not in paths:
-            raise missing_segment(directory, number)
-        digest = _digest(paths[number], end.offset if number == end.segment else _ALL)
-        if number == end.segment and digest.size < end.offset:
-            raise DamagedLogError(f"{paths[number]}: is shorter than when it was last read ({end.offset} bytes then)")
-        digests.append(digest)
-    return digests
-
-
-def _digest(path: Path, size: int) -> Digest:
-    crc, seen = 0, 0
-    with open_segment(path) as content, reading(path):
-        for block in blocks(content, size):
-            crc, seen = zlib.crc32(block, crc), seen + len(block)
-    return Digest(seen, crc)
-
-
-MOST_LINE_BYTES = 256 << 20
-"""A line holds one completion, and a server's answer is far smaller: a longer line is not ours."""
-_CRC = re.compile(rb'\{"crc":"([0-9a-f]{8})",')
+# -- reader ------------------------------------------------------------------------------------------------------------
 
 
 def read_log(
@@ -253,11 +208,11 @@ def read_log(
 ) -> Iterator[tuple[dict[str, Any], Position] | TornTail]:
     """Every line from ``start`` (default: the beginning) with the position after it; at the end the torn tail, if any.
 
-    Reads while another process appends: what that process is in the middle of writing looks like a torn tail. Fewer
-    segments than ``at_least`` are damage: nothing in the others shows that the last ones are gone. Up to ``durable``
-    the log was once synced, so bytes before it that are no whole line are damage and no torn tail. A log that ends
-    before it, as an incomplete copy does, is no error here.
+    While another process appends, the line that it is writing looks like a torn tail.
 
+    :param at_least: the number of segments that must be there. Nothing in the others shows that the last ones are gone.
+    :param durable: the log was once synced up to here, so an unfinished line before it is damage and no torn tail. A
+        log that ends before it, as in an incomplete copy, is no error.
     :raises DamagedLogError: a checksum, the chain, a header or a whole segment is wrong or missing.
     :raises RunFolderError: a file cannot be read, or is of a newer format.
     """
@@ -276,7 +231,7 @@ def read_log(
             yield item
         expected += 1
     if expected < max(at_least, segments[-1][0] + 1 if segments else 0):
-        raise missing_segment(directory, expected)
+        raise _missing_segment(directory, expected)
 
 
 def _read_segment(
@@ -285,12 +240,12 @@ def _read_segment(
     number, offset, crc = start
     is_header = offset == 0
     size = 0
-    with open_segment(path) as content, reading(path):
-        _pass_over(content, path, start)
+    with open_segment(path) as content, _read_errors(path):
+        _skip_to(start, content, path)
         for lines, size in _whole_lines(content):  # noqa: B007 - the last size is that of a line without an end
             for line in lines:  # `unseal` written out: this loop is what a long replay spends its time in
-                crc = zlib.crc32(line[CRC_LENGTH:], crc)
-                if line[:CRC_LENGTH] != b'{"crc":"%08x",' % crc:
+                crc = zlib.crc32(line[_CRC_LENGTH:], crc)
+                if line[:_CRC_LENGTH] != b'{"crc":"%08x",' % crc:
                     raise _damaged(path, offset, "does not match its checksum")
                 try:
                     body = orjson.loads(line)
@@ -298,14 +253,14 @@ def _read_segment(
                     raise _damaged(path, offset, "is not JSON") from None
                 offset += len(line) + 1
                 if is_header:
-                    check_header(body, path, run_id=run_id, segment=number)
+                    _check_header(body, path, run_id=run_id, segment=number)
                     is_header = False
                 else:
                     yield body, Position(number, offset, crc)
     if size:
-        yield _torn(path, offset, size, last=last, whole=whole)
+        yield _torn_tail(path, offset, size, last=last, whole=whole)
     elif not last or path.suffix == ".zst":
-        _check_that_it_is_whole(path, offset)
+        _check_closed_segment(path, offset)
 
 
 def _whole_lines(content: IO[bytes]) -> Iterator[tuple[list[bytes], int]]:
@@ -315,7 +270,7 @@ def _whole_lines(content: IO[bytes]) -> Iterator[tuple[list[bytes], int]]:
     """
     begun: list[bytes] = []  # of a line that does not end in the blocks read so far
     size = 0  # bytes of it
-    while size <= MOST_LINE_BYTES and (block := content.read(BLOCK_BYTES)):
+    while size <= MOST_LINE_BYTES and (block := content.read(_BLOCK_BYTES)):
         lines = block.split(b"\n")
         begun.append(lines[0])
         size += len(lines[0])
@@ -328,7 +283,7 @@ def _whole_lines(content: IO[bytes]) -> Iterator[tuple[list[bytes], int]]:
             yield [], size
 
 
-def _torn(path: Path, offset: int, size: int, *, last: bool, whole: int) -> TornTail:
+def _torn_tail(path: Path, offset: int, size: int, *, last: bool, whole: int) -> TornTail:
     """The unfinished line that a segment ends with. :raises DamagedLogError: no crash leaves one there."""
     if size > MOST_LINE_BYTES:
         raise _damaged(path, offset, "is longer than any that fastgen writes")
@@ -339,22 +294,24 @@ def _torn(path: Path, offset: int, size: int, *, last: bool, whole: int) -> Torn
     return TornTail(path, offset, size)
 
 
-def _check_that_it_is_whole(path: Path, offset: int) -> None:
-    """Of a closed segment that ends at a line end. :raises DamagedLogError: it lost its end, or everything."""
-    with reading(path):
-        if path.suffix == ".zst" and offset != content_size(path):
-            raise DamagedLogError(f"{path}: the compressed segment is cut short; restore it from a copy")
+def _check_closed_segment(path: Path, offset: int) -> None:
+    """:raises DamagedLogError: a closed segment that ends at a line end has lost its end, or everything."""
+    with _read_errors(path):
+        if path.suffix == ".zst":
+            with path.open("rb") as file:
+                if offset != zstandard.frame_content_size(file.read(18)):  # the longest frame header
+                    raise DamagedLogError(f"{path}: the compressed segment is cut short; restore it from a copy")
     if not offset:
         raise DamagedLogError(f"{path}: the segment is empty; restore it from a copy")
 
 
-def _pass_over(content: IO[bytes], path: Path, start: Position) -> None:
+def _skip_to(start: Position, content: IO[bytes], path: Path) -> None:
     """Read up to ``start``, since a compressed segment cannot seek, and check the line that ends there.
 
     :raises DamagedLogError: the segment ends before, or another line ends there.
     """
     seen, kept = 0, [b""]
-    for block in blocks(content, start.offset):
+    for block in _blocks(content, start.offset):
         seen += len(block)
         if block.count(b"\n") > 2:  # noqa: PLR2004 - it ends with the last line and the one before
             kept.clear()
@@ -377,28 +334,30 @@ def _pass_over(content: IO[bytes], path: Path, start: Position) -> None:
 
 
 def _stated_crc(line: bytes) -> int | None:
-    """The checksum that a line gives itself."""
     match = _CRC.match(line)
     return None if match is None else int(match[1], 16)
 
 
 def _damaged(path: Path, offset: int, what: str) -> DamagedLogError:
-    with open_segment(path) as content, reading(path):
-        number = 1 + sum(block.count(b"\n") for block in blocks(content, offset))
+    with open_segment(path) as content, _read_errors(path):
+        number = 1 + sum(block.count(b"\n") for block in _blocks(content, offset))
     return DamagedLogError(
         f"{path}:{number}: the line {what}; nothing after it can be trusted: restore the segment from a copy, or keep "
         f"the run up to here by deleting this line, all below it, all later segments and ledger.json"
     )
 
 
-SEGMENT_BYTES = 64 * 1024 * 1024
+# -- writer ------------------------------------------------------------------------------------------------------------
 
 
 class LogWriter:
     """Appends to the log; the only writer of it. Not thread-safe: one thread at a time calls `append`.
 
-    Give it the position that `read_log` ended at; a torn tail there is cut off, and half-done compressions are
-    cleaned up. ``durable`` is the place up to which this writer has synced the log, ``None`` before its first sync.
+    Each block of lines is one write, which is taken back where the disk refuses it. ``durable`` is the position up to
+    which this writer has synced the log, ``None`` before its first sync.
+
+    :param end: the position that `read_log` ended at. A torn tail there is cut off, and what an interrupted
+        `compress_segment` left is removed.
 
     :raises DiskError: the folder cannot be written. :raises FolderInUse: another writer has this log open.
     """
@@ -413,7 +372,7 @@ class LogWriter:
         self._file_lock = threading.Lock()  # sync may run beside append; neither may meet a file that roll has closed
         self.position = end or Position(0, 0, 0)
         self.durable: Position | None = None
-        with writing(directory):
+        with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._folder = _claim(directory)
             self._file = -1
@@ -427,29 +386,30 @@ class LogWriter:
 
     def _open_for_append(self) -> int:
         number, offset, _ = self.position
-        path = segment_path(self._directory, number)
+        path = _segment_path(self._directory, number)
         for later, leftover in segment_files(self._directory):
             if later > number:  # a crash while rolling: a segment without a single whole line
                 leftover.unlink()
-        forget_unfinished(self._directory)
-        if offset and not path.exists():  # the last segment was closed; go on in a new one
+        for unfinished in self._directory.glob("*.zst.tmp"):  # of a `compress_segment` that was killed
+            unfinished.unlink()
+        if offset and not path.exists():  # the last segment was closed: begin a new one
             self.position = Position(number + 1, 0, self.position.crc)
-            path, offset = segment_path(self._directory, number + 1), 0
+            path, offset = _segment_path(self._directory, number + 1), 0
         file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.ftruncate(file, offset)
         return file
 
     def _write_header(self) -> None:
-        self._write([segment_header(self._run_id, self.position.segment)])
+        self._write([{"format": LOG_FORMAT, "run": self._run_id, "segment": self.position.segment}])
         self.sync()
         sync_directory(self._directory)
 
     def append(self, bodies: Iterable[dict[str, Any]]) -> None:
-        """Write the lines in one go; durable after the next `sync`.
+        """Write the lines in one go. They are durable after the next `sync`.
 
         :raises DiskError: nothing of these lines was kept.
         """
-        with writing(self._directory):
+        with disk_errors(self._directory):
             self._write(bodies)
 
     def _write(self, bodies: Iterable[dict[str, Any]]) -> None:
@@ -478,10 +438,10 @@ class LogWriter:
     def roll(self) -> Path:
         """Close this segment and start the next; returns the closed one, for `compress_segment`."""
         self.sync()
-        closed = segment_path(self._directory, self.position.segment)
+        closed = _segment_path(self._directory, self.position.segment)
         following = Position(self.position.segment + 1, 0, self.position.crc)
-        with writing(self._directory):
-            path = segment_path(self._directory, following.segment)
+        with disk_errors(self._directory):
+            path = _segment_path(self._directory, following.segment)
             file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
             with self._file_lock:
                 os.close(self._file)
@@ -494,7 +454,7 @@ class LogWriter:
 
         :raises DiskError: the disk refused, or the segment is no longer the file of its name.
         """
-        with writing(self._directory), self._file_lock:
+        with disk_errors(self._directory), self._file_lock:
             if self._file < 0:  # closed while this sync waited
                 return
             position = self.position
@@ -510,7 +470,7 @@ class LogWriter:
             self.durable = position
 
     def _check_that_it_is_there(self, segment: int) -> None:
-        path = segment_path(self._directory, segment)
+        path = _segment_path(self._directory, segment)
         if not is_still_at(self._file, path):
             raise DiskError(
                 f"{path}: was removed or replaced while it was being written, so the lines since its last sync are "
@@ -544,5 +504,36 @@ def _claim(directory: Path) -> int:
         os.close(folder)
         raise FolderInUse(f"{directory}: another process writes this log; wait for it, or stop it") from None
     except OSError:
-        pass  # a file system that cannot lock folders: the lock file has to do
+        pass  # a file system that cannot lock folders: the lock file must suffice
     return folder
+
+
+# -- digest ------------------------------------------------------------------------------------------------------------
+
+
+class Digest(NamedTuple):
+    """The first ``size`` bytes of a segment (uncompressed) and their CRC-32."""
+
+    size: int
+    crc: int
+
+
+def digest_log(directory: Path, end: Position, known: Sequence[Digest] = ()) -> list[Digest]:
+    """One digest per segment, of all bytes up to ``end``; far quicker than reading the lines.
+
+    :param known: digests of an earlier call; those of segments before ``end`` are not computed again.
+    :raises DamagedLogError: a segment is missing, or the log ends before ``end``. :raises RunFolderError: unreadable.
+    """
+    paths = dict(segment_files(directory))
+    digests = list(known[: end.segment])
+    for number in range(len(digests), end.segment + 1):
+        if number not in paths:
+            raise _missing_segment(directory, number)
+        crc, size, most = 0, 0, end.offset if number == end.segment else 1 << 62
+        with open_segment(paths[number]) as content, _read_errors(paths[number]):
+            for block in _blocks(content, most):
+                crc, size = zlib.crc32(block, crc), size + len(block)
+        if number == end.segment and size < end.offset:
+            raise DamagedLogError(f"{paths[number]}: is shorter than when it was last read ({end.offset} bytes then)")
+        digests.append(Digest(size, crc))
+    return digests

@@ -1,9 +1,13 @@
-"""Files that a command writes: which places are refused, and how a file gets its name.
+"""Files that a command writes where the user says: which places are refused, and how a file gets its name.
 
-Guarantees: a command never writes into what it reads, nor into the folder of a run; a file of the user's is replaced
-only when that was asked for. Nothing half-written is ever seen under its name: a file replaces what is there once it is
-whole (a pipe or a device is written to, a link stays and its target is replaced). After an error nothing is left
-behind; what a killed process left is removed by the next one that writes to the same folder.
+Guarantees:
+
+- A command never writes into what it reads, nor into the folder of a run.
+- An existing file is replaced only with ``overwrite``.
+- A file gets its name once it is whole. A pipe or a device is written to directly. A link stays, and its target is
+  replaced.
+- After an error nothing is left behind. What a killed process left is removed by the next one that writes to the same
+  folder.
 """
 
 from __future__ import annotations
@@ -30,13 +34,13 @@ STDOUT: Final = "-"
 _NO_SUCH_PLACE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _SCRATCH: Final = ".fastgen-"
 _SCRATCH_NAME: Final = re.compile(r"\.fastgen-[a-z0-9_]{8}")  # as `tempfile.mkdtemp` makes it
-# What takes two lines, two columns or another direction where somebody shows or splits a text that JSON leaves as it
-# is: C1 controls (U+0085 among them), U+2028 and U+2029, and the bidirectional embeddings, overrides and isolates.
+# Characters that JSON allows and that other tools take for a line end or a control: C1 controls (also U+0085),
+# U+2028 and U+2029, and the bidirectional embeddings, overrides and isolates.
 _UNSAFE: Final = re.compile(rb"\xc2[\x80-\x9f]|\xe2(?:\x80[\xa8-\xae]|\x81[\xa6-\xa9])")
 
 
 def json_line(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """The value as one line of JSON, its end included; loads to the same value as without `escape_line`."""
+    """The value as one line of JSON with its end, escaped by `escape_line`; loads to the same value."""
     return escape_line(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
 
 
@@ -44,25 +48,21 @@ def escape_line(line: bytes) -> bytes:
     r"""JSON with ``\uXXXX`` in place of every character that other tools take for a line end or a control."""
     if line.isascii() or not (b"\xc2" in line or b"\xe2" in line):  # much faster than the expression
         return line
-    return _UNSAFE.sub(_escaped, line)
-
-
-def _escaped(found: re.Match[bytes]) -> bytes:
-    return b"\\u%04x" % ord(found[0].decode())
+    return _UNSAFE.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), line)
 
 
 def check_output(flag: str, output: Path, inputs: Iterable[Path] = (), *, overwrite: bool = True) -> None:
     """Refuse a file or folder that must not be written; call it before anything is read.
 
-    Links, hard links and ``..`` do not make another file of the same one. Standard output (``-``), a pipe and a device
-    are always allowed.
+    A file is recognised through links, hard links and ``..``. Standard output (``-``), a pipe and a device are always
+    allowed.
 
-    :param flag: what named the output. :param inputs: files and folders that the command reads.
-    :param overwrite: whether a file that is there may be replaced.
+    :param flag: the option that named the output. :param inputs: files and folders that the command reads.
+    :param overwrite: whether an existing file may be replaced.
     :raises InputError: the output is one of the inputs, lies in one or holds one; it lies in the folder of a run; or it
-        is there and may not be replaced.
+        exists and may not be replaced.
     """
-    with _telling(output, flag):
+    with _output_errors(output, flag):
         _check_output(flag, output, inputs, overwrite=overwrite)
 
 
@@ -109,11 +109,11 @@ def _is_linked_from(folder: Path, file: Path) -> bool:
 def output_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[bytes], Path]]:
     """The file to write and a scratch folder on the same disk; ``-`` is standard output.
 
-    :raises InputError: no such place, or a file is there and ``overwrite`` was not asked for.
+    :raises InputError: no such place, or the file exists and ``overwrite`` is false.
     :raises DiskError: it cannot be written.
     """
     with ExitStack() as stack:
-        stack.enter_context(_telling(output))
+        stack.enter_context(_output_errors(output))
         if str(output) == STDOUT:
             yield sys.stdout.buffer, _scratch(stack, None)
             sys.stdout.buffer.flush()
@@ -125,19 +125,19 @@ def output_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[b
             whole = scratch / "whole"
             with whole.open("wb") as sink:
                 yield sink, scratch
-            check_output("--output", output, overwrite=overwrite)  # it may have come meanwhile
+            check_output("--output", output, overwrite=overwrite)  # it may have been made meanwhile
             whole.replace(target)
 
 
 @contextmanager
 def output_folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """A scratch folder; what is in it under ``names`` when the block ends is moved into ``output``, in that order.
+    """A scratch folder; when the block ends, its files of these names are moved into ``output``, in that order.
 
-    :raises InputError: no such place, or one of the names is taken and ``overwrite`` was not asked for.
+    :raises InputError: no such place, or one of the names is taken and ``overwrite`` is false.
     :raises DiskError: it cannot be written.
     """
     with ExitStack() as stack:
-        stack.enter_context(_telling(output))
+        stack.enter_context(_output_errors(output))
         check_output_folder(output, names, overwrite=overwrite)
         stack.enter_context(_made(output))
         scratch = _scratch(stack, output)
@@ -152,7 +152,7 @@ def check_output_folder(output: Path, names: Sequence[str], inputs: Iterable[Pat
 
     :raises InputError: it is no folder, as `check_output`, or one of the names is taken.
     """
-    with _telling(output):
+    with _output_errors(output):
         is_folder = str(output) != STDOUT and (output.is_dir() or not output.exists())
     if not is_folder:
         raise InputError(f"--output {output}: --split, --card and --push-to-hub need a folder; name a new one")
@@ -167,7 +167,7 @@ def check_output_folder(output: Path, names: Sequence[str], inputs: Iterable[Pat
 
 @contextmanager
 def _made(output: Path) -> Iterator[None]:
-    """The folder is there; it is gone again after an error, if nothing else came into it."""
+    """The folder exists. If it is new, an error removes it, unless it has other files."""
     is_new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -180,7 +180,7 @@ def _made(output: Path) -> Iterator[None]:
 
 
 def _scratch(stack: ExitStack, parent: Path | None) -> Path:
-    """A new folder, locked while this process uses it; those of processes that are gone are removed first."""
+    """A new folder, locked while this process uses it. Folders of processes that have ended are removed first."""
     parent = parent or Path(tempfile.gettempdir())
     for path in parent.glob(f"{_SCRATCH}*"):
         if _SCRATCH_NAME.fullmatch(path.name):
@@ -191,9 +191,9 @@ def _scratch(stack: ExitStack, parent: Path | None) -> Path:
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         try:
             stack.enter_context(_locked(path))
-        except (BlockingIOError, FileNotFoundError):  # another process takes it for a left-over
+        except (BlockingIOError, FileNotFoundError):  # another process has just removed it as a left-over
             continue
-        except OSError:  # a file system without locks, where no process removes what another left
+        except OSError:  # a file system without locks: no process removes what another left
             pass
         if path.exists():
             return path
@@ -201,7 +201,7 @@ def _scratch(stack: ExitStack, parent: Path | None) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The folder is this process's.
+    """Lock the folder.
 
     :raises OSError: another process has it, or it cannot be locked.
     """
@@ -214,11 +214,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _telling(output: Path, flag: str = "--output") -> Iterator[None]:
+def _output_errors(output: Path, flag: str = "--output") -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever read our output has enough; no fault of the disk's
+        raise  # the reader of our output has ended; no fault of the disk
     except OSError as error:
         kind = InputError if error.errno in _NO_SUCH_PLACE else DiskError
         raise kind(

@@ -1,8 +1,10 @@
 """Parquet data sets as streams of row batches, through pyarrow (``pip install 'fastgen[parquet]'``).
 
-Guarantees: as `fastgen.store.tables`; kept rows keep every column, its type and the file's metadata, and come out as
-Parquet. A line number is the row's place in the file, from 1. Written row groups hold 65,536 rows or about 64 MiB,
-compressed with zstd. Knows nothing of what is done with the rows.
+A module of its own, since importing it needs pyarrow; use `fastgen.store.tables.open_table`.
+
+Guarantees: those of `fastgen.store.tables`. Kept rows keep every column, its type and the file's metadata, and come out
+as Parquet. A line number is the row's place in the file, from 1. Written row groups hold 65,536 rows or about 64 MiB,
+compressed with zstd.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastgen.errors import InputError
-from fastgen.store.tables import BATCH_ROWS, Rejected, Rows, as_disk_error, check_text, sync_file
+from fastgen.store.files import disk_errors
+from fastgen.store.tables import BATCH_ROWS, Rejected, Rows, check_text, sync_file
 
 if TYPE_CHECKING:
     from typing import IO
@@ -77,7 +80,7 @@ class ParquetTable:
 
     def _unreadable(self, error: Exception) -> InputError:
         return InputError(
-            f"{self.path}: cannot be read as Parquet ({' '.join(str(error).split())}); mend or convert it"
+            f"{self.path}: cannot be read as Parquet ({' '.join(str(error).split())}); repair or convert it"
         )
 
     def _check_field(self) -> None:
@@ -100,7 +103,7 @@ class ParquetTable:
         except UnicodeDecodeError:
             raise InputError(
                 f"{self.path}:{first_line}: {self._field}: not UTF-8 in this row or the {batch.num_rows - 1} after it; "
-                f"mend the column"
+                f"fix the column"
             ) from None
         return [check_text(text, f"{self.path}:{n}: {self._field}") for n, text in enumerate(texts, start=first_line)]
 
@@ -161,12 +164,12 @@ class _GroupedFile:
         self._path = path
         self._waiting: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
-        with as_disk_error(path):
+        with disk_errors(path):
             self._file: IO[bytes] = path.open("wb")
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Add rows; written when a group is full. :raises DiskError: they cannot be."""
+        """Add rows; they are written when a group is full. :raises DiskError: they cannot be written."""
         self._waiting.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
@@ -175,19 +178,19 @@ class _GroupedFile:
 
     def _write_group(self) -> None:
         if self._rows:
-            with as_disk_error(self._path):
+            with disk_errors(self._path):
                 self._writer.write_table(pa.Table.from_batches(self._waiting, self.schema), row_group_size=self._rows)
         self._waiting, self._rows, self._bytes = [], 0, 0
 
     def finish(self) -> None:
         """Write the rest and the footer, durably. :raises DiskError: it cannot be written."""
         self._write_group()
-        with as_disk_error(self._path):
+        with disk_errors(self._path):
             self._writer.close()
             sync_file(self._file)
 
     def close(self) -> None:
-        """Let go of the file, whole or not; never raises."""
+        """Close the file, whole or not; never raises."""
         with contextlib.suppress(OSError, pa.ArrowException):  # else the writer would write to the closed file later
             self._writer.close()
         with contextlib.suppress(OSError):

@@ -1,4 +1,8 @@
-"""Opens a run folder for readers: its seeds, rules and configuration, as they were when the run was made."""
+"""Reads a run back: its configuration, seeds and rules, and its finished and rejected instructions.
+
+`finished_instructions` is a fold with bounded memory: it holds only instructions whose instances are still missing.
+Since the log only grows, each reading yields what earlier readings yielded, at the same place.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.errors import RunFolderError
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
+from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
@@ -18,19 +22,12 @@ from fastgen.types import Failure, Instance, Neighbour, SeedTask
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run folder and what is needed to make sense of its commits."""
+    """A run folder and what is needed to read its commits."""
 
     folder: RunFolder
     configuration: dict[str, Any]
     seeds: tuple[SeedTask, ...]
     rules: Rules
-
-
-def unfinished(complete: int, target: int | None) -> str:
-    """What a person should know of a run that is not at its end; empty for one that is, or of no known target."""
-    if target is None or complete >= target:
-        return ""
-    return f"the run is not finished: {complete} of {target} instructions"
 
 
 def open_run(run_dir: Path) -> OpenRun:
@@ -46,14 +43,20 @@ def open_run(run_dir: Path) -> OpenRun:
             f"from a copy"
         )
     saved: dict[str, Any] = {f.name: configuration[f.name] for f in fields(Rules) if f.name in configuration}
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}
-    rules = Rules(**values)
-    return OpenRun(folder, configuration, seeds, rules)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    return OpenRun(folder, configuration, seeds, Rules(**values))
+
+
+def unfinished(complete: int, target: int | None) -> str:
+    """A note that the run has not reached its target; empty for a run that has, or whose target is unknown."""
+    if target is None or complete >= target:
+        return ""
+    return f"the run is not finished: {complete} of {target} instructions"
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedInstruction:
-    """An instruction that nothing more will happen to; no instances means that it is empty.
+    """An instruction that the run has finished. Without instances, it is empty.
 
     ``nearest_seed``, ``nearest_checked`` and ``demonstrations`` are pool indexes (see `pool_id`).
     """
@@ -79,30 +82,44 @@ class RejectedInstruction:
 
 
 @dataclass(slots=True)
-class _Pending:
+class _Unfinished:
     kept: Kept
     text: str
     request: int
     demonstrations: tuple[int, ...]
     is_classification: bool = False
 
+    def finish(self, instances: tuple[Instance, ...]) -> FinishedInstruction:
+        return FinishedInstruction(
+            number=self.kept.number,
+            instruction=self.text,
+            is_classification=self.is_classification,
+            instances=instances,
+            nearest_seed=self.kept.nearest_seed,
+            nearest_checked=self.kept.nearest_checked,
+            request=self.request,
+            demonstrations=self.demonstrations,
+        )
+
 
 def finished_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[FinishedInstruction]:
-    """Every settled instruction, in the order of settling."""
-    pending: dict[int, _Pending] = {}
+    """Every finished instruction, in the order in which they were finished."""
+    pending: dict[int, _Unfinished] = {}
     for commit in commits:
+        text = commit.completion.text
         match commit.outcome:
             case InstructionOutcome(kept, _):
                 for k in kept:
-                    text = item_text(commit.completion.text, k.span, rules)
-                    pending[k.number] = _Pending(k, text, commit.request, commit.demonstrations)
+                    item = item_text(text, k.span, rules)
+                    pending[k.number] = _Unfinished(k, item, commit.request, commit.demonstrations)
             case ClassificationOutcome(is_classification):
                 pending[_subject(commit)].is_classification = is_classification
-            case InstanceOutcome():
-                yield _settle(pending.pop(_subject(commit)), commit)
+            case InstanceOutcome(spans):
+                instances = tuple(Instance(text[a:b], text[c:d]) for (a, b), (c, d) in spans)
+                yield pending.pop(_subject(commit)).finish(instances)
             case Failure(_, _, settles):
                 if settles:
-                    yield _settle(pending.pop(_subject(commit)), commit)
+                    yield pending.pop(_subject(commit)).finish(())
 
 
 def rejected_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[RejectedInstruction]:
@@ -110,11 +127,12 @@ def rejected_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[R
     for commit in commits:
         if isinstance(commit.outcome, InstructionOutcome):
             for rejection in commit.outcome.rejected:
-                yield _rejected(rejection, commit, rules)
+                text = item_text(commit.completion.text, rejection.span, rules)
+                yield RejectedInstruction(text, rejection.rule, rejection.neighbour, commit.request)
 
 
 def pool_id(index: int, seeds: Sequence[SeedTask]) -> str:
-    """The name that a pool index has outside: a seed's id, or ``machine_N``."""
+    """The id of a pool index in exports: a seed's id, or ``machine_N``."""
     return seeds[index].id if index < len(seeds) else f"machine_{index - len(seeds)}"
 
 
@@ -122,23 +140,3 @@ def _subject(commit: Commit) -> int:
     if commit.subject is None:
         raise ValueError(f"request {commit.request}: a {commit.stage} commit without a subject")
     return commit.subject
-
-
-def _settle(pending: _Pending, commit: Commit) -> FinishedInstruction:
-    spans = commit.outcome.instances if isinstance(commit.outcome, InstanceOutcome) else ()
-    text = commit.completion.text
-    return FinishedInstruction(
-        number=pending.kept.number,
-        instruction=pending.text,
-        is_classification=pending.is_classification,
-        instances=tuple(Instance(text[a:b], text[c:d]) for (a, b), (c, d) in spans),
-        nearest_seed=pending.kept.nearest_seed,
-        nearest_checked=pending.kept.nearest_checked,
-        request=pending.request,
-        demonstrations=pending.demonstrations,
-    )
-
-
-def _rejected(rejection: Rejection, commit: Commit, rules: Rules) -> RejectedInstruction:
-    text = item_text(commit.completion.text, rejection.span, rules)
-    return RejectedInstruction(text, rejection.rule, rejection.neighbour, commit.request)

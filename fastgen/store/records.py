@@ -1,25 +1,23 @@
-"""What the log says: one ``Commit`` per judged choice of one completion, and its JSON form.
+"""The lines of a run's log: the JSON form of a `Commit`, of which there is one per judged choice of a completion.
 
-A commit carries the raw completion and, as spans of it, everything that was decided about it, so that replaying commits
-rebuilds the whole state of a run without asking the rules again, and the rules can be asked again later from the raw
-text. What a replay makes most of are named tuples, which cost a third of a frozen dataclass. Knows nothing of files,
-checksums or asyncio.
+A commit has the raw completion and, as spans of it, every decision about it. So replaying commits rebuilds the whole
+state of a run without applying the rules again, and other rules can be applied to the raw text later.
 
-JSON keys of a line (the store adds ``crc``)::
+JSON keys of a line (the log adds ``crc``)::
 
-    req, choice, stage, t          request number, choice index, stage, Unix time (s)
-    subject                        machine instruction number that the request works on (downstream stages)
-    demos                          pool indexes of the demonstrations (instruction stage)
-    shown                          how many demonstrations the prompt had, where a rebuilt run does not have them all
-    text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
-    first                          machine instruction number of the first kept one; the others follow it
-    kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
-    rejected                       instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
-                                   instance stage: [rule, ...]
-    is_classification              the classification stage's answer
-    unread                         why that answer was neither a yes nor a no (then it counts as a no); mostly absent
-    instances                      [[input start, input end, output start, output end], ...]
-    failed, detail, settles        instead of an outcome: the request failed for good
+    req, choice, stage, t   request number, choice index, stage, Unix time (s)
+    subject                 machine instruction number that the request works on (stages after the first)
+    demos                   pool indexes of the demonstrations (instruction stage)
+    shown                   number of demonstrations in the prompt, where a rebuilt run does not have them all
+    text, finish, tokens    raw completion, finish reason, [prompt tokens, completion tokens]
+    first                   machine instruction number of the first kept one; the others follow it
+    kept                    [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
+    rejected                instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
+                            instance stage: [rule, ...]
+    is_classification       the classification stage's answer
+    unread                  why that answer was neither a yes nor a no (it then counts as a no); mostly absent
+    instances               [[input start, input end, output start, output end], ...]
+    failed, detail, settles instead of an outcome: the request failed permanently; ``settles``: its instruction is empty
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from fastgen.methods.base import (
 from fastgen.types import Completion, Failure, Stage, token_count
 
 _STAGES = {stage.value: stage for stage in Stage}  # several times faster than calling the enumeration
-SCORE_DIGITS = 3  # of ROUGE-L values in the log: the decision is made on the exact value, the log is for readers
+SCORE_DIGITS = 3  # of ROUGE-L values in the log; decisions are made on exact values
 
 
 def encode(commit: Commit) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def _encode_rejection(rejection: Rejection) -> tuple[Any, ...]:
 def decode(line: dict[str, Any]) -> Commit:
     """The inverse of `encode` (scores as rounded there, token counts that cannot be right as 0).
 
-    :raises KeyError, TypeError, ValueError: the object is not one that `encode` wrote; the store names the line.
+    :raises KeyError, TypeError, ValueError: the object is not one that `encode` wrote.
     """
     prompt_tokens, completion_tokens = line["tokens"]
     return Commit(

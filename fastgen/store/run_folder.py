@@ -1,22 +1,35 @@
-"""The run folder: everything a run is, in one place that can be copied, moved and read while it is written.
+"""The run folder: everything that a run is, in one place that can be copied, moved and read while it is written.
 
 ::
 
-    run.json             format, run id, the run's meaning (what resume must not change) and its options; no secrets
-    seed_tasks.jsonl     the seeds as they were, so that the folder stands alone
-    prompts/             the prompts and demonstrations as they were
-    decontaminate.json   the texts that no kept instruction may resemble, if there are any
-    log/                 the truth (see `fastgen.store.log`)
-    ledger.json          the counts, with the log position that they reach and the one up to which the log was synced
-    checkpoint.npz       the state of a large run at a log position (see `fastgen.generate.checkpoint`)
-    metrics.jsonl        figures over time (see `fastgen.telemetry.series`)
-    lock                 held by the process that writes
-    server.log           output of a server that fastgen started (of several: server-1.log, server-2.log ...)
+    file                   written by      content
+    ---------------------  --------------  -----------------------------------------------------------------------------
+    run.json               generate        format, run id, version, configuration (JSON key "meaning": what a resume
+                                           must not change), options and a checksum; no secrets
+    seed_tasks.jsonl       generate        the seed tasks, byte for byte as they were loaded
+    prompts/*.toml         generate        the prompts and demonstrations, byte for byte as they were loaded
+    decontaminate.json     generate        texts that no kept instruction may resemble; only with --decontaminate
+    log/NNNNNN.jsonl       generate        the commits, the only source of truth (see `fastgen.store.log`)
+    log/NNNNNN.jsonl.zst   generate        a closed segment of the log, compressed
+    ledger.json            generate        [derived] counts of the log up to a position, the position up to which the
+                                           log was synced, and the servers' own figures
+    checkpoint.npz         generate        [derived] state of a large run at a log position
+                                           (see `fastgen.generate.checkpoint`)
+    metrics.jsonl          generate        [derived] figures over time, for plots (see `fastgen.telemetry.series`)
+    server.log             generate        output of the server that fastgen started
+    server-N.log           generate        output of each of several servers, N from 1
+    lock                   generate        names the process that writes; locked while it runs
+    unfinished-run.json    refilter        what becomes run.json when a refilter to this folder is complete
+    judgements/server.log  judge           output of a server that fastgen started to judge (or server-N.log)
+    judgements/NAME/       judge           one judge's answers (``answers/``), ``lock`` and ``summary.json``
+                                           (see `fastgen.judge.judgements`)
+    .NAME.tmp              any             a file while it is replaced; one that a killed process left is removed later
 
-``ledger.json``, ``checkpoint.npz`` and ``metrics.jsonl`` are derived from the log or only for plots: each may be
-deleted at any time, and one that cannot be read, has another form or cannot be written stops nothing.
+Files marked [derived] may be deleted at any time. One that cannot be read or written, or has another form, stops no
+command. ``refilter`` writes what ``generate`` writes, except figures over time and server output. Other commands
+(``export``, ``report``, ``dashboard``, ``evaluate``, ``tune``) only read a run folder.
 
-`RunFolder` reads, `fastgen.store.run_folder.Store` is the one writer of the log. Both speak of commits, not of bytes.
+`RunFolder` reads. `Store` is the one writer of the log. Both deal in commits, not in bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +41,6 @@ import logging
 import math
 import re
 import shutil
-import threading
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,15 +52,17 @@ import orjson
 
 from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
 from fastgen.methods.base import Commit
-from fastgen.store.files import Lock, check_storable, replacing, sync_directory
+from fastgen.store.files import check_storable, disk_errors, replacing, sync_directory, write_file
+from fastgen.store.job_folder import JobFolder
 from fastgen.store.ledger import Ledger
-from fastgen.store.log import LogWriter, Position, TornTail, compress_segment, read_log, seal, segment_files, unseal
+from fastgen.store.log import Position, TornTail, read_log, seal, unseal
 from fastgen.store.records import decode, encode
 
 log = logging.getLogger(__name__)
 RUN_FORMAT = 1
 _UNFINISHED = "unfinished-run.json"
 _SERVER_LOG = re.compile(r"server(-\d+)?\.log")
+_BEGINNING = Position(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,7 @@ class RunHeader:
 
 
 class _Section(dict[str, Any]):
-    """A part of ``run.json`` in which a value that every run has may be missing, in a file that somebody edited."""
+    """A part of ``run.json`` in which a value that every run has may be missing, in a file that was edited by hand."""
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         super().__init__(values)
@@ -81,7 +95,7 @@ class _Section(dict[str, Any]):
 class SavedCounts:
     """The content of ``ledger.json``: what the log said up to ``position``.
 
-    ``synced`` is the place up to which the log was on the disk by then, ``None`` where the file does not say.
+    ``synced`` is the position up to which the log was on the disk by then, ``None`` where the file does not say.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -90,18 +104,18 @@ class SavedCounts:
     server: Mapping[str, float] = field(default_factory=dict)
 
 
-class Loss(NamedTuple):
-    """What a log lacks at its end of what was counted once: commits, and bytes of the segment counted last."""
+class Progress(NamedTuple):
+    """How far a run's log was read, and the counts up to there."""
 
-    commits: int
-    size: int
+    position: Position
+    ledger: Ledger
 
 
 class RunFolder:
     """A run folder for reading; needs no lock and works while another process writes.
 
-    With ``unfinished`` it is one that is being rebuilt: its header has another name until `finish`, and nothing else
-    takes the folder for a run.
+    ``unfinished``: the folder is being rebuilt. Until `finish`, its header has another name, so that no other command
+    uses it as a run.
     """
 
     def __init__(self, path: Path, *, unfinished: bool = False) -> None:
@@ -114,7 +128,7 @@ class RunFolder:
         self._forbidden_path = path / "decontaminate.json"
         self._header_path = path / (_UNFINISHED if unfinished else "run.json")
         self.ledger_path = path / "ledger.json"
-        self._told_loss = False
+        self._warned_loss = False
 
     def exists(self) -> bool:
         """Whether a run was begun here.
@@ -139,7 +153,7 @@ class RunFolder:
         return False
 
     def header(self) -> RunHeader:
-        """What the run is.
+        """The content of ``run.json``.
 
         :raises RunFolderError: no run here, unreadable, or written by a newer version.
         """
@@ -178,7 +192,7 @@ class RunFolder:
             "options": header.options,
             "crc": _checksum(header),
         }
-        _write_atomically(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
+        write_file(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
 
     def clear_unfinished(self) -> None:
         """Remove what an earlier attempt to rebuild a run left here; the lock stays.
@@ -199,11 +213,9 @@ class RunFolder:
         :raises DiskError: the folder cannot be written.
         """
         final = self.path / "run.json"
-        try:
+        with disk_errors(final):
             self._header_path.replace(final)
             sync_directory(self.path)
-        except OSError as error:
-            raise DiskError(f"{final}: cannot be written ({error.strerror}); run the same command again") from error
         self._header_path = final
 
     def commits(self, start: Position | None = None) -> Iterator[tuple[Commit, Position] | TornTail]:
@@ -228,22 +240,20 @@ class RunFolder:
                 ) from None
 
     def save_inputs(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
-        """Keep the seed file, prompt files (name to content) and forbidden texts that a new run is made with.
+        """Write the seed file, prompt files (name to content) and forbidden texts of a new run.
 
         :raises DiskError: the folder cannot be written.
         """
-        try:
+        with disk_errors(self.prompts_path):
             self.prompts_path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"{self.prompts_path}: cannot be made ({error.strerror})") from error
         if self.prompts_path.is_symlink():
             raise DiskError(f"{self.prompts_path}: cannot be written (it is a symbolic link, remove it)")
-        _write_atomically(self.seeds_path, seeds)
+        write_file(self.seeds_path, seeds)
         for name, content in prompts.items():
-            _write_atomically(self.prompts_path / name, content)
+            write_file(self.prompts_path / name, content)
         if forbidden:
-            _write_atomically(self._forbidden_path, json.dumps(list(forbidden)).encode())
-        else:  # what a crash left of a beginning with other flags
+            write_file(self._forbidden_path, json.dumps(list(forbidden)).encode())
+        else:  # a start with other flags may have crashed before run.json was written
             with contextlib.suppress(OSError):
                 self._forbidden_path.unlink()
 
@@ -260,18 +270,18 @@ class RunFolder:
             raise RunFolderError(f"{self._forbidden_path}: damaged; restore it from a copy") from None
 
     def ledger(self) -> Ledger:
-        """The counts as of now, from those saved and what the log has beyond them.
+        """The counts as of now: those saved, and what the log has after them.
 
         :raises DamagedLogError: the log is damaged, with file and line.
         """
         saved = self.saved_counts()
         if saved.position is not None:
-            with contextlib.suppress(DamagedLogError):  # of another log, or real damage: that is met again
+            with contextlib.suppress(DamagedLogError):  # of another log; real damage is found again below
                 return self._counted(saved.ledger, saved.position)
         ledger = self._counted(self.new_ledger(), None)
         lost = saved.ledger.commits - ledger.commits
-        if lost > 0 and not self._told_loss:
-            self._told_loss = True
+        if lost > 0 and not self._warned_loss:
+            self._warned_loss = True
             log.warning("%s", self.loss_line(lost))
         return ledger
 
@@ -289,43 +299,34 @@ class RunFolder:
                 ledger.apply(item[0])
         return ledger
 
-    def loss(self, ledger: Ledger, end: Position) -> Loss:
-        """What the saved counts have beyond those of a log that ends at ``end``: all of it was in the log once."""
+    def loss(self, ledger: Ledger, end: Position) -> tuple[int, int]:
+        """What was counted once and is missing from a log that ends at ``end``: commits, bytes of the last segment."""
         saved = self.saved_counts()
         position = saved.position or end
-        beyond = max(0, saved.ledger.commits - ledger.commits)
+        commits = max(0, saved.ledger.commits - ledger.commits)
         if position.segment == end.segment:
-            return Loss(beyond, max(0, position.offset - end.offset))
-        return Loss(beyond, position.offset if position.segment > end.segment else 0)
+            return commits, max(0, position.offset - end.offset)
+        return commits, position.offset if position.segment > end.segment else 0
 
     def loss_line(self, commits: int) -> str:
-        """One line for people about so many lost commits."""
+        """A line for users about lost commits."""
         return (
             f"{self.log_path}: the end of the log is gone, as after a power cut or in an incomplete copy: {commits} "
             f"commits that ledger.json counted are missing; if there is a whole copy, restore the log from it, else "
             f"'fastgen generate' asks for them again"
         )
 
-    def ledger_snapshot(self) -> tuple[Ledger, Position | None]:
-        """The last saved counts and their log position; empty ones where there are no usable ones."""
-        saved = self.saved_counts()
-        return saved.ledger, saved.position
-
-    def server_figures(self) -> dict[str, Any]:
-        """What the servers said of themselves when the counts were saved."""
-        return dict(self.saved_counts().server)
-
     def saved_counts(self) -> SavedCounts:
-        """The content of ``ledger.json``; empty where it is not whole, of another run or of another form.
+        """The content of ``ledger.json``; empty where it is damaged, of another run or of another form.
 
-        The log has all that is in it, so a file that cannot be used is never an error.
+        The log has everything in it, so a file that cannot be used is never an error.
         """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             line = self.ledger_path.read_bytes().removesuffix(b"\n")
             data = orjson.loads(line)
             if unseal(line, 0) is not None and data["run"] == self.header().run_id:
                 synced, nothing = data.get("synced"), Ledger().as_dict()
-                # Counts that lack a field are of an older version: they still tell how long the log was.
+                # Counts that lack a field are of an older version. They still say how long the log was.
                 is_complete = data["counts"].keys() >= nothing.keys()
                 return SavedCounts(
                     Ledger.from_dict(nothing | data["counts"]),
@@ -360,7 +361,7 @@ def _position(values: Any) -> Position:  # noqa: ANN401 - any JSON value
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those of the values that are numbers which JSON can hold; they come from servers."""
+    """The values that are numbers which JSON can hold; they come from servers."""
     return {
         name: value
         for name, value in values.items()
@@ -369,7 +370,7 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _before_a_run(names: list[str]) -> bool:
-    """Whether a folder holds nothing, or what a crash leaves there that came before ``run.json``."""
+    """Whether a folder holds nothing, or only what a crash before ``run.json`` was written leaves."""
     begun = {"seed_tasks.jsonl", "prompts", "decontaminate.json"}
     begun |= {f".{name}.tmp" for name in (*begun, "run.json", _UNFINISHED)}
     left = {name for name in names if not _SERVER_LOG.fullmatch(name)}
@@ -377,64 +378,41 @@ def _before_a_run(names: list[str]) -> bool:
 
 
 def _checksum(header: RunHeader) -> int:
-    """Over what the run is and was told, however the file is laid out."""
+    """Of the content, whatever the layout of the file."""
     content = (header.run_id, header.version, header.configuration, header.options)
     return zlib.crc32(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as sink:
-            sink.write(content)
-    except OSError as error:
-        raise DiskError(
-            f"{path}: cannot be written ({error.strerror}); make room or mend the permissions, then "
-            f"run the same command again"
-        ) from error
-
-
-__all__ = ["RUN_FORMAT", "Progress", "RunFolder", "RunHeader", "Store"]
-_BEGINNING = Position(0, 0, 0)
-
-
-class Progress(NamedTuple):
-    """How far a run's log was followed, and what it counted up to there."""
-
-    position: Position
-    ledger: Ledger
 
 
 class Store:
     """The one writer of a run folder, holding its lock from construction to `close`.
 
-    Use: construct, `replay` to its end once, then `append` as often as needed and apply to `ledger` what was appended.
-    `append`, `sync` and `compress_closed` may run in worker threads, one call of each at a time.
+    Use: construct, iterate `replay` to its end once, then `append` as often as needed, and apply to `ledger` what was
+    appended. `append`, `sync` and `compress_closed` may run in worker threads, one call of each at a time.
 
-    :raises RunFolderError: another process writes here.
+    ``torn`` is the unfinished line that `replay` dropped. ``lost_commits`` and ``lost_bytes`` were in the log when the
+    counts were last saved and are missing since, as after a power cut.
+
+    :raises FolderInUse: another process writes here. :raises RunFolderError, DiskError: as `JobFolder`.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._lock = _acquire_lock(folder.path)
+        self.job = JobFolder(folder.path, named=f"--run-dir {folder.path}", instead="name another folder")
         self._run_id = ""
         self._end: Position | None = None
-        self._writer: LogWriter | None = None
         self._commits = 0
-        self._closed = False
-        self._closing = threading.Lock()  # the run lock is let go only when no thread of ours touches the log any more
         self.torn: TornTail | None = None
-        self.lost_bytes = 0  # that the log had when the counts were last saved and, after a power cut, has no more
-        self.lost_commits = 0  # in them
+        self.lost_bytes = self.lost_commits = 0
         self.ledger = Ledger()
-        self._told_unsaved = False
-        self.server_figures: dict[str, Any] = folder.server_figures()
+        self._warned_unsaved = False
+        self.server_figures: dict[str, Any] = dict(folder.saved_counts().server)
 
     def begin(self, configuration: dict[str, Any], options: dict[str, Any], version: str) -> None:
         """Start a new run here."""
         self.folder.write_header(RunHeader(uuid.uuid4().hex, version, configuration, options))
 
     def replay(self, known: Progress | None = None) -> Iterator[Commit]:
-        """Every commit of the log in order, those up to ``known`` left out; then the store is ready to append.
+        """Every commit of the log after ``known``, in order; then the store is ready to append.
 
         :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
         """
@@ -453,11 +431,9 @@ class Store:
             self.ledger.apply(commit)
             yield commit
         self.lost_commits, self.lost_bytes = self.folder.loss(self.ledger, self.position)
-        with self._closing:
-            if not self._closed:
-                self._writer = LogWriter(self.folder.log_path, run_id=self._run_id, end=self._end)
-                if self.lost_bytes or self.lost_commits:
-                    self._forget_lost_counts()
+        with self.job.closing:
+            if self.job.open_log(self._run_id, self._end) and (self.lost_bytes or self.lost_commits):
+                self._forget_lost_counts()
 
     @property
     def position(self) -> Position:
@@ -474,40 +450,31 @@ class Store:
 
         :raises DiskError: none of them was kept.
         """
-        writer = self._open_writer()
-        if writer.segment_full:
-            writer.roll()
-        writer.append(map(encode, commits))
-        self._end = writer.position
+        self.job.append(map(encode, commits))
+        self._end = self.job.log.position
         self._commits += len(commits)
 
     def sync(self) -> None:
-        """Make everything appended durable.
-
-        :raises DiskError: the disk refused, or the lock or the segment was removed or replaced.
-        """
-        writer = self._open_writer()
-        self._lock.check()
-        writer.sync()
+        """See `JobFolder.sync`."""
+        self.job.sync()
 
     def save_ledger(self) -> None:
         """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended.
 
         Counts that cannot be saved are one warning: the log has them.
         """
-        self._open_writer()
         if not self.is_counted:
             return
         try:
             self._save_counts(durable=False)
         except OSError as error:
-            if not self._told_unsaved:
+            if not self._warned_unsaved:
                 path = self.folder.ledger_path
                 log.warning("%s: cannot be saved (%s); the run continues, the log has its counts", path, error.strerror)
-            self._told_unsaved = True
+            self._warned_unsaved = True
 
     def _forget_lost_counts(self) -> None:
-        """Replace counts that the log falls short of, before other lines take the place of those that were counted.
+        """Replace counts of lost commits before other lines take their place in the log.
 
         :raises DiskError: they cannot be replaced, so the next reader would take the new lines for damage.
         """
@@ -521,46 +488,18 @@ class Store:
             ) from error
 
     def _save_counts(self, *, durable: bool) -> None:
-        synced = self._open_writer().durable
-        counts = SavedCounts(self.ledger, self.position, synced, self.server_figures)
+        counts = SavedCounts(self.ledger, self.position, self.job.log.durable, self.server_figures)
         self.folder.save_counts(counts, self._run_id, durable=durable)
 
     def compress_closed(self) -> None:
         """Compress closed segments that are still plain."""
-        with self._closing:
-            current = -1 if self._closed else self._open_writer().position.segment
-            for number, path in segment_files(self.folder.log_path):
-                if number < current and path.suffix == ".jsonl":
-                    compress_segment(path)
+        self.job.compress_closed()
 
     def close(self) -> None:
-        """Sync, close and let go of the lock. Safe to call twice."""
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
+        """Sync, close and release the lock. Safe to call twice."""
+        with self.job.closing:
             try:
-                if self._writer is not None:
-                    self._writer.close()
-                    if self._lock.is_held:  # else the folder may be another process's by now
-                        self.save_ledger()
+                if self.job.close_log() and self.job.is_held:  # else another process may have the folder by now
+                    self.save_ledger()
             finally:
-                self._writer = None
-                self._lock.release()
-
-    def _open_writer(self) -> LogWriter:
-        if self._writer is None:
-            raise RuntimeError("replay() must run to its end before the store can write")
-        return self._writer
-
-
-def _acquire_lock(path: Path) -> Lock:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"--run-dir {path}: is, or lies under, a file; name a folder") from None
-    except OSError as error:
-        raise DiskError(
-            f"--run-dir {path}: cannot be written ({error.strerror}); mend that or name another folder"
-        ) from error
-    return Lock(path / "lock", named=f"--run-dir {path}", instead="name another folder")
+                self.job.close()

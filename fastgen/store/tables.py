@@ -1,12 +1,16 @@
-"""Data sets as streams of row batches: what every format promises, and the choice of one.
+"""Data sets as streams of row batches: JSON lines, one JSON array of objects, or Parquet (`fastgen.store.parquet`).
 
-The formats are JSON lines or one JSON array, plain or compressed (`fastgen.store.tables`), and Parquet
-(`fastgen.store.parquet`).
+JSON is plain or compressed with gzip or zstd; several frames (members) in one file are read as one. An array is read as
+a stream too, and its rows are numbered by their place.
 
-Guarantees: memory is bounded by one batch, whatever the file's size; a row is kept as it stands in the file, to the
-byte for JSON lines; what a file is, is told by its first bytes and not by its name; batches are cut in the same places
-every time the same file is read; every defect is an `InputError` of one line that names file, line and remedy.
-Knows nothing of what is done with the rows.
+Guarantees:
+
+- Memory is bounded by one batch, whatever the size of the file.
+- Kept JSON lines come out byte for byte; only a last line without an end gets one. A row of an array comes out as one
+  line: the same JSON without line breaks between its parts. What is written is not compressed.
+- The format is told by the first bytes of a file, not by its name. Blank lines and a byte order mark are skipped.
+- Batches are cut in the same places every time that the same file is read.
+- Every defect is an `InputError` of one line that names file, line and remedy.
 """
 
 from __future__ import annotations
@@ -26,15 +30,26 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 
 import orjson
 
-from fastgen.errors import DiskError, InputError
+from fastgen.errors import InputError
+from fastgen.store.files import disk_errors
 from fastgen.store.output import escape_line
 
 BATCH_ROWS = 256
 BATCH_BYTES = 4 << 20
 MAX_TEXT_CHARACTERS = 4_000_000
+MAX_LINE_BYTES = 64 << 20
 
-_PARQUET = b"PAR1"
 _MAX_TASK_BYTES = 256 << 20
+_PARQUET = b"PAR1"
+_GZIP = b"\x1f\x8b"
+_ZSTD, _ZSTD_SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"  # pzstd's and seekable files begin with the latter
+_LONGEST_ZSTD_WINDOW = 1 << 31  # as written by zstd --ultra --long=31
+_BLOCK_BYTES = 1 << 20
+_COMPRESSED_BLOCK_BYTES = 1 << 14  # its content is held at once, and repetitive text expands a thousandfold
+_BOM = b"\xef\xbb\xbf"
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)  # a quote alone: a text that is not whole
+_QUOTE, _COMMA, _OPENING, _CLOSING = ord('"'), ord(","), b"[{", b"]}"
+_BREAK = re.compile(rb"[ \t]*[\r\n]+[ \t]*")
 _KINDS = {dict: "an object", list: "a list", str: "text", bytes: "bytes", bool: "true or false", type(None): "null"}
 
 T = TypeVar("T")
@@ -65,7 +80,7 @@ class Sink(Protocol[T_contra]):
     """Two new files, one for kept rows and one for rejected ones."""
 
     def write(self, rows: Rows[T_contra], rejected: Mapping[int, Rejected]) -> None:
-        """Write rows whose place in the batch is in ``rejected`` with the reason to one file, the rest to the other.
+        """Write rows whose place in the batch is in ``rejected`` to one file, with the reason, the rest to the other.
 
         :raises DiskError: a file cannot be written.
         """
@@ -77,11 +92,11 @@ class Sink(Protocol[T_contra]):
         """
 
     def close(self) -> None:
-        """Let go of the files, finished or not."""
+        """Close the files, finished or not."""
 
 
 class Table(Protocol[T]):
-    """A data set that can be read from its beginning as often as wanted."""
+    """A data set that can be read from its beginning any number of times."""
 
     path: Path
 
@@ -92,20 +107,20 @@ class Table(Protocol[T]):
         """
 
     def share_read(self) -> float:
-        """How much of the file the last `batches` has read, 0..1."""
+        """How much of the file the last call of `batches` has read, 0..1."""
 
     def sink(self, kept: Path, rejected: Path) -> Sink[T]:
-        """Writers of this data set's format; the files are made or emptied.
+        """A writer of this data set's format; the files are made or emptied.
 
         :raises DiskError: a file cannot be written.
         """
 
 
 def open_table(path: Path, field: str, *, text_only: bool = False) -> Table[Any]:
-    """The data set in a file; ``field`` is the top-level key (column) whose text the rows are known by.
+    """The data set in a file.
 
-    With ``text_only`` nothing but that column needs to be read; the rows cannot be written then.
-
+    :param field: the top-level key (column) of the text. :param text_only: read only that column where the format
+        allows it; the rows cannot be written then.
     :raises InputError: not a readable regular file, or a Parquet file that is damaged, has no such column of text, or
         cannot be read because pyarrow is not installed.
     """
@@ -116,7 +131,6 @@ def open_table(path: Path, field: str, *, text_only: bool = False) -> Table[Any]
         return ParquetTable(path, field, text_only=text_only)
     if path.suffix == ".parquet":
         raise InputError(f"{path}: is not a Parquet file, whatever its name says; name a Parquet or JSON-lines file")
-
     return JsonlTable(path, field)
 
 
@@ -129,7 +143,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def read_texts(path: Path, field: str) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-    """Line numbers and texts of a data set, batch by batch: a pool to compare with.
+    """Line numbers and texts of a data set, batch by batch.
 
     A ``.json`` file that is one task of Super-NaturalInstructions gives the texts of its ``Definition``.
 
@@ -143,7 +157,7 @@ def read_texts(path: Path, field: str) -> Iterator[tuple[Sequence[int], Sequence
 
 
 def _task_definitions(path: Path) -> list[str]:
-    """The definitions, or none where the file is something else, JSON lines perhaps."""
+    """The definitions of a task; none where the file is something else, such as JSON lines."""
     if path.suffix != ".json":
         return []
     if _first_bytes(path)[:1] not in {b"{", b"\xef", b" ", b"\n", b"\r", b"\t"}:  # no object
@@ -158,37 +172,25 @@ def _task_definitions(path: Path) -> list[str]:
 
 
 def check_text(text: object, where: str) -> str:
-    """The value as a text that can be compared; ``where`` begins the message.
+    """The value, if it is a text that can be compared; ``where`` begins the message.
 
-    :raises InputError: not a text, or one of more than 4,000,000 characters: no instruction, and comparing two of that
-        size would take minutes.
+    :raises InputError: not a text, or one of more than 4,000,000 characters: comparing two of that size would take
+        minutes.
     """
     if not isinstance(text, str):
-        raise InputError(f"{where}: found {answer_kind(text)}; make it text, or name the field that holds the text")
+        raise InputError(f"{where}: found {_kind(text)}; make it text, or name the field that holds the text")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InputError(f"{where}: the text has {len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}; remove it")
     return text
 
 
-def answer_kind(value: object) -> str:
+def _kind(value: object) -> str:
     """A JSON value's kind, in words."""
     return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
-@contextlib.contextmanager
-def as_disk_error(path: Path) -> Iterator[None]:
-    """Turn a failed write into the error that tells how to go on. :raises DiskError: in place of an `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"{path}: cannot be written ({error.strerror or error}); everything decided is kept: make room or mend the "
-            f"permissions, then run the same command again"
-        ) from error
-
-
 def sync_file(file: IO[bytes]) -> None:
-    """Flush, and make durable."""
+    """Flush a file and make it durable."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -205,20 +207,6 @@ def _first_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({reason}); name a file of JSON lines or Parquet") from None
 
 
-MAX_LINE_BYTES = 64 << 20
-_GZIP = b"\x1f\x8b"
-_ZSTD, _ZSTD_SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"  # pzstd's and seekable files begin with the latter
-_LONGEST_ZSTD_WINDOW = 1 << 31  # as written by zstd --ultra --long=31
-_BLOCK_BYTES = 1 << 20
-_COMPRESSED_BLOCK_BYTES = 1 << 14  # what it expands to is held at once, and repetitive text expands a thousandfold
-_BOM = b"\xef\xbb\xbf"
-
-
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)  # a quote alone: a text that is not whole
-_QUOTE, _COMMA, _OPENING, _CLOSING = ord('"'), ord(","), b"[{", b"]}"
-_BREAK = re.compile(rb"[ \t]*[\r\n]+[ \t]*")
-
-
 class JsonlTable:
     """One file of JSON lines, or of one JSON array; the rows are the bytes of the lines or of the array's objects."""
 
@@ -230,7 +218,7 @@ class JsonlTable:
         self._is_array = False
 
     def share_read(self) -> float:
-        """How much of the file's bytes, compressed ones as they are, has been read."""
+        """See `Table`; counts bytes of the file, compressed or not."""
         return self._read_bytes / self._size if self._size else 1.0
 
     def batches(self) -> Iterator[Rows[list[bytes]]]:
@@ -282,7 +270,7 @@ class JsonlTable:
         return self._elements(blocks) if self._is_array else self._lines(blocks)
 
     def _elements(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """Every element of the array as it stands in the file. What an element is, its reader finds out."""
+        """The bytes of every element of the array. Whether an element is an object is checked when it is parsed."""
         text, start, at, depth, number = b"", 0, 0, 0, 1
         for block in blocks:
             text, start, at = text[start:] + block, 0, at - start
@@ -315,7 +303,7 @@ class JsonlTable:
             )
 
     def _lines(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """Every line with its end, the last one perhaps without."""
+        """Every line with its end; the last one may have none."""
         begun: list[bytes] = []
         size, number = 0, 1
         for block in blocks:
@@ -342,7 +330,7 @@ class JsonlTable:
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise InputError(f"{self.path}: the compressed file is damaged ({error}); restore it from a copy") from None
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); mend that") from None
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); fix that") from None
 
     def _blocks(self, file: IO[bytes]) -> Iterator[bytes]:
         magic = file.read(4)
@@ -372,7 +360,7 @@ def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _decompress_zstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame after frame; the library's own stream reader would take a cut-off frame for the end."""
+    """Frame after frame; the library's own stream reader takes a cut-off frame for the end."""
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
@@ -388,7 +376,10 @@ def _decompress_zstd(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    """What orjson refuses: lone surrogates and NaN are taken as Python's json does, the rest is told."""
+    """Parse what orjson refuses: lone surrogates and NaN, as Python's json reads them.
+
+    :raises InputError: it is no JSON.
+    """
     if b"\0" in line:
         raise InputError(f"{where}: holds a NUL byte, so this is not a line of text; remove it")
     try:
@@ -404,7 +395,7 @@ def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON va
 
 def _without_field(row: object, field: str, where: str) -> InputError:
     if not isinstance(row, dict):
-        return InputError(f"{where}: found {answer_kind(row)}; write one JSON object on each line")
+        return InputError(f"{where}: found {_kind(row)}; write one JSON object on each line")
     keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(row)[:10]) or "no field"
     return InputError(f"{where}: {field}: missing; add it, or name the field that holds the text (there: {keys})")
 
@@ -416,7 +407,7 @@ class JsonlSink:
         self._paths = (kept, rejected)
         self._files: list[IO[bytes]] = []
         for path in self._paths:
-            with as_disk_error(path):
+            with disk_errors(path):
                 self._files.append(path.open("wb", buffering=_BLOCK_BYTES))
 
     def write(self, rows: Rows[list[bytes]], rejected: Mapping[int, Rejected]) -> None:
@@ -424,17 +415,17 @@ class JsonlSink:
         kept = (line for place, line in enumerate(rows.data) if place not in rejected)
         why = (_why(rows.lines[place], rows.data[place], reason) for place, reason in rejected.items())
         for path, file, lines in zip(self._paths, self._files, (kept, why), strict=True):
-            with as_disk_error(path):
+            with disk_errors(path):
                 file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in lines)
 
     def finish(self) -> None:
         """Make both files durable."""
         for path, file in zip(self._paths, self._files, strict=True):
-            with as_disk_error(path):
+            with disk_errors(path):
                 sync_file(file)
 
     def close(self) -> None:
-        """Close both files; what they miss after a failed write is written again by the next try."""
+        """Close both files; what they lack after a failed write is written again by the next run."""
         for file in self._files:
             with contextlib.suppress(OSError):
                 file.close()

@@ -1,7 +1,19 @@
-"""The model to start from: a folder on this disk, fetched from the Hugging Face hub where it is none.
+"""The folders of a tuning: the one that it writes, the base model that it starts from, and the tuned model's card.
 
-Only safetensors weights are read and no code of a model's is ever run. Everything but the weights is later copied as it
-is, so that a server that reads the base model reads the tuned one. Knows nothing of training.
+The folder that a tuning writes, from its first checkpoint to the finished model::
+
+    OUT/.lock                      names the process that tunes; there while it runs
+    OUT/training/meaning.json      the configuration, and figures of the data; written once the data is whole
+    OUT/training/                  the data, checkpoint-N/ (whole where it has ``complete``), and the model while it is
+                                   written; removed at the end
+    OUT/loss.jsonl                 a line per logged step
+    OUT/config.json ...            the model, its tokenizer, README.md, loss.png
+    OUT/tuning.json                the figures; written last, when the model is whole
+
+Guarantees: one process at a time writes. A checkpoint counts only once it is whole. A folder with other files is
+refused. Of the base model, only safetensors weights are read, and none of its code is run. All its other files are
+copied unchanged, so that a server that can serve the base model can serve the tuned one. The card is made for
+publishing: it has no paths and no generated text.
 """
 
 from __future__ import annotations
@@ -16,14 +28,123 @@ from typing import Any, Final
 
 import orjson
 
-from fastgen.errors import DiskError, InputError
-from fastgen.store.files import Lock, replacing
+from fastgen.errors import InputError
+from fastgen.store.files import write_file
+from fastgen.store.job_folder import JobFolder, check_configuration, read_object
 from fastgen.text import markdown, markdown_code
 
+_MARK: Final = "complete"
+_LOCK: Final = ".lock"
+_FORMAT: Final = 1
 _WEIGHTS: Final = "*.safetensors"
 _PATTERNS: Final = ("*.json", "*.jinja", "*.model", "*.txt", _WEIGHTS, "LICENSE*", "NOTICE*")
 _NOT_COPIED: Final = ("*.safetensors.index.json", "tuning.json", "trainer_state.json")
 _SAMPLE_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TuningFolder:
+    """The folder that a tuning writes."""
+
+    path: Path
+
+    @property
+    def training(self) -> Path:
+        """What is needed only while the training runs."""
+        return self.path / "training"
+
+    @property
+    def losses(self) -> Path:
+        """The loss, step by step."""
+        return self.path / "loss.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """The figures of a finished tuning."""
+        return self.path / "tuning.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder exists and only this process uses it.
+
+        :raises InputError: it is in use, or holds something else. :raises DiskError: it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--output {self.path}: is a file; name a folder")
+        is_tuning = self.training.is_dir() or self.result.exists() or not self.path.exists()
+        if not is_tuning and any(path.name != _LOCK for path in self.path.iterdir()):
+            raise InputError(f"--output {self.path}: holds files but no tuning; name a new or empty folder")
+        folder = JobFolder(self.path, named=f"--output {self.path}", instead="name another folder", lock=_LOCK)
+        try:
+            yield
+        finally:
+            folder.close(remove_lock=True)
+
+    def begun(self) -> dict[str, Any] | None:
+        """What `begin` wrote, if a tuning was begun and not finished."""
+        return read_object(self.training / "meaning.json")
+
+    def finished(self) -> dict[str, Any] | None:
+        """What `publish` wrote, if a model is whole."""
+        return read_object(self.result)
+
+    def check_configuration(self, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """:raises InputError: the tuning was begun with other flags, data or model; names the differences."""
+        holds, remedy = f"--output {self.path}: was begun with", "repeat that command to resume, or name a new folder"
+        check_configuration(saved, asked, holds=holds, remedy=remedy, label=lambda name: name.replace("_", " "))
+
+    def clear(self) -> None:
+        """Remove what was left before `begin`, and make room."""
+        self.forget_training()
+        self.losses.unlink(missing_ok=True)
+        self.training.mkdir()
+
+    def begin(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Keep the configuration; the data is whole.
+
+        :raises DiskError: it cannot be written.
+        """
+        _write(self.training / "meaning.json", {"meaning": configuration, "data": data})
+
+    def mark_complete(self, step: int) -> None:
+        """Note that the checkpoint of this step is whole."""
+        (self.training / f"checkpoint-{step}" / _MARK).touch()
+
+    def last_checkpoint(self) -> tuple[int, Path] | None:
+        """(step, folder) of the newest whole checkpoint; those that are not whole are removed."""
+        found: list[tuple[int, Path]] = []
+        for folder in self.training.glob("checkpoint-*"):
+            if (folder / _MARK).exists():
+                found.append((int(folder.name.rpartition("-")[2]), folder))
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        return max(found, default=None)
+
+    def scratch(self) -> Path:
+        """A new folder for the model's files, on the same disk."""
+        path = self.training / "model"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    def publish(self, scratch: Path, result: Mapping[str, Any]) -> None:
+        """Move the model's files into the folder, write ``tuning.json`` last, and remove the training.
+
+        :raises OSError: a file cannot be moved. :raises DiskError: ``tuning.json`` cannot be written.
+        """
+        for file in sorted(scratch.iterdir()):
+            file.replace(self.path / file.name)
+        _write(self.result, result)
+        self.forget_training()
+
+    def forget_training(self) -> None:
+        """Remove checkpoints and data."""
+        shutil.rmtree(self.training, ignore_errors=True)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    write_file(path, orjson.dumps({"format": _FORMAT, **value}, option=options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +155,9 @@ class BaseModel:
     name: str
 
     def config(self) -> dict[str, Any]:
-        """What config.json says.
+        """The content of config.json.
 
-        :raises InputError: it is not there or broken.
+        :raises InputError: it is missing or broken.
         """
         try:
             value = orjson.loads((self.folder / "config.json").read_bytes())
@@ -85,7 +206,7 @@ def local_base(name: str) -> BaseModel | None:
 
 
 def hub_base(name: str) -> BaseModel:
-    """The hub's model of this name, in the library's own cache.
+    """The hub's model of this name, downloaded to the library's own cache.
 
     :raises InputError: no such model, no access, or no network.
     """
@@ -103,139 +224,6 @@ def hub_base(name: str) -> BaseModel:
     return BaseModel(found.folder, name)
 
 
-_MARK: Final = "complete"
-_LOCK: Final = ".lock"
-_FORMAT: Final = 1
-_SHOWN: Final = 40  # characters of a value; fingerprints are longer
-
-
-@dataclass(frozen=True, slots=True)
-class TuningFolder:
-    """The folder above."""
-
-    path: Path
-
-    @property
-    def training(self) -> Path:
-        """What is needed only while the training goes on."""
-        return self.path / "training"
-
-    @property
-    def losses(self) -> Path:
-        """The loss, step by step."""
-        return self.path / "loss.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """The figures of a finished tuning."""
-        return self.path / "tuning.json"
-
-    @property
-    def _meaning(self) -> Path:
-        return self.training / "meaning.json"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """The folder is there and this process alone uses it.
-
-        :raises InputError: it is in use, or holds something else. :raises DiskError: it cannot be written.
-        """
-        self._check_foreign()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"--output {self.path}: cannot be used ({error.strerror}); name another folder") from None
-        lock = Lock(self.path / _LOCK, named=f"--output {self.path}", instead="name another folder")
-        try:
-            yield
-        finally:
-            lock.release(remove=True)
-
-    def begun(self) -> dict[str, Any] | None:
-        """What `begin` wrote, where a tuning was begun and not finished."""
-        return _read(self._meaning)
-
-    def finished(self) -> dict[str, Any] | None:
-        """What `publish` wrote, where a model is whole."""
-        return _read(self.result)
-
-    def clear(self) -> None:
-        """Remove what was left before `begin`, and make room."""
-        shutil.rmtree(self.training, ignore_errors=True)
-        self.losses.unlink(missing_ok=True)
-        self.training.mkdir()
-
-    def begin(self, meaning: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Remember what this tuning means; its data is whole."""
-        _write(self._meaning, {"format": _FORMAT, "meaning": meaning, "data": data})
-
-    def mark_complete(self, step: int) -> None:
-        """The checkpoint of this step is whole."""
-        (self.training / f"checkpoint-{step}" / _MARK).touch()
-
-    def last_checkpoint(self) -> tuple[int, Path] | None:
-        """(step, folder) of the newest whole checkpoint; those that are not whole are removed."""
-        found: list[tuple[int, Path]] = []
-        for folder in self.training.glob("checkpoint-*"):
-            if (folder / _MARK).exists():
-                found.append((int(folder.name.rpartition("-")[2]), folder))
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-        return max(found, default=None)
-
-    def scratch(self) -> Path:
-        """A new folder for the model's files, on the same disk."""
-        path = self.training / "model"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        return path
-
-    def publish(self, scratch: Path, result: Mapping[str, Any]) -> None:
-        """Move the model's files to their place, ``tuning.json`` last; then forget the training."""
-        for file in sorted(scratch.iterdir()):
-            file.replace(self.path / file.name)
-        _write(self.result, {"format": _FORMAT, **result})
-        self.forget_training()
-
-    def forget_training(self) -> None:
-        """Remove checkpoints and data."""
-        shutil.rmtree(self.training, ignore_errors=True)
-
-    def _check_foreign(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--output {self.path}: is a file; name a folder")
-        if not self.path.exists() or self.training.is_dir() or self.result.exists():
-            return
-        if any(path.name != _LOCK for path in self.path.iterdir()):
-            raise InputError(f"--output {self.path}: holds files but no tuning; name a new or empty folder")
-
-
-def check_same_meaning(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """:raises InputError: the folder was begun with other flags, data or model; names the first difference."""
-    for name in (*now, *before):
-        if before.get(name) != now.get(name):
-            was, what = (str(values.get(name, "not given"))[:_SHOWN] for values in (before, now))
-            raise InputError(
-                f"--output {path}: was begun otherwise ({name.replace('_', ' ')} {was}, now {what}); "
-                "repeat that command to go on, or name a new folder"
-            )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value: dict[str, Any] = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        raise InputError(f"{path}: damaged; name a new folder with --output") from None
-    return value
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as sink:
-        sink.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
 _CAUTION: Final = """\
 - **A model wrote the data** (unless its source says otherwise), and nobody checked it. The tuned model learns its form,
   and its mistakes with it; a small model that learns from itself gains format, not knowledge.
@@ -245,7 +233,7 @@ _CAUTION: Final = """\
 
 
 def write_card(name: str, result: Mapping[str, Any]) -> str:
-    """The content of README.md; ``result`` is what tuning.json says."""
+    """The content of README.md; ``result`` is the content of tuning.json."""
     base, data, meaning = result["base_model"], result["data"], result["meaning"]
     source = markdown(str(data["source"]))
     sections = (

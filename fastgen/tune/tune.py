@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from fastgen import __version__
 from fastgen.errors import InputError
+from fastgen.store.files import disk_errors
 from fastgen.store.output import check_output
-from fastgen.store.tables import as_disk_error
 from fastgen.telemetry.progress import Reporter
 from fastgen.tune.data import TuningData, prepare, source_fingerprint
-from fastgen.tune.folder import BaseModel, TuningFolder, check_same_meaning, write_card
+from fastgen.tune.folder import BaseModel, TuningFolder, write_card
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 from fastgen.tune.progress import Job, plot, read_losses
 
@@ -63,7 +63,7 @@ def tune(
     place = TuningFolder(output)
     with place.locked():
         if (done := place.finished()) is not None:
-            check_same_meaning(output, done["meaning"], meaning)
+            place.check_configuration(done["meaning"], meaning)
             place.forget_training()
             return Tuned(output, done["figures"], was_there=True)
         prepared = _prepared(place, meaning, data, training.seed, reporter)
@@ -85,7 +85,7 @@ def tune(
             "figures": figures,
             "plot": has_plot,
         }
-        with as_disk_error(output):
+        with disk_errors(output):
             (scratch / "README.md").write_text(write_card(output.resolve().name, result), encoding="utf-8")
             place.publish(scratch, result)
         return Tuned(output, figures)
@@ -109,9 +109,9 @@ def _prepared(
 ) -> TuningData:
     """Return the data that was prepared when this tuning began, or prepare it now."""
     if (begun := place.begun()) is not None:
-        check_same_meaning(place.path, begun["meaning"], meaning)
+        place.check_configuration(begun["meaning"], meaning)
         return TuningData(**begun["data"])
-    with as_disk_error(place.path):
+    with disk_errors(place.path):
         place.clear()
         prepared = prepare(data, seed, place.training)
         place.begin(meaning, asdict(prepared))

@@ -71,7 +71,7 @@ def test_answers_of_two_models_are_not_mixed(tmp_path: Path) -> None:
         given = call("--data", data, "--output", out, "--predictions", "x.jsonl")
     assert (other_model.code, other_questions.code, given.code) == (2, 2, 2)
     assert "holds answers of the model 'test-model', not of 'other'" in other_model.err
-    assert "holds answers to other questions (data was" in other_questions.err
+    assert "holds answers to other questions, with data" in other_questions.err
     assert "holds a model's answers" in given.err
 
 

@@ -181,7 +181,7 @@ def test_other_answers_are_not_mixed_into_the_same_grades(tmp_path: Path) -> Non
         assert call("--compare", a, b, *flags).code == 0
         said = call("--compare", a, c, *flags)
     assert said.code == 2
-    assert "holds answers to other questions (answers was" in said.err
+    assert "holds answers to other questions, with answers" in said.err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Asking many questions: each is answered once, over any number of interruptions."""
+"""BatchSession many questions: each is answered once, over any number of interruptions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from fastgen.engine.requests import Limits
 from fastgen.errors import DamagedLogError, InputError, RequestRejected, RunFolderError, TransientError
-from fastgen.generate.batch import AnswerLog, Asking, Question, Reply, read_configuration, read_replies
+from fastgen.generate.batch import AnswerLog, BatchSession, Question, Reply, read_configuration, read_replies
 from fastgen.types import Completion, Request, Sampling
 
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=8)
-MEANING = {"model": "m", "questions": "q1"}
+CONFIGURATION = {"model": "m", "questions": "q1"}
 QUICK = Limits(concurrency=4, backoff_base_s=0.001, backoff_cap_s=0.001)
 
 
@@ -42,7 +42,7 @@ def questions(count: int) -> Iterator[Question]:
 
 
 def ask(folder: Path, backend: Parrot, count: int, stop_after: int | None = None) -> None:
-    with AnswerLog(folder, MEANING) as log:
+    with AnswerLog(folder, CONFIGURATION) as log:
         seen: list[Reply] = []
 
         def observe(replies: Sequence[Reply]) -> None:
@@ -50,7 +50,7 @@ def ask(folder: Path, backend: Parrot, count: int, stop_after: int | None = None
             if stop_after is not None and len(seen) >= stop_after:
                 asking.stop()
 
-        asking = Asking(questions(count), log, backend, QUICK, observe)  # type: ignore[arg-type]  # what is used of it
+        asking = BatchSession(questions(count), log, backend, QUICK, observe)  # type: ignore[arg-type]  # what is used of it
         asyncio.run(asking.run())
 
 
@@ -59,7 +59,7 @@ def test_every_question_gets_its_answer(tmp_path: Path) -> None:
     replies = {reply.number: reply for reply in read_replies(tmp_path)}
     assert len(replies) == 50
     assert replies[7] == Reply(7, "said p7", "stop", 3, 2)
-    assert read_configuration(tmp_path) == MEANING
+    assert read_configuration(tmp_path) == CONFIGURATION
 
 
 def test_what_was_answered_before_a_stop_is_not_asked_again(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_a_transient_fault_is_retried(tmp_path: Path) -> None:
 
 def test_answers_to_other_questions_are_not_mixed(tmp_path: Path) -> None:
     ask(tmp_path, Parrot(), 2)
-    with pytest.raises(InputError, match=r"holds answers to other questions \(model was 'm', now 'n'\)"):
-        AnswerLog(tmp_path, MEANING | {"model": "n"})
+    with pytest.raises(InputError, match=r"holds answers to other questions, with model m, not n"):
+        AnswerLog(tmp_path, CONFIGURATION | {"model": "n"})
 
 
 def test_a_torn_end_is_dropped_and_asked_again(tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
     segment = tmp_path / "answers" / "000000.jsonl"
     segment.write_bytes(segment.read_bytes().replace(b"said p0", b"said pX"))
     with pytest.raises(DamagedLogError, match=r"000000.jsonl:\d+: "):
-        AnswerLog(tmp_path, MEANING)
-    with AnswerLog(tmp_path / "free", MEANING):
+        AnswerLog(tmp_path, CONFIGURATION)
+    with AnswerLog(tmp_path / "free", CONFIGURATION):
         pass
 
 
 def test_two_processes_do_not_write_the_same_answers(tmp_path: Path) -> None:
-    with AnswerLog(tmp_path, MEANING), pytest.raises(RunFolderError, match="in use by process"):
-        AnswerLog(tmp_path, MEANING)
+    with AnswerLog(tmp_path, CONFIGURATION), pytest.raises(RunFolderError, match="in use by process"):
+        AnswerLog(tmp_path, CONFIGURATION)
 
 
 def test_a_folder_without_answers_says_so(tmp_path: Path) -> None:

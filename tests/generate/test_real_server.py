@@ -45,7 +45,7 @@ def test_a_real_model_writes_instructions_with_instances(
     assert ledger.complete == 3
     assert ledger.prompt_tokens.total() > ledger.completion_tokens.total() > 0
     assert RunFolder(run).header().configuration["model"] == model
-    assert RunFolder(run).server_figures()["prefix_cache_hit_rate"] > 0.3
+    assert RunFolder(run).saved_counts().server["prefix_cache_hit_rate"] > 0.3
 
 
 def test_a_killed_run_is_finished_by_the_same_command(embedded_endpoint: tuple[str, str], tmp_path: Path) -> None:

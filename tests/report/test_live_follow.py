@@ -59,7 +59,7 @@ def test_a_log_is_followed_as_it_grows_rolls_and_is_compressed(tmp_path: Path) -
     follower = read_all(Follower(path))
     store = Store(RunFolder(path))
     list(store.replay())
-    closed = store._open_writer().roll()
+    closed = store.job.log.roll()
     store.close()
     extend_run(path, numbered(4, 2), 2)
     assert read_all(follower).ledger.complete == 4

@@ -1,4 +1,4 @@
-"""The lock of a folder: one holder, named to whoever comes second, gone with its process."""
+"""The lock of a folder: one holder, which the next process is told, and which ends with its process."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def test_a_file_that_its_holder_removed_meanwhile_is_made_again(
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"--run-dir x: cannot be written .+; mend that or name another folder"):
+    with pytest.raises(DiskError, match=r"--run-dir x: cannot be written .+; fix that or name another folder"):
         take(tmp_path / "absent" / "lock")

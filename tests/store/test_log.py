@@ -411,6 +411,6 @@ def test_a_disk_that_cannot_read_is_an_error_of_one_line(tmp_path: Path, monkeyp
     def broken(_lines: object, _size: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("fastgen.store.log.blocks", broken)
+    monkeypatch.setattr("fastgen.store.log._blocks", broken)
     with pytest.raises(RunFolderError, match=r"000000\.jsonl: cannot be read \(Input/output error\)"):
         read(log)

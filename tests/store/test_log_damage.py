@@ -345,7 +345,7 @@ def test_links_under_the_names_of_temporary_files_are_replaced_and_not_followed(
     store.save_ledger()
     write_archive(path / "checkpoint.npz", {}, {})
     compress_segment(path / "log" / "000000.jsonl")
-    assert RunFolder(path).ledger_snapshot()[0].commits == 3
+    assert RunFolder(path).saved_counts().ledger.commits == 3
     names = ["ledger.json", "checkpoint.npz", "run.json", "log/000000.jsonl.zst"]
     assert not [name for name in names if (path / name).is_symlink()]
     with pytest.raises(DiskError, match="was removed or replaced"):  # its segment was compressed under it
@@ -424,5 +424,5 @@ def test_a_run_that_logged_token_counts_of_any_size_is_read_resumed_and_counted(
     list(store.replay())
     store.save_ledger()
     store.close()
-    assert RunFolder(run).ledger_snapshot()[0].complete == 12
+    assert RunFolder(run).saved_counts().ledger.complete == 12
     assert Ledger.from_dict(store.ledger.as_dict()) == store.ledger

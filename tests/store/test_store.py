@@ -100,7 +100,7 @@ def test_a_snapshot_of_another_log_is_not_believed(tmp_path: Path) -> None:
     snapshot["counts"]["kept"] = 77
     for position in ([0, 200, 12345], [0, 10**6, 12345]):
         (path / "ledger.json").write_bytes(seal(snapshot | {"position": position}, 0)[0])
-        assert RunFolder(path).ledger_snapshot()[0].kept == 77
+        assert RunFolder(path).saved_counts().ledger.kept == 77
         assert RunFolder(path).ledger() == store.ledger
 
 
@@ -122,7 +122,7 @@ def test_a_torn_end_is_dropped_and_told(tmp_path: Path) -> None:
 def test_a_line_that_is_no_commit_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
-    store._open_writer().append([{"surprise": 1}])
+    store.job.log.append([{"surprise": 1}])
     store.close()
     with pytest.raises(DamagedLogError, match="upgrade fastgen"):
         list(RunFolder(path).commits())
@@ -188,10 +188,10 @@ def test_a_flipped_byte_in_the_snapshot_or_in_the_header_is_noticed(tmp_path: Pa
     store.server_figures = {"prefix_cache_hit_rate": 0.5}
     store.close()
     whole = (path / "ledger.json").read_bytes()
-    assert RunFolder(path).server_figures() == {"prefix_cache_hit_rate": 0.5}
+    assert RunFolder(path).saved_counts().server == {"prefix_cache_hit_rate": 0.5}
     (path / "ledger.json").write_bytes(whole.replace(b'"kept":1', b'"kept":9'))
     assert RunFolder(path).ledger() == store.ledger
-    assert RunFolder(path).server_figures() == {}
+    assert RunFolder(path).saved_counts().server == {}
     header = (path / "run.json").read_bytes()
     (path / "run.json").write_bytes(header.replace(b'"model": "m"', b'"model": "n"'))
     with pytest.raises(RunFolderError, match=r"run\.json: damaged"):
@@ -242,7 +242,7 @@ def test_a_place_where_the_seeds_or_prompts_cannot_be_kept_is_a_disk_error(tmp_p
     path = tmp_path / "run"
     Store(RunFolder(path)).close()
     (path / "prompts").write_text("in the way")
-    with pytest.raises(DiskError, match="prompts: cannot be made"):
+    with pytest.raises(DiskError, match="prompts: cannot be written"):
         RunFolder(path).save_inputs(b"", {})
     with pytest.raises(DiskError, match="cannot be written"):
         RunFolder(tmp_path / "none").write_header(RunHeader("r", "0", {}, {}))
@@ -300,7 +300,7 @@ def test_a_snapshot_is_saved_only_when_it_has_all_that_was_appended(tmp_path: Pa
     store.append(commits()[1:])  # the process is stopped before these are counted
     store.save_ledger()
     store.close()
-    snapshot, _ = RunFolder(path).ledger_snapshot()
+    snapshot = RunFolder(path).saved_counts().ledger
     assert snapshot.commits == 1
     assert RunFolder(path).ledger().commits == 4
 
@@ -377,7 +377,7 @@ def test_close_waits_for_a_compression_before_it_lets_go_of_the_lock(
         assert go_on.wait(20)
 
     monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
-    monkeypatch.setattr("fastgen.store.run_folder.compress_segment", slow)
+    monkeypatch.setattr("fastgen.store.job_folder.compress_segment", slow)
     store = begin(path)
     for commit in commits():
         append(store, [commit])
@@ -401,7 +401,7 @@ def test_a_run_whose_last_segment_is_only_a_header_goes_on_in_the_one_before(
     monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 300)
     store = begin(path)
     append(store, commits()[:2])
-    store._open_writer().roll()
+    store.job.log.roll()
     store.close()  # as after a disk that was full when the first line of the new segment was due
     again = Store(RunFolder(path))
     assert list(again.replay()) == commits()[:2]

@@ -225,9 +225,9 @@ def test_a_changed_meaning_is_refused_and_the_same_one_is_done_already(
     weights = (output / "model.safetensors").stat().st_mtime_ns
     assert do(base, output, data, short).was_there
     assert (output / "model.safetensors").stat().st_mtime_ns == weights
-    with pytest.raises(InputError, match=r"was begun otherwise \(learning rate 0.01, now 0.02\)"):
+    with pytest.raises(InputError, match=r"was begun with learning rate 0.01, not 0.02"):
         do(base, output, data, replace(short, learning_rate=0.02))
-    with pytest.raises(InputError, match="include seeds False, now True"):
+    with pytest.raises(InputError, match="include seeds False, not True"):
         do(base, output, replace(data, include_seeds=True), short)
 
 

@@ -24,7 +24,7 @@ from fastgen.servers.embedded import EmbeddedCache
 from fastgen.servers.spec import ServerSpec
 from fastgen.telemetry.progress import QuietReporter, Shown
 from fastgen.tune.data import TuningData, prepare, source_fingerprint, split_path
-from fastgen.tune.folder import BaseModel, TuningFolder, check_same_meaning, local_base, write_card
+from fastgen.tune.folder import BaseModel, TuningFolder, local_base, write_card
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 from fastgen.tune.progress import Job, Watcher, append_loss, cut_losses, read_losses, smoothed
 from tests.export_help import Task, extend_run, make_run, numbered, read_rows, rows
@@ -229,12 +229,13 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_changed_meaning_is_refused_with_its_name() -> None:
-    check_same_meaning(Path("out"), {"steps": 5}, {"steps": 5})
-    with pytest.raises(InputError, match=r"was begun otherwise \(learning rate 0.1, now 0.2\)"):
-        check_same_meaning(Path("out"), {"learning_rate": 0.1}, {"learning_rate": 0.2})
-    with pytest.raises(InputError, match=r"\(steps 5, now not given\)"):
-        check_same_meaning(Path("out"), {"steps": 5}, {})
+def test_a_changed_configuration_is_refused_with_its_name() -> None:
+    folder = TuningFolder(Path("out"))
+    folder.check_configuration({"steps": 5}, {"steps": 5})
+    with pytest.raises(InputError, match=r"--output out: was begun with learning rate 0\.1, not 0\.2; repeat"):
+        folder.check_configuration({"learning_rate": 0.1}, {"learning_rate": 0.2})
+    with pytest.raises(InputError, match=r"with steps 5, not none; repeat"):
+        folder.check_configuration({"steps": 5}, {})
 
 
 def test_publishing_moves_the_model_and_forgets_the_training(tmp_path: Path) -> None:
