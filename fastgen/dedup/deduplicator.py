@@ -1,7 +1,7 @@
 """`Deduplicator`: the similarity filter for texts in memory, in a few lines of Python.
 
-Guarantees: the decisions are those of ``fastgen dedup`` and ``fastgen generate`` under the same rule, in order, and the
-same however the texts are cut into calls. Knows nothing of files.
+Guarantees: the decisions are those of ``fastgen dedup`` and ``fastgen generate`` under the same rule, in order. They do
+not depend on how the texts are divided into calls.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fastgen.errors import InputError
-from fastgen.similarity.novelty import LSH_RECALL, IndexKind, NoveltyFilter, Verdict
+from fastgen.similarity.novelty import LSH_RECALL, IndexKind, NoveltyFilter
 from fastgen.similarity.rouge import RejectAt, Tokenizer
 from fastgen.store.tables import check_text
 
@@ -21,11 +21,11 @@ _BATCH_TEXTS = 256
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one text.
+    """The decision about one text.
 
     ``number``: its place among all texts ever given, from 0. ``rouge_l``, ``neighbour``: ROUGE-L F1 (0..1) with the
-    most similar earlier text that the check met, and that text's number; for a rejected text the reason, for a kept
-    one possibly none (0.0, ``None``).
+    most similar earlier text that the check found, and that text's number. For a rejected text they are the reason. A
+    kept text may have none (0.0, ``None``).
     """
 
     number: int
@@ -42,19 +42,19 @@ class Deduplicator:
     >>> [decision.kept for decision in Deduplicator(threshold=0.7).filter(texts)]
     [True, True, False]
 
-    Texts to compare with, which are never judged themselves (a benchmark's tasks, another data set), go in with `add`:
+    `add` takes texts to compare with that are not decided themselves (a benchmark's tasks, another data set):
 
     >>> deduplicator = Deduplicator(index="exact")
     >>> deduplicator.add(["Translate the sentence into French."])
     >>> [(d.neighbour, round(d.rouge_l, 2)) for d in deduplicator.filter(["Translate the sentence into German."])]
     [(0, 0.8)]
 
-    ``threshold`` (0 < t <= 1) is compared with ROUGE-L F1; ``reject_at``: ``gt`` rejects above it, ``ge`` at it too.
-    ``index``: ``lsh`` (default; never rejects wrongly, misses one in thousands of true duplicates: ``lsh_recall``),
-    ``exact`` (misses none), ``exhaustive`` (misses none, cost linear in what is kept). ``tokenizer``: ``unicode`` for
-    every script, ``rouge`` for rouge_score's ``[a-z0-9]+``. A text without a token is always kept. Memory grows by a
-    few hundred bytes for each kept text. One thread at a time.
+    A text without a token is always kept. Memory grows by a few hundred bytes for each kept text. One thread at a time.
 
+    :param threshold: 0 < t <= 1, compared with ROUGE-L F1. :param reject_at: ``gt`` rejects above the threshold,
+        ``ge`` also at it. :param index: ``lsh`` never rejects wrongly and misses one in thousands of true duplicates
+        (``lsh_recall``), ``exact`` misses none, ``exhaustive`` misses none at a cost linear in the kept texts.
+    :param tokenizer: ``unicode`` for every script, ``rouge`` for rouge_score's ``[a-z0-9]+``.
     :raises InputError: a parameter is out of range or unknown.
     """
 
@@ -78,7 +78,7 @@ class Deduplicator:
         return len(self._numbers)
 
     def add(self, texts: Iterable[str]) -> None:
-        """Put texts in the pool without judging them.
+        """Put texts in the pool without deciding about them.
 
         :raises InputError: one of them is not a ``str``, or has more than 4,000,000 characters.
         """
@@ -90,7 +90,7 @@ class Deduplicator:
     def filter(self, texts: Iterable[str]) -> Iterator[Decision]:
         """One decision per text, in order, as a stream; reads up to 256 texts ahead of what it has yielded.
 
-        The texts read ahead are decided and, if kept, in the pool, even if the iterator is left before they come out.
+        Texts read ahead are decided and, if kept, in the pool, even if the iterator is closed before it yields them.
 
         :raises InputError: a text is not a ``str``, or has more than 4,000,000 characters.
         """
@@ -98,18 +98,15 @@ class Deduplicator:
             yield from self._decide(batch)
 
     def _decide(self, batch: list[str]) -> list[Decision]:
-        """Decide the whole batch before any of it is yielded, so that no other call comes between."""
+        """Decide a whole batch before any of it is yielded, so that no other call can come in between."""
         decisions = []
         for text, verdict in zip(batch, self._novelty.filter(batch), strict=True):
             if verdict.novel:
                 self._numbers.append(self._given)
-            decisions.append(self._decision(text, verdict))
+            neighbour = None if verdict.neighbour is None else self._numbers[verdict.neighbour]
+            decisions.append(Decision(self._given, text, verdict.novel, verdict.score, neighbour))
             self._given += 1
         return decisions
-
-    def _decision(self, text: str, verdict: Verdict) -> Decision:
-        neighbour = None if verdict.neighbour is None else self._numbers[verdict.neighbour]
-        return Decision(self._given, text, verdict.novel, verdict.score, neighbour)
 
     def _batches(self, texts: Iterable[str]) -> Iterator[list[str]]:
         if isinstance(texts, str):

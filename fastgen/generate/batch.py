@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from fastgen.engine.backend import Backend
 from fastgen.engine.health import Raw, Step, StepHealth
@@ -70,8 +70,8 @@ class Reply:
     """Whether the prompt was too long for the model, so that a shorter form of it was asked."""
 
 
-class AnswerLog:
-    """The answers to one set of questions: open it once, append from one thread, close it.
+class AnswerLog(JobFolder):
+    """The answers to one set of questions: open it once, `add` from one thread, close it.
 
     ``configuration`` says what is asked and of which model, as JSON values. ``answered`` are the numbers that have an
     answer.
@@ -81,46 +81,36 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
+        super().__init__(folder, named=str(folder), instead="use another name or folder", log=_LOG_NAME)
         self.answered: set[int] = set()
-        self._folder = JobFolder(folder, named=str(folder), instead="use another name or folder", log=_LOG_NAME)
         try:
             self._resume(configuration)
         except BaseException:
             with contextlib.suppress(DiskError):
-                self._folder.close()
+                self.close()
             raise
 
     def _resume(self, configuration: dict[str, Any]) -> None:
         saved: dict[str, Any] | None = None
-        for body in self._folder.replay(_LOG_NAME):
+        for body in self.replay(_LOG_NAME):
             if saved is None:
                 saved = body.get("meaning", {})
-                holds = f"{self._folder.path}: holds answers to other questions, with"
+                holds = f"{self.path}: holds answers to other questions, with"
                 remedy = "name another folder, or remove this one"
                 check_configuration(saved, configuration, holds=holds, remedy=remedy)
             elif "failure" not in body:
                 self.answered.add(body["number"])
         if saved is None:
-            self._folder.append([{"meaning": configuration}])
+            self.append([{"meaning": configuration}])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def append(self, replies: Sequence[Reply]) -> None:
+    def add(self, replies: Sequence[Reply]) -> None:
         """Write replies and make them durable.
 
         :raises DiskError: none of them was kept, or the lock or the log was removed.
         """
-        self._folder.append(map(_encode, replies))
-        self._folder.sync()
+        self.append(map(_encode, replies))
+        self.sync()
         self.answered.update(reply.number for reply in replies if reply.failure is None)
-
-    def close(self) -> None:
-        """Sync, close and release the lock."""
-        self._folder.close()
 
 
 def read_replies(folder: Path) -> Iterator[Reply]:
@@ -164,36 +154,8 @@ def _decode(body: dict[str, Any]) -> Reply:
     )
 
 
-class _Unanswered:
-    """The scheduler's `Source`: the questions that have no answer yet, in order; those of ``again`` first."""
-
-    def __init__(self, questions: Iterable[Question], answered: set[int], shorten: Shorten) -> None:
-        self._left = (question for question in questions if question.number not in answered)
-        self._shorten = shorten
-        self.shortened: set[int] = set()
-        self.again: deque[Question] = deque()
-
-    def next(self) -> Request | None:
-        """See `fastgen.engine.requests.Source`."""
-        question = self.again.popleft() if self.again else next(self._left, None)
-        if question is None:
-            return None
-        return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
-
-    def give_back(self, request: Request) -> None:
-        """Does nothing: the next session asks the question."""
-
-    def shrink(self, request: Request) -> Request | None:
-        """The same question with a shorter prompt, if there is one."""
-        shorter = self._shorten(request.number)
-        if shorter is None:
-            return None
-        self.shortened.add(request.number)
-        return replace(request, prompt=shorter)
-
-
 class BatchSession:
-    """One session: asks all unanswered questions, as fast as the servers take them.
+    """One session: asks all unanswered questions, as fast as the servers take them. It is the scheduler's `Source`.
 
     :param observe: called with every batch of replies once it is logged. :param shorten: returns the next shorter
         prompt of a question (by number) whose prompt was too long, or ``None``. :param again: called with every logged
@@ -213,10 +175,11 @@ class BatchSession:
         rates: RateLimits | None = None,
     ) -> None:
         self._log = log
-        self._again = again
-        self._observe = observe
-        self._source = _Unanswered(questions, log.answered, shorten)
-        self.scheduler = Scheduler(self._source, backend, limits, jitter=random.Random(), rates=rates)
+        self._questions = (question for question in questions if question.number not in log.answered)
+        self._more: deque[Question] = deque()  # asked first
+        self._shortened: set[int] = set()
+        self._observe, self._shorten, self._again = observe, shorten, again
+        self.scheduler = Scheduler(self, backend, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
         """Ask nothing more; `run` returns when the answers in flight are logged. ``observe`` may call it."""
@@ -231,13 +194,31 @@ class BatchSession:
             async for answers in batches:
                 self._keep(answers)
 
+    def next(self) -> Request | None:
+        """See `fastgen.engine.requests.Source`."""
+        question = self._more.popleft() if self._more else next(self._questions, None)
+        if question is None:
+            return None
+        return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
+
+    def give_back(self, request: Request) -> None:
+        """Does nothing: the next session asks the question."""
+
+    def shrink(self, request: Request) -> Request | None:
+        """The same question with a shorter prompt, if there is one."""
+        shorter = self._shorten(request.number)
+        if shorter is None:
+            return None
+        self._shortened.add(request.number)
+        return replace(request, prompt=shorter)
+
     def _keep(self, answers: Sequence[Answer]) -> None:
-        replies = [_reply(answer, shortened=answer.request.number in self._source.shortened) for answer in answers]
-        self._log.append(replies)
+        replies = [_reply(answer, shortened=answer.request.number in self._shortened) for answer in answers]
+        self._log.add(replies)
         self._observe(replies)
         for answer, reply in zip(answers, replies, strict=True):
             if (more := self._again(_question(answer.request), reply)) is not None:
-                self._source.again.append(more)
+                self._more.append(more)
 
 
 def _question(request: Request) -> Question:

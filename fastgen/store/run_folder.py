@@ -7,7 +7,7 @@
     run.json               generate        format, run id, version, configuration (JSON key "meaning": what a resume
                                            must not change), options and a checksum; no secrets
     seed_tasks.jsonl       generate        the seed tasks, byte for byte as they were loaded
-    prompts/*.toml         generate        the prompts and demonstrations, byte for byte as they were loaded
+    prompts/*              generate        the prompts and demonstrations, byte for byte as they were loaded
     decontaminate.json     generate        texts that no kept instruction may resemble; only with --decontaminate
     log/NNNNNN.jsonl       generate        the commits, the only source of truth (see `fastgen.store.log`)
     log/NNNNNN.jsonl.zst   generate        a closed segment of the log, compressed

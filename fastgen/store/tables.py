@@ -260,7 +260,7 @@ class JsonlTable:
 
     def _raw_rows(self) -> Iterator[bytes]:
         """Every line, or every element of the array."""
-        blocks, head = self._guarded_blocks(), b""
+        blocks, head = self._blocks(), b""
         for block in blocks:
             head += block
             if head.strip():
@@ -321,32 +321,31 @@ class JsonlTable:
                 )
         yield b"".join(begun)
 
-    def _guarded_blocks(self) -> Iterator[bytes]:
+    def _blocks(self) -> Iterator[bytes]:
+        """The content of the file, decompressed and without a byte order mark."""
         import zstandard
 
         try:
             with self.path.open("rb") as file:
-                yield from _without_bom(self._blocks(file))
+                for block in _without_bom(_decompressed(file)):
+                    self._read_bytes = file.tell()
+                    yield block
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise InputError(f"{self.path}: the compressed file is damaged ({error}); restore it from a copy") from None
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error}); fix that") from None
 
-    def _blocks(self, file: IO[bytes]) -> Iterator[bytes]:
-        magic = file.read(4)
-        file.seek(0)
-        if magic.startswith(_GZIP):
-            with gzip.open(file) as plain:
-                yield from self._counted(iter(lambda: plain.read(_BLOCK_BYTES), b""), file)
-        elif magic == _ZSTD or magic[1:] == _ZSTD_SKIPPABLE:
-            yield from self._counted(_decompress_zstd(file), file)
-        else:
-            yield from self._counted(iter(lambda: file.read(_BLOCK_BYTES), b""), file)
 
-    def _counted(self, blocks: Iterator[bytes], file: IO[bytes]) -> Iterator[bytes]:
-        for block in blocks:
-            self._read_bytes = file.tell()
-            yield block
+def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
+    magic = file.read(4)
+    file.seek(0)
+    if magic.startswith(_GZIP):
+        with gzip.open(file) as plain:
+            yield from iter(lambda: plain.read(_BLOCK_BYTES), b"")
+    elif magic == _ZSTD or magic[1:] == _ZSTD_SKIPPABLE:
+        yield from _decompress_zstd(file)
+    else:
+        yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
 
 
 def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
