@@ -37,7 +37,6 @@ import orjson
 
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.methods.base import Commit
-from fastgen.store.log import TornTail
 from fastgen.store.run_folder import RunFolder
 
 SERVERS = 3
@@ -189,7 +188,7 @@ def wait_until_warm(meters: list[Meter]) -> None:
 
 def lost_and_doubled(run: Path) -> tuple[int, int, int]:
     """(completions committed, request numbers never committed, completions committed twice)."""
-    items: list[Commit] = [item[0] for item in RunFolder(run).commits() if not isinstance(item, TornTail)]
+    items: list[Commit] = list(RunFolder(run).whole_commits())
     times = Counter((commit.request, commit.choice) for commit in items)
     numbers = {commit.request for commit in items}
     return len(items), max(numbers) + 1 - len(numbers), sum(count - 1 for count in times.values())

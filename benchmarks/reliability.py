@@ -36,7 +36,6 @@ from fastgen.methods.base import Commit
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.faults import USUAL_FAULTS, Fault
 from fastgen.simulator.server import FaultServer, in_a_thread
-from fastgen.store.log import TornTail
 from fastgen.store.run_folder import RunFolder
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
@@ -103,7 +102,7 @@ def end(process: subprocess.Popen[str]) -> Ended:
 def commits(run: Path) -> list[Commit]:
     """What is committed."""
     folder = RunFolder(run)
-    return [item[0] for item in folder.commits() if not isinstance(item, TornTail)] if folder.exists() else []
+    return list(folder.whole_commits()) if folder.exists() else []
 
 
 def wait_for(run: Path, process: subprocess.Popen[str], size: int) -> None:

@@ -26,7 +26,6 @@ from fastgen.methods.self_instruct import instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import PRESETS, Rules
-from fastgen.store.log import TornTail
 from fastgen.store.reader import open_run
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     run = open_run(given.run_dir)
-    commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+    commits = run.folder.whole_commits()
     count, instructions, instances = compare(commits, run.rules, PRESETS[given.preset])
     draw = random.Random(given.seed)
     print(f"{count:,} completions of {run.configuration['model']}")

@@ -52,7 +52,6 @@ from fastgen.methods.base import InstructionOutcome
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.simulator.batching import ENGINES
-from fastgen.store.log import TornTail
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.types import Completion, Request
@@ -523,9 +522,9 @@ async def _until_idle(server: OpenAIBackend) -> None:
 def _kept_s(folder: Path, offset_s: float) -> list[float]:
     """When each instruction was kept, on this process's monotonic clock."""
     kept: list[float] = []
-    for item in RunFolder(folder).commits():
-        if not isinstance(item, TornTail) and isinstance(item[0].outcome, InstructionOutcome):
-            kept += [item[0].time_s - offset_s] * len(item[0].outcome.kept)
+    for commit in RunFolder(folder).whole_commits():
+        if isinstance(commit.outcome, InstructionOutcome):
+            kept += [commit.time_s - offset_s] * len(commit.outcome.kept)
     return kept
 
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Final
 from fastgen.errors import InputError
 from fastgen.evaluate.tasks import EvaluationTask, Row, cases, read_rows
 from fastgen.similarity.rouge import tokenise
-from fastgen.store.log import TornTail
 from fastgen.store.reader import OpenRun, finished_instructions, open_run
 from fastgen.store.tables import is_parquet, open_table
 
@@ -286,7 +285,7 @@ def _open_training_data(path: Path) -> tuple[Iterator[TrainingRow], Sequence[str
 
 
 def _run_rows(run: OpenRun) -> Iterator[TrainingRow]:
-    commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+    commits = run.folder.whole_commits()
     for settled in finished_instructions(commits, run.rules):
         if settled.instances:
             texts = [text for instance in settled.instances for text in (instance.input, instance.output)]

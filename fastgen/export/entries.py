@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Protocol
 
 from fastgen.export.options import ChoiceOptions, draw
-from fastgen.store.log import TornTail
 from fastgen.store.reader import FinishedInstruction, OpenRun, finished_instructions, pool_id
 from fastgen.types import Instance, SeedTask
 
@@ -64,7 +63,7 @@ def entries(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None)
 def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None) -> Iterator[Entry]:
     if options.include_seeds:
         yield from map(_seed_entry, run.seeds)
-    commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+    commits = run.folder.whole_commits()
     for settled in finished_instructions(commits, run.rules):
         entry = _machine_entry(settled, run, scores, options.min_judge_score)
         if entry.instances or options.include_empty:

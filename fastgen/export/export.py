@@ -20,7 +20,6 @@ from fastgen.export.hub import connect, upload
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import INSTRUCTION_FORMATS, rejected_row
 from fastgen.export.writers import JsonLines, Row, RowWriter
-from fastgen.store.log import TornTail
 from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
 from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
 
@@ -145,7 +144,7 @@ class _Job:
         """All rows, each with its split; the figures are counted on the way."""
         run, choice, spec = self._run, self._choice, self._spec
         if spec is None:
-            commits = (item[0] for item in run.folder.commits() if not isinstance(item, TornTail))
+            commits = run.folder.whole_commits()
             for rejected in rejected_instructions(commits, run.rules):
                 yield "train", rejected_row(rejected, run.seeds)
             return

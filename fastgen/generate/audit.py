@@ -28,7 +28,6 @@ from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import Rules
 from fastgen.methods.self_instruct.state import RunState
 from fastgen.similarity.novelty import NoveltyFilter
-from fastgen.store.log import TornTail
 from fastgen.store.reader import open_run
 from fastgen.types import SeedTask
 
@@ -144,9 +143,8 @@ def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: in
         ledger = run.folder.ledger()
         rate = _share(ledger.kept, ledger.rejected[SIMILAR], len(run.seeds), budget)
     auditor = Auditor(run.configuration, run.seeds, rate=rate, seed=seed)
-    for item in run.folder.commits():
-        if not isinstance(item, TornTail):
-            auditor.see(item[0], run.rules)
+    for commit in run.folder.whole_commits():
+        auditor.see(commit, run.rules)
     return auditor.result()
 
 

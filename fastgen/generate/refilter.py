@@ -28,7 +28,6 @@ from fastgen.methods.self_instruct.rules import Method
 from fastgen.methods.self_instruct.seeds import read_seed_file
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.store.ledger import Ledger
-from fastgen.store.log import TornTail
 from fastgen.store.output import check_output
 from fastgen.store.reader import OpenRun, open_run
 from fastgen.store.run_folder import RunFolder, Store
@@ -129,10 +128,7 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
         forbidden=filter_of_forbidden(run.folder.forbidden(), similarity),
     )
     new_by_old: dict[int, int] = {}  # machine instruction numbers
-    for item in run.folder.commits():
-        if isinstance(item, TornTail):
-            return
-        old = item[0]
+    for old in run.folder.whole_commits():
         now_s = old.time_s
         if (request := _request(old, len(run.seeds), new_by_old)) is None:
             continue

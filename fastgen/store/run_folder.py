@@ -239,6 +239,13 @@ class RunFolder:
                     f"not a commit that this version of fastgen can read ({error!r}); upgrade fastgen"
                 ) from None
 
+    def whole_commits(self, start: Position | None = None) -> Iterator[Commit]:
+        """All commits in order, without a torn tail.
+
+        :raises DamagedLogError: the log is damaged, with file and line.
+        """
+        return (item[0] for item in self.commits(start) if not isinstance(item, TornTail))
+
     def save_inputs(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
         """Write the seed file, prompt files (name to content) and forbidden texts of a new run.
 
@@ -294,9 +301,8 @@ class RunFolder:
         return Ledger(seeds=sum(1 for line in lines if line.strip()))
 
     def _counted(self, ledger: Ledger, position: Position | None) -> Ledger:
-        for item in self.commits(position):
-            if not isinstance(item, TornTail):
-                ledger.apply(item[0])
+        for commit in self.whole_commits(position):
+            ledger.apply(commit)
         return ledger
 
     def loss(self, ledger: Ledger, end: Position) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer, in_a_thread
 from fastgen.store.ledger import Ledger
-from fastgen.store.log import TornTail
 from fastgen.store.records import decode, encode
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Limit, Sample, ServerSample, limit_of
@@ -55,7 +54,7 @@ def generate(run: Path, server: FaultServer, count: int, *more: str) -> Said:
 
 
 def commits(run: Path) -> list[Commit]:
-    return [item[0] for item in RunFolder(run).commits() if not isinstance(item, TornTail)]
+    return list(RunFolder(run).whole_commits())
 
 
 def status(run: Path) -> dict[str, Any]:

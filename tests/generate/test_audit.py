@@ -29,7 +29,6 @@ from fastgen.methods.base import Commit, InstructionOutcome, Kept
 from fastgen.methods.self_instruct.rules import Rules
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer
-from fastgen.store.log import TornTail
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.types import Completion, Stage
@@ -61,10 +60,10 @@ def test_a_sound_run_has_no_disagreement_and_a_stated_bound(run: Path, capsys: p
 
 def test_a_double_that_was_let_through_is_found(run: Path) -> None:
     kept = [
-        (item[0], k)
-        for item in RunFolder(run).commits()
-        if not isinstance(item, TornTail) and isinstance(item[0].outcome, InstructionOutcome)
-        for k in item[0].outcome.kept
+        (commit, k)
+        for commit in RunFolder(run).whole_commits()
+        if isinstance(commit.outcome, InstructionOutcome)
+        for k in commit.outcome.kept
     ]
     commit, first = kept[3]
     text = commit.completion.text[first.span[0] : first.span[1]]

@@ -39,7 +39,7 @@ from fastgen.methods.self_instruct.state import InstructionPool, RunState, State
 from fastgen.similarity import jit
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter
 from fastgen.simulator.answers import Writer as Model
-from fastgen.store.log import Digest, LogWriter, TornTail
+from fastgen.store.log import Digest, LogWriter
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.types import Answer, Completion, Failure, Instance, Request, SeedTask
 
@@ -136,7 +136,7 @@ def replayed(path: Path, index: IndexKind = "exhaustive") -> Live:
 
 
 def logged(path: Path) -> list[Commit]:
-    return [item[0] for item in RunFolder(path).commits() if not isinstance(item, TornTail)]
+    return list(RunFolder(path).whole_commits())
 
 
 def assert_same(one: Live, other: Live, steps: int = 6) -> None:

@@ -42,7 +42,7 @@ from fastgen.similarity.novelty import warm_up
 from fastgen.simulator.__main__ import main as fault_server
 from fastgen.simulator.faults import Fault
 from fastgen.store.ledger import Ledger
-from fastgen.store.log import LogWriter, TornTail, segment_files
+from fastgen.store.log import LogWriter, segment_files
 from fastgen.store.run_folder import RunFolder
 from fastgen.types import Failure, Stage
 
@@ -172,7 +172,7 @@ def faults_of(url: str) -> dict[str, Any]:
 
 def commits(run: Path) -> list[Commit]:
     folder = RunFolder(run)
-    return [item[0] for item in folder.commits() if not isinstance(item, TornTail)] if folder.exists() else []
+    return list(folder.whole_commits()) if folder.exists() else []
 
 
 def written(run: Path) -> int:

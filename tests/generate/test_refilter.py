@@ -21,7 +21,6 @@ from fastgen.similarity.rouge import rouge_l_f1, tokenise
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer
 from fastgen.store.ledger import Ledger
-from fastgen.store.log import TornTail
 from fastgen.store.reader import open_run
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import QuietReporter
@@ -46,7 +45,7 @@ def make(folder: Path, write: Callable[[str, int], str]) -> Path:
 
 
 def commits(folder: Path) -> list[Commit]:
-    return [item[0] for item in RunFolder(folder).commits() if not isinstance(item, TornTail)]
+    return list(RunFolder(folder).whole_commits())
 
 
 def kept_texts(folder: Path) -> list[str]:

@@ -70,7 +70,7 @@ def append(store: Store, first: int, count: int) -> None:
 
 
 def logged(path: Path) -> list[int]:
-    return [item[0].request for item in RunFolder(path).commits() if not isinstance(item, TornTail)]
+    return [commit.request for commit in RunFolder(path).whole_commits()]
 
 
 # -- the end of a log that was synced ----------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_a_torn_end_is_dropped_and_told(tmp_path: Path) -> None:
     assert isinstance(again.torn, TornTail)
     append(again, commits()[-1:])
     again.close()
-    assert [c[0] for c in RunFolder(path).commits() if not isinstance(c, TornTail)] == commits()
+    assert list(RunFolder(path).whole_commits()) == commits()
 
 
 def test_a_line_that_is_no_commit_is_named(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_closed_segments_are_compressed_and_a_lost_last_one_is_noticed(
     segments = segment_files(path / "log")
     assert {p.suffix for _, p in segments[:-1]} == {".zst"}
     assert segments[-1][1].suffix == ".jsonl"
-    assert [c[0] for c in RunFolder(path).commits() if not isinstance(c, TornTail)] == commits()
+    assert list(RunFolder(path).whole_commits()) == commits()
     segments[-1][1].unlink()
     with pytest.raises(DamagedLogError, match=f"segment {segments[-1][0]:06d} is missing"):
         list(RunFolder(path).commits())
@@ -408,7 +408,7 @@ def test_a_run_whose_last_segment_is_only_a_header_goes_on_in_the_one_before(
     assert [number for number, _ in segment_files(path / "log")] == [0]
     append(again, commits()[2:])
     again.close()
-    assert [c[0] for c in RunFolder(path).commits() if not isinstance(c, TornTail)] == commits()
+    assert list(RunFolder(path).whole_commits()) == commits()
 
 
 def test_the_forbidden_texts_are_kept_and_a_damaged_list_is_named(tmp_path: Path) -> None:
