@@ -33,7 +33,7 @@ from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderErro
 from fastgen.similarity.novelty import NoveltyFilter, warm_up
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.files import disk_errors, write_file
-from fastgen.store.job_folder import JobFolder, check_configuration
+from fastgen.store.job_folder import JobFolder, check_configuration, read_object
 from fastgen.store.output import check_output, is_same_file
 from fastgen.store.tables import Rejected, Rows, Sink, Table, is_parquet, open_table, read_texts
 from fastgen.telemetry.progress import Reporter
@@ -327,7 +327,7 @@ class Journal(JobFolder):
     def _is_begun(self, job: dict[str, Any], *, start_anew: bool) -> bool:
         """Whether this job was begun here; an unreadable beginning counts as none."""
         try:
-            before = self.read("job.json") or {}
+            before = read_object(self.path / "job.json") or {}
             if before.pop("format") > _JOURNAL_FORMAT:
                 raise InputError(
                     f"{self.path}: written by a newer fastgen; upgrade fastgen, or begin anew: --overwrite"
@@ -360,7 +360,7 @@ class Journal(JobFolder):
     def counts(self) -> Counts | None:
         """The counts of `mark_done`, if it was called."""
         try:
-            counts = self.read("done.json")
+            counts = read_object(self.path / "done.json")
         except RunFolderError:
             return None
         return None if counts is None else Counts(**counts)

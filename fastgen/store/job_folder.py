@@ -9,8 +9,9 @@ Guarantees:
   (device and inode).
 - An entry that was appended survives SIGKILL, and one that was synced survives a power cut. What a crash tore off is
   dropped by the next `JobFolder.replay`.
-- Small files are replaced in one step, and links under their names are not followed.
-- A job with another configuration is refused by `check_configuration`, which names the first difference.
+- A job with another configuration is refused by `check_configuration`, which names the first differences.
+
+Small files beside the log are written by `fastgen.store.files.write_file`, in one step, and read by `read_object`.
 """
 
 from __future__ import annotations
@@ -60,10 +61,6 @@ class JobFolder:
         except OSError as error:
             raise DiskError(f"{named}: cannot be written ({error.strerror}); fix that or {instead}") from error
         self._lock = Lock(path / lock, named=named, instead=instead)
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        """See `read_object`, for one of the folder's files."""
-        return read_object(self.path / name)
 
     def replay(self, run_id: str) -> Iterator[dict[str, Any]]:
         """Every entry of the log; after the last one, the folder is ready to append.

@@ -56,7 +56,11 @@ class ParquetTable:
         self._read_rows = 0
         with self._open() as file:
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=self._columns)
-            while (batch := self._next(batches)) is not None:
+            while True:
+                with self._read_errors():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
                 lines = range(self._read_rows + 1, self._read_rows + 1 + batch.num_rows)
                 self._read_rows += batch.num_rows
                 if batch.num_rows:
@@ -67,21 +71,17 @@ class ParquetTable:
         return ParquetSink(self._schema, kept, rejected)
 
     def _open(self) -> pq.ParquetFile:
-        try:
+        with self._read_errors():
             return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
 
-    def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    @contextlib.contextmanager
+    def _read_errors(self) -> Iterator[None]:
         try:
-            return next(batches, None)
+            yield
         except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: Exception) -> InputError:
-        return InputError(
-            f"{self.path}: cannot be read as Parquet ({' '.join(str(error).split())}); repair or convert it"
-        )
+            raise InputError(
+                f"{self.path}: cannot be read as Parquet ({' '.join(str(error).split())}); repair or convert it"
+            ) from None
 
     def _check_field(self) -> None:
         places = self._schema.get_all_field_indices(self._field)
