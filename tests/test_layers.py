@@ -25,7 +25,10 @@ PURE = {"similarity", "methods", "types", "text", "errors", "store.records", "st
 READS_FILES = {"methods.self_instruct.prompts", "methods.self_instruct.seeds", "similarity.jit", "similarity.layout"}
 NO_ASYNCIO = PURE | {"store", "export", "dedup", "report.status", "generate.options", "generate.audit"}
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}
-KNOWS_NO_METHOD = {"engine", "servers", "similarity", "store.log", "store.files", "store.tables"}
+KNOWS_NO_METHOD = {
+    *("engine", "servers", "similarity"),
+    *("store.log", "store.files", "store.job_folder", "store.tables"),
+}
 HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"}
 
 

@@ -458,7 +458,12 @@ class LogWriter:
             if self._file < 0:  # closed while this sync waited
                 return
             position = self.position
-            self._check_that_it_is_there(position.segment)
+            path = _segment_path(self._directory, position.segment)
+            if not is_still_at(self._file, path):
+                raise DiskError(
+                    f"{path}: was removed or replaced while it was being written, so the lines since its last sync are "
+                    f"lost; restore it from a copy, then run the same command again"
+                )
             if self._synced:
                 return
             self._synced = True
@@ -468,14 +473,6 @@ class LogWriter:
                 self._synced = False
                 raise
             self.durable = position
-
-    def _check_that_it_is_there(self, segment: int) -> None:
-        path = _segment_path(self._directory, segment)
-        if not is_still_at(self._file, path):
-            raise DiskError(
-                f"{path}: was removed or replaced while it was being written, so the lines since its last sync are "
-                f"lost; restore it from a copy, then run the same command again"
-            )
 
     def close(self) -> None:
         """Sync and close."""
