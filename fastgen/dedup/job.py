@@ -20,7 +20,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -138,7 +138,7 @@ class _Run:
         self._journal = journal
         self._outputs = outputs
         self._reporter = reporter
-        self._meter = DedupMeter(reporter, table.share_read)
+        self._shown = deque([(time.monotonic(), 0)], maxlen=_WINDOW_TICKS)  # (time, rows) of each progress report
         self._pool = _PoolTexts(journal.path)
         self._replay: Iterator[dict[str, Any]] = iter(())
         self._sink: Sink[Any] | None = None
@@ -186,7 +186,8 @@ class _Run:
             self._pool.extend([batch.lines[place] for place in kept], [batch.texts[place] for place in kept])
             self._sink.write(batch, {place: self._pool.reason(entry, score) for place, entry, score in found})
             rows += len(batch.texts)
-            if self._meter.tick(rows, kept=len(self._pool) - against):
+            if time.monotonic() - self._shown[-1][0] >= _TICK_S:
+                self._show(rows, kept=len(self._pool) - against)
                 self._journal.sync()
         if next(self._replay, None) is not None:
             raise self._changed(self._table.path, "it ends earlier")
@@ -214,6 +215,19 @@ class _Run:
         if before is not None:
             self._novelty.add([batch.texts[place] for place in kept])
         return kept, found
+
+    def _show(self, rows: int, *, kept: int) -> None:
+        now_s, (then_s, then_rows) = time.monotonic(), self._shown[0]
+        self._shown.append((now_s, rows))
+        share = self._table.share_read()
+        progress = DedupProgress(
+            complete=rows,
+            target=max(rows, round(rows / share)) if share else rows,
+            kept=kept,
+            rejected=rows - kept,
+            rows_per_s=(rows - then_rows) / (now_s - then_s),
+        )
+        self._reporter.show(progress)
 
     def _changed(self, path: Path, how: str) -> _ChangedInput:
         return _ChangedInput(
@@ -477,30 +491,3 @@ class DedupProgress:
     def line(self) -> str:
         """All of it in one line."""
         return f"{self.complete:,} of about {self.target:,} rows · {self.details()} · ETA {self.eta}"
-
-
-class DedupMeter:
-    """Shows figures about once a second. ``share_read`` returns how much of the input has been read, 0..1."""
-
-    def __init__(self, reporter: Reporter, share_read: Callable[[], float]) -> None:
-        self._reporter = reporter
-        self._share_read = share_read
-        self._past = deque([(time.monotonic(), 0)], maxlen=_WINDOW_TICKS)
-
-    def tick(self, rows: int, *, kept: int) -> bool:
-        """Show the figures if it is time; whether it was."""
-        now_s = time.monotonic()
-        if now_s - self._past[-1][0] < _TICK_S:
-            return False
-        then_s, then_rows = self._past[0]
-        self._past.append((now_s, rows))
-        share = self._share_read()
-        progress = DedupProgress(
-            complete=rows,
-            target=max(rows, round(rows / share)) if share else rows,
-            kept=kept,
-            rejected=rows - kept,
-            rows_per_s=(rows - then_rows) / (now_s - then_s),
-        )
-        self._reporter.show(progress)
-        return True

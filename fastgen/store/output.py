@@ -63,26 +63,24 @@ def check_output(flag: str, output: Path, inputs: Iterable[Path] = (), *, overwr
         exists and may not be replaced.
     """
     with _output_errors(output, flag):
-        _check_output(flag, output, inputs, overwrite=overwrite)
-
-
-def _check_output(flag: str, output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    if str(output) == STDOUT or (output.exists() and not output.is_file() and not output.is_dir()):
-        return
-    target = Path(os.path.realpath(output))
-    for folder in (target, *target.parents):
-        if (folder / "run.json").is_file() and (folder / "log").is_dir():
-            raise InputError(f"{flag} {output}: is in the folder of a run, {folder}; name a place outside it")
-    for given in inputs:
-        source = Path(os.path.realpath(given))
-        if is_same_file(target, source):
-            raise InputError(f"{flag} {output}: is {given}, which this command reads; name another place")
-        if source in target.parents or _is_linked_from(source, target):
-            raise InputError(f"{flag} {output}: is part of {given}, which this command reads; name a place outside it")
-        if target in source.parents:
-            raise InputError(f"{flag} {output}: holds {given}, which this command reads; name another place")
-    if not overwrite and output.is_file():
-        raise InputError(f"{flag} {output}: is already there; name another file, or replace it with --overwrite")
+        if str(output) == STDOUT or (output.exists() and not output.is_file() and not output.is_dir()):
+            return
+        target = Path(os.path.realpath(output))
+        for folder in (target, *target.parents):
+            if (folder / "run.json").is_file() and (folder / "log").is_dir():
+                raise InputError(f"{flag} {output}: is in the folder of a run, {folder}; name a place outside it")
+        for given in inputs:
+            source = Path(os.path.realpath(given))
+            if is_same_file(target, source):
+                raise InputError(f"{flag} {output}: is {given}, which this command reads; name another place")
+            if source in target.parents or _is_linked_from(source, target):
+                raise InputError(
+                    f"{flag} {output}: is part of {given}, which this command reads; name a place outside it"
+                )
+            if target in source.parents:
+                raise InputError(f"{flag} {output}: holds {given}, which this command reads; name another place")
+        if not overwrite and output.is_file():
+            raise InputError(f"{flag} {output}: is already there; name another file, or replace it with --overwrite")
 
 
 def is_same_file(one: Path, other: Path) -> bool:

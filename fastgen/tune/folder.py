@@ -234,37 +234,34 @@ _CAUTION: Final = """\
 
 def write_card(name: str, result: Mapping[str, Any]) -> str:
     """The content of README.md; ``result`` is the content of tuning.json."""
-    base, data, meaning = result["base_model"], result["data"], result["meaning"]
+    base, data = result["base_model"], result["data"]
+    flags = {name: value for name, value in result["meaning"].items() if name not in ("base_model", "source")}
     source = markdown(str(data["source"]))
     sections = (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- fastgen\n- self-instruct\n- sft\n---",
         f"# {markdown(name)}",
         f"{markdown_code(base)} tuned by fastgen {result['fastgen']} on {data['train_rows']:,} rows of {source}.",
         "Serve it with `vllm serve FOLDER`, or let fastgen start it: `fastgen generate --model FOLDER`.",
-        "## How it was tuned\n\n" + "\n".join(_flags(meaning)),
+        "## How it was tuned\n\n" + "\n".join(_table(flags)),
         "## Figures\n\n" + "\n".join(_figures(result)),
         "## What to be careful about\n\n" + _CAUTION,
     )
     return "\n\n".join(sections) + "\n"
 
 
-def _flags(meaning: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | |"
-    yield "|---|---|"
-    for name, value in meaning.items():
-        if name not in ("base_model", "source"):
-            yield f"| {name.replace('_', ' ')} | {markdown(str(value))} |"
-
-
 def _figures(result: Mapping[str, Any]) -> Iterator[str]:
-    figures = result["figures"]
-    yield "| | |"
-    yield "|---|---|"
-    for name, value in figures.items():
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        yield f"| {name.replace('_', ' ')} | {markdown(shown)} |"
+    shown = {
+        name: f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        for name, value in result["figures"].items()
+    }
+    yield from _table(shown)
     yield ""
     yield f"Data fingerprint (SHA-256): `{result['data']['sha256'][:16]}`. Losses are in nats per completion token."
     if result["plot"]:
         yield ""
         yield "![loss](loss.png)"
+
+
+def _table(values: Mapping[str, Any]) -> list[str]:
+    rows = (f"| {name.replace('_', ' ')} | {markdown(str(value))} |" for name, value in values.items())
+    return ["| | |", "|---|---|", *rows]

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastgen.dedup.job import Counts, dedup
@@ -265,7 +265,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ANY_JSON)
 def test_whatever_a_row_of_an_array_holds_it_comes_out_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, value: object
