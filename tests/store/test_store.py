@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
-from fastgen.generate.options import Options, meaning, saved_values
+from fastgen.generate.options import Options, run_configuration, saved_values
 from fastgen.generate.run import free_bytes
 from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
@@ -444,7 +444,7 @@ def begin_with_seeds(path: Path) -> RunFolder:
     store = Store(folder)
     folder.save_inputs(default_seed_path().read_bytes(), {})
     fingerprint = seed_fingerprint(load_seed_tasks(folder.seeds_path))
-    store.begin(meaning(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
+    store.begin(run_configuration(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
     store.close()
     return folder
 
