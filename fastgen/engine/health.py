@@ -1,10 +1,9 @@
-"""Whether the answers of a step bring anything: what could be made of the last ones, a warning, a verdict.
+"""Whether the answers of a step are of use: what could be made of the last ones, a warning, a verdict.
 
-A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health is a fold
-over its answers in one session: no clock, no I/O. `StepHealth.warning` says once that most answers bring nothing,
+A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health depends
+only on the order of its answers in one session. `StepHealth.warning` reports once that most answers bring nothing,
 `StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
-with an empty window, so that a stop is never permanent; a session without a single good answer stops at the limit
-again.
+with an empty window, so a stop is never permanent; a session without a single good answer stops at the limit again.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Final, NamedTuple
 from fastgen.text import AnswerKind, quoted
 
 FIRST: Final = 8
-"""With so many answers at the start of a session, and nothing read, the warning comes at once."""
+"""After this many answers at the start of a session, all of them unreadable, the warning comes at once."""
 WINDOW: Final = 64
-"""The latest answers; when half of them bring nothing, there is a warning."""
+"""The number of latest answers that are judged; if half of them bring nothing, there is a warning."""
 QUESTION_LIMIT: Final = 128
 """Answers in a row to a judge's or benchmark's questions that may be unreadable."""
 SHOWN: Final = 200
@@ -95,7 +94,7 @@ class StepHealth:
         self._warned = False
 
     def see(self, kind: AnswerKind, raw: Raw) -> None:
-        """Take in one answer."""
+        """Take in one answer; ``raw`` is shown in messages unless it could be read."""
         self._seen += 1
         self._last.append(kind)
         if kind is AnswerKind.READ:
@@ -110,11 +109,11 @@ class StepHealth:
         return kind is not AnswerKind.READ and not (unread_only and kind is AnswerKind.REJECTED)
 
     def warning(self, *, at_the_end: bool = False) -> str | None:
-        """Once: one line on a step most of whose last answers bring nothing.
+        """One line on a step most of whose last answers bring nothing; ``None`` otherwise, and after the first time.
 
         ``at_the_end`` of a session any number of answers is enough, if all of them brought nothing.
         """
-        if self._warned or not self._fruitless_row:  # a good answer makes nothing worse
+        if self._warned or not self._fruitless_row:  # the last answer was good
             return None
         count = self._troubled()
         if at_the_end and self._seen == self._fruitless_row:
@@ -122,7 +121,7 @@ class StepHealth:
         if not count:
             return None
         self._warned = True
-        return f"warning: {self._told(count)}"
+        return f"warning: {self._message(count)}"
 
     def trouble(self) -> str:
         """One clause on a step most of whose last answers bring nothing; empty of a healthy one."""
@@ -130,11 +129,11 @@ class StepHealth:
         return self._share(count) if count else ""
 
     def verdict(self) -> str | None:
-        """One line on a step whose answers brought nothing for so long that it is to stop."""
+        """One line on a step that has brought nothing for so long that it must stop; ``None`` while it may continue."""
         rows = ((self._fruitless_row, self.step.limit), (self._unread_row, self.step.unread_limit))
         for row, limit in rows:
             if row >= limit:
-                return self._told(min(row, len(self._last)))
+                return self._message(min(row, len(self._last)))
         return None
 
     def _troubled(self) -> int:
@@ -161,7 +160,7 @@ class StepHealth:
         others = ", ".join(f"{number} {kind}" for kind, number in recent.most_common())
         return f"{self.step.name}: {read} of the last {count} answers {brought} ({others})"
 
-    def _told(self, count: int) -> str:
+    def _message(self, count: int) -> str:
         recent = self._recent(count)
         del recent[AnswerKind.READ]
         kind = recent.most_common(1)[0][0]

@@ -7,7 +7,7 @@ are over the window. Counts are since the start of the run, over all its session
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from itertools import pairwise
@@ -358,7 +358,7 @@ REFUSED_SHARE = 0.05
 IN_USE = 0.9  # of the limit in flight
 DECAYED = 0.5
 FULL_CACHE = 0.9
-_MAXIMUM = "--max-concurrency"  # as the steering's reason names it
+_MAXIMUM: Final = "--max-concurrency"  # as in `fastgen.engine.concurrency.Reason.AT_MAXIMUM`
 
 
 def limit_of(seen: Sample) -> tuple[Limit, str]:
@@ -388,126 +388,89 @@ def limit_of(seen: Sample) -> tuple[Limit, str]:
     server       the rest: what is in flight is what the servers take
     ============ =======================================================================================================
     """
-    for rule in _RULES:
-        if (found := rule(seen)) is not None:
-            return found
-    return Limit.SERVER, _server_figures(seen)
+    return next(_findings(seen))
 
 
-def _drain(seen: Sample) -> tuple[Limit, str] | None:
+def _findings(seen: Sample) -> Iterator[tuple[Limit, str]]:
+    """What limits the run, the decisive finding first."""
+    yield from _not_at_work(seen)
+    yield from _client(seen)
+    yield from _refusing_servers(seen)
+    yield from _too_little_to_ask(seen)
+    yield from _concurrency(seen)
+    yield Limit.SERVER, _server_figures(seen)
+
+
+def _not_at_work(seen: Sample) -> Iterator[tuple[Limit, str]]:
     if seen.stopping:
-        return Limit.DRAIN, f"stopping: {seen.in_flight:.0f} still in flight, {seen.queued_answers:.0f} to commit"
-    return None
-
-
-def _no_server(seen: Sample) -> tuple[Limit, str] | None:
+        yield Limit.DRAIN, f"stopping: {seen.in_flight:.0f} still in flight, {seen.queued_answers:.0f} to commit"
     if seen.servers and not any(server.healthy for server in seen.servers):
-        return Limit.NO_SERVER, f"none of {len(seen.servers)} answers; {seen.waiting_retries} requests wait"
+        yield Limit.NO_SERVER, f"none of {len(seen.servers)} answers; {seen.waiting_retries} requests wait"
     if not seen.completions_per_s and seen.faults_in_window and seen.waiting_retries > seen.in_flight:
         kinds = ", ".join(sorted(seen.faults))
-        return Limit.NO_SERVER, f"no good answer, {seen.faults_in_window} faults ({kinds}) in {seen.window_s:.0f} s"
-    return None
-
-
-def _beginning(seen: Sample) -> tuple[Limit, str] | None:
+        yield Limit.NO_SERVER, f"no good answer, {seen.faults_in_window} faults ({kinds}) in {seen.window_s:.0f} s"
     if not any(server.completed for server in seen.servers):
-        return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
+        yield Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
     if seen.session_s < RAMP_UP_S:
-        return Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
-    return None
+        yield Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
 
 
-def _disk(seen: Sample) -> tuple[Limit, str] | None:
-    writing = seen.append_share + seen.sync_share
-    if seen.commits_share < BUSY_SHARE or seen.append_share < DISK_SHARE * seen.commits_share:
-        return None
-    return Limit.DISK, f"writing commits takes {seen.append_share:.0%} of the time, with syncing {writing:.0%}"
-
-
-def _backlog(seen: Sample) -> tuple[Limit, str] | None:
-    if seen.queued_answers < BACKLOG or seen.commits_share < COMMITTING_SHARE:
-        return None
-    waiting = f"{seen.queued_answers:.0f} answers wait for the committer"
-    own_core = seen.judge_cpu_share >= OWN_CORE * seen.judge_share
-    if own_core and seen.judge_share >= BUSY_SHARE:
-        return Limit.FILTER, f"{waiting}, judging takes {seen.judge_share:.0%} of the time"
-    return Limit.CLIENT_CPU, f"{waiting}, which gets {seen.judge_cpu_share:.2f} of a core; {_cpu(seen)}"
-
-
-def _cpu_full(seen: Sample) -> tuple[Limit, str] | None:
+def _client(seen: Sample) -> Iterator[tuple[Limit, str]]:
+    if seen.commits_share >= BUSY_SHARE and seen.append_share >= DISK_SHARE * seen.commits_share:
+        writing = seen.append_share + seen.sync_share
+        yield Limit.DISK, f"writing commits takes {seen.append_share:.0%} of the time, with syncing {writing:.0%}"
+    cpu = f"the event loop fills {seen.loop_cpu_share:.0%} of a core, fastgen {seen.process_cores:.1f} of {seen.cores}"
+    if seen.queued_answers >= BACKLOG and seen.commits_share >= COMMITTING_SHARE:
+        waiting = f"{seen.queued_answers:.0f} answers wait for the committer"
+        own_core = seen.judge_cpu_share >= OWN_CORE * seen.judge_share
+        if own_core and seen.judge_share >= BUSY_SHARE:
+            yield Limit.FILTER, f"{waiting}, judging takes {seen.judge_share:.0%} of the time"
+        yield Limit.CLIENT_CPU, f"{waiting}, which gets {seen.judge_cpu_share:.2f} of a core; {cpu}"
     if seen.loop_cpu_share >= LOOP_FULL or seen.process_cores >= CORES_FULL * seen.cores:
-        return Limit.CLIENT_CPU, _cpu(seen)
+        yield Limit.CLIENT_CPU, cpu
     if seen.loop_lag_mean_ms >= LATE_MS:
-        return Limit.CLIENT_CPU, f"the event loop is late by {seen.loop_lag_mean_ms:.0f} ms on average; {_cpu(seen)}"
-    return None
+        yield Limit.CLIENT_CPU, f"the event loop is late by {seen.loop_lag_mean_ms:.0f} ms on average; {cpu}"
+    if seen.rate_limited_share >= RATE_LIMITED_SHARE:
+        flag = seen.rate_limit or "a rate limit"
+        yield Limit.USER, f"{flag} holds requests back for {seen.rate_limited_share:.0%} of the time"
 
 
-def _cpu(seen: Sample) -> str:
-    return f"the event loop fills {seen.loop_cpu_share:.0%} of a core, fastgen {seen.process_cores:.1f} of {seen.cores}"
-
-
-def _rate_limit(seen: Sample) -> tuple[Limit, str] | None:
-    if seen.rate_limited_share < RATE_LIMITED_SHARE:
-        return None
-    flag = seen.rate_limit or "a rate limit"
-    return Limit.USER, f"{flag} holds requests back for {seen.rate_limited_share:.0%} of the time"
-
-
-def _refused(seen: Sample) -> tuple[Limit, str] | None:
+def _refusing_servers(seen: Sample) -> Iterator[tuple[Limit, str]]:
     asked = seen.completions_per_s * seen.window_s + seen.faults_in_window
     if seen.refusals_in_window > REFUSED_SHARE * asked:
-        return Limit.SERVER, f"{seen.refusals_in_window} requests refused (429) in {seen.window_s:.0f} s"
+        yield Limit.SERVER, f"{seen.refusals_in_window} requests refused (429) in {seen.window_s:.0f} s"
     if not _in_use(seen) and seen.waiting_retries > (1 - IN_USE) * seen.concurrency:
-        return Limit.SERVER, f"{seen.waiting_retries} requests wait for another attempt after faults"
-    return None
+        yield Limit.SERVER, f"{seen.waiting_retries} requests wait for another attempt after faults"
 
 
-def _nothing_to_ask(seen: Sample) -> tuple[Limit, str] | None:
-    if _in_use(seen) or not seen.asked_for_nothing:
-        return None
-    if seen.kept < min(seen.concurrency, seen.target):
-        return (
-            Limit.RAMP_UP,
-            f"the pool has {seen.kept} instructions, which limits how many instruction requests are sent at once",
-        )
-    missing = seen.target - seen.complete
-    slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
-    return Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
+def _too_little_to_ask(seen: Sample) -> Iterator[tuple[Limit, str]]:
+    if seen.asked_for_nothing and not _in_use(seen):
+        if seen.kept < min(seen.concurrency, seen.target):
+            how_many = "which limits how many instruction requests are sent at once"
+            yield Limit.RAMP_UP, f"the pool has {seen.kept} instructions, {how_many}"
+        missing = seen.target - seen.complete
+        slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
+        yield Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
+    if seen.trouble:
+        yield Limit.YIELD, seen.trouble
+    if seen.yield_window_full and seen.novelty < DECAYED * seen.best_novelty:
+        now, best = f"{seen.novelty:.2f}", f"{seen.best_novelty:.2f}"
+        yield Limit.YIELD, f"novelty decays: {now} kept per 1,000 instruction tokens, it was {best}"
 
 
-def _fruitless(seen: Sample) -> tuple[Limit, str] | None:
-    return (Limit.YIELD, seen.trouble) if seen.trouble else None
-
-
-def _decayed(seen: Sample) -> tuple[Limit, str] | None:
-    if not seen.yield_window_full or seen.novelty >= DECAYED * seen.best_novelty:
-        return None
-    now, best = f"{seen.novelty:.2f}", f"{seen.best_novelty:.2f}"
-    return Limit.YIELD, f"novelty decays: {now} kept per 1,000 instruction tokens, it was {best}"
-
-
-def _fixed(seen: Sample) -> tuple[Limit, str] | None:
+def _concurrency(seen: Sample) -> Iterator[tuple[Limit, str]]:
     if _in_use(seen) and any(_MAXIMUM in server.reason for server in seen.servers):
-        return Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and more would bring more"
-    if not seen.concurrency_set_by or not _in_use(seen) or not _have_room(seen.servers):
-        return None
-    told = any(server.waiting is not None for server in seen.servers)
-    servers = "the servers have room" if told else "the servers give no figures; try more"
-    return Limit.USER, f"{seen.concurrency_set_by}: all are in flight, {servers}"
-
-
-def _growing(seen: Sample) -> tuple[Limit, str] | None:
-    """Filling, by a steering that has not found the end yet: the loop that measures throughput is not meant."""
+        yield Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and more would bring more"
+    cache = max((server.kv_cache_usage or 0.0 for server in seen.servers), default=0.0)
+    if cache >= FULL_CACHE or any(server.waiting for server in seen.servers):
+        return
+    if seen.concurrency_set_by and _in_use(seen):
+        known = any(server.waiting is not None for server in seen.servers)
+        servers = "the servers have room" if known else "the servers give no figures; try more"
+        yield Limit.USER, f"{seen.concurrency_set_by}: all are in flight, {servers}"
     growing = [one for one in seen.servers if one.reason.startswith(("filling", "starting"))]
-    if not growing or seen.concurrency_set_by or not _have_room(seen.servers):
-        return None
-    return Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight and growing, {len(growing)} servers have room"
-
-
-def _have_room(servers: tuple[ServerSample, ...]) -> bool:
-    """Whether servers that tell have an empty queue and a cache that is not full; true where none tells."""
-    cache = max((server.kv_cache_usage or 0.0 for server in servers), default=0.0)
-    return cache < FULL_CACHE and not any(server.waiting for server in servers)
+    if growing and not seen.concurrency_set_by:
+        yield Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight and growing, {len(growing)} servers have room"
 
 
 def _in_use(seen: Sample) -> bool:
@@ -515,23 +478,17 @@ def _in_use(seen: Sample) -> bool:
 
 
 def _of_the_limit(seen: Sample) -> str:
-    """What is in flight; it may be more than the limit, which has fallen then."""
+    """What is in flight; it is more than the limit after that has fallen."""
     if round(seen.in_flight) > round(seen.concurrency):
         return f"{seen.in_flight:.0f} in flight, the limit fell to {seen.concurrency:.0f}"
     return f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight"
 
 
 def _server_figures(seen: Sample) -> str:
-    told = [server for server in seen.servers if server.running is not None]
+    known = [server for server in seen.servers if server.running is not None]
     sent = _of_the_limit(seen)
-    if not told:
+    if not known:
         return f"{sent}; the servers give no figures"
-    running, waiting = sum(one.running or 0 for one in told), sum(one.waiting or 0 for one in told)
-    cache = max(one.kv_cache_usage or 0.0 for one in told)
+    running, waiting = sum(one.running or 0 for one in known), sum(one.waiting or 0 for one in known)
+    cache = max(one.kv_cache_usage or 0.0 for one in known)
     return f"{sent}, {running} running, {waiting} waiting there, KV cache {cache:.0%}"
-
-
-_RULES: tuple[Callable[[Sample], tuple[Limit, str] | None], ...] = (
-    *(_drain, _no_server, _beginning, _disk, _backlog, _cpu_full, _rate_limit),
-    *(_refused, _nothing_to_ask, _fruitless, _decayed, _fixed, _growing),
-)

@@ -128,7 +128,7 @@ def test_a_page_that_dies_is_one_warning(run: Path, caplog: pytest.LogCaptureFix
     asyncio.run(_killed(run))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert re.fullmatch(r"the dashboard ended( \(exit code -9\))?; the run goes on without it", record.getMessage())
+    assert re.fullmatch(r"the dashboard ended( \(exit code -9\))?; the run continues without it", record.getMessage())
 
 
 async def _stuck(run: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_page_that_cannot_be_started_is_one_warning_with_the_reason(
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     asyncio.run(_cannot_start())
     (record,) = caplog.records
-    assert "cannot be started (No such file or directory); the run goes on without it" in record.getMessage()
+    assert "cannot be started (No such file or directory); the run continues without it" in record.getMessage()
 
 
 async def _pipe() -> None:
