@@ -1,7 +1,7 @@
 """Keeps N requests in flight.
 
 Scheduling, retries, outages, rate limits, concurrency control and the health of each step.
-It knows the `Backend` protocol only, not where servers come from or what is asked of them.
+Servers are behind the `Backend` protocol, and what is asked behind the `Source` protocol.
 """
 
 PUBLIC = ("backend", "concurrency", "health", "rate_limits", "requests", "scheduler")

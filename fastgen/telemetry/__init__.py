@@ -1,7 +1,7 @@
 """Measures a run and shows it.
 
-Progress display, figures, `metrics.jsonl`, the Prometheus page and the process of the live page.
-It reads; it changes nothing about a run.
+Progress display, figures, `metrics.jsonl`, the Prometheus page and the process of the live page. Only `yields` can end
+a run; the rest reads.
 """
 
 PUBLIC = ("display", "figures", "instruments", "live_page", "monitor", "progress", "prometheus", "series", "yields")

@@ -574,6 +574,23 @@ def test_when_one_request_of_several_follows_another_no_more_are_in_flight_than_
     assert 7 <= most <= 6 + 5, "a request of 5 may begin while 6 are in flight"
 
 
+def test_a_stage_that_is_no_longer_asked_for_is_given_back_and_the_rest_is_finished() -> None:
+    wanted = [Stage.INSTRUCTION, Stage.INSTANCE, Stage.INSTRUCTION]
+    source = ListSource([at(stage, number) for number, stage in enumerate(wanted)])
+
+    def after_the_first(answers: Sequence[Answer]) -> None:
+        if answers[0].request.number == 0:
+            assert not scheduler.statistics().asked_for_nothing
+            scheduler.stop_asking({Stage.INSTRUCTION})
+
+    sink = Sink(on_batch=after_the_first)
+    scheduler, _ = make(answer_ok, source, sink, replace(QUICK, concurrency=1))
+    run(scheduler.run)
+    assert [answer.request.number for answer in sink.answers] == [0, 1]
+    assert [one.number for one in source.given_back] == [2]
+    assert scheduler.statistics().asked_for_nothing
+
+
 def test_the_last_error_is_not_lost_behind_a_commit() -> None:
     async def broken(request: Request, _attempt: int) -> tuple[Completion, ...]:
         if request.number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 
 from fastgen.engine.backend import ServerMetrics, ServerState
 from fastgen.errors import TransientError
+from fastgen.store.ledger import Ledger
 from fastgen.telemetry.figures import Sample, ServerSample
 from fastgen.telemetry.instruments import BOUNDS_S, Histogram, Instruments, cores, quantile, rss_mb
-from fastgen.telemetry.monitor import MetricsHub, between, server_sample
+from fastgen.telemetry.monitor import MetricsHub, Monitor, between, server_sample
+from fastgen.telemetry.series import MetricsFile, read_metrics
+from fastgen.telemetry.yields import YieldWatch
 from fastgen.types import Completion, Request, Stage
-from tests.scripted import OK, QUICK, ListSource, ScriptedBackend, Sink, SinkScheduler, at, run
+from tests.scripted import OK, QUICK, ListSource, ScriptedBackend, Sink, SinkScheduler, answer_ok, at, run
 
 
 def test_good_answers_are_timed_by_stage_and_faults_are_not() -> None:
@@ -179,6 +183,42 @@ def test_a_steered_server_shows_its_newest_figures_and_another_the_shortest_queu
     assert server_sample(replace(state, healthy=False), polled).running is None
     steered = server_sample(replace(state, metrics=polled[0], limit=8, reason="the server is full"))
     assert (steered.running, steered.waiting, steered.preemptions, steered.limit) == (5, 1, None, 8)
+
+
+def test_a_written_sample_has_the_maxima_of_those_that_were_not_written(tmp_path: Path) -> None:
+    instruments, hub, ledger = Instruments(), MetricsHub(), Ledger()
+    scheduler = SinkScheduler(ListSource([]), ScriptedBackend(answer_ok), Sink(), QUICK, jitter=random.Random(1))
+
+    async def main() -> None:
+        monitor = Monitor(
+            *(instruments, scheduler),
+            YieldWatch(ledger, window=10, stop_below=0.0, say=print, stop_asking=print),
+            ledger=ledger,
+            target=5,
+            hub=hub,
+            file=MetricsFile(tmp_path),
+            servers=lambda: [ServerState("http://a/v1", sequences=2), ServerState("http://b/v1", healthy=False)],
+            poll=None,
+            set_by="--concurrency 4",
+            is_stopping=lambda: False,
+            trouble=str,
+            pauses=lambda: 0,
+        )
+        for lag_s, queued in ((0.001, 5), (0.09, 2)):
+            instruments.probe(lag_s, 1, 4, queued)
+            monitor._publish(monitor.read())
+        instruments.probe(0.003, 1, 4, 9)
+        await monitor.finish()
+        await monitor.finish()
+
+    run(main)
+    first, second = read_metrics(tmp_path)
+    assert (first.loop_lag_max_ms, first.queued_answers_max) == (90.0, 9)
+    assert (second.loop_lag_max_ms, second.queued_answers_max) == (0.0, 0)
+    assert [one.in_flight for one in first.servers] == [2, 0]
+    assert (first.target, first.concurrency_set_by, first.concurrency) == (5, "--concurrency 4", 4)
+    assert hub.latest is not None
+    assert hub.latest.queued_answers_max == 0
 
 
 def test_subscribers_get_every_sample_until_they_leave_or_fail() -> None:
