@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 
 _LIBRARIES: Final = {"huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "requests", "urllib3"}
-_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY = 401, 403, 404, 429
 _LOGIN: Final = "set HF_TOKEN or run 'hf auth login'"
 _REMEDIES: Final = {
-    _UNAUTHORISED: f"the hub refuses the token (401); {_LOGIN} with one that is valid",
-    _FORBIDDEN: "the token may not write there (403); use one with write access, or another name",
-    _NOT_FOUND: "the hub knows no such user or data set (404); check the name and the token's access",
-    _TOO_MANY: "the hub wants fewer requests (429); try again later",
+    401: f"the hub refuses the token (401); {_LOGIN} with one that is valid",
+    403: "the token may not write there (403); use one with write access, or another name",
+    404: "the hub knows no such user or data set (404); check the name and the token's access",
+    429: "the hub wants fewer requests (429); try again later",
 }
 
 

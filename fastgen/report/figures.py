@@ -32,6 +32,13 @@ from fastgen.store.reader import (
 from fastgen.types import SeedTask
 
 T = TypeVar("T")
+SPREAD_CAP: Final = 2_000
+ROUGE_BINS: Final = 20
+MAX_BINS: Final = 240
+LONGEST_GAP_S: Final = 60.0
+EXAMPLES_PER_RULE: Final = 5
+NEWEST: Final = 12
+"""Of the complete and of the rejected instructions, for the live page."""
 
 
 class Reservoir(Generic[T]):
@@ -75,10 +82,9 @@ class Reservoir(Generic[T]):
 
 
 class Spread:
-    """How whole numbers (0 or more) are distributed: exact counts up to ``cap``, one count for all above."""
+    """How whole numbers (0 or more) are distributed: exact counts up to `SPREAD_CAP`, one count for all above."""
 
-    def __init__(self, cap: int = 2_000) -> None:
-        self._cap = cap
+    def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
         self.total = 0
         self._sum = 0
@@ -86,7 +92,7 @@ class Spread:
 
     def add(self, value: int) -> None:
         """Count one value."""
-        self.counts[min(value, self._cap)] += 1
+        self.counts[min(value, SPREAD_CAP)] += 1
         self.total += 1
         self._sum += value
         self.highest = max(self.highest, value)
@@ -113,10 +119,6 @@ class Spread:
         return found
 
 
-MAX_BINS = 240
-LONGEST_GAP_S = 60.0
-
-
 @dataclass(slots=True)
 class Bin:
     """What was committed in a stretch of time."""
@@ -124,18 +126,14 @@ class Bin:
     kept: int = 0
     rejected: int = 0
     complete: int = 0
-    completions: int = 0
     generated_tokens: int = 0
-    prompt_tokens: int = 0
 
     def add(self, other: Bin) -> None:
         """Add the counts of another bin."""
         self.kept += other.kept
         self.rejected += other.rejected
         self.complete += other.complete
-        self.completions += other.completions
         self.generated_tokens += other.generated_tokens
-        self.prompt_tokens += other.prompt_tokens
 
     @property
     def acceptance(self) -> float | None:
@@ -206,12 +204,6 @@ class Timeline:
         self.width_s *= 2
 
 
-ROUGE_BINS: Final = 20
-EXAMPLES_PER_RULE: Final = 5
-NEWEST: Final = 12
-"""Of the complete and of the rejected instructions, for the live page."""
-
-
 @dataclass(slots=True)
 class RougeSpread:
     """ROUGE-L F1 values (0..1) in `ROUGE_BINS` equal bins, the last one closed."""
@@ -266,9 +258,7 @@ class RunFigures:
         """Count one commit; what it settles comes through `add_settled`."""
         self.ledger.apply(commit)
         bin_ = self.timeline.at(commit.time_s)
-        bin_.completions += 1
         bin_.generated_tokens += commit.completion.completion_tokens
-        bin_.prompt_tokens += commit.completion.prompt_tokens
         if isinstance(commit.outcome, InstructionOutcome):
             bin_.kept += len(commit.outcome.kept)
             bin_.rejected += len(commit.outcome.rejected)

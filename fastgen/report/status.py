@@ -1,7 +1,7 @@
-"""What ``fastgen status`` says of a run: counts, yield, acceptance, the rejection ledger, and what limits it.
+"""``fastgen status``: a run's counts, yield, acceptance and rejections, and what limits it.
 
-A plain reader: it reads the ledger snapshot, only the end of the log, and ``metrics.jsonl`` (some 25 MB after a week),
-so it answers at once, also during the run.
+It reads the ledger snapshot, the end of the log only, and ``metrics.jsonl`` (some 25 MB after a week), so it answers at
+once, also while the run is running.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from fastgen.judge.summary import one_line, saved_summaries
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder
-from fastgen.telemetry.figures import Sample
 from fastgen.telemetry.progress import duration
 from fastgen.telemetry.series import last_sample, limit_shares
 
@@ -50,28 +49,31 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
 def _measured(run_dir: Path, now_s: float) -> dict[str, Any]:
     """What the run's last sample says of its yield and its limit."""
     last = last_sample(run_dir)
+    if last is None:
+        return dict.fromkeys(
+            ("kept_per_1000_tokens", "complete_per_min", "generated_tokens_per_s", "kept_per_server_s", "limit")
+        )
+    recent = last.recent
+    # An older fastgen wrote no recent rates; the last window's is the nearest thing.
+    kept_per_server_s = recent.kept_per_server_s if recent.over_s else last.kept_per_server_s
     return {
-        "kept_per_1000_tokens": None if last is None else round(last.kept_per_1000_tokens, 3),
-        "complete_per_min": None if last is None else round(last.recent.complete_per_min, 2),
-        "generated_tokens_per_s": None if last is None else round(last.recent.generated_tokens_per_s, 1),
-        "kept_per_server_s": None if last is None else round(_kept_per_server_s(last), 4),
-        "limit": None if last is None else _limit(last, limit_shares(run_dir), now_s),
+        "kept_per_1000_tokens": round(last.kept_per_1000_tokens, 3),
+        "complete_per_min": round(recent.complete_per_min, 2),
+        "generated_tokens_per_s": round(recent.generated_tokens_per_s, 1),
+        "kept_per_server_s": round(kept_per_server_s, 4),
+        "limit": {
+            "name": last.limit.value,
+            "reason": last.limit_reason,
+            "age_s": round(max(0.0, now_s - last.time_s), 1),
+            "shares": limit_shares(run_dir),
+        },
     }
 
 
-def _kept_per_server_s(last: Sample) -> float:
-    """The rate of the live line; that of the last window where an older fastgen wrote the sample."""
-    return last.recent.kept_per_server_s if last.recent.over_s else last.kept_per_server_s
-
-
-def _limit(last: Sample, shares: dict[str, float], now_s: float) -> dict[str, Any]:
-    age_s = round(max(0.0, now_s - last.time_s), 1)
-    return {"name": last.limit.value, "reason": last.limit_reason, "age_s": age_s, "shares": shares}
-
-
 def render(figures: dict[str, Any]) -> str:
-    """The same for people, as lines of text."""
+    """The figures of `status` for people, as lines of text."""
     counts = Ledger.from_dict(figures)
+    judged = "".join(f"\n  judged             {one_line(judge)}" for judge in figures["judgements"])
     return f"""\
 {figures["run_dir"]}: {counts.complete} of {figures["target"]} instructions complete
   made with          {figures["model"]}, preset {figures["preset"]}
@@ -86,12 +88,7 @@ def render(figures: dict[str, Any]) -> str:
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
                      {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
   requests given up  {counts.failures.total()}: {_listed(counts.failures)}
-  limited by         {_limited(figures["limit"])}{_judged(figures["judgements"])}"""
-
-
-def _judged(judgements: list[dict[str, Any]]) -> str:
-    """A line for each judge, as its last session left it."""
-    return "".join(f"\n  judged             {one_line(judge)}" for judge in judgements)
+  limited by         {_limited(figures["limit"])}{judged}"""
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first
