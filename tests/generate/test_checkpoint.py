@@ -371,7 +371,7 @@ def test_a_checkpoint_of_an_earlier_version_is_not_read_and_removed_when_one_is_
     assert (path / "checkpoint.npz").exists()
 
 
-def test_a_pool_grows_also_while_somebody_holds_its_memory() -> None:
+def test_a_pool_grows_also_while_its_memory_is_held() -> None:
     for held in range(1, 8):  # any of the three columns
         pool = InstructionPool()
         pool.append("Name a river.")

@@ -88,7 +88,7 @@ def test_any_pool_cut_anywhere_goes_on_the_same(pool: list[str], cut: int) -> No
 def test_a_decision_that_is_not_admitted_is_not_saved() -> None:
     novelty = filled("lsh")
     size = len(novelty)
-    novelty.decide(["Something that nobody has said about copper lanterns before"])
+    novelty.decide(["Something that was never said about copper lanterns before"])
     assert len(again(novelty, "lsh")) == size
 
 
