@@ -458,6 +458,8 @@ class Checkpointer:
         if len(self._run.pool) < self._least_growth or not self._store.is_counted:
             return
         if self._last.position == self._store.position:
+            if self._writing is not None:  # a copy of this state, which may still be on its way to the disk
+                await asyncio.wrap_future(self._writing)
             return
         self._writing = self._thread.submit(lambda: self._write(capture(self._run, self._store)))
         await asyncio.wrap_future(self._writing)

@@ -453,6 +453,28 @@ def test_it_saves_whenever_the_pool_has_grown_by_its_share_and_at_the_end(tmp_pa
     assert_same(resumed, replayed(tmp_path / "run"))
 
 
+def test_the_end_waits_for_a_copy_of_the_same_state_that_is_being_written(tmp_path: Path) -> None:
+    live, release = begin(tmp_path / "run"), threading.Event()
+
+    async def main(checkpointer: Checkpointer) -> None:
+        while checkpointer._making is None:
+            live.step()
+            await checkpointer()
+        await until_idle(checkpointer)
+        checkpointer._thread.submit(release.wait)
+        await checkpointer()
+        finishing = asyncio.create_task(checkpointer.finish())
+        await asyncio.sleep(0)
+        assert not finishing.done()
+        release.set()
+        await finishing
+
+    drive(live, main, growth=0.5, least_growth=10)
+    live.store.close()
+    used, _ = start(tmp_path / "run")
+    assert used == CheckpointEnd(live.store.position, len(live.plan.state.pool))
+
+
 def test_a_small_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     live = begin(tmp_path / "run")
 
