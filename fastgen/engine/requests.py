@@ -21,6 +21,7 @@ import contextlib
 import logging
 import math
 import random
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ class RequestExecutor:
         if request is not None:
             self._asked[request.number] = request
             if self._rates is not None:
-                self._rates.began(_now_s(), request)
+                self._rates.began(_loop_s(), request)
         return request
 
     async def execute(self, request: Request) -> None:
@@ -159,7 +160,7 @@ class RequestExecutor:
         :raises BackendUnavailable: nothing has answered for the outage timeout.
         :raises Exception: whatever the backend raises other than request errors.
         """
-        started_s = _now_s()
+        started_s = time.monotonic()
         try:
             completions = await self._backend.complete(request)
         except TransientError as error:
@@ -167,15 +168,15 @@ class RequestExecutor:
             await self._retry_later(request, error, started_s)
         except PromptTooLong as error:
             self._settle_rates(request, None)
-            self._outage.saw_answer(_now_s())
+            self._outage.saw_answer(time.monotonic())
             await self._ask_shorter(request, error)
         except RequestRejected as error:
             self._settle_rates(request, None)
-            self._outage.saw_answer(_now_s())
+            self._outage.saw_answer(time.monotonic())
             await self._fail(request, Failure("rejected", str(error)))
         else:
             self._settle_rates(request, completions)
-            now_s = _now_s()
+            now_s = time.monotonic()
             self._outage.saw_answer(now_s)
             if self._observe is not None:
                 self._observe(request.stage, now_s - started_s)
@@ -185,7 +186,7 @@ class RequestExecutor:
 
     def held_back(self) -> tuple[str | None, float]:
         """See `RateLimits.held`."""
-        return (None, 0.0) if self._rates is None else self._rates.held(_now_s())
+        return (None, 0.0) if self._rates is None else self._rates.held(_loop_s())
 
     def drain(self) -> None:
         """Begin nothing more, and give back the requests that wait for another attempt."""
@@ -229,10 +230,10 @@ class RequestExecutor:
 
     def _settle_rates(self, request: Request, completions: tuple[Completion, ...] | None) -> None:
         if self._rates is not None:
-            self._rates.ended(_now_s(), request, completions)
+            self._rates.ended(_loop_s(), request, completions)
 
     async def _retry_later(self, request: Request, error: TransientError, started_s: float) -> None:
-        self._outage.saw_fault(error, _now_s())
+        self._outage.saw_fault(error, time.monotonic())
         tries = self.retries.count(request, error, started_s)
         if tries is not None:
             await self._fail(request, Failure(error.kind, f"after {tries} attempts: {error}"))
@@ -304,7 +305,7 @@ class Retries:
         """Count an attempt that failed. Return how many there were if that was the last one allowed, else ``None``."""
         attempts = self._attempts.setdefault(request.number, _Attempts(started_s))
         attempts.tries += 1
-        attempts.counted += self._outage.blames_request(error, attempts.last_s, _now_s())
+        attempts.counted += self._outage.blames_request(error, attempts.last_s, time.monotonic())
         attempts.last_s = started_s
         return attempts.tries if attempts.counted >= self._limits.max_attempts else None
 
@@ -461,5 +462,6 @@ class AnswerQueue:
             self._waiting.put_nowait(None)
 
 
-def _now_s() -> float:
+def _loop_s() -> float:
+    """The time of the loop's timers, which let requests through that the rate limits held back."""
     return asyncio.get_running_loop().time()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
 
@@ -195,7 +196,7 @@ class Scheduler:
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        self._outage.beat(loop.time())
+        self._outage.beat(time.monotonic())
         if self._is_running:
             self._beating = loop.call_later(BEAT_S, self._beat)
 

@@ -485,13 +485,20 @@ def _find_fields(text: str, region: Span, rows: Sequence[Span], kinds: Sequence[
 def _in_line(text: str, line: Span, end: int, kinds: Sequence[re.Pattern[str]]) -> Iterator[_Field]:
     """Yield the label that begins the line, and after a heading also the one that follows it."""
     at, stop = line
-    while match := next(filter(None, (kind.match(text, at, stop) for kind in kinds)), None):
+    while match := _label_at(text, at, stop, kinds):
         if match.re is _EXAMPLE and not match["number"] and not _label_follows(text, stop, end, kinds):
             return
         yield _Field(match.re, at, match.end())
         if match.re is not _EXAMPLE:
             return
         at = match.end()
+
+
+def _label_at(text: str, at: int, stop: int, kinds: Sequence[re.Pattern[str]]) -> re.Match[str] | None:
+    for kind in kinds:
+        if match := kind.match(text, at, stop):
+            return match
+    return None
 
 
 def _label_follows(text: str, start: int, end: int, kinds: Sequence[re.Pattern[str]]) -> bool:
