@@ -43,7 +43,7 @@ def test_a_run_leaves_its_figures_in_its_folder_and_status_tells_them(server: st
     assert last.completions == sum(figures["completions"].values())
     assert (last.complete, last.target) == (60, 60)
     assert set(last.rejected.items()) == set(figures["rejected"].items())
-    asked = sum(sample.stages["instance"].requests for sample in samples)
+    asked = sum(sample.stages["instance"].requests for sample in samples if "instance" in sample.stages)
     assert asked >= figures["completions"]["instance"]  # answers that came after the last one needed are not committed
     assert [one.url for one in last.servers] == [server]
     assert last.concurrency == 8
