@@ -29,7 +29,10 @@ KNOWS_NO_METHOD = {
     *("engine", "servers", "similarity"),
     *("store.log", "store.files", "store.job_folder", "store.tables"),
 }
-HEAVY = {"numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"}
+HEAVY = {
+    *("numba", "numpy", "aiohttp", "datasketch", "uvloop", "regex", "zstandard"),
+    *("jinja2", "markupsafe", "pyarrow"),
+}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
