@@ -351,7 +351,7 @@ def _nearest(neighbour: Neighbour | None, figures: RunFigures) -> dict[str, Any]
     if neighbour is None:
         return {"near": None, "to": None}
     index, score = neighbour
-    text = f": {cut(figures.seeds[index].instruction, _EXAMPLE_LETTERS)}" if index < len(figures.seeds) else ""
+    text = f": {_cut_text(figures.seeds[index].instruction)}" if index < len(figures.seeds) else ""
     return {"near": round(score, 3), "to": pool_id(index, figures.seeds) + text}
 
 

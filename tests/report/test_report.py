@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -15,6 +16,8 @@ from fastgen.generate.options import JobOptions, Options
 from fastgen.report import build
 from fastgen.report.build import report
 from fastgen.report.options import ReportOptions
+from fastgen.text import printable
+from tests import export_help
 from tests.command_help import chromium
 from tests.export_help import Task, make_run, numbered
 
@@ -59,6 +62,20 @@ def test_the_same_seed_gives_the_same_sample(tmp_path: Path) -> None:
         page = (tmp_path / "r.html").read_text("utf-8")
         pages.append(page.partition('id="data">')[2].partition("</script>")[0])
     assert pages[0] == pages[1] != pages[2]
+
+
+def test_the_seed_that_is_nearest_is_shown_as_other_text_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its control characters become visible, and it is cut where other texts are."""
+    hostile = f"Turn it \u202eround\x1b[2J: {'a word ' * 300}"
+    seeds = (export_help.SEEDS[0], export_help.SEEDS[1] | {"instruction": hostile})
+    monkeypatch.setattr(export_help, "SEEDS", seeds)
+    run = make_run(tmp_path / "run", numbered(2))
+    report(run, tmp_path / "r.html", ReportOptions())
+    page = (tmp_path / "r.html").read_text("utf-8")
+    shown = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["kept"][0]["to"]
+    assert printable(hostile)[:1500] in shown
+    assert shown.endswith(" … (cut)")
+    assert not {"\u202e", "\x1b"} & {*shown}
 
 
 def test_an_unfinished_and_an_empty_run_are_shown_and_said(tmp_path: Path) -> None:
