@@ -29,7 +29,7 @@ from typing import Any, Self
 
 import orjson
 
-from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError
+from fastgen.errors import DamagedLogError, DiskError, InputError, RunFolderError, flag_name
 from fastgen.similarity.novelty import NoveltyFilter, warm_up
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.files import disk_errors, write_file
@@ -88,7 +88,7 @@ def dedup(
         "--rejected": _utf8_name(rejected.resolve()),
         "--against": [_utf8_name(path.resolve()) for path in against],
         "--field": field,
-        **{"--" + name.replace("_", "-"): value for name, value in rule.items()},
+        **{flag_name(name): value for name, value in rule.items()},
     }
 
     def run_once() -> Counts:

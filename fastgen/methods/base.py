@@ -5,21 +5,7 @@ completion and, as spans of it, everything that was decided about it. Replaying 
 without applying the rules again, and the rules can be applied again later from the raw text. A replay makes millions of
 these values, so most are named tuples, which cost a third of a frozen dataclass.
 
-JSON keys of a line (`fastgen.store.records` writes and reads them, the log adds ``crc``)::
-
-    req, choice, stage, t          request number, choice index, stage, Unix time (s)
-    subject                        machine instruction number that the request works on (downstream stages)
-    demos                          pool indexes of the demonstrations (instruction stage)
-    shown                          how many demonstrations the prompt had, where a rebuilt run does not have them all
-    text, finish, tokens           raw completion, finish reason, [prompt tokens, completion tokens]
-    first                          machine instruction number of the first kept one; the others follow it
-    kept                           [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
-    rejected                       instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
-                                   instance stage: [rule, ...]
-    is_classification              the classification stage's answer
-    unread                         why that answer was neither a yes nor a no (then it counts as a no); mostly absent
-    instances                      [[input start, input end, output start, output end], ...]
-    failed, detail, settles        instead of an outcome: the request failed permanently
+`fastgen.store.records` has the form of a line.
 """
 
 from __future__ import annotations

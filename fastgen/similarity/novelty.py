@@ -105,11 +105,6 @@ class NoveltyFilter:
         """Texts in the pool, seeds included."""
         return self._size
 
-    @property
-    def seed_count(self) -> int:
-        """Seeds: pool indexes 0 .. ``seed_count`` - 1."""
-        return self._seeds
-
     def add_seeds(self, texts: Sequence[str]) -> None:
         """Put the seeds in the pool; they are never filtered.
 

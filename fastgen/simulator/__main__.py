@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, flag_name
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.batching import ENGINES, EngineModel
 from fastgen.simulator.engine import LoopClock, SimulatedEngine, SlotEngine
@@ -147,8 +147,7 @@ def _check(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if given.engine == "slots":
         for flag in _SIMULATED_ONLY:
             if getattr(given, flag) != parser.get_default(flag):
-                name = flag.replace("_", "-")
-                raise InputError(f"--{name}: needs a simulated --engine, one of {', '.join(ENGINES)}")
+                raise InputError(f"{flag_name(flag)}: needs a simulated --engine, one of {', '.join(ENGINES)}")
 
 
 def _check_range(flag: str, value: float, least: float, most: float, remedy: str) -> None:

@@ -26,7 +26,7 @@ from itertools import cycle
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,7 +61,7 @@ class EngineModel:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_blocks", "block_tokens", "max_model_len"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: use at least 1")
+                raise InputError(f"{flag_name(name)} {getattr(self, name)}: use at least 1")
         for name in ("prefill_s_per_token", "decode_s_per_sequence", "attention_s_per_token"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} {getattr(self, name)}: use a number of seconds from 0 up")

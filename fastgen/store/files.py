@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from fastgen.errors import DiskError, FolderInUse, InputError, RunFolderError
+from fastgen.errors import DiskError, FolderInUse, InputError, RunFolderError, flag_name
 
 _HOLDER_BYTES = 200
 
@@ -31,7 +31,7 @@ def check_storable(options: Mapping[str, Any]) -> None:
         try:
             orjson.dumps(value)
         except orjson.JSONEncodeError as error:
-            raise InputError(f"--{name.replace('_', '-')}: {value!r:.60} cannot be kept ({error}); change it") from None
+            raise InputError(f"{flag_name(name)}: {value!r:.60} cannot be kept ({error}); change it") from None
 
 
 def open_own(path: Path, flags: int) -> int:
