@@ -1,17 +1,17 @@
-"""One request, from its source to the answers that reach the sink.
+"""One request, from its source to its answers.
 
 `RequestExecutor` takes a request from its `Source` and executes it: it ends as answers, as another attempt, as a
 shorter form of itself, or as a failure. `Retries` holds the requests that are to be asked again, `OutageWatch` tells
-faults of a request from those of the servers, and `AnswerQueue` carries the answers to the one sink. Guarantees:
+faults of a request from those of the servers, and `AnswerQueue` carries the answers to their consumer. Guarantees:
 
-- Every request that was taken ends as answers given to the sink, or is given back to its source.
+- Every request that was taken ends as answers in the queue, or is given back to its source.
 - A request that waits for another attempt holds no slot. The pause is exponential with full jitter (AWS, "Exponential
   Backoff And Jitter"); the server's Retry-After is obeyed. Requests whose pause is over begin in that order, and one
   whose servers have no capacity does not hold up those of another stage.
 - An outage uses up no request's attempts, since a fault counts against its request only while a server works. A server
   that counts requests (429) may take any time, and one that names a time (Retry-After) gets that time once, beyond the
   outage timeout. Time in which this process did not run (Ctrl-Z, a sleeping machine) is no outage.
-- Answers reach the sink in order of arrival, in batches, through a bounded queue.
+- Answers reach the consumer in order of arrival, in batches, through a bounded queue.
 """
 
 from __future__ import annotations

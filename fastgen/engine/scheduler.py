@@ -11,7 +11,8 @@ A `Source` says what to ask. The consumer of `Scheduler.answers` takes the answe
 - Answers come in batches, one batch at a time. The queue is bounded, so a slow consumer slows the asking.
 - With a concurrency of 1, a request begins after the consumer has finished the answers of the last one, so such a run
   can be repeated exactly.
-- The first `stop` asks nothing more and drains the requests in flight. Closing the generator cancels them.
+- The first `stop` asks nothing more and drains the requests in flight. Closing the generator cancels them, and so does
+  an error, even while the consumer is busy.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Scheduler:
         self._ended: asyncio.Future[None] | None = None
         self._beating: asyncio.TimerHandle | None = None
         self._drain_ends: asyncio.TimerHandle | None = None
+        self._is_abandoned = False
 
     def statistics(self) -> SchedulerStatistics:
         """Where the requests are now."""
@@ -106,7 +108,7 @@ class Scheduler:
             self._fill()
 
     def stop_asking(self, stages: Collection[Stage]) -> None:
-        """Begin no more requests of these stages; `run` ends when those that are on their way are finished.
+        """Begin no more requests of these stages; `answers` ends when those that are on their way are finished.
 
         Retries are still carried out, and so are requests of other stages that the source gives.
         """
@@ -122,7 +124,7 @@ class Scheduler:
         :raises Exception: any error of the backend that is not about one request.
         """
         self._ended = asyncio.get_running_loop().create_future()
-        self._ended.add_done_callback(lambda _: self._answers.close())
+        self._ended.add_done_callback(lambda _: self._abandon())
         self._beat()
         try:
             self._advance()
@@ -133,14 +135,20 @@ class Scheduler:
                     self._advance()
             self._ended.result()
         finally:
-            await self._abandon()
+            self._abandon()
+            await asyncio.gather(*self._workers, return_exceptions=True)
+            self._executor.drop_asked()
+            if self._is_running:
+                self._ended.cancel()
+            else:
+                self._ended.exception()  # it may have been set after the last batch was taken: it is retrieved here
 
     def stop(self) -> None:
-        """Ask nothing more; `run` returns when what is in flight is committed, or after the drain timeout."""
+        """Ask nothing more; `answers` ends when the requests in flight are answered, or after the drain timeout."""
         if self._executor.is_draining:
             return
         self._executor.drain()
-        if self._ended is None:  # `run` will find nothing to do
+        if self._ended is None:  # `answers` will find nothing to do
             return
         self._drain_ends = asyncio.get_running_loop().call_later(self._limits.drain_timeout_s, self._finish)
         self._check_idle()
@@ -213,17 +221,15 @@ class Scheduler:
         if self._ended is not None and not self._ended.done() and (error := task.exception()) is not None:
             self._ended.set_exception(error)
 
-    async def _abandon(self) -> None:
-        """Cancel the requests in flight and give back everything that was not answered."""
+    def _abandon(self) -> None:
+        """Begin nothing more, cancel the requests in flight, and hand over no more answers; once."""
+        if self._is_abandoned:
+            return
+        self._is_abandoned = True
         self._executor.drain()
         for timer in (self._beating, self._drain_ends):
             if timer is not None:
                 timer.cancel()
         for worker in self._workers:
             worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-        self._executor.drop_asked()
-        if self._ended is not None and not self._ended.done():
-            self._ended.cancel()
-        elif self._ended is not None:
-            self._ended.exception()  # it may have been set after the last batch was taken: it is retrieved here
+        self._answers.close()

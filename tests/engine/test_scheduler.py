@@ -602,6 +602,45 @@ def test_the_last_error_is_not_lost_behind_a_commit() -> None:
         run(make(broken, ListSource([request(0), request(1)]), Sink())[0].run)
 
 
+def test_an_error_cancels_the_rest_while_the_consumer_is_still_busy() -> None:
+    asked: list[int] = []
+
+    async def main() -> None:
+        in_sink, let_through = asyncio.Event(), asyncio.Event()
+
+        async def broken(request: Request, _attempt: int) -> tuple[Completion, ...]:
+            asked.append(request.number)
+            if request.number == 1:
+                await in_sink.wait()
+                raise InputError("--model: gone")
+            if request.number > 1:
+                await asyncio.Event().wait()
+            return OK
+
+        class Busy(Sink):
+            async def __call__(self, answers: Sequence[Answer]) -> bool:
+                in_sink.set()
+                await let_through.wait()
+                return await super().__call__(answers)
+
+        source, sink = ListSource([request(number) for number in range(50)]), Busy()
+        scheduler, backend = make(broken, source, sink)
+        running = asyncio.create_task(scheduler.run())
+        await in_sink.wait()
+        await let_everything_run()
+        assert backend.in_flight == 0
+        before = len(asked)
+        await let_everything_run()
+        assert len(asked) == before
+        let_through.set()
+        with pytest.raises(InputError, match="gone"):
+            await running
+        assert [answer.request.number for answer in sink.answers] == [0]
+        assert sorted(one.number for one in source.given_back) == sorted({*asked} - {0})
+
+    run(main)
+
+
 # -- room --------------------------------------------------------------------------------------------------------------
 
 
