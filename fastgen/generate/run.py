@@ -13,13 +13,13 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastgen.engine.scheduler import Scheduler
-from fastgen.errors import InputError, StoppedError
+from fastgen.errors import FastgenError, InputError, StoppedError
 from fastgen.generate.checkpoint import CheckpointEnd, Checkpointer
 from fastgen.generate.health import RunHealth, steps_of_run
 from fastgen.generate.inputs import begin, check_models, load_inputs, models_of_begun, planned, resume
@@ -157,7 +157,6 @@ class _Session:
         )
         steps = steps_of_run(max_fruitless=speed.max_fruitless, api=options.server.api)
         self.health = RunHealth(steps, scheduler.stop_asking, reporter.say)
-        self.monitor = self._monitor()
         self.ledger_saved_s = 0.0
         stopper.scheduler = scheduler
 
@@ -183,13 +182,14 @@ class _Session:
             Checkpointer(store, plan.state, worker, last=checkpoint) as checkpointer,
             self._audit() as audit,
         ):
+            monitor = self._monitor()  # its first sample begins here, after the audit has read the pool
             async with background_tasks() as start:
                 start("sync", keep_durable(store, self.options.speed.sync_interval, instruments))
                 start("free space", watch_space(store.folder.path, self.reporter))
                 start("progress", self._show_progress())
                 start("server figures", keep_server_figures(store, self.serving))
                 start("servers", self.serving.watch())
-                for figures in self.monitor.tasks():
+                for figures in monitor.tasks():
                     start("figures", figures)
                 if self.governor is not None:
                     start("concurrency", self.governor.run())
@@ -197,7 +197,13 @@ class _Session:
                 async with aclosing(self.scheduler.answers()) as batches:
                     async for answers in batches:  # 1. ask: N completions in flight, answers in batches
                         instruments.begin_batch(len(answers))
-                        commits = await asyncio.get_running_loop().run_in_executor(worker, judge_and_append, answers)
+                        judging = asyncio.get_running_loop().run_in_executor(worker, judge_and_append, answers)
+                        try:
+                            commits = await asyncio.shield(judging)
+                        except asyncio.CancelledError:
+                            with suppress(FastgenError):  # what was appended all the same is counted
+                                self._apply(await judging, audit)
+                            raise
                         self._apply(commits, audit)  # 4. apply: the pool grows, the next prompts use it
                         await checkpointer()
                         self.yields()
@@ -205,7 +211,7 @@ class _Session:
                         if plan.done:
                             break
                         self._check_progress()
-            await self.monitor.finish()
+            await monitor.finish()
             await checkpointer.finish()
             store.server_figures = await self.serving.figures() or store.server_figures
             await self._tell_findings(audit)
