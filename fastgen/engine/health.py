@@ -34,7 +34,8 @@ class Raw(NamedTuple):
     tokens: int
 
 
-_READ: Final = Raw("", None, 0)  # nothing is shown of an answer that was read
+READ: Final = Raw("", None, 0)
+"""In place of an answer that was read: nothing of it is shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from fastgen.engine.health import _READ, Raw, Step, StepHealth
+from fastgen.engine.health import READ, Raw, Step, StepHealth
 from fastgen.methods.base import Commit
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
@@ -73,7 +73,7 @@ class RunHealth:
     def see(self, commit: Commit) -> None:
         """Count one commit."""
         if (kind := answer_kind(commit)) is not None:
-            completion, raw = commit.completion, _READ
+            completion, raw = commit.completion, READ
             if kind is not AnswerKind.READ:
                 raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
             self._steps[commit.stage].see(kind, raw)

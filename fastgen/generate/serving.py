@@ -31,7 +31,7 @@ from fastgen.types import Stage
 
 START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
 _SHARE_OF_FILES: Final = 0.75
-"""Of the file descriptors that are free: the rest is for logs, snapshots, health checks and idle connections."""
+"""Of the file descriptors that are free: the rest is for logs, checkpoints, health checks and idle connections."""
 _MOST_FILES: Final = 1 << 20
 Report = Callable[[str], None]
 
@@ -89,7 +89,9 @@ class Serving:
 async def serve(
     options: Options, folder: RunFolder, cache_dir: Path, keys: Keys, models: Mapping[str, str], report: Report
 ) -> AsyncIterator[Serving]:
-    """The servers that the options ask for; ``models`` are the names that are known (`config.model_names`).
+    """The servers that the options ask for.
+
+    ``models`` are the names that are known before a server is asked (`fastgen.generate.options.model_names`).
 
     :raises InputError: unknown model, refused key, wrong API, too few GPUs, or nothing here can serve.
     :raises StoppedError: nothing answered in time, or no server that was started came up.
