@@ -47,13 +47,9 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class BackendStatistics:
-    """A snapshot of all endpoints, in a fixed order.
-
-    ``all_down_since_s`` is on the ``time.monotonic`` clock, ``None`` while an endpoint is up.
-    """
+    """A snapshot of all endpoints, in a fixed order."""
 
     endpoints: tuple[ServerState, ...]
-    all_down_since_s: float | None = None
 
 
 class Backend(Protocol):

@@ -72,13 +72,12 @@ log = logging.getLogger(__name__)
 class _Group:
     """The endpoints of some stages, and the completions that will be asked of them, by request number.
 
-    ``fits`` is how many completions in flight fit them. ``all_down_since_s`` is on the ``time.monotonic`` clock.
+    ``fits`` is how many completions in flight fit them.
     """
 
     members: list[_Member]
     fits: int
     turn: int = 0
-    all_down_since_s: float | None = None
     checking: asyncio.Task[None] | None = None
     expected: dict[int, int] = field(default_factory=dict)
     pausing: dict[int, int] = field(default_factory=dict)
@@ -243,10 +242,8 @@ class Router:
         return min(healthy, key=lambda member: member.load(now_s))
 
     def statistics(self) -> BackendStatistics:
-        """See `Backend.statistics`; ``all_down_since_s`` is the earliest of the groups'."""
-        down = [group.all_down_since_s for group in self._groups if group.all_down_since_s is not None]
-        snapshots = tuple(member.backend.snapshot(healthy=member.healthy) for member in self._members)
-        return BackendStatistics(snapshots, min(down, default=None))
+        """See `Backend.statistics`."""
+        return BackendStatistics(tuple(member.backend.snapshot(healthy=member.healthy) for member in self._members))
 
     async def metrics(self) -> tuple[ServerMetrics | None, ...]:
         """Each server's own figures, in the order of `backends`; ``None`` where it has none or does not answer."""
@@ -384,8 +381,6 @@ class Router:
             member.probing.cancel()
         member.healthy = False
         member.term += 1
-        if not any(other.healthy for other in member.others):
-            member.group.all_down_since_s = time.monotonic()
         member.probing = self._begin(self._watch(member))
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -425,7 +420,7 @@ class Router:
         member.unreached = member.faults = member.misses = 0
         if member.refusals:
             member.faults, member.forgiven_at_s = _ON_PROBATION, math.inf
-        member.healthy, member.probing, member.group.all_down_since_s = True, None, None
+        member.healthy, member.probing = True, None
 
     async def _check_for_silence(self, group: _Group) -> None:
         while True:
