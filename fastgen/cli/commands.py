@@ -245,7 +245,7 @@ def report(
     output: OutputPath,
     options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
 ) -> int:
-    """Write a run as one HTML page: charts, samples with a search, figures beside the original study's.
+    """Write a run as one HTML page: charts, samples with a search, figures next to the original study's.
 
     Parameters
     ----------

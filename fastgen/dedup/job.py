@@ -1,7 +1,7 @@
 """``fastgen dedup``: a data set without the rows that are too similar to an earlier row or to another data set.
 
-The decisions go, batch by batch, into a journal beside the output, and they alone are the state. A run that was killed
-reads its input again, repeats the decisions of the journal, and decides the rest. The outputs are written from the
+The decisions go, batch by batch, into a log next to the output, which is the only state. A run that was killed
+reads its input again, repeats the logged decisions, and decides the rest. The outputs are written from the
 beginning each time, as ``NAME.partial``, and get their names when both are whole.
 
 Guarantees: the decisions are those of `NoveltyFilter`, one text at a time. Every row comes out exactly once, whole, in
@@ -302,7 +302,7 @@ class _PoolTexts:
 
 
 class Journal(JobFolder):
-    """The decisions of an unfinished run, in a folder beside its output.
+    """The decisions of an unfinished run, in a folder next to its output.
 
     ::
 

@@ -26,7 +26,7 @@ class ServerState:
     answers. ``last_answer_s`` is the time of the last HTTP answer.
 
     A copy that is given to a reader may also hold ``at_s``, the time at which it was taken, ``metrics``, the server's
-    own figures, and, where the server is steered, its ``limit`` of completions in flight with the ``reason`` for it.
+    own figures, and, under concurrency control, its ``limit`` of completions in flight with the ``reason`` for it.
     """
 
     url: str = ""

@@ -1,4 +1,4 @@
-"""How many completions each server should have in flight: from what it shows to the limit it is given.
+"""Concurrency control: how many completions each server should have in flight.
 
 Signals
     An observation is a copy of a `ServerState` with its time and, where the server has a metrics page, its figures.
@@ -7,19 +7,19 @@ Signals
     are not. Lifetimes follow Little's law (Little, "A Proof for the Queuing Formula L = λW", 1961).
 
 Laws
-    `QueueLaw` steers a server that states its running and waiting sequences (vLLM) to a full batch with a short queue.
-    `GradientLaw` steers a server that states nothing: it takes as much as still brings throughput.
-    `Ceiling` bounds either after thrash or refusals. It gives way by multiplicative decrease (Chiu & Jain, "Analysis
-    of the Increase and Decrease Algorithms for Congestion Avoidance in Computer Networks", 1989) and returns along
-    CUBIC's curve (RFC 9438): fast at first, flat around the level at which it was hit, ever faster beyond.
+    `QueueLaw` controls a server that states its running and waiting sequences (vLLM) to a full batch with a short
+    queue. `GradientLaw` controls a server without metrics: it raises the limit while that increases throughput.
+    `Ceiling` bounds either after thrash or refusals. It gives way by multiplicative decrease (Chiu & Jain, "Analysis of
+    the Increase and Decrease Algorithms for Congestion Avoidance in Computer Networks", 1989) and returns along CUBIC's
+    curve (RFC 9438): fast at first, flat around the level at which it was hit, ever faster beyond.
 
 Controller
     `ConcurrencyController` chooses the law for one server and keeps it within the ceiling. Signals, laws and
     controllers are deterministic: they read no clock and do no I/O.
 
 Governor
-    `Governor` observes every server a few times a second and applies the limits. One task per server, so that a slow
-    metrics page delays no other.
+    `Governor` observes every server a few times a second and applies the limits. Each server has one task, so a slow
+    metrics page does not delay the others.
 """
 
 from __future__ import annotations
@@ -511,7 +511,7 @@ class ConcurrencyController:
         return self._queue
 
     def _is_mute(self, seen: ServerState, server: ServerMetrics) -> bool:
-        """Whether the server has long shown next to nothing of what is in flight."""
+        """Whether the server's metrics have long shown almost none of the requests in flight."""
         shown = server.running + server.waiting
         if server.waiting or shown > 2 * TELLING * seen.sequences:
             self._mute = 0

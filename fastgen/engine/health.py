@@ -1,8 +1,8 @@
-"""Whether the answers of a step are of use: what could be made of the last ones, a warning, a verdict.
+"""Whether the answers of a step are usable: counts of the last ones, a warning, a verdict.
 
 A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health depends
-only on the order of its answers in one session. `StepHealth.warning` reports once that most answers bring nothing,
-`StepHealth.verdict` that none of the last ones did. Both show one raw answer and a remedy. A resumed session begins
+only on the order of its answers in one session. `StepHealth.warning` reports once that most answers are unusable,
+`StepHealth.verdict` that all of the last ones are. Both show one raw answer and a remedy. A resumed session begins
 with an empty window, so a stop is never permanent; a session without a single good answer stops at the limit again.
 """
 

@@ -286,10 +286,10 @@ def _open_training_data(path: Path) -> tuple[Iterator[TrainingRow], Sequence[str
 
 def _run_rows(run: OpenRun) -> Iterator[TrainingRow]:
     commits = run.folder.whole_commits()
-    for settled in finished_instructions(commits, run.rules):
-        if settled.instances:
-            texts = [text for instance in settled.instances for text in (instance.input, instance.output)]
-            yield settled.instruction, [settled.instruction, *filter(None, texts)]
+    for finished in finished_instructions(commits, run.rules):
+        if finished.instances:
+            texts = [text for instance in finished.instances for text in (instance.input, instance.output)]
+            yield finished.instruction, [finished.instruction, *filter(None, texts)]
 
 
 def _file_rows(path: Path) -> Iterator[TrainingRow]:

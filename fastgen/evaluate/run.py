@@ -261,7 +261,7 @@ def _notes(predictions: Sequence[Prediction]) -> Iterator[str]:
 
 def ask_all(
     questions: Sequence[Question],
-    meaning: Mapping[str, Any],
+    configuration: Mapping[str, Any],
     folder: Path,
     options: Options,
     reporter: Reporter,
@@ -274,8 +274,8 @@ def ask_all(
 ) -> tuple[str, list[Reply]] | None:
     """Ask what is not answered yet. Returns the model and the last reply to each question, in order.
 
-    ``None`` if the user stopped it. ``folder`` gets the answers, and ``meaning`` says what they answer (the model is
-    added). ``is_unreadable`` marks answers that count for nothing, and ``step`` says what helps if all answers do.
+    ``None`` if the user stopped it. ``folder`` gets the answers, and ``configuration`` says what they answer (the model
+    is added). ``is_unreadable`` marks answers that count for nothing, and ``step`` says what helps if all answers do.
 
     :raises InputError: the folder has answers to other questions or of another model, or the server refuses.
     :raises StoppedError: nothing answers, or no answer can be read.
@@ -284,7 +284,7 @@ def ask_all(
     def job(model: str) -> Job:
         return Job(
             folder=folder,
-            configuration={**meaning, "model": model},
+            configuration={**configuration, "model": model},
             questions=lambda answered: (question for question in questions if question.number not in answered),
             expected=len(questions),
             is_unreadable=is_unreadable,

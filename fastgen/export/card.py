@@ -1,8 +1,8 @@
-"""The data set card: what a person, and the hub's loader, have to know of an export.
+"""The data set card: what people and the hub's loader need to know about an export.
 
-It states how the data was made, with which model, seeds, rules and sampling, what is in it, what was thrown away, and
-what to be careful about. It is made to be published, so servers, paths, keys and generated text are not in it. The
-command that it shows is the one that the run amounts to.
+It states how the data was made, with which model, seeds, rules and sampling, its content, the rejections, and warnings.
+It is meant to be published, so it contains no servers, paths, keys or generated text. It shows the command that is
+equivalent to the run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Figures:
     def add(self, entry: Entry, split: str) -> None:
         """Count one instruction."""
         self.instructions[split] += 1
-        self.seed_tasks += entry.settled is None
+        self.seed_tasks += entry.finished is None
         self.classification += entry.is_classification
         self.instances += len(entry.instances)
         self.instruction_words += len(entry.instruction.split())
@@ -164,7 +164,7 @@ def _contents(facts: CardFacts) -> Iterator[str]:
 def _choices(facts: CardFacts) -> Iterator[str]:
     choice, seeds = facts.choice, facts.figures.seed_tasks
     yield (
-        f"{seeds:,} of the instructions are seed tasks by people; the others are by the model."
+        f"{seeds:,} of the instructions are seed tasks; the others are by the model."
         if seeds
         else "The seed tasks are not in it."
     )
@@ -178,24 +178,24 @@ def _choices(facts: CardFacts) -> Iterator[str]:
 
 
 def _making(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.configuration
-    yield from ("```", generate_command(meaning, facts.run.folder.header().options), "```")
+    configuration = facts.run.configuration
+    yield from ("```", generate_command(configuration, facts.run.folder.header().options), "```")
     yield ""
-    is_paper = meaning["preset"] == "paper"
+    is_paper = configuration["preset"] == "paper"
     named = "the original's rules" if is_paper else "the original's rules without their defects"
-    yield f"- Preset `{meaning['preset']}`: {named}; flags above say what differs from it."
-    yield f"- {len(facts.run.seeds)} seed tasks by people, fingerprint `{str(meaning['seed_tasks'])[:16]}`."
-    above = "above" if meaning["reject_at"] == "gt" else "at or above"
+    yield f"- Preset `{configuration['preset']}`: {named}; flags above say what differs from it."
+    yield f"- {len(facts.run.seeds)} seed tasks, fingerprint `{str(configuration['seed_tasks'])[:16]}`."
+    above = "above" if configuration["reject_at"] == "gt" else "at or above"
     yield (
         f"- An instruction is rejected when its ROUGE-L F1 with a seed or an earlier instruction is {above} "
-        f"{meaning['threshold']:g} (tokens: `{meaning['tokenizer']}`, index: `{meaning['index']}`)."
+        f"{configuration['threshold']:g} (tokens: `{configuration['tokenizer']}`, index: `{configuration['index']}`)."
     )
     yield (
         f"- {facts.ledger.seed_only_share:.1%} of the instruction prompts showed seed tasks only: those sent before "
         "the first instruction was kept."
     )
     yield f"- {_decontamination(facts)}"
-    yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {meaning['seed']}."
+    yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {configuration['seed']}."
     yield from ("", *_sampling(facts))
 
 
@@ -207,17 +207,19 @@ def _decontamination(facts: CardFacts) -> str:
 
 
 def _sampling(facts: CardFacts) -> Iterator[str]:
-    meaning = facts.run.configuration
-    stages = [name.removesuffix(".temperature") for name in meaning if name.endswith(".temperature")]
+    configuration = facts.run.configuration
+    stages = [name.removesuffix(".temperature") for name in configuration if name.endswith(".temperature")]
     yield "| stage | temperature | top_p | presence penalty | frequency penalty | most tokens |"
     yield "|---|---|---|---|---|---|"
     for stage in stages:
         values = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens")
-        yield f"| {stage.replace('_', ' ')} | " + " | ".join(f"{meaning[f'{stage}.{v}']:g}" for v in values) + " |"
+        yield (
+            f"| {stage.replace('_', ' ')} | " + " | ".join(f"{configuration[f'{stage}.{v}']:g}" for v in values) + " |"
+        )
 
 
 def _figures(facts: CardFacts) -> Iterator[str]:
-    """The figures beside those of the original study."""
+    """The figures next to those of the original study."""
     figures, ledger = facts.figures, facts.ledger
     instructions, instances = figures.instructions.total(), figures.instances
     with_input = instances - figures.empty_inputs
@@ -250,7 +252,7 @@ def _ratio(part: int, whole: int) -> float:
 
 def _terms(facts: CardFacts, model: str) -> Iterator[str]:
     licence = facts.options.license
-    yield f"Licence: {licence}." if licence else "Licence: unknown; whoever publishes this has to state one."
+    yield f"Licence: {licence}." if licence else "Licence: unknown; the publisher must state one."
     yield ""
     yield printable(facts.options.model_terms or "", lines=True) or (
         f"The text is the output of {model}. Check the terms of each model named: some restrict what its output may "
@@ -258,39 +260,43 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
     )
 
 
-def _models(meaning: Mapping[str, Any]) -> str:
-    """The models by stage; a stage uses the run's model unless the run's meaning names another one."""
-    own = {stage: meaning[f"{stage}_model"] for stage in ("classification", "instance") if f"{stage}_model" in meaning}
+def _models(configuration: Mapping[str, Any]) -> str:
+    """The models by stage; a stage uses the run's model unless the run's configuration names another one."""
+    own = {
+        stage: configuration[f"{stage}_model"]
+        for stage in ("classification", "instance")
+        if f"{stage}_model" in configuration
+    }
     others = "".join(f", with {markdown_code(str(model))} for the {stage} stage" for stage, model in own.items())
-    return markdown_code(str(meaning["model"])) + others
+    return markdown_code(str(configuration["model"])) + others
 
 
-def generate_command(meaning: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def generate_command(configuration: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """``fastgen generate`` with every flag that differs from the preset, in lines that fit a page.
 
-    ``FILE`` stands for files of the user's. Of ``--extra-body`` only numbers and truth values are shown.
+    ``FILE`` replaces names of the user's files. Of ``--extra-body`` only numbers and truth values are shown.
     """
-    words = ["fastgen generate", f"--model {_quoted(str(meaning['model']))}"]
+    words = ["fastgen generate", f"--model {_quoted(str(configuration['model']))}"]
     if (count := options.get("num_instructions")) is not None:
         words.append(f"--num-instructions {count}")
-    return " \\\n    ".join(_filled([*words, *_flags(meaning)]))
+    return " \\\n    ".join(_filled([*words, *_flags(configuration)]))
 
 
-def _flags(meaning: Mapping[str, Any]) -> Iterator[str]:
-    usual = _usual(meaning)
-    for name, value in meaning.items():
+def _flags(configuration: Mapping[str, Any]) -> Iterator[str]:
+    usual = _usual(configuration)
+    for name, value in configuration.items():
         if name in _FILES or name == "model" or usual.get(name, None) == value:
             continue
         yield from _flag_words(name, _published(value) if name == "extra_body" else value)
-    if meaning["seed_tasks"] != seed_fingerprint(load_seed_tasks(default_seed_path())):
+    if configuration["seed_tasks"] != seed_fingerprint(load_seed_tasks(default_seed_path())):
         yield "--seed-tasks FILE"
-    if meaning["decontaminate"]:
+    if configuration["decontaminate"]:
         yield "--decontaminate FILE"
 
 
-def _usual(meaning: Mapping[str, Any]) -> dict[str, Any]:
+def _usual(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would have meant with its preset and API alone, by flat option name."""
-    preset, api = str(meaning["preset"]), str(meaning["api"])
+    preset, api = str(configuration["preset"]), str(configuration["api"])
     values = option_values(MethodOptions()) | option_values(SimilarityOptions()) | preset_values(preset, api)
     flat = {"extra_body": "{}", "api": "completions"}
     for name, value in values.items():

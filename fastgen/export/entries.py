@@ -1,7 +1,8 @@
-"""Which instructions an export writes: seed tasks, settled instructions, and of them a seeded, nested sample.
+"""Which instructions an export writes: seed tasks, finished instructions, and of them a seeded, nested sample.
 
-Guarantees: seed tasks come first, then machine instructions in the order of settling. Memory is bounded by the sample's
-size (16 bytes for each instruction asked for), not by the run. A sample reads the log twice, up to the same place.
+Guarantees: seed tasks come first, then machine instructions in the order in which they were finished. Memory is bounded
+by the sample's size (16 bytes for each instruction asked for), not by the run. A sample reads the log twice, up to the
+same place.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class ScoredInstance:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One instruction to write; ``settled`` is what a run knows of it, ``None`` for a seed task."""
+    """One instruction to write; ``finished`` is what a run knows of it, ``None`` for a seed task."""
 
     id: str
     instruction: str
     is_classification: bool
     instances: tuple[ScoredInstance, ...]
-    settled: FinishedInstruction | None
+    finished: FinishedInstruction | None
 
 
 def entries(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None) -> Iterator[Entry]:
@@ -64,8 +65,8 @@ def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | Non
     if options.include_seeds:
         yield from map(_seed_entry, run.seeds)
     commits = run.folder.whole_commits()
-    for settled in finished_instructions(commits, run.rules):
-        entry = _machine_entry(settled, run, scores, options.min_judge_score)
+    for finished in finished_instructions(commits, run.rules):
+        entry = _machine_entry(finished, run, scores, options.min_judge_score)
         if entry.instances or options.include_empty:
             yield entry
 
@@ -76,15 +77,15 @@ def _seed_entry(seed: SeedTask) -> Entry:
 
 
 def _machine_entry(
-    settled: FinishedInstruction, run: OpenRun, scores: InstanceScores | None, least: float | None
+    finished: FinishedInstruction, run: OpenRun, scores: InstanceScores | None, least: float | None
 ) -> Entry:
     scored = (
-        ScoredInstance(i, instance, None if scores is None else scores.score(settled.number, i))
-        for i, instance in enumerate(settled.instances)
+        ScoredInstance(i, instance, None if scores is None else scores.score(finished.number, i))
+        for i, instance in enumerate(finished.instances)
     )
     instances = tuple(s for s in scored if least is None or (s.score is not None and s.score >= least))
-    name = pool_id(len(run.seeds) + settled.number, run.seeds)
-    return Entry(name, settled.instruction, settled.is_classification, instances, settled)
+    name = pool_id(len(run.seeds) + finished.number, run.seeds)
+    return Entry(name, finished.instruction, finished.is_classification, instances, finished)
 
 
 def _sample(read: Callable[[], Iterator[Entry]], size: int, seed: int) -> Iterator[Entry]:
@@ -106,7 +107,7 @@ def _sample(read: Callable[[], Iterator[Entry]], size: int, seed: int) -> Iterat
 
 def _rank(entry: Entry, seed: int) -> int:
     """64 bits; every seed task is before every machine instruction."""
-    return draw(seed, "sample", entry.id) >> 1 | (0 if entry.settled is None else _MACHINE)
+    return draw(seed, "sample", entry.id) >> 1 | (0 if entry.finished is None else _MACHINE)
 
 
 def _lowest(ranks: array[int], size: int) -> array[int]:

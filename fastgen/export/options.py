@@ -3,11 +3,11 @@
 Each flag's name, default and help are defined only here.
 
 Splits are by instruction. An instruction's text alone, with the seed, decides where it goes. So no instruction is in
-two splits, not even one that two runs have both written, and none moves while a run grows. The shares are met as
-closely as chance meets them.
+two splits, not even one that two runs have both written, and none moves while a run grows. The shares are met on
+average.
 
-A draw depends on the seed, the purpose and the thing alone. So it is the same whatever else is exported, in whatever
-order, and stays the same while the run grows.
+A draw depends only on the seed, the purpose and the instruction or instance. So it does not depend on the other rows or
+their order, and stays the same while the run grows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ChoiceOptions:
     """Which instructions and instances are written, and how they are divided."""
 
     include_empty: Annotated[bool, Parameter(negative=())] = False
-    """raw only: also instructions that were settled without any instance."""
+    """raw only: also instructions that were finished without any instance."""
     include_seeds: Annotated[bool, Parameter(negative=())] = False
     """Also the run's seed tasks, before the others."""
     max_instructions: int | None = None

@@ -4,7 +4,7 @@
 
 The training text of ``prompt-completion`` is that of Self-Instruct (Wang et al., ACL 2023): seven templates with input
 and six without, drawn uniformly, so that the tuned model does not depend on one format; and, with probability 1/2, an
-input of a single named field loses that name and its blank lines. All chance comes in as one number. No end-of-text
+input of a single named field loses that name and its blank lines. All randomness comes from one number. No end-of-text
 token is added, since trainers add their own model's.
 """
 
@@ -58,7 +58,7 @@ class TrainingText:
 def training_text(instruction: str, instance: Instance, draw: int, style: Style = "lenient") -> TrainingText:
     """Write one instance down in a drawn template.
 
-    ``draw`` are 64 random bits: the lowest is the coin for `plain_input`, the others choose the template. The
+    ``draw`` are 64 random bits: the lowest decides about `plain_input`, the others choose the template. The
     completion begins with a space where the prompt ends in ``Output:``, as tokenisers that attach spaces to the
     following word need it.
     """
@@ -82,7 +82,7 @@ def plain_input(text: str, style: Style = "lenient") -> str:
 
 
 STAGE_MODELS: Final = ("instance_model", "classification_model")
-"""In a run's meaning, and so in the provenance, only where a stage has another model than the run."""
+"""In a run's configuration, and so in the provenance, only where a stage has another model than the run."""
 
 
 def user_turn(instruction: str, text: str) -> str:
@@ -104,20 +104,20 @@ def rejected_row(rejected: RejectedInstruction, seeds: tuple[SeedTask, ...]) -> 
 
 
 def _raw_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
-    settled = entry.settled
+    finished = entry.finished
     yield {
         "id": entry.id,
         "instruction": entry.instruction,
         "is_classification": entry.is_classification,
         "instances": [{"input": s.instance.input, "output": s.instance.output} for s in entry.instances],
-        "nearest_seed": _named(settled.nearest_seed, run.seeds) if settled else None,
-        "nearest_checked": [_named(n, run.seeds) for n in settled.nearest_checked] if settled else [],
+        "nearest_seed": _named(finished.nearest_seed, run.seeds) if finished else None,
+        "nearest_checked": [_named(n, run.seeds) for n in finished.nearest_checked] if finished else [],
         "provenance": {
-            "request_id": settled.request if settled else None,
-            "model": run.configuration["model"] if settled else None,
-            "demonstration_ids": [pool_id(i, run.seeds) for i in settled.demonstrations] if settled else [],
-            "seed": run.configuration["seed"] if settled else None,
-            **({n: run.configuration[n] for n in STAGE_MODELS if n in run.configuration} if settled else {}),
+            "request_id": finished.request if finished else None,
+            "model": run.configuration["model"] if finished else None,
+            "demonstration_ids": [pool_id(i, run.seeds) for i in finished.demonstrations] if finished else [],
+            "seed": run.configuration["seed"] if finished else None,
+            **({n: run.configuration[n] for n in STAGE_MODELS if n in run.configuration} if finished else {}),
         },
     }
 
@@ -144,10 +144,10 @@ def _prompt_rows(entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
 
 
 def _parquet_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
-    settled = entry.settled
+    finished = entry.finished
     id_, rouge_l = None, None
-    if settled is not None and settled.nearest_seed is not None:
-        id_, rouge_l = pool_id(settled.nearest_seed[0], run.seeds), settled.nearest_seed[1]
+    if finished is not None and finished.nearest_seed is not None:
+        id_, rouge_l = pool_id(finished.nearest_seed[0], run.seeds), finished.nearest_seed[1]
     for scored in entry.instances:
         yield {
             "id": entry.id,
@@ -159,9 +159,9 @@ def _parquet_rows(entry: Entry, run: OpenRun, _seed: int) -> Iterator[Row]:
             "nearest_seed": id_,
             "nearest_seed_rouge_l": rouge_l,
             "judge_score": scored.score,
-            "model": run.configuration["model"] if settled else None,
-            "instance_model": run.configuration.get("instance_model", run.configuration["model"]) if settled else None,
-            "request_id": settled.request if settled else None,
+            "model": run.configuration["model"] if finished else None,
+            "instance_model": run.configuration.get("instance_model", run.configuration["model"]) if finished else None,
+            "request_id": finished.request if finished else None,
         }
 
 

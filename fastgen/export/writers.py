@@ -6,9 +6,9 @@ any case, before the file is closed. Memory is bounded by a batch, or by the shu
 
 The shuffle also removes duplicates. Every row gets 128 bits that only its content and the seed decide, and the order of
 these numbers is the order of the rows. So equal rows meet, and one is left. The order is uniform over seeds and does
-not depend on the order of adding. Rows that a grown run adds leave the others in the order they had. Rows are dealt
-into 64 files by 6 of the bits, and a file that is too large for memory is dealt out again (a distribution sort). It
-needs as much disk as the rows have bytes.
+not depend on the order of adding. Rows that a grown run adds leave the others in the order they had. Rows are
+distributed to 64 files by 6 of the bits, and a file that is too large for memory is distributed again (a distribution
+sort). It needs as much disk as the rows have bytes.
 """
 
 from __future__ import annotations

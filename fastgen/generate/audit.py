@@ -6,7 +6,7 @@ that it keeps would be a wrong rejection, which cannot happen by construction. T
 no more of the run's kept instructions are misses. Where all were checked it is the number found.
 
 `audit` checks a run in its folder. `BackgroundAudit` checks a run in progress in a thread, which gets every commit from
-the committer and never delays it.
+the run's loop and never delays it.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
-"""A run's state at a position of its log, saved beside it, so that a start reads only the end of the log.
+"""A run's state at a position of its log, saved next to it, so that a start reads only the end of the log.
 
 ``checkpoint.npz`` is an uncompressed archive of arrays, which `numpy.load` opens, with one more file, ``facts.json``.
 It holds what a replay of the log up to the position gives: the run's state (texts and states of the pool, figures, the
 similarity index as it is in memory) and the ledger. The facts also say what it belongs to: the run, the version of
-fastgen, the run's meaning, and the log: the position, the checksum there, and a digest of every segment up to there.
+fastgen, the configuration, and the log: the position, the checksum there, and a digest of every segment up to there.
 
 Guarantees:
 
-- The log is the only truth. `load_checkpoint` compares every byte of the log before the position with the digests. A
-  checkpoint that does not fit or is not whole is ignored with one line. The whole log is read instead, which finds what
-  is wrong with it.
+- A checkpoint is derived from the log. `load_checkpoint` compares every byte of the log before the position with the
+  digests. A checkpoint that does not fit or is not whole is ignored with one line. The whole log is read instead, which
+  finds any damage.
 - A file that was begun and not finished never has the checkpoint's name. A change of any byte that matters is found, at
   the latest when the array in question is read (the archive has a CRC-32 of each file in it).
 - A checkpoint that is older than the log is brought up to date from the log's end. An index that other code saved is
   built again from the texts.
 - A checkpoint is written whenever the pool has grown by a share, and when the run ends. While the run continues, the
   thread that decides copies the state between two batches into memory that was made ready before, and another thread
-  writes it. A batch waits for the copy only, and the event loop for nothing. A disk that cannot take it is one warning.
+  writes it. A batch waits only for the copy, and the event loop never waits. If the disk has no room, there is one
+  warning.
 """
 
 from __future__ import annotations

@@ -86,9 +86,9 @@ def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
     occupied_s = {stage: count * load.request_s.get(stage, 0.0) for stage, count in ledger.completions.items()}
     if not any(occupied_s.values()):
         return elapsed_s / ledger.complete
-    settled = ledger.complete + ledger.empty
-    made = {"instruction": ledger.kept, "classification": ledger.completions["classification"], "instance": settled}
-    each_s = sum(seconds / max(1, made[stage]) for stage, seconds in occupied_s.items()) * settled / ledger.complete
+    finished = ledger.complete + ledger.empty
+    made = {"instruction": ledger.kept, "classification": ledger.completions["classification"], "instance": finished}
+    each_s = sum(seconds / max(1, made[stage]) for stage, seconds in occupied_s.items()) * finished / ledger.complete
     return each_s / max(load.in_flight, sum(occupied_s.values()) / max(elapsed_s, 1e-9))
 
 

@@ -1,4 +1,4 @@
-"""The health of a run's steps: a run ends early when one of its steps brings nothing.
+"""The health of a run's steps: a run ends early when the answers of a step are unusable.
 
 `fastgen.engine.health` judges one step by its last answers. A resumed session begins with an empty window, so a stop is
 never permanent.

@@ -1,7 +1,7 @@
 """Every option of ``fastgen generate``: name, default and help exist here once, for flags, TOML and run folders.
 
 Values come, most important first, from flags, ``--config FILE``, the run folder (on resume), the preset, and the
-defaults of the dataclasses. The page goes in this order: the groups of options, what a preset stands for, what a run
+defaults of the dataclasses. The module has this order: the groups of options, the values of a preset, what a run
 folder remembers, and what a resume may not change. That last part is a run's *configuration*: `MethodOptions`, the
 similarity filter, the rules, the sampling, the models, and the contents of the files it was given. It is fixed for the
 run's life. Everything else may change on every resume.
@@ -430,7 +430,7 @@ def refuse_credentials(options: Options) -> None:
 
 
 def preset_values(preset: str, api: str) -> dict[str, Any]:
-    """What ``--preset`` stands for under ``--api``, by option name, as JSON values."""
+    """The values of ``--preset`` under ``--api``, by option name, as JSON values."""
     stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
     values = option_values(PRESETS[preset]) | {name: option_values(sampling) for name, sampling in stages.items()}
     if preset == "paper":

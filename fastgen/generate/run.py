@@ -1,7 +1,7 @@
 """``generate``: one run, from its options to its last commit.
 
 `generate` opens the run folder, resumes or begins the run, and starts or attaches the servers. `_Session.run` is the
-loop: ask, judge, append, apply. Everything that runs beside the loop is started there by name.
+loop: ask, judge, append, apply. Everything that runs in parallel to the loop is started there by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastgen.generate.runtime import Stopper, background_tasks, governor_of, lim
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import Commit
 from fastgen.methods.self_instruct.plan import Plan
-from fastgen.servers.router import RoomFirst
+from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.telemetry.instruments import Instruments
@@ -139,7 +139,7 @@ class _Session:
         speed, backend = options.speed, serving.backend
         self.instruments = Instruments()
         self.scheduler = scheduler = Scheduler(
-            RoomFirst(plan, backend) if backend.is_staged else plan,
+            RoomAwareSource(plan, backend) if backend.is_staged else plan,
             backend,
             limits_of(speed, serving),
             jitter=random.Random(),

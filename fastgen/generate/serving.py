@@ -1,8 +1,8 @@
 """Provide the servers of a run: those that the user named, or those that fastgen starts and stops with the run.
 
 `serve` yields a `Serving`: a router whose servers answer, the models' names, and how many requests in flight fit. A
-stage with servers or a model of its own gets its own group of endpoints. An API key is sent only to the servers that
-it was given for.
+stage with separate servers or a separate model gets a separate group of endpoints. An API key is sent only to the
+servers that it was given for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """API keys: of the main servers, and of stages that have servers of their own."""
+    """API keys: of the main servers, and of stages that have separate servers."""
 
     main: str | None = field(default=None, repr=False)
     by_stage: Mapping[str, str | None] = field(default_factory=dict, repr=False)

@@ -102,9 +102,9 @@ class Questionnaire:
         ``answered`` are the numbers with an answer, ``unreadable`` those of them that get a second attempt.
         """
         for entry in entries(run, choice, None):
-            if entry.settled is None:
+            if entry.finished is None:
                 continue
-            number = entry.settled.number
+            number = entry.finished.number
             for one in entry.instances[:MAX_INSTANCES]:
                 if wanted := list(self._open_answers(number, one.index, answered, unreadable)):
                     code = code_of(self.salt, number, one.index)

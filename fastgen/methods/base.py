@@ -3,9 +3,8 @@
 A `Commit` is one judged choice of one completion (or one failed request) and becomes one log line. It carries the raw
 completion and, as spans of it, everything that was decided about it. Replaying commits therefore rebuilds a run's state
 without applying the rules again, and the rules can be applied again later from the raw text. A replay makes millions of
-these values, so most are named tuples, which cost a third of a frozen dataclass.
-
-`fastgen.store.records` has the form of a line.
+these values, so most are named tuples, which cost a third of a frozen dataclass. `fastgen.store.records` has the JSON
+form.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class ClassificationOutcome:
 class InstanceOutcome:
     """Instances as (input span, output span), and the rules that rejected others.
 
-    A subject without an instance is settled as empty.
+    A subject without an instance is finished as empty.
     """
 
     instances: tuple[tuple[Span, Span], ...]

@@ -1,4 +1,4 @@
-"""The sections that put a run beside something else: seed tasks, the original study, judge models, evaluation data.
+"""The sections that compare a run with something else: seed tasks, the original study, judge models, evaluation data.
 
 The original study's figures are from Wang et al., "Self-Instruct", ACL 2023 (arXiv 2212.10560): table 1, section 3.3
 and figure 5. Its data came from a model of 175B parameters and 52K instructions, so a difference is no verdict.
@@ -46,7 +46,7 @@ def _measures(name: str, one: Diversity) -> tuple[str, ...]:
 
 
 def paper_section(figures: RunFigures, verbs: VerbFigures | None) -> Markup:
-    """The original's table beside the run's."""
+    """The original's table next to the run's."""
     return render("paper", list(_beside_the_paper(figures, verbs)))
 
 

@@ -255,7 +255,7 @@ class RunFigures:
         return self.ledger.kept + self.ledger.rejected.total()
 
     def add_commit(self, commit: Commit) -> None:
-        """Count one commit; what it settles comes through `add_settled`."""
+        """Count one commit; what it finishes comes through `add_finished`."""
         self.ledger.apply(commit)
         bin_ = self.timeline.at(commit.time_s)
         bin_.generated_tokens += commit.completion.completion_tokens
@@ -278,21 +278,21 @@ class RunFigures:
             examples = self.examples[rejected.rule] = Reservoir(EXAMPLES_PER_RULE, self._seed + len(self.examples) + 3)
         examples.add(rejected)
 
-    def add_settled(self, settled: FinishedInstruction) -> None:
-        """Take a settled instruction into the figures; one without instances is left out."""
-        if not settled.instances:
+    def add_finished(self, finished: FinishedInstruction) -> None:
+        """Take a finished instruction into the figures; one without instances is left out."""
+        if not finished.instances:
             return
-        self.classification += settled.is_classification
-        self.instruction_words.add(len(settled.instruction.split()))
-        for instance in settled.instances:
+        self.classification += finished.is_classification
+        self.instruction_words.add(len(finished.instruction.split()))
+        for instance in finished.instances:
             words = len(instance.input.split())
             self.empty_inputs += words == 0
             if words:
                 self.input_words.add(words)
             self.output_words.add(len(instance.output.split()))
-        self.kept.add(settled)
-        self.measured.add(settled.instruction)
-        self.newest_kept.append(settled)
+        self.kept.add(finished)
+        self.measured.add(finished.instruction)
+        self.newest_kept.append(finished)
 
 
 def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
@@ -308,6 +308,6 @@ def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
                 figures.add_commit(item[0])
                 yield item[0]
 
-    for settled in finished_instructions(commits(), run.rules):
-        figures.add_settled(settled)
+    for finished in finished_instructions(commits(), run.rules):
+        figures.add_finished(finished)
     return figures

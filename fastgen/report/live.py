@@ -1,11 +1,11 @@
 """The live page's process and its server.
 
-It runs beside a run, which starts it when a browser connects, or alone as ``fastgen dashboard``.
+A run starts it when a browser connects. It also runs alone, as ``fastgen dashboard``.
 
 Guarantees of the process: it has only the CPU time that no other process wants. It ends when the run ends or is killed,
 or when its user ends it.
 
-Guarantees of the server: it answers only where the Host header names this machine, so that a page elsewhere cannot
+Guarantees of the server: it answers only where the Host header names this machine, so that another site cannot
 reach it through a name that points here ("DNS rebinding"). It takes nothing but GET, and sends the page's content
 security policy and no CORS header. Connections are at most `MAX_CONNECTIONS`; one that asks for nothing within
 `TIMEOUT_S` is closed. Viewers are at most `MAX_VIEWERS`; one that does not take what it is sent within `TIMEOUT_S` is

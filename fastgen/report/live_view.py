@@ -141,8 +141,8 @@ class Follower:
                 settles = isinstance(commit.outcome, InstanceOutcome) or commit.outcome.settles
                 if settles and commit.subject in self._pending:
                     commits = [*self._pending.pop(commit.subject), commit]
-                    for settled in finished_instructions(commits, self._run.rules):
-                        self.figures.add_settled(settled)
+                    for finished in finished_instructions(commits, self._run.rules):
+                        self.figures.add_finished(finished)
 
     def _restart_or_report(self, error: InputError) -> bool:
         """What was read may have been taken back since, so everything is read again, once. After that it is damage."""

@@ -311,7 +311,7 @@ def _nearness(neighbour: Neighbour | None, figures: RunFigures) -> str:
 
 
 def browse_section(figures: RunFigures, scores: InstanceScores | None = None) -> Markup:
-    """Search box, filters and list, with the sample as JSON; ``scores`` are a judge's, shown beside the instances."""
+    """Search box, filters and list, with the sample as JSON; ``scores`` are a judge's, shown next to the instances."""
     kept, rejected = len(figures.kept), len(figures.rejected)
     lead = (
         f"{_of(kept, figures.ledger.complete)} complete instructions with their instances. "
@@ -363,7 +363,7 @@ def _cut_text(text: str) -> str:
 def making_section(run: OpenRun) -> Markup:
     """The settings that the run's data depends on."""
     header = run.folder.header()
-    origin = f"{len(run.seeds):,} seed tasks by people; run {header.run_id[:12]}, fastgen {header.version}."
+    origin = f"{len(run.seeds):,} seed tasks; run {header.run_id[:12]}, fastgen {header.version}."
     settings = [
         (name.replace("_", " "), (", ".join(map(repr, value)) or "none") if isinstance(value, list) else str(value))
         for name, value in run.configuration.items()

@@ -1,6 +1,6 @@
 """``fastgen status``: a run's counts, yield, acceptance and rejections, and what limits it.
 
-It reads the ledger snapshot, the end of the log only, and ``metrics.jsonl`` (some 25 MB after a week), so it answers at
+It reads the saved ledger, the end of the log only, and ``metrics.jsonl`` (some 25 MB after a week), so it answers at
 once, also while the run is running.
 """
 

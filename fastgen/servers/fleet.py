@@ -1,10 +1,10 @@
 """The servers that fastgen runs: start them, wait until they serve, watch them, restart them, stop them.
 
-`start_server` runs one. Anything that answers ``/health`` and ``/v1/models`` will do. `start_fleet` keeps several
-running side by side. Its block begins when the first of them serves, and continues as long as one of them is running
+`start_server` runs one. Any command that serves ``/health`` and ``/v1/models`` works. `start_fleet` keeps several
+running in parallel. Its block begins when the first of them serves, and continues as long as one of them is running
 or being started. Each keeps its address for life, so a client only has to wait. A server that dies before it has ever
 served is left out at once, because the cause (a flag, its memory) will not go away. One that dies later, or goes
-silent, is restarted as often as the `RestartPolicy` allows. However a block ends, nothing of the servers is left, also
+silent, is restarted as often as the `RestartPolicy` allows. However a block ends, all server processes are ended, also
 when this process is killed.
 """
 

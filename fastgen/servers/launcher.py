@@ -6,7 +6,7 @@ because it died, SIGKILL included. To end means SIGTERM, ``GRACE_S`` seconds, th
 and for every descendant that left the group. The exit code is the command's, 128 + N for death by signal N, 127 where
 it could not be started. If the launcher itself is killed, the command gets SIGTERM (on Linux).
 
-It imports nothing of fastgen, so that it starts in a few hundredths of a second and takes little memory.
+It imports no other module of fastgen, so that it starts in a few hundredths of a second and takes little memory.
 """
 
 from __future__ import annotations

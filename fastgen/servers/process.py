@@ -61,7 +61,7 @@ class ProcessTree:
 async def start_process_tree(
     command: Sequence[str], *, log: int, env: Mapping[str, str] | None = None, grace_s: float = 10.0
 ) -> ProcessTree:
-    """Start ``command`` in a session of its own, output and errors to the descriptor ``log``.
+    """Start ``command`` in a separate session, output and errors to the descriptor ``log``.
 
     ``env`` is laid over the inherited environment and must hold no secret: the list of processes shows it. A command
     that cannot be started ends with code 127 and a line in the log.

@@ -78,7 +78,7 @@ def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tup
     """The ``request.sequences`` choices of a 200's body, in the order of their indexes.
 
     The usage's completion tokens are one sum, which is shared evenly over the choices that came; the first of these
-    gets the prompts' count. Choices are lost only beside good ones.
+    gets the prompts' count. Choices count as lost only if others of the response are good.
 
     :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server broke every sequence off).
     :raises PromptTooLong: a single choice for several prompts: the server does not support that, and the choice may be

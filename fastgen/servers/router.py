@@ -1,6 +1,6 @@
 """Several endpoints as one backend: each request goes to the endpoint where it fills the smallest share of the limit.
 
-A stage with servers or a model of its own has a group of endpoints; all other stages share the main group. The
+A stage with separate servers or a separate model has a group of endpoints; all other stages share the main group. The
 endpoints of all groups are one list: the main group's first, then each stage's, in the order given.
 
 The share is ``(completions in flight + 1) / limit``, with the limits of `Router.set_limits` (all equal before). A
@@ -22,7 +22,7 @@ inside the router, and the router never repeats a request: the scheduler retries
   refuse too, the run stops and can be resumed.
 
 The scheduler has one number of requests in flight for all groups. So that a group with few servers does not take every
-slot, nothing is asked of a full group: `RoomFirst` tells the plan which stages to leave out, and `Router.reserve`
+slot, nothing is asked of a full group: `RoomAwareSource` tells the plan which stages to leave out, and `Router.reserve`
 tells the scheduler which retries must wait. This cannot stall. A group is full only while requests are in flight there,
 and each of them ends in an answer or a failure, after which the scheduler asks again. A group whose endpoints are all
 down has room, so its requests fail, wait for another attempt, and keep the run open. They cannot fill the retry queue,
@@ -185,7 +185,7 @@ class Router:
 
     @property
     def is_staged(self) -> bool:
-        """Whether any stage has endpoints of its own."""
+        """Whether any stage has separate endpoints."""
         return bool(self._by_stage)
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
@@ -488,7 +488,7 @@ class StageSource(Source, Protocol):
         """The next request of a stage that is not in ``without``."""
 
 
-class RoomFirst:
+class RoomAwareSource:
     """A scheduler's `Source` that gives only requests that the servers of their stage have room for."""
 
     def __init__(self, source: StageSource, router: Router) -> None:

@@ -3,7 +3,7 @@
 Guarantees: floats behave as Python's do (no fast-math), so a score computed in a kernel is rouge_score's float. Kernels
 release the GIL.
 
-The cache on disk is numba's, beside the module or, from a read-only installation, in the user's cache folder
+The cache on disk is numba's, in the folder of the module or, from a read-only installation, in the user's cache folder
 (``NUMBA_CACHE_DIR`` overrides both), but it never stops a run and is only a gain in time. A file that is not whole is
 removed and made again. Where nothing can be written, each process compiles the kernels. Both are one line in the log.
 Machine code that was compiled from other source of this package, by another numba, or that was damaged on disk is never

@@ -2,7 +2,7 @@
 
 Guarantees: room for a batch is made before its kernel runs. Texts come in as bytes that
 :func:`~fastgen.similarity.vocabulary.tokenise_bytes` can cut. Kernels check no bounds, so a loaded pool or index is
-checked before it is used: whatever its arrays held, no kernel leaves their memory or loops forever.
+checked before it is used: whatever its arrays held, no kernel reads or writes outside them or loops endlessly.
 """
 
 from __future__ import annotations

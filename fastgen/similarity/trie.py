@@ -66,8 +66,8 @@ class Nodes(NamedTuple):
     """The nodes of one text's allowed paths, level by level.
 
     ``key``: hash of the path. ``last``: place of its last element. ``depth``: its length. ``parent``: its row, -1.
-    ``offset``, ``held``: where its bucket's postings are, and how many. ``crowd``, ``split``: postings of its own, and
-    whether it is marked. ``onward``: whether the text is put into nodes below it.
+    ``offset``, ``held``: where its bucket's postings are, and how many. ``crowd``, ``split``: how many of them are in
+    this node, and whether it is marked. ``onward``: whether the text is put into nodes below it.
     """
 
     key: NDArray[np.uint64]
@@ -141,7 +141,7 @@ def make_exact(crowded: int, nodes: int = NODES) -> Exact:
 
 
 def make_room(exact: Exact, entries: int, more: int, symbols: int, longest: int) -> Exact:
-    """The trie with room for ``more`` texts beside ``entries``, of at most ``longest`` tokens, and for ``symbols``."""
+    """The trie with room for ``more`` texts besides ``entries``, of at most ``longest`` tokens, and for ``symbols``."""
     texts, below = entries + more, longest + _MOST_BELOW
     postings = with_room_for(exact.postings, min(more * _POSTINGS_A_TEXT, _MOST_POSTINGS_A_BATCH) + longest)
     if (

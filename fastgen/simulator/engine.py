@@ -190,7 +190,7 @@ class SimulatedEngine:
 
     def load(self) -> Load:
         """Return the state now."""
-        batch = self._settled()
+        batch = self._current_batch()
         if batch is None:
             return Load(0, 0, 0.0, 0, 0.0)
         counts = batch.counts
@@ -198,12 +198,12 @@ class SimulatedEngine:
 
     def counts(self) -> Counts:
         """Return the totals since the start or the last `reset`."""
-        batch = self._settled()
+        batch = self._current_batch()
         return Counts() if batch is None else batch.counts
 
     def timeline(self) -> Timeline | None:
         """Return what it did in each second since the first request, resets included."""
-        self._settled()
+        self._current_batch()
         return self._timeline
 
     def now_s(self) -> float:
@@ -257,7 +257,7 @@ class SimulatedEngine:
                     self.on_start(now_s)
         return self._batch
 
-    def _settled(self) -> Batch | None:
+    def _current_batch(self) -> Batch | None:
         if self._batch is not None:
             self._batch.settle(self.clock.now_s())
             self._deliver()

@@ -81,7 +81,7 @@ def temporary_for(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a file beside ``path``; it replaces the old one when the block ends, and an exception leaves the old one.
+    """Write a temporary file next to ``path``, which replaces it when the block ends. An exception leaves the old file.
 
     What a killed process left under the temporary name (`temporary_for`) is removed first. ``durable`` syncs the
     content before the replacement and the folder after it.

@@ -11,7 +11,7 @@ Guarantees:
   dropped by the next `JobFolder.replay`.
 - A job with another configuration is refused by `check_configuration`, which names the first differences.
 
-Small files beside the log are written by `fastgen.store.files.write_file`, in one step, and read by `read_object`.
+Small files next to the log are written by `fastgen.store.files.write_file`, in one step, and read by `read_object`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The counts of a run: what was asked, kept and rejected, by which rule, and the tokens that it took.
 
-A pure fold over commits, so that a live, a resumed and a read run agree. The store saves it beside the log, and readers
-bring it up to date from the log's end.
+A pure fold over commits, so that a live, a resumed and a read run agree. The store saves it next to the log, and
+readers bring it up to date from the log's end.
 """
 
 from __future__ import annotations

@@ -369,7 +369,9 @@ class LogWriter:
         self._run_id = run_id
         self._segment_bytes = segment_bytes
         self._synced = False  # what a killed process wrote may not have reached the disk
-        self._file_lock = threading.Lock()  # sync may run beside append; neither may meet a file that roll has closed
+        self._file_lock = (
+            threading.Lock()
+        )  # sync may run in parallel to append; neither may meet a file that roll has closed
         self.position = end or Position(0, 0, 0)
         self.durable: Position | None = None
         with disk_errors(directory):
@@ -407,7 +409,7 @@ class LogWriter:
     def append(self, bodies: Iterable[dict[str, Any]]) -> None:
         """Write the lines in one go. They are durable after the next `sync`.
 
-        :raises DiskError: nothing of these lines was kept.
+        :raises DiskError: none of these lines was kept.
         """
         with disk_errors(self._directory):
             self._write(bodies)
@@ -428,7 +430,7 @@ class LogWriter:
                 os.ftruncate(self._file, offset)  # take back a part that did go out
             raise
         self.position = Position(segment, offset + len(block), crc)
-        self._synced = False  # only now: a sync that runs beside this write may have come too early for it
+        self._synced = False  # only now: a sync in parallel to this write may have come too early for it
 
     @property
     def segment_full(self) -> bool:
@@ -490,7 +492,7 @@ class LogWriter:
 
 
 def _claim(directory: Path) -> int:
-    """Lock the folder of the log itself: the lock file beside it may be removed while its holder still writes.
+    """Lock the folder of the log itself: the lock file next to it may be removed while its holder still writes.
 
     :raises FolderInUse: another writer has it.
     """

@@ -97,7 +97,7 @@ def _is_linked_from(folder: Path, file: Path) -> bool:
         found = file.stat()
     except OSError:
         return False
-    if found.st_nlink < 2 or not file.is_file():  # noqa: PLR2004 - another name beside its own
+    if found.st_nlink < 2 or not file.is_file():  # noqa: PLR2004 - it has a second name
         return False
     names = (Path(parent) / name for parent, _, files in os.walk(folder) for name in files)
     return any(is_same_file(path, file) for path in names)

@@ -1,6 +1,6 @@
 """Parquet data sets as streams of row batches, through pyarrow (``pip install 'fastgen[parquet]'``).
 
-A module of its own, since importing it needs pyarrow; use `fastgen.store.tables.open_table`.
+A separate module, since importing it needs pyarrow; use `fastgen.store.tables.open_table`.
 
 Guarantees: those of `fastgen.store.tables`. Kept rows keep every column, its type and the file's metadata, and come out
 as Parquet. A line number is the row's place in the file, from 1. Written row groups hold 65,536 rows or about 64 MiB,

@@ -8,7 +8,7 @@ Guarantees:
 - Memory is bounded by one batch, whatever the size of the file.
 - Kept JSON lines come out byte for byte; only a last line without an end gets one. A row of an array comes out as one
   line: the same JSON without line breaks between its parts. What is written is not compressed.
-- The format is told by the first bytes of a file, not by its name. Blank lines and a byte order mark are skipped.
+- The format is detected from the first bytes of a file, not by its name. Blank lines and a byte order mark are skipped.
 - Batches are cut in the same places every time that the same file is read.
 - Every defect is an `InputError` of one line that names file, line and remedy.
 """

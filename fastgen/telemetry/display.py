@@ -32,7 +32,7 @@ _ASCII: Final = str.maketrans({"·": "|", "…": "...", "\u2013": "-", "“": '"
 def fitting(text: str, encoding: str | None) -> str:
     """``text`` with what the encoding does not have replaced: typographic signs by similar ones, the rest by escapes.
 
-    To be called before text is laid out, since escapes are longer than what they stand for.
+    Call it before text is laid out, since escapes are longer than the characters.
     """
     encoding = encoding or "utf-8"  # of a stream in memory, which has none
     try:
@@ -112,7 +112,7 @@ class Display:
         """Do nothing: everything is written soon."""
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
-        """Write what waits, for at most ``within_s`` seconds. May be called again."""
+        """Write the queued text, for at most ``within_s`` seconds. May be called again."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -218,7 +218,7 @@ class LogFile(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what waits, and close the file unless a write hangs."""
+        """Write the queued text, and close the file unless a write hangs."""
         self._display.close()
         if not self._display.is_stuck:
             self._file.close()

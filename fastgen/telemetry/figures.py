@@ -257,7 +257,7 @@ class Sample:
     rss_mb: float = 0.0
 
     commits_share: float = 0.0
-    """The committer had a batch in hand; made of judge, append, apply, and waiting for a thread."""
+    """A batch of answers was in work: judge, append, apply, checkpoints, and waiting for a thread."""
     judge_share: float = 0.0
     append_share: float = 0.0
     apply_share: float = 0.0
@@ -367,25 +367,25 @@ def limit_of(seen: Sample) -> tuple[Limit, str]:
     The first of these that holds is the answer, so each assumes that those above it do not hold:
 
     ============ =======================================================================================================
-    drain        the run was stopped, by its user or by ``--stop-when-yield-below``, and finishes what is on its way
+    drain        the run was stopped, by its user or by ``--stop-when-yield-below``, and finishes the requests in flight
     no server    no server is up, or no request was answered while many wait for another attempt
     ramp-up      nothing has been answered in this session yet, or it is younger than `RAMP_UP_S`
-    disk         the committer is busy more than `BUSY_SHARE` of the time, and at least `DISK_SHARE` of that with
-                 writing commits
-    filter       answers queue up before the committer (`BACKLOG` of them, while it is busy), and its thread judges with
-                 a core of its own
-    client CPU   the same, without a core of its own; or the loop's thread fills its core; or the process fills all
-                 cores; or the loop is late by `LATE_MS` on average
+    disk         batches are in work more than `BUSY_SHARE` of the time, and at least `DISK_SHARE` of that is writing
+                 commits
+    filter       `BACKLOG` answers wait to be judged, batches are always in work, and the judging thread has a core for
+                 itself
+    client CPU   the same, but the judging thread shares its core; or the loop's thread fills its core; or the process
+                 fills all cores; or the loop is late by `LATE_MS` on average
     user limit   a rate limit held requests back for `RATE_LIMITED_SHARE` of the time
     server       of the requests, `REFUSED_SHARE` were refused with 429, or slots are free because too many faults wait
     ramp-up      slots are free because the pool is smaller than the limit in flight
     yield        slots are free because the plan has nothing to ask: the target is nearly reached
-    yield        most of a step's last answers bring nothing
-    yield        novelty is below `DECAYED` of its best: more speed brings less and less
+    yield        most of a step's last answers are unusable
+    yield        novelty is below `DECAYED` of its best, so more speed brings ever fewer new instructions
     user limit   a fixed concurrency is used up and the servers have room (an empty queue, KV cache below `FULL_CACHE`),
-                 or the steering would exceed ``--max-concurrency``
+                 or the concurrency control would exceed ``--max-concurrency``
     ramp-up      the limit in flight is still growing: the servers have room
-    server       the rest: what is in flight is what the servers take
+    server       no other limit applies: the servers are full
     ============ =======================================================================================================
     """
     return next(_findings(seen))
@@ -421,11 +421,11 @@ def _client(seen: Sample) -> Iterator[tuple[Limit, str]]:
         yield Limit.DISK, f"writing commits takes {seen.append_share:.0%} of the time, with syncing {writing:.0%}"
     cpu = f"the event loop fills {seen.loop_cpu_share:.0%} of a core, fastgen {seen.process_cores:.1f} of {seen.cores}"
     if seen.queued_answers >= BACKLOG and seen.commits_share >= COMMITTING_SHARE:
-        waiting = f"{seen.queued_answers:.0f} answers wait for the committer"
+        waiting = f"{seen.queued_answers:.0f} answers wait to be judged"
         own_core = seen.judge_cpu_share >= OWN_CORE * seen.judge_share
         if own_core and seen.judge_share >= BUSY_SHARE:
             yield Limit.FILTER, f"{waiting}, judging takes {seen.judge_share:.0%} of the time"
-        yield Limit.CLIENT_CPU, f"{waiting}, which gets {seen.judge_cpu_share:.2f} of a core; {cpu}"
+        yield Limit.CLIENT_CPU, f"{waiting}, the judging thread gets {seen.judge_cpu_share:.2f} of a core; {cpu}"
     if seen.loop_cpu_share >= LOOP_FULL or seen.process_cores >= CORES_FULL * seen.cores:
         yield Limit.CLIENT_CPU, cpu
     if seen.loop_lag_mean_ms >= LATE_MS:

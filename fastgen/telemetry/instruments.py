@@ -57,7 +57,7 @@ def quantile(counts: Sequence[int], share: float) -> float:
 
 @dataclass(slots=True)
 class Instruments:
-    """The counters of one session. The committer and its thread change those of commits, the event loop the others."""
+    """The counters of one session: of commits, of the event loop and of requests."""
 
     latencies: dict[Stage, Histogram] = field(default_factory=lambda: {stage: Histogram() for stage in Stage})
     """Seconds of one attempt, from sending a request to the last byte of a good answer."""
@@ -65,7 +65,7 @@ class Instruments:
     batches: int = 0
     answers: int = 0
     busy_s: float = 0.0
-    """From a batch's arrival at the committer to its end. The following are parts of it, except for `sync_s`."""
+    """From the beginning of a batch to its end. The following are parts of it, except for `sync_s`."""
     judge_s: float = 0.0
     append_s: float = 0.0
     apply_s: float = 0.0
@@ -94,13 +94,13 @@ class Instruments:
         self.latencies[stage].observe(seconds)
 
     def begin_batch(self, answers: int) -> None:
-        """The committer begins a batch."""
+        """A batch of answers begins."""
         self._batch_began_s = time.perf_counter()
         self.batches += 1
         self.answers += answers
 
     def end_batch(self) -> None:
-        """The committer has finished a batch."""
+        """The batch is judged, logged and applied."""
         self.busy_s += time.perf_counter() - self._batch_began_s
         self._batch_began_s = 0.0
 

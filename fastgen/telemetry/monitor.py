@@ -88,7 +88,7 @@ class MetricsHub:
 
 
 class Monitor:
-    """Reads one run; see the module's docstring. Make it in the run's event loop and run its `tasks` beside the run.
+    """Reads one run; see the module's docstring. Make it in the run's event loop. Run its `tasks` during the run.
 
     ``servers`` gives the state of each server, always in the same order. ``poll`` asks each for its own figures; pass
     ``None`` if something steers the servers, whose states then hold them. ``set_by`` is the flag that fixed the
@@ -136,7 +136,7 @@ class Monitor:
         self._rates = RateMeter(_counts(now))
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """What must run beside the run, until cancelled."""
+        """The tasks that must run in parallel to the run until they are cancelled."""
         return [self._probe(), self._beat(), *([] if self._ask_pages is None else [self._poll(self._ask_pages)])]
 
     async def finish(self) -> None:

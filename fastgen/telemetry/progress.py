@@ -151,7 +151,7 @@ class Reporter(Protocol):
         """Replace nothing that is on the terminal: something else was printed there meanwhile."""
 
     def close(self) -> None:
-        """Print what waits and leave the terminal in order."""
+        """Print the queued text and leave the terminal in order."""
 
 
 class QuietReporter:

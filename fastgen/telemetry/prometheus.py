@@ -6,7 +6,7 @@ that the page cannot use up the run's open files. Labels hold no secrets: server
 Counters start anew with each session, except for those of the ledger, which continue.
 
 A page that listens on the loopback answers only requests whose Host header names this machine. A browser sends the name
-that it used for the server, which shows a page elsewhere that points a name of its own at 127.0.0.1 ("DNS rebinding").
+that it used for the server, so a site whose own name points at 127.0.0.1 is refused ("DNS rebinding").
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ _GAUGES: Final = {
     "in_flight": ("in_flight", "Completions in flight."),
     "concurrency": ("concurrency", "Limit of completions in flight."),
     "waiting_retries": ("waiting_retries", "Requests that wait for another attempt."),
-    "queued_answers": ("queued", "Answers that wait for the committer."),
+    "queued_answers": ("queued", "Answers that wait to be judged."),
     "rss_mb": ("rss_mb", "Memory in RAM, in MB."),
 }
 _WINDOW_GAUGES: Final = {

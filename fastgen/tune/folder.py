@@ -214,7 +214,7 @@ def hub_base(name: str) -> BaseModel:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
-    except Exception as error:  # noqa: BLE001 - the library and its HTTP client raise trees of their own
+    except Exception as error:  # noqa: BLE001 - the library and its HTTP client raise various errors
         kind = type(error).__name__
         raise InputError(
             f"--base-model {name}: is no folder here and could not be had from the hub ({kind}); check name and network"
@@ -225,8 +225,8 @@ def hub_base(name: str) -> BaseModel:
 
 
 _CAUTION: Final = """\
-- **A model wrote the data** (unless its source says otherwise), and nobody checked it. The tuned model learns its form,
-  and its mistakes with it; a small model that learns from itself gains format, not knowledge.
+- **A model wrote the data** (unless its source says otherwise), and it was not checked. The tuned model learns its form
+  and its mistakes. A small model that learns from itself gains format, not knowledge.
 - **Terms.** The licences of the base model and of the model that wrote the data both apply to this one.
 - **Not evaluated here.** A lower loss on held-out rows says that the model writes more like its data, not that it is
   better; `fastgen evaluate` measures that."""

@@ -108,7 +108,7 @@ class TrainingOptions:
         """The LoRA alpha, given or by default."""
         return self.lora_alpha or 2 * self.lora_rank
 
-    def meaning(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, Any]:
         """Return what decides the result, by flag; a stopped tuning resumes only with the same."""
         length = {"steps": self.steps} if self.steps is not None else {"epochs": self.epochs or DEFAULT_EPOCHS}
         adapters = {"lora_rank": self.lora_rank, "lora_alpha": self.alpha} if self.lora else {}

@@ -59,14 +59,14 @@ def tune(
     data.check()
     machine.check(training)
     check_output("--output", output, [path for path in (data.run_dir, data.data, base.folder) if path is not None])
-    meaning = _meaning(base, data, training)
+    configuration = _configuration(base, data, training)
     place = TuningFolder(output)
     with place.locked():
         if (done := place.finished()) is not None:
-            place.check_configuration(done["meaning"], meaning)
+            place.check_configuration(done["meaning"], configuration)
             place.forget_training()
             return Tuned(output, done["figures"], was_there=True)
-        prepared = _prepared(place, meaning, data, training.seed, reporter)
+        prepared = _prepared(place, configuration, data, training.seed, reporter)
 
         from fastgen.tune.training import train  # imports torch
 
@@ -80,7 +80,7 @@ def tune(
         result = {
             "fastgen": __version__,
             "base_model": base.name,
-            "meaning": meaning,
+            "meaning": configuration,
             "data": asdict(prepared),
             "figures": figures,
             "plot": has_plot,
@@ -91,7 +91,7 @@ def tune(
         return Tuned(output, figures)
 
 
-def _meaning(base: BaseModel, data: DataOptions, training: TrainingOptions) -> dict[str, Any]:
+def _configuration(base: BaseModel, data: DataOptions, training: TrainingOptions) -> dict[str, Any]:
     """Return what decides the result; a stopped tuning resumes only with the same."""
     about_run = {"include_seeds": data.include_seeds, "max_instructions": data.max_instructions}
     return {
@@ -100,21 +100,21 @@ def _meaning(base: BaseModel, data: DataOptions, training: TrainingOptions) -> d
         "format": data.format,
         **(about_run if data.run_dir is not None else {}),
         "eval_share": data.eval_share,
-        **training.meaning(),
+        **training.configuration(),
     }
 
 
 def _prepared(
-    place: TuningFolder, meaning: dict[str, Any], data: DataOptions, seed: int, reporter: Reporter
+    place: TuningFolder, configuration: dict[str, Any], data: DataOptions, seed: int, reporter: Reporter
 ) -> TuningData:
     """Return the data that was prepared when this tuning began, or prepare it now."""
     if (begun := place.begun()) is not None:
-        place.check_configuration(begun["meaning"], meaning)
+        place.check_configuration(begun["meaning"], configuration)
         return TuningData(**begun["data"])
     with disk_errors(place.path):
         place.clear()
         prepared = prepare(data, seed, place.training)
-        place.begin(meaning, asdict(prepared))
+        place.begin(configuration, asdict(prepared))
     reporter.say(f"{prepared.train_rows:,} rows to tune on and {prepared.eval_rows:,} held out, of {prepared.source}")
     return prepared
 

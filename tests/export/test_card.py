@@ -58,7 +58,7 @@ def test_a_card_counts_what_was_written_and_what_the_run_did(run: Path, tmp_path
         "| mean words of an instruction | 7.5 | 15.9 |",
         "| mean words of an input that is not empty | 2.9 | 12.7 |",
         "| mean words of an output | 2.1 | 18.9 |",
-        "4 of the instructions are seed tasks by people",
+        "4 of the instructions are seed tasks; the others are by the model",
         "60 instructions written by the model, 50.0% of them kept, 30 with at least one valid instance",
         "- too short: 30",
         "is at or above 0.6",

@@ -208,7 +208,7 @@ def test_a_sample_is_exact_though_the_run_grows_between_its_two_readings(size: i
     def read() -> Iterator[Entry]:
         scored = (ScoredInstance(0, Instance("", "x"), None),)
         for number in range(next(lengths)):
-            yield Entry(f"machine_{number}", "x", is_classification=False, instances=scored, settled=None)
+            yield Entry(f"machine_{number}", "x", is_classification=False, instances=scored, finished=None)
 
     found = [entry.id for entry in _sample(read, size, 0)]
     assert len(found) == min(size, count)

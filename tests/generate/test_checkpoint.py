@@ -72,7 +72,7 @@ class Live:
     in_flight: list[Request] = field(default_factory=list)
 
     def step(self) -> None:
-        """Ask for up to eight in flight; answer up to three; commit as the committer does."""
+        """Ask for up to eight in flight; answer up to three; commit as the loop does."""
         while len(self.in_flight) < 8 and (request := self.plan.next()) is not None:
             self.in_flight.append(request)
         self.draw.shuffle(self.in_flight)

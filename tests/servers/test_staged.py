@@ -13,7 +13,7 @@ import pytest
 from fastgen.engine.requests import Limits
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
-from fastgen.servers.router import RoomFirst, Router
+from fastgen.servers.router import RoomAwareSource, Router
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault, FaultPlan
 from fastgen.simulator.server import FaultServer
@@ -131,7 +131,7 @@ def test_only_what_there_is_room_for_is_taken_from_the_source() -> None:
         main, own = hanging(), hanging()
         async with staged([main], [own]) as backend:
             backend.set_limits([5, 2])
-            source = RoomFirst(Endless(), backend)
+            source = RoomAwareSource(Endless(), backend)
             taken = [source.next() for _ in range(9)]
             stages = [one.stage for one in taken if one is not None]
             assert stages == [Stage.INSTANCE] * 2 + [Stage.CLASSIFICATION] * 5
@@ -166,7 +166,9 @@ def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
                 return len(answered) >= 200
 
             limits = Limits(concurrency=8)
-            await SinkScheduler(RoomFirst(Endless(), backend), backend, sink, limits, jitter=random.Random(1)).run()
+            await SinkScheduler(
+                RoomAwareSource(Endless(), backend), backend, sink, limits, jitter=random.Random(1)
+            ).run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
             assert own.counters.requests == 2
 
@@ -192,7 +194,7 @@ def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> 
                 return True
 
             quick = Limits(concurrency=8, backoff_base_s=0.0005, backoff_cap_s=0.0005)
-            source, draw = RoomFirst(Endless(), backend), random.Random(1)
+            source, draw = RoomAwareSource(Endless(), backend), random.Random(1)
             scheduler = SinkScheduler(source, backend, sink, quick, jitter=draw, capacity=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
@@ -219,7 +221,7 @@ def test_a_stage_whose_server_does_not_work_holds_up_no_other(wrong: str) -> Non
                 answered.extend(answers)
                 return len(answered) >= 500
 
-            source, draw = RoomFirst(Endless(), backend), random.Random(1)
+            source, draw = RoomAwareSource(Endless(), backend), random.Random(1)
             scheduler = SinkScheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, capacity=backend)
             await scheduler.run()
             assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
@@ -239,7 +241,7 @@ def test_a_request_that_is_asked_again_takes_room_until_it_is_asked() -> None:
             assert backend.reserve(second)
             assert not backend.reserve(third)
             assert backend.reserve(request(3, Stage.INSTRUCTION))
-            RoomFirst(Endless(), backend).give_back(second)
+            RoomAwareSource(Endless(), backend).give_back(second)
             assert backend.reserve(third)
 
     run(test())
@@ -269,7 +271,7 @@ def test_with_the_stages_servers_down_its_requests_wait_and_hold_the_run_open() 
                     return request(self.taken, Stage.INSTANCE if self.taken % 10 == 0 else Stage.INSTRUCTION)
 
             quick = Limits(concurrency=8, max_attempts=5, backoff_base_s=0.002, reconnect_cap_s=0.002)
-            scheduler = SinkScheduler(RoomFirst(Mixed(), backend), backend, sink, quick, jitter=random.Random(1))
+            scheduler = SinkScheduler(RoomAwareSource(Mixed(), backend), backend, sink, quick, jitter=random.Random(1))
             await scheduler.run()
             late = [answer.result for answer in answered if answer.request.stage is Stage.INSTANCE]
             assert late

@@ -374,7 +374,7 @@ def test_a_source_and_a_fitting_batch_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_a_tuning_means_has_every_default_written_out() -> None:
-    lora, full = TrainingOptions().meaning(), TrainingOptions(lora=False, steps=7).meaning()
+    lora, full = TrainingOptions().configuration(), TrainingOptions(lora=False, steps=7).configuration()
     assert (lora["epochs"], lora["learning_rate"], lora["lora_alpha"]) == (2.0, 2e-4, 32)
     assert (full["steps"], full["learning_rate"], full["method"]) == (7, 2e-5, "full")
     assert "lora_rank" not in full

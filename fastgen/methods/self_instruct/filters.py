@@ -142,9 +142,9 @@ _FOLDS_TO_ASCII: Final = re.compile("[\u0130\u0131\u017f\u212a]")  # match i, s,
 def count_words(text: str, rules: Rules) -> int:
     """Return the number of words in ``text``.
 
-    Words are separated by whitespace. With ``word_count="any_script"``, scripts without spaces are counted
-    apart: two Han or Kana characters make a word, and so do four letters or marks of Thai, Lao, Khmer or Burmese (both
-    rounded up over the text); punctuation beside them makes none. On a text without those scripts both counts agree.
+    Words are separated by whitespace. With ``word_count="any_script"``, scripts without spaces are counted apart: two
+    Han or Kana characters make a word, and so do four letters or marks of Thai, Lao, Khmer or Burmese (both rounded up
+    over the text); punctuation next to them does not count. On a text without those scripts both counts agree.
     """
     if text.isascii() or rules.word_count == "whitespace" or not _UNSPACED_RUN.search(text):
         return len(text.split())
@@ -191,7 +191,7 @@ class _Language:
     """The requests of one language: any of the ``patterns``, unless the text also matches ``but``.
 
     A text that matches holds one of the ``hints`` (words, or beginnings of words of up to six letters), so that most
-    texts are settled without the pattern.
+    texts are decided without the pattern.
     """
 
     def __init__(self, hints: str, *patterns: str, but: re.Pattern[str] | None = None) -> None:

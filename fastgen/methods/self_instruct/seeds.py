@@ -86,7 +86,7 @@ class SeedReport:
 
 
 def default_seed_path() -> Path:
-    """Return the file of the shipped seed tasks: beside this module in a wheel, else in ``seeds/`` of the checkout.
+    """Return the file of the shipped seed tasks: next to this module in a wheel, else in ``seeds/`` of the checkout.
 
     :raises InputError: neither exists; the installation is damaged.
     """

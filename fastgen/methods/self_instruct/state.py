@@ -38,7 +38,7 @@ class State(IntEnum):
     GENERATION = 1  # not a classification task; instances to come
     CLASSIFICATION = 2  # a classification task; instances to come
     COMPLETE = 3  # has instances
-    EMPTY = 4  # settled without instances
+    EMPTY = 4  # finished without instances
 
 
 _UNSETTLED = re.compile(rb"[\x00-\x02]")
@@ -163,7 +163,7 @@ class RunState:
         self.pool = InstructionPool()
         self.complete = 0
         self.settled = 0
-        self.refused = 0  # requests in a row that the server refused for good
+        self.refused = 0  # requests in a row that the server refused permanently
         self.last_refusal = ""
         self.requests = 0  # one more than the highest committed request number
         self.failures: dict[int, int] = {}  # requests that failed permanently, by subject
@@ -214,7 +214,7 @@ class RunState:
         The filter indexes large batches in a second thread while the log is read.
         """
         texts: list[str] = []
-        with ThreadPoolExecutor(max_workers=1) as indexing:  # kernels without the GIL, beside the parsing
+        with ThreadPoolExecutor(max_workers=1) as indexing:  # kernels release the GIL, so parsing continues
             pending: Future[None] | None = None
             for commit in commits:
                 texts += self._apply(commit)
