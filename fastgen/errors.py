@@ -29,7 +29,7 @@ MAX_SECONDS: Final = 1e9  # 30 years; timers take no more
 
 
 class FastgenError(Exception):
-    """Base of all errors; ``str(error)`` is one line that names the cause and the remedy."""
+    """Base of all errors. ``str(error)`` is one line that names the cause and the remedy."""
 
     exit_code: ClassVar[int] = 1
 
@@ -71,7 +71,7 @@ class ServerError(StoppedError):
 
 
 class RequestError(FastgenError):
-    """One request failed; the scheduler handles it."""
+    """One request failed. The scheduler handles it."""
 
 
 class TransientError(RequestError):
@@ -92,11 +92,11 @@ class TransientError(RequestError):
 
 
 class RequestRejected(RequestError):
-    """The server will never accept this request; it is recorded and not retried."""
+    """The server will never accept this request. It is recorded and not retried."""
 
 
 class PromptTooLong(RequestRejected):
-    """The prompt does not fit the model's context; the plan asks again with fewer demonstrations."""
+    """The prompt does not fit the model's context. The plan asks again with fewer demonstrations."""
 
 
 def flag_name(option: str) -> str:

@@ -29,7 +29,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One input/output pair; ``input`` may be empty, ``output`` may not."""
+    """One input/output pair. ``input`` may be empty, ``output`` may not."""
 
     input: str
     output: str
@@ -48,7 +48,7 @@ class SeedTask:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message; ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One chat message. ``role`` is ``system``, ``user`` or ``assistant``."""
 
     role: str
     content: str

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code of one command line; its standard output is flushed."""
+    """Run one command line, flush standard output, and return the exit code."""
     problem: OSError | None = None
     try:
         code = _carry_out(argv)
@@ -150,7 +150,7 @@ class _Stdout(io.FileIO):
 
 
 def _flush() -> OSError | None:
-    """Write out what is still buffered for standard output; where that fails, drop it and return the error."""
+    """Flush standard output. If that fails, drop the rest and return the error."""
     if sys.stdout is None or sys.stdout.closed:
         return None
     try:
@@ -167,10 +167,10 @@ def _flush() -> OSError | None:
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """After the flags, fill in what they leave open.
+    """Fill in the options that the flags do not set.
 
     For ``generate`` from ``--config``, then the run folder, then the preset; for ``refilter`` from the preset, if one
-    is given, then the run folder. Each source fills only what is still open.
+    is given, then the run folder. Each source fills only options that are not set yet.
     """
 
     def fill_from(values: Mapping[str, Any], source: str) -> None:
@@ -206,7 +206,7 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 
 def saved_options(run_dir: Path) -> dict[str, Any]:
-    """The options that the run folder remembers; none without a run. Rules that came after the run was begun are off.
+    """The options saved in the run folder, if there is a run. Rules that are newer than the run are off.
 
     :raises InputError: the folder is not a run's or cannot be read.
     """

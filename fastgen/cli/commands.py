@@ -386,7 +386,7 @@ def _compare(
     *,
     quiet: bool,
 ) -> str | None:
-    """The comparison as text; ``None`` when the user stopped the judge's session."""
+    """The comparison as text, or ``None`` when the user stopped the judge's session."""
     from fastgen.evaluate.results import compare, read_results, write_comparison
     from fastgen.evaluate.user_comparison import compare_user_oriented
     from fastgen.store.output import check_output
@@ -544,7 +544,7 @@ _UNSENDABLE = "the key holds characters that no HTTP header can carry; copy it a
 
 
 def api_key(name: str | None, path: Path | None, flag: str = "--api-key") -> str | None:
-    """The key that ``FLAG-env NAME`` or ``FLAG-file PATH`` leads to; ``None`` if neither is given.
+    """The key that ``FLAG-env NAME`` or ``FLAG-file PATH`` leads to, or ``None`` if neither is given.
 
     :raises InputError: both are given, or there is no key.
     """

@@ -339,7 +339,7 @@ class Journal(JobFolder):
             raise
 
     def _is_begun(self, job: dict[str, Any], *, start_anew: bool) -> bool:
-        """Whether this job was begun here; an unreadable beginning counts as none."""
+        """Whether this job was begun here. An unreadable beginning counts as none."""
         try:
             before = read_object(self.path / "job.json") or {}
             if before.pop("format") > _JOURNAL_FORMAT:
@@ -362,7 +362,7 @@ class Journal(JobFolder):
         write_file(self.path / "job.json", self._job)
 
     def decisions(self) -> Iterator[dict[str, Any]]:
-        """Everything appended so far; afterwards the journal is ready to append.
+        """Everything appended so far. After that the log is ready to append.
 
         :raises DamagedLogError: the log is damaged other than at its torn end.
         """
@@ -396,7 +396,7 @@ class Journal(JobFolder):
             self.path.rmdir()
 
     def _clear(self) -> None:
-        """Remove all but the lock; the log first, so that what is left is never taken for a whole journal."""
+        """Remove all but the lock. The log goes first, so that the rest is never read as a whole one."""
         with disk_errors(self.path):
             self.clear_log()
             for name in ("job.json", "done.json"):
@@ -404,7 +404,7 @@ class Journal(JobFolder):
 
 
 class Outputs:
-    """The two files that are written: ``NAME.partial`` until both are whole; ``journal_path`` is ``KEPT.dedup``.
+    """The two files that are written: ``NAME.partial`` until both are whole. ``journal_path`` is ``KEPT.dedup``.
 
     With ``overwrite``, existing files of these names are replaced, at the very end.
     """

@@ -21,7 +21,7 @@ class ServerState:
     """One server as this client sees it. Counters begin with the client; times are of ``time.monotonic``.
 
     ``url`` carries no credentials. ``in_flight``, ``completed`` and ``failed`` count requests (a cancelled one is
-    neither); ``sequences`` counts the completions that the requests in flight ask for, ``completions`` those received,
+    neither). ``sequences`` counts the completions that the requests in flight ask for, ``completions`` those received,
     ``refused`` those that met 429, 503 or their timeout. ``generated_tokens`` is what the server stated for good
     answers. ``last_answer_s`` is the time of the last HTTP answer.
 
@@ -55,9 +55,9 @@ class BackendStatistics:
 class Backend(Protocol):
     """Turns requests into completions.
 
-    Any number of calls may run at the same time, in one event loop; they finish in any order. A backend never retries
+    Any number of calls may run at the same time, in one event loop. They finish in any order. A backend never retries
     by itself: one call is at most one request for completions. Cancelling a call closes its connection, which frees
-    the sequence on the server. `close` may be called once, when no call is running; nothing may be called after it.
+    the sequence on the server. `close` may be called once, when no call is running. Nothing may be called after it.
     """
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
@@ -88,7 +88,7 @@ class ServerMetrics:
     """A vLLM server's own gauges, and its counters since its start, summed over its engines.
 
     ``running`` and ``waiting`` count sequences. ``kv_cache_usage`` (0..1) is that of the fullest engine, since the
-    fullest one preempts first. Prefix queries and hits, prompt and generated figures are tokens; ``preemptions`` are
+    fullest one preempts first. Prefix queries and hits, prompt and generated figures are tokens. ``preemptions`` are
     events. A figure that is missing, negative, infinite or not a number is 0. Larger ones are cut to `MAX_SEQUENCES`,
     `MAX_COUNT` and 1, so that every figure is safe to calculate with.
     """
@@ -112,7 +112,7 @@ _LINE = re.compile(
 
 
 def parse_metrics(page: bytes) -> ServerMetrics | None:
-    """Return the figures of a ``/metrics`` page; ``None`` if it is not vLLM's (no ``vllm:num_requests_running``).
+    """Return the figures of a ``/metrics`` page, or ``None`` if it is not vLLM's (no ``vllm:num_requests_running``).
 
     The format is Prometheus's text exposition 0.0.4. The names are vLLM's, including the older ``gpu_`` ones. Of the
     thousand lines of a page only the dozen that steer or explain a run are read.

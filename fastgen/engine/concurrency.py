@@ -96,7 +96,7 @@ class Signals:
         self.lifetime_s = min(max(lifetime_s, _MIN_LIFETIME_S), _MAX_LIFETIME_S)
 
     def refused_share(self, seen: ServerState) -> float:
-        """The share of the completions that ended lately which was refused; 0 while too few were to mean anything."""
+        """The share of the recent completions that were refused. 0 while there are too few of them."""
         since = self._refused_from
         if since is None or seen.at_s - since.at_s > max(_MIN_WINDOW_S, self.lifetime_s):
             self._refused_from = seen
@@ -141,11 +141,11 @@ NEARLY_FULL: Final = 0.95  # of the KV cache: more sequences would only push oth
 class QueueLaw:
     """A full batch with a short queue. ``limit`` is in completions, at least 1, and may be lowered from outside.
 
-    A closed loop with limit ``L`` keeps ``L`` completions in flight; they run, wait in the server's queue, or are on
+    A closed loop with limit ``L`` keeps ``L`` completions in flight. They run, wait in the server's queue, or are on
     their way: ``L = running + waiting + unseen``. How much the server can run at once (max_num_seqs, or what its KV
-    cache holds) is not known and changes with the work; it shows by ``waiting > 0``. So the law steers ``waiting``, as
-    TCP Vegas steers the packets that a path queues (Brakmo & Peterson, "TCP Vegas: End to End Congestion Avoidance on
-    a Global Internet", IEEE JSAC 13(8), 1995), with a queue that is read instead of inferred from delays::
+    cache holds) is not known and changes with the work. It shows by ``waiting > 0``. So the law controls ``waiting``,
+    as TCP Vegas controls the packets that a path queues (Brakmo & Peterson, "TCP Vegas: End to End Congestion Avoidance
+    on a Global Internet", IEEE JSAC 13(8), 1995), with a queue that is read instead of inferred from delays::
 
         target = max(1, TARGET * running)          band = [LOW * target, HIGH * target]
 
@@ -204,7 +204,7 @@ class QueueLaw:
             self._grow(seen, server)
 
     def lower(self, limit: float) -> None:
-        """Set a lower limit from outside; growth from there is calm."""
+        """Set a lower limit from outside. Growth from there is slow."""
         self.limit, self._step, self._starved_in_a_row = limit, CALM_STEP, 0
         self._draining = math.inf
 
@@ -270,7 +270,7 @@ class _Phase(Enum):
 
 
 class GradientLaw:
-    """As much as still brings throughput. ``limit`` is in completions, at least 1, and may be lowered from outside.
+    """The limit up to which throughput rises. ``limit`` is in completions, at least 1, and may be lowered from outside.
 
     In a closed loop throughput follows ``limit / latency`` (Little's law) and rises with the limit until the server is
     full; beyond, only latency rises. A continuous-batching server's latency rises well before that, because larger
@@ -311,7 +311,7 @@ class GradientLaw:
             self.reason = Reason.MEASURING
 
     def lower(self, limit: float) -> None:
-        """Set a lower limit from outside; the law starts anew from there."""
+        """Set a lower limit from outside. The law starts anew from there."""
         self.limit, self._phase, self._rounds, self._before = limit, _Phase.START, 0, None
         self._begin_round()
 
@@ -382,9 +382,9 @@ _NEAR_TURNS: Final = 3.0  # by then it is almost twice the level at which it was
 
 
 class Ceiling:
-    """The highest limit allowed now; infinite until it is first hit.
+    """The highest limit allowed now. It is infinite until it is first hit.
 
-    Its time is measured in lifetimes of a request, since a change shows only after the requests from before it ended.
+    Its time is measured in durations of a request, since a change shows only after earlier requests ended.
     """
 
     def __init__(self) -> None:
@@ -424,15 +424,15 @@ _SLOWLY_S, _QUICKLY_S = 0.5, 0.25
 
 
 class ConcurrencyController:
-    """Steers one server between 1 and ``maximum`` completions in flight, from ``initial`` on.
+    """Controls one server between 1 and ``maximum`` completions in flight, from ``initial`` on.
 
     - With the server's own figures it follows `QueueLaw`.
-    - Without them, or where hardly anything of what is in flight ever shows there (all the time goes to the network or
-      to the server's front end), it follows `GradientLaw`.
+    - Without them, or if they show almost none of the requests in flight (the time goes to the network or to the
+      server's front end), it follows `GradientLaw`.
     - Preemption thrash and refusals (429, 503) set a `Ceiling` over either. Throughput says nothing about refusals, so
-      under a recent ceiling the gradient law rests and the limit follows the ceiling's curve.
+      under a recent ceiling the gradient law pauses and the limit follows the ceiling's curve.
     - A server that is taken out keeps half of the limit at which it was last full, and returns with that, growing as
-      from cold: it may have been restarted, or replaced by a smaller one.
+      at the start: it may have been restarted, or replaced by a smaller one.
     - Figures that are missing for a while hold the limit; after `BLIND_S` the gradient law takes over.
     """
 
@@ -458,7 +458,7 @@ class ConcurrencyController:
 
     @property
     def pause_s(self) -> float:
-        """Seconds until the next observation; fewer while the limit moves."""
+        """Seconds until the next observation. Fewer while the limit moves."""
         return _SLOWLY_S if self.reason in (Reason.FULL, Reason.OWN_WORK, Reason.AT_MAXIMUM) else _QUICKLY_S
 
     def observe(self, seen: ServerState) -> int:
@@ -525,7 +525,7 @@ class ConcurrencyController:
         return self._gradient
 
     def _is_too_much(self, seen: ServerState) -> bool:
-        """Whether the server has just shown that it cannot hold so much; then the ceiling is set."""
+        """Whether the server has just shown that it cannot hold this many. If so, the ceiling is set."""
         signals = self._signals
         if self._ceiling.is_fresh(seen.at_s):
             signals.restart_thrash_window()
@@ -567,7 +567,7 @@ class MetricsPage(Protocol):
     """Where one server's own figures come from."""
 
     async def metrics(self) -> ServerMetrics | None:
-        """The figures now; ``None`` if there are none."""
+        """The figures now, or ``None`` if there are none."""
 
 
 class SteeredBackend(Protocol):
@@ -651,7 +651,7 @@ class Governor:
         return total
 
     def _share(self, number: int, seen: ServerState) -> int:
-        """A server's part of the total; its excess only where another takes the slots that become free."""
+        """A server's part of the total. Its excess counts only if another server takes the slots that become free."""
         if not seen.healthy:
             return seen.sequences
         return self.controllers[number].limit + (int(self._excess[number]) if len(self.controllers) > 1 else 0)

@@ -27,7 +27,7 @@ THINKING_OFF: Final = """'{"chat_template_kwargs": {"enable_thinking": false}}'"
 
 
 class Raw(NamedTuple):
-    """An answer as it came; ``tokens`` is 0 where the server states none."""
+    """An answer as received. ``tokens`` is 0 if the server states none."""
 
     text: str
     finish_reason: str | None
@@ -83,7 +83,7 @@ class Step:
 
 
 class StepHealth:
-    """The last answers of one step; give it every answer, in order, through `see`."""
+    """The last answers of one step. Give it every answer, in order, through `see`."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -95,7 +95,7 @@ class StepHealth:
         self._warned = False
 
     def see(self, kind: AnswerKind, raw: Raw) -> None:
-        """Take in one answer; ``raw`` is shown in messages unless it could be read."""
+        """Count one answer. ``raw`` is shown in messages unless it could be read."""
         self._seen += 1
         self._last.append(kind)
         if kind is AnswerKind.READ:
@@ -110,9 +110,9 @@ class StepHealth:
         return kind is not AnswerKind.READ and not (unread_only and kind is AnswerKind.REJECTED)
 
     def warning(self, *, at_the_end: bool = False) -> str | None:
-        """One line on a step most of whose last answers bring nothing; ``None`` otherwise, and after the first time.
+        """One line about a step most of whose last answers are unusable. ``None`` otherwise, and after the first time.
 
-        ``at_the_end`` of a session any number of answers is enough, if all of them brought nothing.
+        ``at_the_end`` of a session any number of answers is enough, if all of them are unusable.
         """
         if self._warned or not self._fruitless_row:  # the last answer was good
             return None
@@ -125,12 +125,12 @@ class StepHealth:
         return f"warning: {self._message(count)}"
 
     def trouble(self) -> str:
-        """One clause on a step most of whose last answers bring nothing; empty of a healthy one."""
+        """One clause about a step most of whose last answers are unusable. Empty for a healthy step."""
         count = self._troubled()
         return self._share(count) if count else ""
 
     def verdict(self) -> str | None:
-        """One line on a step that has brought nothing for so long that it must stop; ``None`` while it may continue."""
+        """One line about a step that must stop, or ``None`` while it may continue."""
         rows = ((self._fruitless_row, self.step.limit), (self._unread_row, self.step.unread_limit))
         for row, limit in rows:
             if row >= limit:
@@ -138,7 +138,7 @@ class StepHealth:
         return None
 
     def _troubled(self) -> int:
-        """How many of the last answers show that the step brings little; 0 of a healthy one."""
+        """How many of the last answers show that the step is unhealthy. 0 for a healthy step."""
         only = self.step.rejects_are_normal
         row = self._unread_row if only else self._fruitless_row
         if self._seen == row >= FIRST:

@@ -20,7 +20,7 @@ _CHARACTERS_PER_TOKEN: Final = 4.0  # of English; the first answers correct it
 
 
 class Bucket:
-    """Fills evenly with ``per_minute``. A charge may overdraw it; nothing begins until it is positive again."""
+    """Fills evenly with ``per_minute``. A charge may overdraw it. Nothing begins until it is positive again."""
 
     def __init__(self, per_minute: float) -> None:
         self._depth = max(1.0, per_minute / 60.0 * BURST_S)
@@ -47,7 +47,7 @@ class Bucket:
 
 
 class RateLimits:
-    """Both limits of a run; ``None`` means no such limit."""
+    """Both limits of a run. ``None`` means no such limit."""
 
     def __init__(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
         self._requests = Bucket(requests_per_minute) if requests_per_minute is not None else None

@@ -72,7 +72,7 @@ class Source(Protocol):
     """Where requests come from. All methods are quick and synchronous."""
 
     def next(self) -> Request | None:
-        """The next request; ``None`` while only outstanding answers can create more."""
+        """The next request, or ``None`` while only outstanding answers can create more."""
 
     def give_back(self, request: Request) -> None:
         """A request taken from `next` will not be answered."""
@@ -278,7 +278,7 @@ class _Attempts:
 class Retries:
     """The requests that are to be asked again.
 
-    ``outage`` tells which attempts count; ``ready`` is called when a request's pause is over.
+    ``outage`` tells which attempts count. ``ready`` is called when a request's pause is over.
     """
 
     def __init__(self, limits: Limits, outage: OutageWatch, jitter: random.Random, ready: Callable[[], None]) -> None:
@@ -362,7 +362,7 @@ class Retries:
 
 
 class OutageWatch:
-    """Sees every answer and every fault; nothing but faults for ``timeout_s`` is an outage.
+    """Sees every answer and every fault. Nothing but faults for ``timeout_s`` is an outage.
 
     Every method is given the time, in seconds of any one monotonic clock.
     """
@@ -402,7 +402,7 @@ class OutageWatch:
             )
 
     def blames_request(self, error: TransientError, last_attempt_s: float, now_s: float) -> bool:
-        """Whether servers work, so that the attempt counts; ``last_attempt_s`` is when the one before it began."""
+        """Whether servers work, so that the attempt counts. ``last_attempt_s`` is when the one before it began."""
         if error.kind == "all_down":  # no server was asked; those of other stages may well answer meanwhile
             return False
         if error.reached_server:

@@ -31,10 +31,10 @@ from fastgen.types import Answer, Request, Stage
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
-    """A snapshot; counts are since the start.
+    """The state at one moment. Counts are since the start.
 
     ``in_flight`` are completions asked for and not yet handed over, ``concurrency`` how many may be. ``rate_limit`` is
-    the flag of the rate limit that holds requests back now, ``None`` while none does; ``rate_limited_s`` is how many
+    the flag of the rate limit that holds requests back now, ``None`` while none does. ``rate_limited_s`` is how many
     seconds they were held back so far. ``asked_for_nothing``: the source had no work when it was last asked.
     """
 
@@ -49,7 +49,7 @@ class SchedulerStatistics:
 
 
 class Scheduler:
-    """Runs one source against one backend; see the module's docstring. Use once.
+    """Runs one source against one backend. See the module's docstring. Use once.
 
     ``jitter`` draws the pauses before other attempts. Without ``capacity`` every retry may begin when a slot is free.
     ``observe`` gets the stage of every good answer and the seconds that its attempt took.
@@ -176,7 +176,7 @@ class Scheduler:
         return request
 
     async def _worker(self, request: Request | None) -> None:
-        """Execute a request, then pull the next; ends when there is none."""
+        """Execute a request, then take the next, until there is none."""
         while request is not None:
             try:
                 await self._executor.execute(request)

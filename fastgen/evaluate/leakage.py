@@ -50,7 +50,7 @@ TrainingRow = tuple[str, Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The best ROUGE-L F1 (0..1) and the first text that has it; ``None`` if no text shares a word."""
+    """The best ROUGE-L F1 (0..1) and the first text that has it, or ``None`` if no text shares a word."""
 
     rouge_l: float = 0.0
     text: str | None = None
@@ -88,7 +88,7 @@ class Leakage:
 
     @property
     def mean_seed_rouge_l(self) -> float | None:
-        """The same to the nearest seed task; ``None`` if the seeds are not known."""
+        """The same to the nearest seed task, or ``None`` if the seeds are not known."""
         return fmean(nearest.rouge_l for nearest in self.nearest_seed) if self.nearest_seed else None
 
     @property

@@ -58,7 +58,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The content of a folder; ``about`` is the model and the settings (model, benchmark, data, max_tokens ...)."""
+    """The content of a folder. ``about`` is the model and the settings (model, benchmark, data, max_tokens ...)."""
 
     about: Mapping[str, Any]
     predictions: Sequence[Prediction]

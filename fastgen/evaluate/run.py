@@ -83,7 +83,7 @@ def evaluate_model(
     cache_dir: Path,
     api_key: str | None,
 ) -> str | None:
-    """Ask the model, write the results and return their table; ``None`` if the user stopped it.
+    """Ask the model, write the results and return their table, or ``None`` if the user stopped it.
 
     :raises InputError: bad data or options, or a folder with answers of another model or to other questions.
     :raises StoppedError: the server is gone; the same call resumes.
@@ -134,7 +134,7 @@ def evaluate_model(
 
 
 def build_prompt(case: Case, api: Api, kept: float = 1.0) -> Prompt:
-    """The prompt of one instance; ``kept`` is the share (0..1) of its input's characters to keep, from the start.
+    """The prompt of one instance. ``kept`` is the share (0..1) of its input's characters to keep, from the start.
 
     The benchmark's own baselines also cut the end of the input and never the definition.
     """
@@ -321,7 +321,7 @@ def ask_all(
 
 
 def _known_model(folder: Path, named: str | None) -> str | None:
-    """The model whose answers the folder holds; ``None`` if it holds none.
+    """The model whose answers the folder holds, or ``None`` if it holds none.
 
     :raises InputError: it is not the model that was named.
     """

@@ -47,7 +47,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An instance with its task; ``number`` is its place in the whole benchmark, from 0."""
+    """An instance with its task. ``number`` is its place in the whole benchmark, from 0."""
 
     number: int
     task: EvaluationTask

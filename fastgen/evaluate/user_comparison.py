@@ -76,7 +76,9 @@ def compare_user_oriented(
     cache_dir: Path,
     api_key: str | None,
 ) -> str | None:
-    """Write the sheets, ask the judge if there is one, and describe the result; ``None`` if the user stopped it.
+    """Write the sheets, ask the judge if there is one, and describe the result.
+
+    Returns ``None`` if the user stopped it.
 
     ``server_timeout``: seconds to wait until the judge's server answers.
 

@@ -21,10 +21,10 @@ _MACHINE = 1 << 63
 
 
 class InstanceScores(Protocol):
-    """What a judge gave the instances of a run; must not change while it is read."""
+    """The scores that a judge gave the instances of a run. They must not change while they are read."""
 
     def score(self, number: int, index: int) -> float | None:
-        """The score of instance ``index`` (from 0) of machine instruction ``number``; ``None`` where there is none."""
+        """The score of instance ``index`` (from 0) of machine instruction ``number``, or ``None``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ScoredInstance:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One instruction to write; ``finished`` is what a run knows of it, ``None`` for a seed task."""
+    """One instruction to write. ``finished`` is what a run knows of it, ``None`` for a seed task."""
 
     id: str
     instruction: str
@@ -106,7 +106,7 @@ def _sample(read: Callable[[], Iterator[Entry]], size: int, seed: int) -> Iterat
 
 
 def _rank(entry: Entry, seed: int) -> int:
-    """64 bits; every seed task is before every machine instruction."""
+    """64 bits. Every seed task comes before every machine instruction."""
     return draw(seed, "sample", entry.id) >> 1 | (0 if entry.finished is None else _MACHINE)
 
 

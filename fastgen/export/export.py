@@ -60,9 +60,9 @@ def export(
 ) -> Exported:
     """Write the run to the file ``output`` (``-`` is standard output), or into it as a folder for splits and a card.
 
-    A file that is there is replaced only where ``choice`` says so, and only when the new one is whole. Rows are in the
-    order of settling, so a later export of the same run begins with the same rows; only ``prompt-completion`` is
-    shuffled. ``scores`` are a judge's, if there are any.
+    An existing file is replaced only if ``choice`` says so, and only when the new one is whole. Rows are in the order
+    in which the instructions were finished, so a later export of the same run begins with the same rows; only
+    ``prompt-completion`` is shuffled. ``scores`` are a judge's, if there are any.
 
     :raises InputError: no run there, a damaged one, no such place, nothing to write, or options that do not fit.
     :raises DiskError: the output cannot be written.
@@ -98,7 +98,7 @@ def export(
 
 
 class _Job:
-    """An export of a run; ``figures`` count what was written."""
+    """An export of a run. ``figures`` count what was written."""
 
     def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
         self.figures = Figures()
@@ -109,7 +109,7 @@ class _Job:
         self._scores = scores
 
     def write_file(self, output: Path) -> dict[str, int]:
-        """Write one file; returns the number of rows."""
+        """Write one file and return the number of rows."""
         if self._form == "parquet" and str(output) == "-":
             raise InputError("--output -: Parquet is not written in one go; name a file")
         with (
@@ -124,7 +124,7 @@ class _Job:
         return rows
 
     def write_files(self, files: Mapping[str, str], scratch: Path) -> dict[str, int]:
-        """Write a file for each split into the folder; returns the number of rows of each."""
+        """Write a file for each split into the folder and return the number of rows of each."""
         with ExitStack() as stack:
             writers: dict[str, RowWriter] = {}
             for split, name in files.items():
@@ -141,7 +141,7 @@ class _Job:
         return make(sink, scratch, self._choice.seed)
 
     def _split_rows(self) -> Iterator[tuple[str, Row]]:
-        """All rows, each with its split; the figures are counted on the way."""
+        """All rows, each with its split. The figures are counted in passing."""
         run, choice, spec = self._run, self._choice, self._spec
         if spec is None:
             commits = run.folder.whole_commits()

@@ -46,7 +46,7 @@ def connect(repo: str, endpoint: str | None = None) -> HfApi:
 
 
 def upload(api: HfApi, repo: str, folder: Path, names: Sequence[str], *, private: bool) -> str:
-    """Upload these files of the folder in one commit; the data set is made if it is not there. Returns its address.
+    """Upload these files of the folder in one commit. A missing data set is created. Returns its address.
 
     :raises InputError: the hub or the network refuses; the folder is whole all the same, and the message says so.
     """

@@ -49,7 +49,7 @@ _OUTPUT: Final = "Output:"
 
 @dataclass(frozen=True, slots=True)
 class TrainingText:
-    """What the model reads and what it learns to write; only the completion counts for the loss."""
+    """What the model reads and what it learns to write. Only the completion counts for the loss."""
 
     prompt: str
     completion: str
@@ -73,8 +73,8 @@ def plain_input(text: str, style: Style = "lenient") -> str:
     """The input without the name of its only field and with blank lines halved; other inputs keep their names.
 
     ``paper`` takes any one distinct word before a colon for the name and drops the text up to the first colon, so
-    ``Meet me at 12:30`` becomes ``30``. ``lenient`` asks for a name that opens the input, begins with no digit and is
-    followed by a space or a line break.
+    ``Meet me at 12:30`` becomes ``30``. For ``lenient`` the name must open the input, must not begin with a digit, and
+    must be followed by a space or a line break.
     """
     if len(set(_FIELD_NAME.findall(text))) == 1 and (style == "paper" or _OPENING_NAME.match(text.lstrip())):
         text = text.partition(":")[2]

@@ -222,7 +222,7 @@ class Shuffle:
         return finer
 
     def close(self) -> None:
-        """Close what is open; the folder is the caller's to remove."""
+        """Close what is open. The caller removes the folder."""
         with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffers
             for file in self._files.values():
                 file.close()

@@ -102,11 +102,11 @@ class Auditor:
         self._found: list[Disagreement] = []
 
     def learn(self, texts: Sequence[str]) -> None:
-        """Add kept instructions that an earlier session decided; they are not checked."""
+        """Add kept instructions that an earlier session decided. They are not checked."""
         self._scan.add(texts)
 
     def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
-        """Follow one commit; returns the disagreements in it."""
+        """Check one commit and return the disagreements in it."""
         found = []
         for text, kept in _decisions(commit, rules):
             if self._drawn.random() < self._rate and (one := self._check(text, kept=kept)) is not None:
@@ -240,7 +240,7 @@ class BackgroundAudit:
         self._queue.put(commit)
 
     def finish(self) -> Audit | None:
-        """Wait until everything handed over is checked; return what was found, ``None`` if the audit ended early."""
+        """Wait until all commits are checked. Returns the result, or ``None`` if the audit ended early."""
         self._queue.put(None)
         self._thread.join()
         return None if self._ended.is_set() else self._auditor.result()
@@ -261,7 +261,7 @@ class BackgroundAudit:
 def audit_of(
     state: RunState, rules: Rules, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
 ) -> BackgroundAudit:
-    """An audit of a run from ``state`` on; it checks a share ``rate`` (above 0, at most 1) of the decisions."""
+    """An audit of a run from ``state`` on. It checks a share ``rate`` (above 0, at most 1) of the decisions."""
     pool = state.pool
     auditor = Auditor(similarity, state.seeds, rate=rate, seed=len(pool))
     auditor.learn([pool.text(number) for number in range(len(pool))])

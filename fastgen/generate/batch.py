@@ -125,7 +125,7 @@ def read_replies(folder: Path) -> Iterator[Reply]:
 
 
 def read_configuration(folder: Path) -> dict[str, Any] | None:
-    """What was asked and of which model; ``None`` where nothing was asked yet."""
+    """What was asked and of which model, or ``None`` where nothing was asked yet."""
     first = next(_lines(folder), None)
     return None if first is None else dict(first.get("meaning", {}))
 
@@ -155,7 +155,7 @@ def _decode(body: dict[str, Any]) -> Reply:
 
 
 class BatchSession:
-    """One session: asks all unanswered questions, as fast as the servers take them. It is the scheduler's `Source`.
+    """One session, which asks all unanswered questions as fast as the servers allow. It is the scheduler's `Source`.
 
     :param observe: called with every batch of replies once it is logged. :param shorten: returns the next shorter
         prompt of a question (by number) whose prompt was too long, or ``None``. :param again: called with every logged
@@ -182,7 +182,7 @@ class BatchSession:
         self.scheduler = Scheduler(self, backend, limits, jitter=random.Random(), rates=rates)
 
     def stop(self) -> None:
-        """Ask nothing more; `run` returns when the answers in flight are logged. ``observe`` may call it."""
+        """Begin no more requests. `run` returns when the answers in flight are logged. ``observe`` may call it."""
         self.scheduler.stop()
 
     async def run(self) -> None:
@@ -241,7 +241,7 @@ class Job:
 
     ``configuration`` says what is asked and of which model. ``questions`` returns those still to ask, given the numbers
     that have an answer. ``expected`` is about how many answers there will be in the end. ``is_unreadable`` marks
-    answers that count for nothing; it is called for every answer. ``step`` names the questions and what helps where
+    answers that count for nothing. It is called for every answer. ``step`` names the questions and what helps where
     answers are unreadable. ``shorten`` and ``again`` are as in `BatchSession`.
     """
 
@@ -288,7 +288,7 @@ class AskProgress:
 
 
 class AskMeter:
-    """Counts replies. ``answered`` were there before; ``expected`` is about how many there will be in the end."""
+    """Counts replies. ``answered`` were there before. ``expected`` is about how many there will be in the end."""
 
     def __init__(self, answered: int, expected: int, is_unreadable: Callable[[Reply], bool]) -> None:
         self._began_s = time.monotonic()
@@ -343,7 +343,7 @@ def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporte
 
 
 def is_answered(job: Job) -> bool:
-    """Whether nothing is left to ask; false where nothing was asked before. Needs no server.
+    """Whether nothing is left to ask. False if nothing was asked before. Needs no server.
 
     :raises InputError: the folder has answers to other questions, or another process writes there.
     """

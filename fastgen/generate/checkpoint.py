@@ -75,7 +75,7 @@ _EARLIER_NAME = "snapshot.bin"  # a checkpoint of an earlier version, which is n
 
 
 class CheckpointUnusable(Exception):
-    """The checkpoint is damaged or of something else; ``str`` says which."""
+    """The checkpoint is damaged or of something else. ``str`` says which."""
 
 
 class Abandoned(Exception):
@@ -101,7 +101,7 @@ class Checkpoint(NamedTuple):
         return sum(_aligned(values.nbytes) for values in self.arrays.values())
 
     def copy_into(self, memory: NDArray[Any]) -> Checkpoint | None:
-        """Copy the arrays into ``memory`` (bytes); ``None`` if they do not fit. Releases the GIL."""
+        """Copy the arrays into ``memory`` (bytes). Returns ``None`` if they do not fit. Releases the GIL."""
         if self.size > len(memory):
             return None
         arrays, offset = {}, 0
@@ -163,7 +163,7 @@ def capture(run: RunState, store: Store, *, with_index: bool = True) -> Checkpoi
 def write_checkpoint(
     store: Store, checkpoint: Checkpoint, closed: list[Digest], *, is_abandoned: Callable[[], bool] = lambda: False
 ) -> int:
-    """Replace the run's checkpoint; returns its size in bytes. ``closed`` keeps the digests of closed segments.
+    """Replace the run's checkpoint and return its size in bytes. ``closed`` keeps the digests of closed segments.
 
     :raises OSError, DiskError, DamagedLogError, Abandoned: the file was not changed.
     """
@@ -300,7 +300,7 @@ def _damage_named() -> Iterator[None]:
 
 
 def load_checkpoint(store: Store, plan: Plan) -> CheckpointEnd | None:
-    """Bring a fresh plan and store to the log's end; returns how far the checkpoint reached, if one was used.
+    """Bring a fresh plan and store to the log's end. Returns how far the checkpoint reached, if one was used.
 
     :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
     """
@@ -401,7 +401,7 @@ def _load_index(file: CheckpointFile, run: RunState, entries: int) -> CandidateI
 
 
 class Checkpointer:
-    """Call it after every batch, when everything appended is applied; `finish` at the end. A context manager.
+    """Call it after every batch, when everything appended is applied, and `finish` at the end. A context manager.
 
     ``judge`` is the thread that decides, ``last`` the end of the newest checkpoint.
     """
@@ -442,7 +442,7 @@ class Checkpointer:
         self._thread.shutdown(wait=True)
 
     async def __call__(self) -> None:
-        """Save, if it is time; returns when the state may change again."""
+        """Save if it is time. Returns when the state may change again."""
         if self._writing is not None and not self._writing.done():
             return
         if self._making is None:
@@ -454,7 +454,7 @@ class Checkpointer:
             await self._copy(making)
 
     async def finish(self) -> None:
-        """Save the last state, without a copy; when cancelled, abandon that."""
+        """Save the last state, without a copy. When cancelled, abandon it."""
         self._making = None
         if len(self._run.pool) < self._least_growth or not self._store.is_counted:
             return
@@ -486,7 +486,7 @@ class Checkpointer:
             self._writing = self._thread.submit(self._write, checkpoint)
 
     def _copy_now(self, memory: NDArray[Any]) -> Checkpoint | None:
-        """In the judge's thread: a consistent copy, or none if it did not fit; more memory is made then."""
+        """In the judging thread: make a consistent copy. If it does not fit, get more memory and return none."""
         if not self._store.is_counted:
             return None
         checkpoint = capture(self._run, self._store)

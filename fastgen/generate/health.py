@@ -98,5 +98,5 @@ class RunHealth:
             self._begin_nothing_new(self._over)
 
     def trouble(self) -> str:
-        """The problem of the first unhealthy step; empty if all are healthy."""
+        """The problem of the first unhealthy step. Empty if all are healthy."""
         return next(filter(None, (health.trouble() for health in self._steps.values())), "")

@@ -63,7 +63,7 @@ def fingerprint(texts: Sequence[str]) -> str:
 
 
 def filter_of_forbidden(texts: Sequence[str], similarity: SimilarityOptions) -> NoveltyFilter | None:
-    """An exact filter over the texts, by the run's own rule; ``None`` for no texts."""
+    """An exact filter over the texts, by the run's own rule, or ``None`` for no texts."""
     if not texts:
         return None
     from fastgen.similarity.novelty import NoveltyFilter
@@ -181,7 +181,7 @@ def _shown(bands: Bands) -> str:
 
 
 async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
-    """Load the filter's kernels while the first requests are sent; the first commits wait for them.
+    """Load the filter's kernels while the first requests are sent. The first commits wait for them.
 
     The thread is a daemon, so a run that is stopped does not wait for a compiler.
     """
@@ -216,9 +216,9 @@ async def _prepare(novelty: NoveltyFilter, say: Callable[[str], None]) -> None:
 
 
 def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict[str, str] | None:
-    """The models of a run that has begun, as known without a server; ``None`` for a new run.
+    """The models of a run that has begun, as known without a server, or ``None`` for a new run.
 
-    :raises InputError: something else would change what the run means.
+    :raises InputError: something else would change the configuration.
     """
     if not folder.exists():
         return None
@@ -228,12 +228,12 @@ def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict
 
 
 def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
-    """:raises InputError: a resume with these models, options and inputs would change what the run means."""
+    """:raises InputError: a resume with these models, options and inputs would change the configuration."""
     check_same_configuration(folder.header().configuration, _meaning(options, inputs, models), folder.path)
 
 
 async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> CheckpointEnd | None:
-    """Replay the log into a new plan and say where the run is; return the end of the checkpoint that was used, if any.
+    """Replay the log into a new plan, report where the run is, and return the end of the checkpoint that was used.
 
     :raises DamagedLogError: the log is damaged, apart from an unfinished last line.
     :raises DiskError: it cannot be written.

@@ -388,7 +388,7 @@ class Options:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefilterOptions:
-    """What ``fastgen refilter`` can change; everything else is the run's."""
+    """What ``fastgen refilter`` can change. Everything else is that of the run."""
 
     preset: Annotated[Literal["default", "paper"] | None, Parameter(group=METHOD_GROUP)] = None
     """Take rules, tokenizer and index from this preset. Default: the run's."""

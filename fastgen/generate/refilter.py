@@ -40,7 +40,7 @@ _MAX_FRUITLESS = 1000  # instruction completions in a row: a quarter of it is wo
 
 
 def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callable[[str], None]) -> Ledger:
-    """Write the rebuilt run to the new folder ``output`` and return its counts; ``say`` gets warnings.
+    """Write the rebuilt run to the new folder ``output`` and return its counts. ``say`` gets warnings.
 
     :raises InputError: no run at ``run_dir``, a damaged one, ``output`` already holds something, or nothing is left
         under these rules. ``output`` is then not a run.
@@ -88,7 +88,7 @@ def _check_is_free(folder: RunFolder) -> None:
 
 
 def _nothing_left(after: Ledger, before: Ledger) -> str | None:
-    """Return why the rebuilt run is useless; ``None`` if it is not."""
+    """Return why the rebuilt run is useless, or ``None`` if it is not."""
     if after.completions["instruction"] and not after.kept:
         return f"these rules keep no instruction (rejected: {_listed(after.rejected)}); loosen those that rejected most"
     if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
@@ -143,7 +143,7 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
 
 
 def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int]) -> Request | None:
-    """Return the request as the new run would have sent it; ``None`` for work on an instruction that it does not keep.
+    """Return the request as the new run would have sent it, or ``None`` if that run does not keep its instruction.
 
     The demonstrations are those that the new run has too. ``seeds`` is the number of seed tasks.
     """

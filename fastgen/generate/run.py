@@ -82,7 +82,7 @@ async def generate(
 ) -> Outcome:
     """Run until the target is reached or the user stops it; ``hub`` receives the figures of the run.
 
-    :raises InputError: bad flags or files, or a resume that would change what the run means.
+    :raises InputError: bad flags or files, or a resume that would change the configuration.
     :raises StoppedError: the run cannot continue now; the same command resumes it later.
     """
     folder = RunFolder(place.run_dir)

@@ -54,7 +54,7 @@ class Stopper:
 
 
 async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
-    """The result of ``work``, while SIGINT and SIGTERM go to its `Stopper`; ``None`` if the user cancelled it."""
+    """The result of ``work``, while SIGINT and SIGTERM go to its `Stopper`, or ``None`` if the user cancelled it."""
     stopper, loop = Stopper(reporter), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopper)
@@ -104,13 +104,13 @@ def limits_of(speed: SpeedOptions, serving: Serving) -> Limits:
 
 
 def rates_of(speed: SpeedOptions) -> RateLimits | None:
-    """The limits per minute; ``None`` if there are none."""
+    """The limits per minute, or ``None`` if there are none."""
     allowed = speed.requests_per_minute, speed.tokens_per_minute
     return RateLimits(*allowed) if any(allowed) else None
 
 
 def governor_of(speed: SpeedOptions, serving: Serving, scheduler: Scheduler) -> Governor | None:
-    """The concurrency control; ``None`` if the user fixed the concurrency."""
+    """The concurrency control, or ``None`` if the user fixed the concurrency."""
     if speed.concurrency != "auto":
         return None
     maximum = min(serving.most_in_flight, speed.max_concurrency)

@@ -186,7 +186,7 @@ def _model_name(flag: str, model: str | None, offered: Sequence[str]) -> str:
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one where possible; return the limit that applies now."""
+    """Raise the soft limit of open files to the hard one where possible and return the limit that applies now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

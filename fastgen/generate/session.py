@@ -25,7 +25,7 @@ from fastgen.telemetry.progress import GuardedReporter, Reporter, ReporterHandle
 
 
 def run(place: Place, options: Options) -> int:
-    """Run, or dry-run; return the exit code 0 or 130. Other ends are exceptions."""
+    """Run, or dry-run, and return the exit code 0 or 130. Other ends are exceptions."""
     if options.job.dry_run:
         return _dry_run(place, options)
     outcome = _carry_out(place, options, MetricsHub())
@@ -44,7 +44,7 @@ def run(place: Place, options: Options) -> int:
 
 
 def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | None:
-    """Run in an event loop of uvloop with reporter and log file; ``None`` if the user cancelled it."""
+    """Run in an event loop of uvloop with reporter and log file. Returns ``None`` if the user cancelled it."""
     return_large_blocks()
     shown = choose_reporter(quiet=options.job.quiet, log_json=options.job.log_json)
     handlers: list[logging.Handler] = [ReporterHandler(shown)]

@@ -65,7 +65,7 @@ def judge_names(run_dir: Path) -> list[str]:
 def judging_configuration(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """``asked`` with the salt of the judgements that exist, or with a new one.
 
-    :raises InputError: the folder has judgements of another run, or with other flags; they are not mixed.
+    :raises InputError: the folder has judgements of another run, or with other flags. They are not mixed.
     """
     saved = read_configuration(folder)
     if saved is None:
@@ -101,7 +101,7 @@ def read_judgements(run_dir: Path, name: str | None = None) -> Judgements:
 
 
 def instance_scores(run_dir: Path) -> Judgements | None:
-    """The scores for an export; ``None`` if nothing was judged.
+    """The scores for an export, or ``None`` if nothing was judged.
 
     :raises InputError: a log cannot be read.
     """

@@ -87,7 +87,7 @@ def instance_key(number: int, instance: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Questionnaire:
-    """The same question about every instance, ``votes`` times; ``salt`` is the key of the codes."""
+    """The same question about every instance, ``votes`` times. ``salt`` is the key of the codes."""
 
     api: Api
     sampling: Sampling
@@ -153,7 +153,7 @@ class Questionnaire:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The texts of ``prompt.toml``; ``fingerprint`` is their version and a hash."""
+    """The texts of ``prompt.toml``. ``fingerprint`` is their version and a hash."""
 
     system: str
     user: str

@@ -56,7 +56,7 @@ def summarise(run_dir: Path, name: str | None = None) -> dict[str, Any]:
     """The figures as plain JSON values: ``judges``, one for each name (or the one named), and ``between_judges``.
 
     Of a judge: ``questions`` (with ``all_right``) have ``yes``, ``share``, ``low``, ``high`` and ``paper``, all but the
-    last ``None`` if nothing is judged; ``scores`` counts instances by median score.
+    last ``None`` if nothing is judged. ``scores`` counts instances by median score.
 
     :raises InputError: nothing was judged, or not under that name. :raises DamagedLogError: a log is damaged.
     """
@@ -107,7 +107,7 @@ def _share(yes: int, total: int, paper: float) -> dict[str, Any]:
 
 
 def wilson(yes: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; ``total`` is 1 or more."""
+    """Wilson's 95 % interval of a share. ``total`` is 1 or more."""
     share, square = yes / total, _Z * _Z
     middle = (share + square / (2 * total)) / (1 + square / total)
     half = _Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
@@ -151,7 +151,7 @@ def _agreements(ratings: Mapping[str, Ratings]) -> dict[str, Any] | None:
 class Agreement:
     """How ``items`` with two or more ratings were rated.
 
-    ``alpha`` (at most 1) is ``None`` if no rating differs, since it is undefined then; ``low`` and ``high`` are its
+    ``alpha`` (at most 1) is ``None`` if no rating differs, since it is undefined then. ``low`` and ``high`` are its
     95 % interval. ``percent`` (0..1) is the share of equal pairs among the ratings of an item, averaged over items.
     """
 
@@ -163,7 +163,7 @@ class Agreement:
 
 
 class Ratings:
-    """Collects items; ``values`` are all that a rating can be, in order."""
+    """Collects items. ``values`` are all that a rating can be, in order."""
 
     def __init__(self, values: Sequence[float], level: Level) -> None:
         self._values = values

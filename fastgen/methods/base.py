@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A rejected instruction; ``neighbour`` is set where the rule compares it with other texts."""
+    """A rejected instruction. ``neighbour`` is set where the rule compares it with other texts."""
 
     span: Span
     rule: str
@@ -47,7 +47,7 @@ class InstructionOutcome:
 class ClassificationOutcome:
     """Whether the subject is a classification task.
 
-    ``unread`` says why an answer is neither a yes nor a no; such an answer counts as a no.
+    ``unread`` says why an answer is neither a yes nor a no. Such an answer counts as a no.
     """
 
     is_classification: bool

@@ -55,7 +55,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A series: its name, the class that colours it (``series-1`` ...), and points (x, y); ``None`` is a gap."""
+    """A series: its name, the class that colours it (``series-1`` ...), and points (x, y). ``None`` is a gap."""
 
     name: str
     colour: str
@@ -134,7 +134,7 @@ def lines(
     *,
     highest: float | None = None,
 ) -> Chart:
-    """Lines over a common axis that begins at 0; ``highest`` fixes the top of the other one."""
+    """Lines over a common axis that begins at 0. ``highest`` fixes the top of the other one."""
     points = [point for one in series for point in one.points]
     far = max((at for at, _ in points), default=0.0) or 1.0
     top = ticks(highest if highest is not None else max((value for _, value in points if value is not None), default=0))

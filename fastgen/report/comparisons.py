@@ -72,7 +72,7 @@ def _part(part: int, whole: int) -> str:
 
 
 def judged_section(figures: Mapping[str, Any]) -> Markup:
-    """All judges of a run, one after the other; ``figures`` are those of `fastgen.judge.summary.summarise`."""
+    """All judges of a run, one after the other. ``figures`` are those of `fastgen.judge.summary.summarise`."""
     judges = [
         {
             "name": one["name"],

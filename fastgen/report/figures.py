@@ -75,7 +75,7 @@ class Reservoir(Generic[T]):
         return len(self._items)
 
     def _skip(self) -> None:
-        """Draw the place of the next item to take; ``seen`` is the place of the present one."""
+        """Draw the place of the next item to take. ``seen`` is the place of the present one."""
         self._weight *= (1.0 - self._random.random()) ** (1.0 / self._size)
         passed = log(1.0 - self._random.random()) / log1p(-self._weight) if self._weight < 1.0 else 0.0
         self._next = self.seen + floor(passed) + 1

@@ -87,7 +87,7 @@ def serve_alone(run_dir: Path, port: int, say: Callable[[str], None]) -> None:
 
 
 class SamplePipe:
-    """The newest of the samples that come through a pipe, a JSON line each; ``ended`` is set at the pipe's end.
+    """The newest of the samples that come through a pipe, a JSON line each. ``ended`` is set at the pipe's end.
 
     It has to be made in the event loop that reads it.
     """
@@ -153,7 +153,7 @@ class Dashboard:
             await self.end("the page failed; its run is not touched by that")
 
     async def refresh(self, seconds: float = REFRESH_S) -> bool:
-        """Read what is new for about ``seconds`` at most, and show it; returns whether there was more to read."""
+        """Read what is new for about ``seconds`` at most, show it, and return whether there was more to read."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + seconds
         while (more := self._run.read_more()) and loop.time() < until_s:  # noqa: ASYNC110 - no waiting

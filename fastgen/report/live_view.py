@@ -84,11 +84,11 @@ class Follower:
 
     @property
     def share_read(self) -> float | None:
-        """Approximate share of the log that was read, 0..1; ``None`` where it is not known."""
+        """Approximate share of the log that was read, 0..1, or ``None`` where it is not known."""
         return min(1.0, self.ledger.commits / self.counted) if self.counted else None
 
     def read_more(self) -> bool:
-        """Read one slice; returns whether there may be more to read at once."""
+        """Read one slice and return whether there may be more to read at once."""
         try:
             self.is_behind = self._open() and self._read_slice()
         except InputError as error:

@@ -80,7 +80,7 @@ def verb_section(verbs: VerbFigures | None, sampled: int, complete: int) -> Mark
 
 
 def novelty_section(figures: RunFigures, threshold: float) -> Markup:
-    """ROUGE-L to the nearest seed and to the nearest of the pool; ``threshold`` is the run's."""
+    """ROUGE-L to the nearest seed and to the nearest of the pool. ``threshold`` is the run's."""
     to_seed = (
         "How much each kept instruction resembles the most similar seed task (0: no common word, or none met by the "
         "similarity index)."
@@ -311,7 +311,7 @@ def _nearness(neighbour: Neighbour | None, figures: RunFigures) -> str:
 
 
 def browse_section(figures: RunFigures, scores: InstanceScores | None = None) -> Markup:
-    """Search box, filters and list, with the sample as JSON; ``scores`` are a judge's, shown next to the instances."""
+    """Search box, filters and list, with the sample as JSON. ``scores`` are a judge's, shown next to the instances."""
     kept, rejected = len(figures.kept), len(figures.rejected)
     lead = (
         f"{_of(kept, figures.ledger.complete)} complete instructions with their instances. "

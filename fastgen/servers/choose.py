@@ -69,7 +69,7 @@ DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A device by its name for ``CUDA_VISIBLE_DEVICES``; ``memory_bytes`` is ``None`` where it is not known."""
+    """A device by its name for ``CUDA_VISIBLE_DEVICES``. ``memory_bytes`` is ``None`` where it is not known."""
 
     device: str
     memory_bytes: int | None = None
@@ -317,7 +317,7 @@ def _check_cpu_layout(layout: Layout) -> None:
 
 
 def _free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """The memory that is free without swapping; ``None`` where it is not known."""
+    """The memory that is free without swapping, or ``None`` where it is not known."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:

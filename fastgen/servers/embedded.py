@@ -101,7 +101,7 @@ class EmbeddedServerSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedStatus:
-    """What is on disk. ``path`` holds everything; ``size_bytes`` counts unfinished and outdated set-ups too."""
+    """What is on disk. ``path`` holds everything. ``size_bytes`` counts unfinished and outdated set-ups too."""
 
     path: Path
     ready: bool
@@ -112,7 +112,7 @@ class EmbeddedStatus:
 async def ensure_embedded(cache_dir: Path, *, report: Report) -> EmbeddedServerSpec:
     """The embedded server below ``cache_dir``, set up first if it is not there: minutes once, then milliseconds.
 
-    Only one process sets up at a time; others wait for it. Cancelling stops the set-up and removes what it built.
+    Only one process sets up at a time. Others wait for it. Cancelling stops the set-up and removes what it built.
 
     :raises InputError: this machine cannot run it, or Python's venv module is incomplete.
     :raises DiskError: too little space, or the cache folder cannot be written.
@@ -139,7 +139,7 @@ def embedded_status(cache_dir: Path) -> EmbeddedStatus:
 
 
 def remove_embedded(cache_dir: Path) -> int:
-    """Remove all of it; return the freed bytes. A server that still runs from it keeps what it has loaded.
+    """Remove all of it and return the freed bytes. A server that still runs from it keeps what it has loaded.
 
     :raises InputError: another process is setting it up right now.
     :raises DiskError: something cannot be removed.
@@ -173,7 +173,7 @@ def _size_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides whether the embedded server can run; ``cpu_flags`` is empty where they cannot be read."""
+    """What decides whether the embedded server can run. ``cpu_flags`` is empty where they cannot be read."""
 
     system: str
     processor: str
@@ -212,7 +212,7 @@ def unsupported(machine: Machine) -> str | None:
 
 
 def recipe_key(lock: Path = LOCK) -> str:
-    """The name of the set-up; see the module's docstring."""
+    """The name of the set-up. See the module's docstring."""
     parts = (
         lock.read_text(encoding="utf-8"),
         CONVERTER.read_text(encoding="utf-8"),
@@ -361,7 +361,7 @@ class _Builder:
     report: Report
 
     async def build(self) -> dict[str, str]:
-        """Every step, in an order that keeps network and processors busy together; returns the versions."""
+        """Run the steps in an order that keeps network and processors busy, and return the versions."""
         await self._make_venv()
         self.report("fetching and installing (1/3)")
         await _together(
@@ -420,7 +420,7 @@ class _Builder:
     async def _run(
         self, what: str, *command: str, env: dict[str, str] | None = None, accept_failure: bool = False
     ) -> str:
-        """Run one step's process; returns its output, which is appended to the log when it ends."""
+        """Run one step's process and return its output, which is appended to the log when it ends."""
         part = self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.log"
         log = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:

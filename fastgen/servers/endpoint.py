@@ -111,7 +111,7 @@ class TimeoutPolicy:
 class Endpoint:
     """One OpenAI-compatible server and how to use it.
 
-    ``base_url`` is normalised (`normalise_base_url`); ``display_url`` is the same without credentials. The URL may
+    ``base_url`` is normalised (`normalise_base_url`). ``display_url`` is the same without credentials. The URL may
     carry ``user:password@`` (sent as basic authentication, instead of ``api_key``). ``model`` may be empty where only
     the server's list of models is needed. ``extra_body`` is merged last into every request's body: it may replace
     sampling fields, and ``null`` removes a field (``{"max_tokens": null, "max_completion_tokens": 512}``).
@@ -207,7 +207,7 @@ def names_a_secret(name: str) -> bool:
 
 
 def secret_name_in(value: object) -> str | None:
-    """The first name of a secret in a JSON value, at any depth; ``None`` where there is none."""
+    """The first name of a secret in a JSON value, at any depth, or ``None`` where there is none."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if names_a_secret(str(name)):

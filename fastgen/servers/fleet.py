@@ -53,7 +53,7 @@ Report = Callable[[str], None]
 
 @dataclass(slots=True)
 class ManagedServer:
-    """A server that fastgen started. ``base_url`` ends in ``/v1``; ``model`` is the name that it serves."""
+    """A server that fastgen started. ``base_url`` ends in ``/v1``. ``model`` is the name that it serves."""
 
     spec: ServerSpec
     base_url: str
@@ -126,7 +126,7 @@ class ManagedServer:
 async def start_server(
     spec: ServerSpec, log_path: Path, *, timeout_s: float, report: Report, grace_s: float = GRACE_S
 ) -> AsyncIterator[ManagedServer]:
-    """Run the server for the length of the block, on the loopback interface; ``log_path`` is appended to.
+    """Run the server for the length of the block, on the loopback interface. ``log_path`` is appended to.
 
     :raises ServerError: it died before it served, or did not serve within ``timeout_s`` seconds (``--server-timeout``).
     :raises DiskError: the log cannot be written.
@@ -204,7 +204,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Servers of which at least one is up. ``base_urls`` end in ``/v1``; ``model`` is the name that they serve."""
+    """Servers of which at least one is up. ``base_urls`` end in ``/v1``. ``model`` is the name that they serve."""
 
     base_urls: tuple[str, ...]
     model: str

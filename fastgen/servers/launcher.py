@@ -28,7 +28,7 @@ CANNOT_START = 127
 
 
 def start(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the command in a new process group; it gets SIGTERM when this process dies."""
+    """Start the command in a new process group. It gets SIGTERM when this process dies."""
     control: Callable[[int, int], int] | None = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     if control is not None:
         control(PR_SET_CHILD_SUBREAPER, 1)
@@ -96,7 +96,7 @@ def listen() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return its exit code."""
+    """Run the command and return its exit code."""
     split = arguments.index("--")
     grace_s, overlay = float(arguments[0]), dict(pair.split("=", 1) for pair in arguments[1:split])
     command = arguments[split + 1 :]

@@ -131,7 +131,7 @@ class OpenAIBackend:
         return ()
 
     async def metrics(self) -> ServerMetrics | None:
-        """The server's own figures; ``None`` where it has no vLLM metrics page or does not answer now."""
+        """The server's own figures, or ``None`` where it has no vLLM metrics page or does not answer now."""
         try:
             answer = await self._get(self.endpoint.root_url + "/metrics")
         except FastgenError:

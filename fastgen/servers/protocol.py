@@ -40,7 +40,7 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
     """The body of one request.
 
     ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties only if not 0. A ``top_p`` of 0 keeps the
-    likeliest token only, which vLLM refuses; it is sent as a temperature of 0 instead.
+    likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead.
 
     :raises RequestRejected: the prompt is not valid Unicode, or is of the other API's kind.
     :raises PromptTooLong: one of several prompts is not valid Unicode.
@@ -273,7 +273,7 @@ def from_refusal(
 ) -> FastgenError:
     """What an HTTP answer other than 2xx means.
 
-    ``offered`` are the server's models, for the message; ``now_s`` is the Unix time that a Retry-After date is compared
+    ``offered`` are the server's models, for the message. ``now_s`` is the Unix time that a Retry-After date is compared
     with (default: the clock's).
     """
     said = f"{answer.status}: {answer.detail(endpoint.redact)}"
@@ -289,7 +289,7 @@ def from_refusal(
 
 
 def _users_problem(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
-    """What the user must fix, in one line; ``None`` where that is not the cause."""
+    """What the user must fix, in one line, or ``None`` where that is not the cause."""
     status, where, problem = answer.status, endpoint.display_url, None
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         problem = f"{where} refuses the key ({said}): name the variable of a valid one with --api-key-env"

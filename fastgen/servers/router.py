@@ -246,7 +246,7 @@ class Router:
         return BackendStatistics(tuple(member.backend.snapshot(healthy=member.healthy) for member in self._members))
 
     async def metrics(self) -> tuple[ServerMetrics | None, ...]:
-        """Each server's own figures, in the order of `backends`; ``None`` where it has none or does not answer."""
+        """Each server's own figures, in the order of `backends`, or ``None`` where it has none or does not answer."""
         return tuple(await asyncio.gather(*(member.backend.metrics() for member in self._members)))
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from fastgen.errors import InputError
 from fastgen.servers.endpoint import HIDDEN, holds_a_secret, names_a_secret
 
 Flag = tuple[str, str | None]
-"""A long flag and its value; ``None`` for a switch."""
+"""A long flag and its value, or ``None`` for a switch."""
 _MAX_PORT = 65535
 _COUNTS = (
     ("--max-num-seqs",),
@@ -24,9 +24,9 @@ _COUNTS = (
 class ServerSpec:
     """A server that `start_server` can start.
 
-    ``command`` starts an OpenAI-compatible server; ``--host`` and ``--port`` are added to it. ``env`` is laid over the
+    ``command`` starts an OpenAI-compatible server. ``--host`` and ``--port`` are added to it. ``env`` is laid over the
     inherited environment. ``model`` is the model's name or folder. ``concurrency`` is how many sequences it works on at
-    once, so how many requests in flight keep it busy. ``port`` is the user's choice; ``None`` means a free one.
+    once, so how many requests in flight keep it busy. ``port`` is the user's choice. ``None`` means a free one.
     """
 
     command: tuple[str, ...]
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def gpus_per_server(self) -> int:
-        """By these sizes alone; ``--server-args`` may change it."""
+        """By these sizes alone. ``--server-args`` may change it."""
         return self.tensor_parallel_size * self.data_parallel_size
 
 

@@ -88,7 +88,7 @@ _MOST_FREEZES = 3
 
 @kernel
 def _meet(pool: Pool, exact: Exact, found: Found, text: Text) -> int:
-    """Verify every entry that shares a node with the open text; returns the number of its nodes.
+    """Verify every entry that shares a node with the open text and return the number of its nodes.
 
     -1 where there are too many of them: then every entry was verified.
     """
@@ -126,7 +126,7 @@ def _meet_all(pool: Pool, exact: Exact, found: Found, text: Text) -> None:
 
 @kernel
 def _scan(pool: Pool, exact: Exact, found: Found, text: Text, node: int, waiting: int) -> int:
-    """Note the node's entries that may be too similar, its crowd and its mark; returns how many entries wait."""
+    """Note the node's entries that may be too similar, its crowd and its mark. Return how many entries wait."""
     nodes = exact.nodes
     nodes.crowd[node], nodes.split[node] = 0, False
     for begin in range(0, nodes.held[node], CHUNK):

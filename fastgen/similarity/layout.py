@@ -219,7 +219,7 @@ class StoredArrays(NamedTuple):
         return array
 
     def load(self, name: str, array: NDArray[Any], most: int) -> NDArray[Any]:
-        """Read into the front of a reserved array, or of a larger one of at most ``most`` rows; returns it."""
+        """Read into the front of a reserved array, or of a larger one of at most ``most`` rows. Return it."""
         array = with_room(array, self.rows[name], 0, most)
         self.read_into(name, array[: self.rows[name]])
         return array

@@ -166,7 +166,7 @@ def offset_of(entries: Entries, entry: int) -> int:
 
 @kernel
 def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, sketch: np.uint64) -> int:
-    """Store a text at the end of the pool; returns its pool index. Room must be there."""
+    """Store a text at the end of the pool and return its pool index. Room must be there."""
     entry, offset = entries.size[0], entries.size[1]
     for i in range(count):
         entries.tokens[offset + i] = tokens[i]
@@ -179,7 +179,7 @@ def append_entry(entries: Entries, tokens: NDArray[np.int32], count: int, sketch
 
 @kernel
 def open_query(pool: Pool, count: int) -> int:
-    """Number the query's distinct tokens in ``symbols.slot`` (from 1) and note where they stand; returns how many."""
+    """Number the query's distinct tokens in ``symbols.slot`` (from 1), note where they stand, and return how many."""
     symbols, query = pool.symbols, pool.query
     slots = 0
     for i in range(count):

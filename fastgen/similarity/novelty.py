@@ -106,7 +106,7 @@ class NoveltyFilter:
         return self._size
 
     def add_seeds(self, texts: Sequence[str]) -> None:
-        """Put the seeds in the pool; they are never filtered.
+        """Put the seeds in the pool. They are never filtered.
 
         :raises InputError: the pool already holds other texts.
         """
@@ -140,7 +140,7 @@ class NoveltyFilter:
         return verdicts
 
     def look_up(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, each by itself against the pool as it is; nothing is added (audit, decontamination)."""
+        """One verdict per text, each by itself against the pool as it is. Nothing is added (audit, decontamination)."""
         self._forget_decision()
         return _verdicts(self._index.look_up(self._encode(texts)))
 

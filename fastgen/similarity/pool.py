@@ -68,7 +68,7 @@ def reread_entry(pool: Pool, entry: int) -> Text:
 
 @kernel
 def store_text(pool: Pool, text: Text) -> int:
-    """Append the text in ``pool.query`` to the pool; returns its pool index."""
+    """Append the text in ``pool.query`` to the pool and return its pool index."""
     return append_entry(pool.entries, pool.query.tokens, text.length, text.sketch)
 
 
@@ -92,7 +92,7 @@ def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32],
 
 @kernel
 def _is_as_stored(pool: Pool) -> bool:
-    """Whether every text's elements are known symbols and make its sketch; nothing else may be in ``symbols.slot``."""
+    """Whether every text's elements are known symbols and make its sketch. Nothing else may be in ``symbols.slot``."""
     known = pool.symbols.size[0]
     for entry in range(pool.entries.size[0]):
         text = reread_entry(pool, entry)
@@ -322,7 +322,7 @@ class CandidateIndex(ABC):
         return self._search(texts, keep=True)
 
     def look_up(self, texts: Sequence[bytes]) -> Found:
-        """Decide each text by itself against the pool as it is; nothing is appended."""
+        """Decide each text by itself against the pool as it is. Nothing is appended."""
         return self._search(texts, keep=False)
 
     def _search(self, texts: Sequence[bytes], *, keep: bool) -> Found:
@@ -350,7 +350,7 @@ class CandidateIndex(ABC):
         return self._pool.arrays()
 
     def load(self, stored: StoredArrays) -> None:
-        """Take over what :meth:`arrays` of another index gave; this one must be empty.
+        """Take over what :meth:`arrays` of another index gave. This one must be empty.
 
         :raises ValueError: the arrays are not those of such an index, or contradict each other, or do not fit into
             memory. The index is then unusable.

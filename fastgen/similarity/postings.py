@@ -242,7 +242,7 @@ def _fetch_block(postings: Postings, bucket: int) -> tuple[int, int]:
 
 @kernel
 def keep_flagged(chunk: NDArray[np.uint64], flags: NDArray[np.uint8], met: NDArray[np.int32], waiting: int) -> int:
-    """Append the entries of the flagged (1, others 0) postings to ``met``; returns how many are there now."""
+    """Append the entries of the flagged (1, others 0) postings to ``met`` and return how many there are now."""
     for i in range(chunk.size):
         met[waiting] = signed(chunk[i] & ENTRY_MASK)  # written always, kept by the count: a branch would mispredict
         waiting += signed(flags[i])
@@ -286,7 +286,7 @@ def _head_of(offset: int, count: int) -> np.uint64:
 
 @kernel
 def _resize(postings: Postings, offset: int, count: int, wanted: int) -> int:
-    """Move a block of ``count`` postings to one of the size for ``wanted``, unless it is that; returns the offset.
+    """Move a block of ``count`` postings to one of the size for ``wanted``, unless it has that size. Return the offset.
 
     -1 where a larger block finds no room.
     """

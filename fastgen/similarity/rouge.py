@@ -96,7 +96,7 @@ def rejects(score: float, threshold: float, reject_at: RejectAt = "gt") -> bool:
 
 
 def min_lcs(a_tokens: int, b_tokens: int, threshold: float, reject_at: RejectAt = "gt") -> int | None:
-    """Smallest LCS at which texts of these two lengths are too similar; ``None`` when none is long enough.
+    """Smallest LCS at which texts of these two lengths are too similar, or ``None`` when none is long enough.
 
     Decided by the float that rouge_score returns. That float is not monotone across lengths at a threshold such as
     0.7: of the triples with F = 7/10 exactly, some come out above the float 0.7, some equal, some below. For *fixed*

@@ -181,7 +181,7 @@ def load_exact(exact: Exact, stored: StoredArrays) -> Exact:
 
 @kernel
 def freeze_order(pool: Pool, exact: Exact) -> None:
-    """Count the elements of every entry in the pool; ``pool.query`` is overwritten."""
+    """Count the elements of every entry in the pool. ``pool.query`` is overwritten."""
     exact.frequency[: pool.symbols.size[0]] = 0
     for entry in range(pool.entries.size[0]):
         text = reread_entry(pool, entry)
@@ -264,7 +264,7 @@ def _posting(entry: int, length: int, last: int, key: np.uint64) -> np.uint64:
 
 @kernel
 def add_nodes(exact: Exact, size: int, parent: int, length: int, least: int) -> int:
-    """Append the nodes one element below ``parent`` (-1: of depth 1); returns the new number of nodes.
+    """Append the nodes one element below ``parent`` (-1: of depth 1) and return the new number of nodes.
 
     -1 where there is no room for all of them.
     """
@@ -296,7 +296,7 @@ def open_nodes(exact: Exact, begin: int, end: int) -> None:
 
 @kernel
 def walk(pool: Pool, exact: Exact, text: Text) -> int:
-    """Find the nodes that the text in ``pool.query`` would be put into, without meeting anyone; returns how many."""
+    """Find the nodes that the text in ``pool.query`` would be put into, without verifying entries. Return how many."""
     least = least_overlap(pool.rule, text.length)
     if least == 0:
         return 0
@@ -336,7 +336,7 @@ def _descends(exact: Exact, node: int, length: int, least: int) -> bool:
 
 @kernel
 def link(pool: Pool, exact: Exact, text: Text, entry: int, size: int) -> None:
-    """Put a text into the trie whose first ``size`` nodes were just visited; ``pool.query`` is overwritten."""
+    """Put a text into the trie whose first ``size`` nodes were just visited. ``pool.query`` is overwritten."""
     nodes, length = exact.nodes, text.length
     least = least_overlap(pool.rule, length)
     for node in range(size):
@@ -406,6 +406,6 @@ def _place_of_path(exact: Exact, length: int, depth: int) -> int:
 
 @kernel
 def unlink(pool: Pool, exact: Exact, entry: int) -> None:
-    """Take a stored text out of the trie; ``pool.query`` is overwritten."""
+    """Take a stored text out of the trie. ``pool.query`` is overwritten."""
     for node in range(walk(pool, exact, reread_entry(pool, entry))):
         remove(exact.postings, exact.nodes.key[node], entry)

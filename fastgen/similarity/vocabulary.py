@@ -215,7 +215,7 @@ def element_symbol(symbols: Symbols, token: int, k: int) -> int:
 
 @kernel
 def tokenise_bytes(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: int, out: NDArray[np.int32]) -> int:
-    """Symbols of the tokens in ``text[begin:end]``, written to ``out``; returns how many.
+    """Write the symbols of the tokens in ``text[begin:end]`` to ``out`` and return how many.
 
     A token is a run of ASCII letters and digits (lower-cased in place) and of bytes from 0x80 up. For an ASCII text
     that is rouge_score's tokenizer; other texts come here as their tokens, joined by spaces, in UTF-8.

@@ -39,7 +39,7 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion; ``text`` is ``None`` where all tokens were reasoning, which a server removes from the answer."""
+    """One completion. ``text`` is ``None`` where all tokens were reasoning, which a server removes from the answer."""
 
     text: str | None
     finish_reason: str

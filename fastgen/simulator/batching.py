@@ -93,7 +93,7 @@ class EngineModel:
         return self.slowdown * (steps * each_s + attended * self.attention_s_per_token)
 
     def resized(self, *, max_num_seqs: int | None = None, kv_blocks: int | None = None) -> EngineModel:
-        """Return the model with other limits; ``None`` keeps a limit.
+        """Return the model with other limits. ``None`` keeps a limit.
 
         :raises InputError: the new limits do not go together.
         """
@@ -177,7 +177,7 @@ class EngineSequence:
 
 @dataclass(slots=True)
 class Counts:
-    """Totals since the engine's start; ``busy_s`` is the sum over all sequences of the time they ran."""
+    """Totals since the engine's start. ``busy_s`` is the sum over all sequences of the time they ran."""
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -207,7 +207,7 @@ class Timeline:
     """What an engine did in each second from ``origin_s`` on, restarts included; exact for steps of any length.
 
     ``tokens`` are output tokens. ``running`` and ``waiting`` are mean numbers of sequences. ``saturation`` (0..1) is
-    the share of the second that a full batch would have needed for the same work; it does not depend on the lengths of
+    the share of the second that a full batch would have needed for the same work. It does not depend on the lengths of
     the sequences. ``capacity`` is `max_num_seqs` at the end of the second.
     """
 
@@ -300,7 +300,7 @@ class Batch:
         return min(1.0, self._pool.used / self._pool.total)
 
     def next_change_s(self) -> float | None:
-        """Return when the present composition ends unless something happens before; ``None`` when idle."""
+        """Return when the present composition ends unless something happens before, or ``None`` when idle."""
         return None if self._span is None else self._span.end_s
 
     # -- events --------------------------------------------------------------------------------------------------------

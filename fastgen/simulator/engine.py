@@ -68,7 +68,7 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """The work of one request; ``timers`` and ``cancelled`` are `SlotEngine`'s."""
+    """The work of one request. ``timers`` and ``cancelled`` are `SlotEngine`'s."""
 
     done: Callable[[], None]
     unfinished: int  # sequences
@@ -100,7 +100,7 @@ class SlotEngine:
         self._changed_s = 0.0
 
     def submit(self, work: Work, done: Callable[[], None]) -> Callable[[], None]:
-        """Start the work; see the module."""
+        """Start the work. See the module's docstring."""
         if self.slots is None and not self.latency_s and not self.seconds_per_token:
             done()
             return _nothing
@@ -174,7 +174,7 @@ class SimulatedEngine:
         self._cancel_wake: Callable[[], None] = _nothing
 
     def submit(self, work: Work, done: Callable[[], None]) -> Callable[[], None]:
-        """Start the work; see the module.
+        """Start the work. See the module.
 
         :raises ValueError: when a sequence is longer than the model's ``max_model_len``.
         """
@@ -322,7 +322,7 @@ class Clock(Protocol):
     """Simulated seconds, and calls at a given time."""
 
     def now_s(self) -> float:
-        """Return the time; it never goes back."""
+        """Return the time. It never goes back."""
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> Callable[[], None]:
         """Call once at ``when_s`` or a little later; the returned function cancels."""

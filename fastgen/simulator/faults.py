@@ -188,7 +188,7 @@ _SPOILERS: Final[dict[Fault, Callable[[dict[str, Any], bool], object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changes at a simulated server; ``None`` keeps a setting.
+    """What changes at a simulated server. ``None`` keeps a setting.
 
     ``stop_s``: the process dies, refuses connections for that many simulated seconds, and returns with an empty memory.
     ``slow``: every step takes that many times as long as the model says. ``fault_rate``: that share (0..1) of the

@@ -73,7 +73,7 @@ class ServerCounters:
 
 
 class PrefixCache:
-    """Counts queried and hit tokens in whole blocks; it forgets everything when it is full."""
+    """Counts queried and hit tokens in whole blocks. It forgets everything when it is full."""
 
     def __init__(self) -> None:
         self.queries_tokens = 0
@@ -177,7 +177,7 @@ class FaultServer:
             await listener.wait_closed()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; it is checked at each request, answer, connection and disconnection."""
+        """Return when ``condition`` holds. It is checked at each request, answer, connection and disconnection."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -437,7 +437,7 @@ class FaultServer:
 
 @contextmanager
 def in_a_thread(server: FaultServer) -> Iterator[FaultServer]:
-    """Serve in another thread; this one stays free for a command and its signals."""
+    """Serve in another thread. This one stays free for a command and its signals."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -35,7 +35,7 @@ def check_storable(options: Mapping[str, Any]) -> None:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open a regular file for writing, as `os.open` does; returns the descriptor.
+    """Open a regular file for writing, as `os.open` does, and return the descriptor.
 
     :raises OSError: the disk refused, or the name belongs to a symbolic link, a folder, a pipe or a device.
     """
@@ -163,7 +163,7 @@ class Lock:
 
 
 def _take(file: Path, named: str, instead: str) -> int | None:
-    """The descriptor of the locked file; ``None`` where its last holder removed the file before the lock was ours."""
+    """The descriptor of the locked file, or ``None`` if its last holder removed the file before."""
     try:
         descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     except OSError as error:

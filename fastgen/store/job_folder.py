@@ -166,7 +166,7 @@ class JobFolder:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a small file; ``None`` where there is no such file.
+    """The JSON object in a small file, or ``None`` where there is no such file.
 
     :raises RunFolderError: it cannot be read, or holds no object.
     """

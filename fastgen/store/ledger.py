@@ -21,7 +21,7 @@ _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinish
 
 
 def answer_kind(commit: Commit) -> AnswerKind | None:
-    """The kind of a commit's answer; ``None`` for a request that failed."""
+    """The kind of a commit's answer, or ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
         case InstructionOutcome(kept, rejections):

@@ -438,7 +438,7 @@ class LogWriter:
         return self.position.offset >= self._segment_bytes
 
     def roll(self) -> Path:
-        """Close this segment and start the next; returns the closed one, for `compress_segment`."""
+        """Close this segment, start the next, and return the closed one, for `compress_segment`."""
         self.sync()
         closed = _segment_path(self._directory, self.position.segment)
         following = Position(self.position.segment + 1, 0, self.position.crc)

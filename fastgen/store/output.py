@@ -59,7 +59,7 @@ def check_output(flag: str, output: Path, inputs: Iterable[Path] = (), *, overwr
 
     :param flag: the option that named the output. :param inputs: files and folders that the command reads.
     :param overwrite: whether an existing file may be replaced.
-    :raises InputError: the output is one of the inputs, lies in one or holds one; it lies in the folder of a run; or it
+    :raises InputError: the output is one of the inputs, lies in one, holds one, or lies in the folder of a run; or it
         exists and may not be replaced.
     """
     with _output_errors(output, flag):
@@ -105,7 +105,7 @@ def _is_linked_from(folder: Path, file: Path) -> bool:
 
 @contextmanager
 def output_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[bytes], Path]]:
-    """The file to write and a scratch folder on the same disk; ``-`` is standard output.
+    """The file to write and a scratch folder on the same disk. ``-`` is standard output.
 
     :raises InputError: no such place, or the file exists and ``overwrite`` is false.
     :raises DiskError: it cannot be written.

@@ -169,7 +169,7 @@ class _GroupedFile:
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Add rows; they are written when a group is full. :raises DiskError: they cannot be written."""
+        """Add rows. They are written when a group is full. :raises DiskError: they cannot be written."""
         self._waiting.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes

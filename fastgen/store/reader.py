@@ -73,7 +73,7 @@ class FinishedInstruction:
 
 @dataclass(frozen=True, slots=True)
 class RejectedInstruction:
-    """An instruction that a rule rejected; ``neighbour`` is set when the rule is similarity."""
+    """An instruction that a rule rejected. ``neighbour`` is set when the rule is similarity."""
 
     instruction: str
     rule: str

@@ -367,7 +367,7 @@ def _position(values: Any) -> Position:  # noqa: ANN401 - any JSON value
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """The values that are numbers which JSON can hold; they come from servers."""
+    """The values that are numbers which JSON can hold. They come from servers."""
     return {
         name: value
         for name, value in values.items()

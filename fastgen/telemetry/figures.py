@@ -45,7 +45,7 @@ class Rates:
 
 
 class Counts(NamedTuple):
-    """Counts that only grow, at one moment of a steady clock; ``server_s`` are seconds of servers in use, together."""
+    """Counts that only grow, at one moment of a steady clock. ``server_s`` are seconds of servers in use, together."""
 
     at_s: float
     server_s: float
@@ -478,7 +478,7 @@ def _in_use(seen: Sample) -> bool:
 
 
 def _of_the_limit(seen: Sample) -> str:
-    """What is in flight; it is more than the limit after that has fallen."""
+    """Completions in flight. They may exceed the limit after it has fallen."""
     if round(seen.in_flight) > round(seen.concurrency):
         return f"{seen.in_flight:.0f} in flight, the limit fell to {seen.concurrency:.0f}"
     return f"{seen.in_flight:.0f} of {seen.concurrency:.0f} in flight"

@@ -32,7 +32,7 @@ BOUNDS_S: Final = (
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts by bucket; ``counts`` has one more than `BOUNDS_S`."""
+    """Counts by bucket. ``counts`` has one more than `BOUNDS_S`."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
     total_s: float = 0.0

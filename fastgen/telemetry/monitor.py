@@ -61,7 +61,7 @@ class MetricsHub:
         self._callbacks: list[Callable[[Sample], None]] = []
 
     def subscribe(self, callback: Callable[[Sample], None]) -> Callable[[], None]:
-        """Call ``callback`` with every new sample. The function returned ends that; it may be called twice."""
+        """Call ``callback`` with every new sample. The returned function ends this. It may be called twice."""
         self._callbacks.append(callback)
 
         def unsubscribe() -> None:
@@ -88,11 +88,11 @@ class MetricsHub:
 
 
 class Monitor:
-    """Reads one run; see the module's docstring. Make it in the run's event loop. Run its `tasks` during the run.
+    """Reads one run. See the module's docstring. Make it in the run's event loop. Run its `tasks` during the run.
 
     ``servers`` gives the state of each server, always in the same order. ``poll`` asks each for its own figures; pass
     ``None`` if something steers the servers, whose states then hold them. ``set_by`` is the flag that fixed the
-    concurrency, if one did. ``trouble`` says in one clause which step brings too little; ``pauses`` counts how often
+    concurrency, if one did. ``trouble`` says in one clause which step is unhealthy. ``pauses`` counts how often
     this process was stopped and continued.
     """
 
@@ -346,7 +346,7 @@ def _stages(before: Instruments, after: Instruments) -> dict[str, StageSample]:
 
 
 def server_sample(state: ServerState, polled: Sequence[ServerMetrics | None] = ()) -> ServerSample:
-    """What is written of a server; ``polled`` are the last figures of one that is not steered."""
+    """What is written of a server. ``polled`` are the last figures of one without concurrency control."""
     is_steered = state.limit is not None
     page = state.metrics
     if not is_steered and state.healthy and polled:

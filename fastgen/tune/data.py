@@ -33,7 +33,7 @@ _SHAPES: Final = "give rows with prompt and completion, with messages, or with i
 
 @dataclass(frozen=True, slots=True)
 class TuningData:
-    """The prepared data; ``sha256`` is of all rows, ``source`` describes where they are from, without a path."""
+    """The prepared data. ``sha256`` is of all rows, ``source`` describes where they are from, without a path."""
 
     train_rows: int
     eval_rows: int

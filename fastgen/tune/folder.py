@@ -192,7 +192,7 @@ class BaseModel:
 
 
 def local_base(name: str) -> BaseModel | None:
-    """The model in the folder ``name``; ``None`` where that is no folder.
+    """The model in the folder ``name``, or ``None`` where that is no folder.
 
     :raises InputError: a folder without a model.
     """
@@ -233,7 +233,7 @@ _CAUTION: Final = """\
 
 
 def write_card(name: str, result: Mapping[str, Any]) -> str:
-    """The content of README.md; ``result`` is the content of tuning.json."""
+    """The content of README.md. ``result`` is the content of tuning.json."""
     base, data = result["base_model"], result["data"]
     flags = {name: value for name, value in result["meaning"].items() if name not in ("base_model", "source")}
     source = markdown(str(data["source"]))

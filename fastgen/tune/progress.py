@@ -95,7 +95,7 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class TuneProgress:
-    """The state of a training; ``loss`` is the step's, rates are over the steps since the last start."""
+    """The state of a training. ``loss`` is the step's, rates are over the steps since the last start."""
 
     complete: int
     target: int

@@ -166,7 +166,7 @@ def _arguments(job: Job, precision: Precision) -> Any:  # noqa: ANN401 - the lib
 
 
 def _adapters(options: TrainingOptions) -> Any:  # noqa: ANN401 - the library's
-    """Return LoRA (Hu et al., 2021) on every linear layer but the output's; ``None`` for full tuning."""
+    """Return LoRA (Hu et al., 2021) on every linear layer but the output's, or ``None`` for full tuning."""
     if not options.lora:
         return None
     return LoraConfig(
@@ -291,7 +291,7 @@ def choose_precision(dtype: Dtype, *, lora: bool) -> Precision:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Return whether the CPU has bfloat16 instructions; others emulate it, slower than float32."""
+    """Return whether the CPU has bfloat16 instructions. Others emulate it, slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -23,7 +23,7 @@ _LIBRARIES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "data
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The folder and the figures of the finished model; ``was_there`` is true when nothing was left to do."""
+    """The folder and the figures of the finished model. ``was_there`` is true when nothing was left to do."""
 
     path: Path
     figures: dict[str, Any]

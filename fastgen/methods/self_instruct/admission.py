@@ -162,7 +162,7 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
 
 
 def _admit(items: Sequence[_Item], verdicts: Iterator[Verdict], number: int, recorded: int) -> InstructionOutcome:
-    """The outcome of one instruction completion; ``verdicts`` has one for each item that no rule rejected."""
+    """The outcome of one instruction completion. ``verdicts`` has one for each item that no rule rejected."""
     kept: list[Kept] = []
     rejected: list[Rejection] = []
     for item in items:

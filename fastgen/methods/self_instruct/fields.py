@@ -67,7 +67,7 @@ def read_classification(text: str, answer: Span) -> tuple[list[ParsedInstance], 
 
 
 class _Piece(NamedTuple):
-    """What was found of one instance; ``end`` is the end of the text that belongs to it."""
+    """What was found of one instance. ``end`` is the end of the text that belongs to it."""
 
     input: Span
     output: Span
@@ -91,7 +91,7 @@ def _read_generation(text: str, answer: Span, rows: Sequence[Span]) -> tuple[lis
 
 
 def _read_classification(text: str, answer: Span, rows: Sequence[Span]) -> tuple[list[ParsedInstance], bool] | None:
-    """Return the instances of an answer with class labels; ``None`` for an answer without."""
+    """Return the instances of an answer with class labels, or ``None`` for an answer without."""
     for kind in (_CLASS_LABEL, _CLASS_LABEL_ALIAS):
         fields = _find_fields(text, answer, rows, (kind, _EXAMPLE, _INPUT, _TASK))
         kinds = [field.kind for field in fields]

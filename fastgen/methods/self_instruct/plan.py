@@ -41,7 +41,7 @@ _WAITS_FOR = {
 
 
 class Plan:
-    """A run's state and the work that is ready; see the module's docstring.
+    """A run's state and the work that is ready. See the module's docstring.
 
     ``clock`` gives the Unix time of commits (s). ``forbidden`` holds texts that no instruction may resemble.
     ``classification_batch`` is the most subjects of one classification request.
@@ -79,7 +79,7 @@ class Plan:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def next(self, without: Collection[Stage] = ()) -> Request | None:
-        """The next request; ``None`` while only answers in flight can create more work.
+        """The next request, or ``None`` while only answers in flight can create more work.
 
         ``without`` are the stages whose servers have no capacity now.
         """
@@ -102,7 +102,7 @@ class Plan:
             self._ready[request.stage].extendleft(reversed(request.subjects))
 
     def shrink(self, request: Request) -> Request | None:
-        """A shorter request in place of one that was too long; ``None`` if there is none.
+        """A shorter request in place of one that was too long, or ``None`` if there is none.
 
         A request about several subjects keeps the first; from now on each of them gets a request without others. An
         instruction prompt loses half of its demonstrations.
@@ -182,7 +182,7 @@ class Plan:
         return Request(self._take_number(), Stage.INSTANCE, prompt, self.method.sampling[key], (subject,))
 
     def _take_batch(self) -> list[int]:
-        """Subjects that are ready to be classified, at most one request's worth; it does not wait for more."""
+        """Subjects that are ready to be classified, at most one request's worth. It does not wait for more."""
         ready = self._ready[Stage.CLASSIFICATION]
         batch = [ready.popleft()]
         if not self._goes_alone(batch[0]):

@@ -80,7 +80,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """The prompts of every stage for one API; ``fingerprint`` is the SHA-256 of all their text, in hexadecimal."""
+    """The prompts of every stage for one API. ``fingerprint`` is the SHA-256 of all their text, in hexadecimal."""
 
     api: Api
     instruction: Template

@@ -169,7 +169,7 @@ CHAT_SAMPLING_PRESETS: Final[Mapping[str, Mapping[str, Sampling]]] = MappingProx
 class Method:
     """Self-Instruct's parameters, apart from the seeds, the prompts and the similarity filter.
 
-    ``sampling`` is by stage (`SamplingOptions.by_stage`); it is empty where nothing is asked, as in a refilter.
+    ``sampling`` is by stage (`SamplingOptions.by_stage`). It is empty where nothing is asked, as in a refilter.
     """
 
     rules: Rules

@@ -152,7 +152,7 @@ class RunningMean:
 
 
 class RunState:
-    """The pool, the yield that was observed, and the target; see the module's docstring.
+    """The pool, the yield that was observed, and the target. See the module's docstring.
 
     ``novelty`` is the similarity filter over the same pool. Only this class adds to it.
     """
@@ -227,7 +227,7 @@ class RunState:
         self._novelty.add(texts)
 
     def _apply(self, commit: Commit) -> Sequence[str]:
-        """Apply everything but the filter's part; return the texts that were kept."""
+        """Apply everything but the filter's part and return the texts that were kept."""
         self.requests = max(self.requests, commit.request + 1)
         if commit.stage is Stage.INSTRUCTION:
             self.demonstrations.see(commit.demonstrations)
