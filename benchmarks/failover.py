@@ -249,7 +249,7 @@ def report(run: Path, meters: list[Meter], warm_s: float, kills: list[Fault], st
         mean = statistics.mean(away)
         print(f"while a server was away: {mean:.1%} of the survivors' share on average, detection included")
     print(f"{committed} completions committed, {lost} lost, {doubled} doubled")
-    told = [line for line in said.splitlines() if "server faults met" in line or "gone silent" in line]
+    told = [line for line in said.splitlines() if "server faults met" in line or "stopped answering" in line]
     print("\n".join(told))
     figures |= {"full_tokens_per_s": full, "share_while_away": away, "committed": committed, "lost": lost}
     finish("failover", figures | {"doubled": doubled})

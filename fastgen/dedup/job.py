@@ -150,7 +150,7 @@ class _Run:
         self._journal.unmark_done()
         if (bands := self._novelty.bands) is not None:
             self._reporter.say(
-                f"similarity index: {bands.bands} MinHash bands of {bands.rows} rows, expected to meet "
+                f"similarity index: {bands.bands} MinHash bands of {bands.rows} rows, expected to find "
                 f"{bands.recall:.4%} of all true neighbours ({bands.at_bound:.2%} at the lowest possible overlap)"
             )
         self._replay = self._journal.decisions()

@@ -203,7 +203,7 @@ def _decontamination(facts: CardFacts) -> str:
     count = len(facts.run.folder.forbidden())
     if count:
         return f"Instructions that resemble one of {count:,} texts of evaluation tasks were rejected too."
-    return "Nothing was kept out for the sake of a benchmark."
+    return "No evaluation tasks were excluded."
 
 
 def _sampling(facts: CardFacts) -> Iterator[str]:
@@ -256,7 +256,7 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
     yield ""
     yield printable(facts.options.model_terms or "", lines=True) or (
         f"The text is the output of {model}. Check the terms of each model named: some restrict what its output may "
-        "be used for, such as training other models. This card does not know them."
+        "be used for, such as training other models. This card does not state them."
     )
 
 

@@ -22,8 +22,8 @@ _LOGIN: Final = "set HF_TOKEN or run 'hf auth login'"
 _REMEDIES: Final = {
     401: f"the hub refuses the token (401); {_LOGIN} with one that is valid",
     403: "the token may not write there (403); use one with write access, or another name",
-    404: "the hub knows no such user or data set (404); check the name and the token's access",
-    429: "the hub wants fewer requests (429); try again later",
+    404: "the hub has no such user or data set (404); check the name and the token's access",
+    429: "the hub limits requests (429); try again later",
 }
 
 

@@ -93,7 +93,8 @@ class RunHealth:
             self.ended_by = self.ended_by or verdict
             self._over.update([*self._steps][: place + 1])
             self._say(
-                f"the answers of the {stage} step cannot be used: no more are asked for, what is kept is finished"
+                f"the answers of the {stage} step cannot be used: it sends no more requests, and what was kept "
+                "is finished"
             )
             self._begin_nothing_new(self._over)
 

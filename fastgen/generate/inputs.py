@@ -175,7 +175,7 @@ def method_of(options: Options) -> Method:
 
 def _shown(bands: Bands) -> str:
     return (
-        f"similarity index: {bands.bands} MinHash bands of {bands.rows} rows, expected to meet "
+        f"similarity index: {bands.bands} MinHash bands of {bands.rows} rows, expected to find "
         f"{bands.recall:.4%} of all true neighbours ({bands.at_bound:.2%} at the lowest possible overlap)"
     )
 

@@ -39,11 +39,11 @@ class Stopper:
     def __call__(self) -> None:
         """Handle one SIGINT or SIGTERM."""
         if self.scheduler is not None and not self.stopped:
-            self._reporter.say("stopping: waiting for what is in flight (once more to stop at once)")
+            self._reporter.say("stopping: waiting for the requests in flight (again to stop at once)")
             self.scheduler.stop()
         elif self._task is not None:
             if not self.stopped:
-                self._reporter.say("stopping: ending what was started, which takes up to 10 s")
+                self._reporter.say("stopping: ending servers and tasks, which takes up to 10 s")
             self._task.cancel()
         self.stopped = True
 

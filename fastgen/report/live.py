@@ -149,8 +149,8 @@ class Dashboard:
                         await asyncio.sleep(REFRESH_S)
                     more = await self.refresh()
         except Exception:
-            log.exception("the page shows nothing new any more")
-            await self.end("the page failed; its run is not touched by that")
+            log.exception("the page is no longer updated")
+            await self.end("the page failed; the run is not affected")
 
     async def refresh(self, seconds: float = REFRESH_S) -> bool:
         """Read what is new for about ``seconds`` at most, show it, and return whether there was more to read."""

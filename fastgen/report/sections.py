@@ -43,8 +43,8 @@ def overview_section(figures: RunFigures, target: int | None) -> Markup:
         notices.append("No instruction is complete yet, so there is little to show.")
     if target is not None and figures.complete < target:
         notices.append(
-            f"The run is not finished: {figures.complete:,} of {target:,} instructions. This is what was there when "
-            "the page was made."
+            f"The run is not finished: {figures.complete:,} of {target:,} instructions. This page shows the state "
+            "when it was made."
         )
     per_s = ledger.generated_tokens / working_s if working_s else 0.0
     each = f"{ledger.instances / ledger.complete:.2f} each" if ledger.complete else ""
@@ -82,7 +82,7 @@ def verb_section(verbs: VerbFigures | None, sampled: int, complete: int) -> Mark
 def novelty_section(figures: RunFigures, threshold: float) -> Markup:
     """ROUGE-L to the nearest seed and to the nearest of the pool. ``threshold`` is the run's."""
     to_seed = (
-        "How much each kept instruction resembles the most similar seed task (0: no common word, or none met by the "
+        "How much each kept instruction resembles the most similar seed task (0: no common word, or none found by the "
         "similarity index)."
     )
     to_any = (

@@ -87,7 +87,7 @@ class ManagedServer:
                 alive = await _answers(session, self.base_url.removesuffix("/v1") + "/health", check_every_s)
                 misses = 0 if alive else misses + 1
                 if misses * check_every_s >= silent_s and self.returncode is None:
-                    raise self._failure(f"has answered nothing for {silent_s:g} s; its last line")
+                    raise self._failure(f"has not answered for {silent_s:g} s; its last line")
         raise self._failure(f"died (exit code {self.returncode})")
 
     async def _wait_until_it_serves(self, timeout_s: float, report: Report) -> None:

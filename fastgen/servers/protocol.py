@@ -80,7 +80,7 @@ def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tup
     The usage's completion tokens are one sum, which is shared evenly over the choices that came; the first of these
     gets the prompts' count. Choices count as lost only if others of the response are good.
 
-    :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server broke every sequence off).
+    :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server aborted every sequence).
     :raises PromptTooLong: a single choice for several prompts: the server does not support that, and the choice may be
         about the first of them or about all of them joined.
     """
@@ -147,7 +147,7 @@ def _completions(read: Mapping[int, tuple[str, str | None]], count: int, usage: 
     """Share the tokens over the good choices; the others are lost for the reason that they carry."""
     good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
     if not good:
-        raise _BrokenError(f"the server broke every sequence off (finish_reason {read[min(read)][1]})", "aborted")
+        raise _BrokenError(f"the server aborted every sequence (finish_reason {read[min(read)][1]})", "aborted")
     counts = usage if isinstance(usage, dict) else {}
     prompt_tokens = token_count(counts.get("prompt_tokens"))
     share, rest = divmod(token_count(counts.get("completion_tokens")), len(good))

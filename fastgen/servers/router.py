@@ -223,7 +223,9 @@ class Router:
         except asyncio.CancelledError:
             if not member.calls[task] or task.uncancel() > cancelling:
                 raise
-            failure = TransientError(f"{member.url}: broken off, it had gone silent", kind="hung", reached_server=False)
+            failure = TransientError(
+                f"{member.url}: cancelled, it had stopped answering", kind="hung", reached_server=False
+            )
         else:
             self._saw_answer(member, term)
             return completions
@@ -367,7 +369,7 @@ class Router:
         if not late and all(other.refusals and not other.healthy for other in member.others):
             return StoppedError(f"{error}; the run is kept: fix that and run the same command again")
         if not late:
-            self._warn(member, f"{error}: continuing without it, tried again now and then")
+            self._warn(member, f"{error}: continuing without it, tried again from time to time")
             member.refusals += 1
             self._take_out(member)
         return TransientError(str(error), kind="refused", reached_server=False)
@@ -442,7 +444,7 @@ class Router:
         elif any(other.answered_since(began_s) for other in others):
             member.misses += 1
         if member.misses >= MISSES_ALLOWED and member.healthy:
-            self._warn(member, f"{member.url} has gone silent with {counters.in_flight} requests: taken out")
+            self._warn(member, f"{member.url} has stopped answering with {counters.in_flight} requests: taken out")
             self._take_out(member)
             self._break_off(member)
 

@@ -460,7 +460,7 @@ def _too_little_to_ask(seen: Sample) -> Iterator[tuple[Limit, str]]:
 
 def _concurrency(seen: Sample) -> Iterator[tuple[Limit, str]]:
     if _in_use(seen) and any(_MAXIMUM in server.reason for server in seen.servers):
-        yield Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and more would bring more"
+        yield Limit.USER, f"{_MAXIMUM}: {seen.in_flight:.0f} are in flight, and the servers have room for more"
     cache = max((server.kv_cache_usage or 0.0 for server in seen.servers), default=0.0)
     if cache >= FULL_CACHE or any(server.waiting for server in seen.servers):
         return

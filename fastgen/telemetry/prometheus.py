@@ -198,8 +198,8 @@ _SERVER_GAUGES: Final = {
     "healthy": "1 while the server is in use.",
     "in_flight": "Completions in flight at the server.",
     "limit": "How many completions it is meant to have in flight.",
-    "running": "Sequences that the server runs, by its own word.",
-    "waiting": "Sequences in the server's queue, by its own word.",
+    "running": "Sequences that the server runs, as the server states.",
+    "waiting": "Sequences in the server's queue, as the server states.",
     "kv_cache_usage": "Share of the server's KV cache in use, 0..1.",
 }
 _COMMIT_PARTS: Final = ("judge", "append", "apply", "sync")

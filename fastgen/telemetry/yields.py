@@ -70,7 +70,7 @@ class YieldWatch:
             self._say(warning)
         if self.ended_by is None and (reason := self._stop_reason()) is not None:
             self.ended_by = reason
-            self._say(f"{reason}; nothing new is asked for, what is on its way is finished")
+            self._say(f"{reason}; no new requests are sent, and those in progress are finished")
             self._stop_asking((Stage.INSTRUCTION,))
 
     @property

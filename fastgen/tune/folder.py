@@ -217,7 +217,8 @@ def hub_base(name: str) -> BaseModel:
     except Exception as error:  # noqa: BLE001 - the library and its HTTP client raise various errors
         kind = type(error).__name__
         raise InputError(
-            f"--base-model {name}: is no folder here and could not be had from the hub ({kind}); check name and network"
+            f"--base-model {name}: is no folder here and could not be downloaded from the hub ({kind}); check name "
+            "and network"
         ) from None
     found = local_base(str(folder))
     assert found is not None, "it was just written"  # noqa: S101 - the library's promise

@@ -83,7 +83,7 @@ class Watcher:
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise InputError(
-                f"--learning-rate {self._job.options.rate:g}: the loss is no number any more at step {step}; lower it"
+                f"--learning-rate {self._job.options.rate:g}: the loss is not a number at step {step}; lower it"
             )
         tokens, self._tokens = int(logs["num_tokens"]) - self._tokens, int(logs["num_tokens"])
         values = {"step": step, "loss": loss, "learning_rate": logs["learning_rate"], "grad_norm": logs["grad_norm"]}

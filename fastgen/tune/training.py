@@ -215,7 +215,7 @@ def _say_start(job: Job, trainer: Any, precision: Precision) -> None:  # noqa: A
     if figures["cut_rows"] or figures["dropped_rows"]:
         job.reporter.say(
             f"--max-length {job.options.max_length}: {figures['cut_rows']:,} rows lose their end and "
-            f"{figures['dropped_rows']:,} are left out, since their prompt is as long as that"
+            f"{figures['dropped_rows']:,} are left out, since their prompt alone is as long as that"
         )
 
 

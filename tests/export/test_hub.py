@@ -140,7 +140,7 @@ def test_a_public_data_set_is_made_on_request_only(fake: FakeHub, run: Path, tmp
     [
         ("whoami", 401, "the hub refuses the token (401); set HF_TOKEN or run 'hf auth login'"),
         ("/repos/create", 403, "the token may not write there (403)"),
-        ("/preupload/", 404, "the hub knows no such user or data set (404)"),
+        ("/preupload/", 404, "the hub has no such user or data set (404)"),
         ("/commit/", 400, "the hub answered 400"),
     ],
 )

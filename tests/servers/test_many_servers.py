@@ -128,12 +128,12 @@ def test_a_stopped_server_is_noticed_long_before_its_requests_run_out_of_time(
     job = generate(run, servers, 100_000, "--concurrency", "24", "--request-timeout", "3600", prepare=impatient)
     job.wait_for_bytes(run, 30_000)
     servers[1].signal(signal.SIGSTOP)
-    job.wait_for(lambda: f"{servers[1].url} has gone silent" in job.said.read_text())
+    job.wait_for(lambda: f"{servers[1].url} has stopped answering" in job.said.read_text())
     assert job.process.pid is not None
     os.kill(job.process.pid, signal.SIGINT)
     code, said = job.ended()
     assert code == 130, said
-    assert any(line.startswith(f"{servers[1].url} has gone silent with ") for line in said), said
+    assert any(line.startswith(f"{servers[1].url} has stopped answering with ") for line in said), said
     assert any("hung " in line for line in said), said
     servers[1].signal(signal.SIGCONT)
     assert generate(run, servers, RunFolder(run).ledger().complete + 5).ended()[0] == 0
@@ -146,7 +146,7 @@ def test_a_stopped_server_that_goes_on_is_used_again(serving: Callable[..., Serv
     job = generate(run, servers, 100_000, "--concurrency", "8", "--request-timeout", "3600", prepare=impatient)
     job.wait_for_bytes(run, 20_000)
     servers[0].signal(signal.SIGSTOP)
-    job.wait_for(lambda: f"{servers[0].url} has gone silent" in job.said.read_text())
+    job.wait_for(lambda: f"{servers[0].url} has stopped answering" in job.said.read_text())
     servers[0].signal(signal.SIGCONT)
     answered = faults_of(servers[0].url)["answered"]
     job.wait_for(lambda: faults_of(servers[0].url)["answered"] > answered + 20)

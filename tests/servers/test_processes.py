@@ -201,7 +201,7 @@ def test_a_server_that_is_stopped_in_its_tracks_is_noticed_by_its_silence(
             os.kill(pid, signal.SIGSTOP)
             await server.watch(silent_s=0.1, check_every_s=0.05)
 
-    with pytest.raises(ServerError, match=r"the cheese server has answered nothing for 0.1 s; its last line: booting"):
+    with pytest.raises(ServerError, match=r"the cheese server has not answered for 0.1 s; its last line: booting"):
         asyncio.run(main())
 
 

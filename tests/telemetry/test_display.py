@@ -318,4 +318,4 @@ def test_ctrl_c_before_a_server_answers_says_that_it_was_heard(tmp_path: Path) -
         seen.read_until(lambda sent: b"waiting" in sent or b"127.0.0.1:9" in sent)
         seen.process.send_signal(signal.SIGINT)
         assert seen.read_all() == 130
-    assert b"stopping: ending what was started" in seen.sent
+    assert b"stopping: ending servers and tasks" in seen.sent

@@ -253,7 +253,7 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(base: BaseModel, tmp_pa
 
 def test_a_loss_that_explodes_stops_the_training_with_its_remedy(base: BaseModel, run: Path, tmp_path: Path) -> None:
     data = DataOptions(run_dir=run, eval_share=0)
-    with pytest.raises(InputError, match=r"--learning-rate 1e\+30: the loss is no number any more"):
+    with pytest.raises(InputError, match=r"--learning-rate 1e\+30: the loss is not a number"):
         do(base, tmp_path / "out", data, replace(SHORT, learning_rate=1e30, lora=False))
 
 

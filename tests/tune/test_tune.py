@@ -296,7 +296,7 @@ def test_each_step_is_written_and_shown_and_a_stop_saves_a_checkpoint(tmp_path: 
     assert [row.get("tokens") for row in read_losses(place.losses)] == [None, 40]
     assert [line.partition(" · ")[0] for line in reporter.lines] == ["step 1/2"]
     assert "loss 3.000 · held-out loss 2.500" in reporter.lines[0]
-    with pytest.raises(InputError, match="the loss is no number any more at step 1"):
+    with pytest.raises(InputError, match="the loss is not a number at step 1"):
         watcher.on_log(args, state, control, logs={**logs, "loss": float("nan")})
     last = SimpleNamespace(global_step=2, max_steps=2)
     assert watcher.on_step_end(args, last, SimpleNamespace()) == SimpleNamespace(), "nothing is left to stop"

@@ -142,7 +142,7 @@ def _how_lost(answer: Answer, completion: Completion) -> str:
     which = f"choice {answer.choice} of {answer.request.sequences}"
     if completion.finish_reason == "missing":
         return f"{which} was not sent; if that continues, use --samples-per-prompt 1 in a new run"
-    return f"{which} was broken off by the server (finish reason {completion.finish_reason})"
+    return f"{which} was cut off by the server (finish reason {completion.finish_reason})"
 
 
 def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
