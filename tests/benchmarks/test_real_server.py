@@ -77,7 +77,7 @@ def test_a_benchmark_that_lost_requests_is_no_figure(tmp_path: Path) -> None:
         stand_in(tmp_path).run("http://127.0.0.1:1/v1", "lossy", PROMPTS, 4, ())
 
 
-def test_a_command_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_failing_command_is_reported_with_its_last_output(tmp_path: Path) -> None:
     bench = VllmBench(sys.executable, "tokenizer", tmp_path, str(tmp_path))
     with pytest.raises(RuntimeError, match="No module named"):
         bench.run("http://127.0.0.1:1/v1", "model", PROMPTS, 4, ())
@@ -94,7 +94,7 @@ def test_the_best_concurrency_is_the_one_with_the_most_tokens_a_second(tmp_path:
     assert (best, list(rates)) == (64, [32, 64, 128])
 
 
-def test_metadata_is_laid_beside_an_environment_that_lacks_it(tmp_path: Path) -> None:
+def test_metadata_is_added_for_an_environment_that_lacks_it(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c ""\n', encoding="utf-8")  # has all that is asked for
     python.chmod(0o755)

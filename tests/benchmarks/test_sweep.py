@@ -81,7 +81,7 @@ def test_the_window_of_a_whole_run_leaves_a_third_of_the_answers_and_the_drain_o
     assert window(watched, None) == (4.0, 8.0)
 
 
-def test_a_run_without_an_answer_between_ramp_and_drain_is_told_to_take_longer() -> None:
+def test_a_run_without_an_answer_between_ramp_and_drain_gets_the_advice_to_run_longer() -> None:
     with pytest.raises(ValueError, match="more time"):
         window(Watched(0.0, 5.0), 1.0)
     with pytest.raises(ValueError, match="more time"):
@@ -106,7 +106,7 @@ def test_one_repeat_counts_what_is_within_three_percent_as_equal() -> None:
     assert recommend({8: [run(90)], 32: [run(98)], 64: [run(100)]}).flags == "--concurrency 32"
 
 
-def test_repeats_that_lie_far_apart_are_told_and_excuse_nothing_slower_than_a_tenth() -> None:
+def test_repeats_that_differ_much_are_reported_and_excuse_at_most_a_tenth() -> None:
     advice = recommend({8: [run(60)] * 2, 32: [run(101)] * 2, 64: [run(90), run(130)], "auto": [run(70), run(110)]})
     assert advice.flags == "--concurrency 32"
     assert "more of them, or longer ones, would tell more" in advice.reason
@@ -141,7 +141,7 @@ def test_groups_share_their_relative_spread() -> None:
     assert pooled_intervals([[3.0], [4.0]])[0].as_list() == [pytest.approx(3.0), 0.0, None]
 
 
-def test_settings_whose_requests_outlast_half_the_warm_time_are_told() -> None:
+def test_settings_whose_requests_outlast_half_the_warm_time_are_reported() -> None:
     slow = RunFigures(1.0, 1.0, 1.0, 1.0, 1.0, None, None, {"instruction": Latency(9, 6.0, 8.0)})
     assert hurried({8: [run(50)], 64: [slow]}, 12.0) == []
     (said,) = hurried({8: [run(50)], 64: [slow]}, 10.0)

@@ -98,7 +98,7 @@ def test_another_field_can_hold_the_text(job: Job) -> None:
     assert job.run(field="prompt") == Counts(3, 2, 1, 0)
 
 
-def test_progress_is_told_as_rows_with_what_was_kept_and_rejected(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_rows_kept_and_rejected(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dedup_progress, "_TICK_S", 0.0)
     write_rows(job.source, 1000)
     said = StringIO()
@@ -112,7 +112,7 @@ def test_progress_is_told_as_rows_with_what_was_kept_and_rejected(job: Job, monk
     assert all(event["kept"] + event["rejected"] == event["complete"] <= event["target"] for event in progress)
 
 
-def test_progress_is_told_while_a_run_catches_up_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown_while_a_run_catches_up_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(job.source, 1500)
     die_after_two_batches(job, monkeypatch)
     monkeypatch.setattr(dedup_progress, "_TICK_S", 0.0)
@@ -201,7 +201,7 @@ def test_the_command_does_the_same_and_says_what_it_did(job: Job, capsys: pytest
     assert said.err.splitlines()[-1].startswith(f"{counts.kept} of 300 rows kept")
 
 
-def test_the_command_tells_bad_input_in_one_line(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_bad_input_in_one_line(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.source.write_bytes(b"{\n")
     assert command(job, "--index", "exhaustive") == 2
     assert capsys.readouterr().err.startswith(f"fastgen: {job.source}:1: broken JSON")
@@ -211,7 +211,7 @@ def test_the_command_tells_bad_input_in_one_line(job: Job, capsys: pytest.Captur
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_resume(
     job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows(job.source, 1500)
@@ -231,7 +231,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert job.results() == results
 
 
-def test_what_alpaca_exports_goes_in(job: Job, tmp_path: Path) -> None:
+def test_an_alpaca_export_can_be_read(job: Job, tmp_path: Path) -> None:
     run, exported = make_run(tmp_path / "run", numbered(10)), tmp_path / "data.json"
     assert cli.run(["export", "--run-dir", str(run), "--format", "alpaca", "--output", str(exported)]) == 0
     counts = dedup(exported, job.kept, job.rejected, similarity(), QuietReporter())

@@ -56,7 +56,7 @@ def test_an_endless_stream_is_filtered_as_it_comes() -> None:
     assert [next(stream).number for _ in range(300)] == list(range(300))
 
 
-def test_what_is_no_list_of_texts_is_refused_by_its_place() -> None:
+def test_an_element_that_is_no_text_is_refused_by_its_place() -> None:
     ours = Deduplicator(index="exhaustive")
     odd: Any = ["fine", 7]
     for texts, words in (("a single text", "put it in a list"), (odd, "text 1: found a number")):

@@ -143,7 +143,7 @@ def test_half_an_output_never_gets_its_name_because_an_earlier_try_was_done(
 
 
 @pytest.mark.parametrize("index", get_args(IndexKind))
-def test_a_run_that_dies_again_and_again_gets_on_each_time(
+def test_a_run_that_is_killed_again_and_again_makes_progress_each_time(
     job: Job, monkeypatch: pytest.MonkeyPatch, index: IndexKind
 ) -> None:
     write_rows(job.source, 4000)
@@ -212,7 +212,7 @@ CHANGES: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("flag", CHANGES)
-def test_an_unfinished_run_is_not_gone_on_with_under_other_parameters(
+def test_an_unfinished_run_is_not_resumed_under_other_parameters(
     job: Job, monkeypatch: pytest.MonkeyPatch, flag: str
 ) -> None:
     write_rows(job.source, 1500)
@@ -229,7 +229,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_other_parameters(
         assert job.results() != expected or flag in {"--index", "--tokenizer"}
 
 
-def test_an_unfinished_run_is_not_gone_on_with_from_another_or_a_changed_input(
+def test_an_unfinished_run_is_not_resumed_from_another_or_a_changed_input(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = write_rows(job.source, 1500)
@@ -250,9 +250,7 @@ def test_an_unfinished_run_is_not_gone_on_with_from_another_or_a_changed_input(
     assert job.files() == {"in.jsonl", "other.jsonl", "kept.jsonl", "rejected.jsonl"}
 
 
-def test_an_unfinished_run_is_not_gone_on_with_against_a_changed_pool(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_run_is_not_resumed_against_a_changed_pool(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(job.source, 1500)
     pool = write_pool(job)
     die_after_two_batches(job, monkeypatch, against=[pool])
@@ -261,7 +259,7 @@ def test_an_unfinished_run_is_not_gone_on_with_against_a_changed_pool(
     assert job.run(against=[pool], overwrite=True).against == 1
 
 
-def test_a_mended_line_that_was_not_decided_yet_does_not_cost_the_work_before_it(job: Job) -> None:
+def test_fixing_a_line_that_was_not_decided_yet_keeps_the_earlier_decisions(job: Job) -> None:
     rows = write_rows(job.source, 1500)
     job.source.write_bytes(b"".join([*rows[:700], b"{broken\n", *rows[701:]]))
     refused(job.run, "in.jsonl:701")
@@ -278,7 +276,7 @@ def test_two_at_once_on_one_output_are_refused(job: Job) -> None:
     assert job.run(overwrite=True).rows == 10
 
 
-def test_a_damaged_journal_is_told_and_never_taken_for_a_shorter_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_log_is_reported_and_never_read_as_a_shorter_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(job.source, 1500)
     die_after_two_batches(job, monkeypatch)
     segment = job.journal / "log" / "000000.jsonl"
@@ -289,7 +287,7 @@ def test_a_damaged_journal_is_told_and_never_taken_for_a_shorter_one(job: Job, m
         job.run()
 
 
-def test_what_somebody_else_put_into_the_folder_for_unfinished_work_is_left_alone(job: Job) -> None:
+def test_other_files_in_the_folder_for_unfinished_work_are_left_alone(job: Job) -> None:
     write_rows(job.source, 10)
     job.journal.mkdir()
     (job.journal / "diary.txt").write_text("mine")

@@ -106,7 +106,7 @@ def test_a_server_that_comes_and_goes_is_filled_each_time_as_fast_as_the_first()
     assert run.controller.limit < 2 * 256
 
 
-def test_a_restart_that_nobody_noticed_shows_in_the_counters_and_is_followed() -> None:
+def test_a_restart_shows_in_the_counters_and_is_followed() -> None:
     run = loop(Batching(256)).run(10.0)
     run.server.restart()
     run.server.slots, run.in_flight = 512, 0
@@ -121,7 +121,7 @@ def test_a_client_with_less_work_than_its_limit_does_not_raise_it(work: int) -> 
     assert run.controller.reason is Reason.OWN_WORK
 
 
-def test_figures_that_lag_by_half_a_second_slow_the_growth_and_stir_up_nothing() -> None:
+def test_figures_that_lag_by_half_a_second_slow_the_growth_without_oscillation() -> None:
     run = loop(Batching(512), lag_s=0.5).run(10.0)
     assert max(limit for _, limit in run.limits) < 1.6 * 512
     run.run(10.0)
@@ -491,7 +491,7 @@ def test_concurrency_is_auto_or_a_number(
         ("--tokens-per-minute", "-1"),
     ],
 )
-def test_limits_that_are_none_are_refused_in_one_line(
+def test_invalid_limits_are_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
 ) -> None:
     assert parsed(monkeypatch, "--run-dir", str(tmp_path), *flags) is None
@@ -501,7 +501,7 @@ def test_limits_that_are_none_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("remembered", [{"concurrency": 32}, {"concurrency": "auto"}, {}])
-def test_what_run_folders_remember_of_the_concurrency_still_loads(
+def test_concurrency_options_saved_in_run_folders_still_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remembered: dict[str, object]
 ) -> None:
     monkeypatch.setattr(option_sources, "saved_options", lambda _run_dir: remembered)

@@ -100,7 +100,7 @@ def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: 
     assert 40 <= status(tmp_path / "run")["answers"][f"{stage}.empty"] < 60
 
 
-def test_an_unread_classification_answer_counts_as_a_no_is_marked_and_is_told_in_a_short_run(tmp_path: Path) -> None:
+def test_an_unread_classification_answer_counts_as_a_no_and_is_marked_and_reported(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with in_a_thread(FaultServer(write=but_at(Stage.CLASSIFICATION, None))) as server:
         said = generate(run, server, 3, "--api", "chat")
@@ -150,7 +150,7 @@ def test_what_is_kept_is_finished_before_the_stop_and_a_resume_gets_a_new_chance
     assert status(run)["complete"] == 200
 
 
-def test_a_healthy_run_says_nothing_of_its_steps(tmp_path: Path) -> None:
+def test_a_healthy_run_reports_no_step(tmp_path: Path) -> None:
     with in_a_thread(FaultServer(write=GOOD)) as server:
         said = generate(tmp_path / "run", server, 60)
     assert said.code == 0, said.err
@@ -267,7 +267,7 @@ def seen(step: Step, kinds: Iterable[AnswerKind], text: str = "text") -> tuple[S
 STEPS = steps_of_run(max_fruitless=1000, api="completions")
 
 
-def test_hard_settings_that_still_bring_something_never_stop() -> None:
+def test_steps_with_few_usable_answers_never_stop() -> None:
     draw = random.Random(1)
     instances = [AnswerKind.EMPTY if draw.random() < 0.13 else AnswerKind.READ for _ in range(20_000)]
     health, stopped = seen(STEPS[Stage.INSTANCE], instances)
@@ -289,7 +289,7 @@ def test_hard_settings_that_still_bring_something_never_stop() -> None:
         (Stage.INSTANCE, AnswerKind.REJECTED, 250),
     ],
 )
-def test_each_step_has_a_limit_of_its_own(stage: Stage, kind: AnswerKind, limit: int) -> None:
+def test_each_step_has_a_separate_limit(stage: Stage, kind: AnswerKind, limit: int) -> None:
     assert seen(STEPS[stage], [AnswerKind.READ] * 5 + [kind] * 2000)[1] == limit + 5
 
 
@@ -304,7 +304,7 @@ def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once
     assert health.warning() is None
 
 
-def test_most_answers_being_empty_is_told_and_is_what_limits_the_run() -> None:
+def test_mostly_empty_answers_are_reported_as_the_limit_of_the_run() -> None:
     health, stopped = seen(
         STEPS[Stage.INSTANCE], [AnswerKind.READ, AnswerKind.EMPTY, AnswerKind.EMPTY, AnswerKind.EMPTY] * 100
     )

@@ -12,7 +12,7 @@ from fastgen.types import Stage
 from tests.scripted import Rooms, at
 
 
-def test_a_good_answer_now_and_then_is_no_outage() -> None:
+def test_occasional_good_answers_prevent_an_outage() -> None:
     watch = OutageWatch(600.0)
     fault = TransientError("refused", kind="connection", reached_server=False)
     for now_s in (0.0, 500.0, 1000.0, 1500.0):
@@ -42,7 +42,7 @@ def test_a_process_that_slept_has_seen_no_outage() -> None:
         watch.saw_fault(fault, now_s)
 
 
-def test_what_a_sleep_cut_off_may_be_seen_before_the_late_beat() -> None:
+def test_faults_of_a_sleep_may_be_seen_before_the_late_beat() -> None:
     watch = OutageWatch(600.0)
     fault = TransientError("reset", kind="connection", reached_server=False)
     watch.beat(1000.0)
@@ -110,7 +110,7 @@ def test_the_server_s_wish_is_obeyed_up_to_a_bound_and_back_off_grows_with_jitte
     assert retries.pause_s(1, asked) == 300.0
 
 
-def test_what_is_asked_again_goes_in_the_order_in_which_it_became_ready_where_there_is_room() -> None:
+def test_retries_begin_in_the_order_in_which_they_became_ready_where_there_is_room() -> None:
     retries = Retries(Limits(concurrency=1), OutageWatch(600.0), random.Random(1), lambda: None)
     stages = [Stage.INSTANCE, Stage.INSTRUCTION, Stage.INSTANCE, Stage.CLASSIFICATION, Stage.INSTRUCTION]
     for number, stage in enumerate(stages):

@@ -57,7 +57,7 @@ def test_work_that_answers_create_is_asked_before_the_run_ends() -> None:
     assert [a.request.number for a in sink.answers] == [*range(31)]
 
 
-def test_a_satisfied_sink_ends_the_run_and_the_rest_is_given_back() -> None:
+def test_a_consumer_that_ends_the_run_gives_the_rest_back() -> None:
     async def only_the_first(request: Request, _attempt: int) -> tuple[Completion, ...]:
         if request.number:
             await asyncio.Event().wait()
@@ -227,7 +227,7 @@ def test_stop_drops_what_does_not_finish_within_the_drain_timeout() -> None:
 
 
 @pytest.mark.parametrize("where", ["backend", "sink"])
-def test_an_error_that_a_person_must_mend_ends_the_run(where: str) -> None:
+def test_an_error_that_the_user_must_fix_ends_the_run(where: str) -> None:
     async def refused_key(_request: Request, _attempt: int) -> tuple[Completion, ...]:
         if where == "backend":
             raise InputError("--api-key-env: the key is refused")
@@ -299,7 +299,7 @@ def test_one_at_a_time_the_next_request_waits_for_the_commit_of_the_last() -> No
     assert left == [4, 3, 2, 1, 0]
 
 
-def test_a_storm_of_errors_blames_no_request() -> None:
+def test_errors_of_all_servers_count_against_no_request() -> None:
     """Far more errors than max_attempts on every request, until the server works."""
     storm = 12 * QUICK.max_attempts
 
@@ -483,7 +483,7 @@ def test_a_higher_limit_is_filled_at_once_and_a_lower_one_lets_what_is_in_flight
     assert backend.most_in_flight == 30
 
 
-def test_a_limit_that_moves_all_the_time_loses_and_doubles_nothing() -> None:
+def test_a_limit_that_changes_all_the_time_loses_and_doubles_nothing() -> None:
     draw = random.Random(3)
     source, sink = ListSource([request(n) for n in range(400)]), Sink()
 
@@ -499,7 +499,7 @@ def test_a_limit_that_moves_all_the_time_loses_and_doubles_nothing() -> None:
     assert backend.most_in_flight <= 64
 
 
-def test_a_request_for_several_completions_counts_as_so_many() -> None:
+def test_a_request_for_several_completions_takes_that_many_slots() -> None:
     async def several(request: Request, _attempt: int) -> tuple[Completion, ...]:
         return OK * request.n
 

@@ -101,7 +101,7 @@ def test_a_fixed_concurrency_is_kept(tmp_path: Path) -> None:
         (("--drain-timeout", "0"), "--drain-timeout: 0.0 is not a number above 0"),
     ],
 )
-def test_speeds_that_make_no_sense_are_one_line(tmp_path: Path, flags: tuple[str, ...], told: str) -> None:
+def test_invalid_speed_options_are_refused_in_one_line(tmp_path: Path, flags: tuple[str, ...], told: str) -> None:
     said = call("--data", tmp_path, "--output", tmp_path / "out", "--base-url", DEAD, *flags)
     assert said.code == 2
     assert told in said.err
@@ -248,7 +248,7 @@ def test_marks_of_chat_templates_in_a_graded_answer_are_broken() -> None:
         ("[" * 100_000, None),
     ],
 )
-def test_a_grade_may_follow_thinking_or_stand_in_a_fence_and_nothing_else(answer: str, grade: str | None) -> None:
+def test_a_grade_may_follow_thinking_or_be_in_a_code_fence_only(answer: str, grade: str | None) -> None:
     assert read_grade(answer) == grade
 
 

@@ -113,7 +113,7 @@ def test_a_card_of_a_plain_run_has_a_plain_command(tmp_path: Path) -> None:
     assert "--preset paper" in text
 
 
-def test_a_card_says_nothing_of_servers_keys_paths_and_generated_text(run: Path, tmp_path: Path) -> None:
+def test_a_card_contains_no_servers_keys_paths_or_generated_text(run: Path, tmp_path: Path) -> None:
     text = card(run, tmp_path / "out", "--format", "raw")
     for private in ("10.1.2.3", "MY_SECRET_KEY", "ann", str(tmp_path), "thing number"):
         assert private not in text

@@ -283,7 +283,7 @@ def test_an_instruction_has_one_split_whatever_its_spaces(instruction: str, seed
     "text",
     ["", "train", "train=", "train=1.5", "train=0.5", "a=0.5,a=0.5", "a=0.9,b=x", "../a=1", "all=1", "a=nan", "a=1,"],
 )
-def test_a_split_that_cannot_be_meant_is_refused_with_the_form_it_should_have(text: str) -> None:
+def test_an_invalid_split_is_refused_with_the_right_form(text: str) -> None:
     with pytest.raises(InputError, match=r"^--split: .*train=0\.9,test=0\.1$"):
         ChoiceOptions(split=text)
 
@@ -316,7 +316,7 @@ def test_files_in_a_folder_are_replaced_only_when_that_was_asked_for(run: Path, 
     assert sorted(path.name for path in output.iterdir()) == ["README.md", "train.jsonl"]
 
 
-def test_a_folder_that_cannot_be_meant_is_refused(run: Path, tmp_path: Path) -> None:
+def test_an_invalid_folder_is_refused(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     for output, named in ((file, "need a folder"), ("-", "need a folder"), (run, "folder of a run")):
@@ -339,7 +339,7 @@ def test_a_damaged_log_leaves_no_file_and_no_scratch_behind(run: Path, tmp_path:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_told_in_one_line(run: Path, form: str) -> None:
+def test_a_full_disk_is_reported_in_one_line(run: Path, form: str) -> None:
     said = call(run, "/dev/full", "--format", form)
     assert (said.code, said.line.startswith("fastgen: --output /dev/full: cannot be written (")) == (3, True)
 
@@ -377,7 +377,7 @@ def test_an_unfinished_run_is_exported_as_far_as_it_is_and_says_so(tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_empty_run_is_told_in_one_line(tmp_path: Path, form: Format) -> None:
+def test_an_empty_run_is_reported_in_one_line(tmp_path: Path, form: Format) -> None:
     run = make_run(tmp_path / "run", [Task("This one is still on its way.", None)])
     said = call(run, tmp_path / "out", "--format", form)
     if form in TRAINING:
@@ -432,7 +432,7 @@ def test_load_dataset_reads_every_format_as_a_folder_with_its_card_and_as_a_file
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
-def test_trl_tells_the_chat_format_from_the_prompt_completion_format(run: Path, tmp_path: Path) -> None:
+def test_trl_distinguishes_the_chat_and_prompt_completion_formats(run: Path, tmp_path: Path) -> None:
     for form in ("messages", "prompt-completion"):
         assert call(run, tmp_path / form, "--format", form).code == 0
     found = python(_TRL, tmp_path, tmp_path / "messages", tmp_path / "prompt-completion")

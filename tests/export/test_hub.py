@@ -156,9 +156,7 @@ def test_a_refusal_is_one_line_without_the_token_and_the_folder_is_whole_from_th
 
 
 @pytest.mark.parametrize("repo", ["a b", "a//b", "a/b/c", "../x", ""])
-def test_what_is_no_name_is_refused_before_anything_is_asked(
-    fake: FakeHub, run: Path, tmp_path: Path, repo: str
-) -> None:
+def test_an_invalid_name_is_refused_before_any_request(fake: FakeHub, run: Path, tmp_path: Path, repo: str) -> None:
     code, said = push(run, tmp_path / "out", "--push-to-hub", repo)
     assert (code, "is no data set's name" in said[0]) == (2, True)
     assert fake.asked == []

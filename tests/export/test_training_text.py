@@ -40,7 +40,7 @@ def test_text_with_braces_is_not_taken_for_a_template() -> None:
 
 
 @pytest.mark.parametrize(("source", "templates"), [("Text: a", WITH_INPUT), ("", WITHOUT_INPUT)])
-def test_every_template_is_drawn_as_often_as_the_others_with_either_side_of_the_coin(
+def test_every_template_is_drawn_equally_often_with_and_without_plain_input(
     source: str, templates: tuple[str, ...]
 ) -> None:
     seen: Counter[tuple[str, bool]] = Counter()
@@ -72,7 +72,7 @@ def test_a_single_field_name_goes_and_blank_lines_are_halved(source: str, lenien
 
 
 @given(DRAWS)
-def test_only_one_side_of_the_coin_changes_the_input(bits: int) -> None:
+def test_only_half_of_the_draws_change_the_input(bits: int) -> None:
     prompt = training_text("Do it", Instance("Text: a\n\nb", "x"), bits).prompt
     assert ("Text: a\n\nb" in prompt) == (bits & 1 == 0)
     assert ("a\nb" in prompt) == (bits & 1 == 1)

@@ -58,7 +58,7 @@ def test_a_sound_run_has_no_disagreement_and_a_stated_bound(run: Path, capsys: p
     assert "with 95 % confidence" in capsys.readouterr().out
 
 
-def test_a_double_that_was_let_through_is_found(run: Path) -> None:
+def test_a_duplicate_that_was_kept_is_found(run: Path) -> None:
     kept = [
         (commit, k)
         for commit in RunFolder(run).whole_commits()
@@ -181,7 +181,7 @@ def _is_done_within(call: Callable[[], object], seconds: float) -> bool:
     return not thread.is_alive()
 
 
-def test_an_audit_that_fails_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_audit_that_fails_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     auditor = _Blocked(OSError("out of cheese"))
     audit = BackgroundAudit(auditor, Rules(), print)
 
@@ -198,7 +198,7 @@ def test_an_audit_that_fails_holds_up_nothing(caplog: pytest.LogCaptureFixture) 
     assert "the audit ended (OSError: out of cheese); the run continues without it" in caplog.text
 
 
-def test_an_audit_that_falls_behind_ends_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_audit_that_falls_behind_ends_and_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     auditor = _Blocked()
     audit = BackgroundAudit(auditor, Rules(), print, backlog=3)
     with audit:

@@ -109,7 +109,7 @@ def test_a_torn_end_is_dropped_and_asked_again(tmp_path: Path) -> None:
     assert len(list(read_replies(tmp_path))) == 3
 
 
-def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
+def test_damage_is_reported_with_file_and_line(tmp_path: Path) -> None:
     ask(tmp_path, Parrot(), 3)
     segment = tmp_path / "answers" / "000000.jsonl"
     segment.write_bytes(segment.read_bytes().replace(b"said p0", b"said pX"))

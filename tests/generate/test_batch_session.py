@@ -82,7 +82,7 @@ def test_a_signal_before_anything_is_asked_cancels_at_once() -> None:
     assert run_until_stopped(work, QuietReporter()) is None
 
 
-def test_a_cancellation_by_somebody_else_is_no_stop() -> None:
+def test_a_cancellation_by_other_code_is_no_stop() -> None:
     async def work(_: Stopper) -> str:
         raise asyncio.CancelledError
 

@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_one_line_and_the_log_is_read(
     assert_same(resumed, replayed(path))
 
 
-def test_any_flipped_bit_of_a_checkpoint_changes_nothing_of_the_run(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_checkpoint_does_not_change_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     ran(path)
     expected = replayed(path)
@@ -252,7 +252,7 @@ def test_any_flipped_bit_of_a_checkpoint_changes_nothing_of_the_run(tmp_path: Pa
     expected.store.close()
 
 
-def test_a_checkpoint_of_another_run_version_or_meaning_is_not_used(
+def test_a_checkpoint_of_another_run_version_or_configuration_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran(tmp_path / "run")
@@ -293,9 +293,7 @@ def test_damage_in_the_log_before_the_checkpoint_is_found_and_named(tmp_path: Pa
     assert used is not None
 
 
-def test_a_checkpoint_that_knows_more_than_the_log_is_not_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_that_is_ahead_of_the_log_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "run"
     ran(path, after=0)
     segment = path / "log" / "000000.jsonl"
@@ -517,7 +515,7 @@ def test_the_copy_is_made_by_the_thread_that_decides_and_the_file_by_another(
     assert threads["write"].startswith("checkpoint")
 
 
-def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_at_its_end(
+def test_an_index_too_large_to_copy_is_left_out_during_the_run_and_saved_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = begin(tmp_path / "run", index="lsh")
@@ -546,7 +544,7 @@ def test_an_index_too_large_to_copy_is_left_out_while_the_run_goes_on_and_saved_
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), DiskError("x: cannot be written"), MemoryError()]
 )
-def test_a_disk_or_memory_that_cannot_take_it_is_one_warning(
+def test_too_little_disk_or_memory_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     live = begin(tmp_path / "run")

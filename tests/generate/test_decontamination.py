@@ -65,5 +65,5 @@ def test_what_resembles_a_forbidden_text_is_rejected_with_its_neighbour_and_coun
     assert len(outcome.kept) == 1  # type: ignore[union-attr]
 
 
-def test_no_texts_make_no_filter() -> None:
+def test_without_texts_there_is_no_filter() -> None:
     assert filter_of_forbidden((), SimilarityOptions()) is None

@@ -43,7 +43,7 @@ def test_the_time_is_by_the_steady_rate_and_not_by_the_probes_start_and_end() ->
         assert expected.hours == pytest.approx(1000 * each_s / 3600)
 
 
-def test_without_prices_no_money_is_spoken_of_and_an_empty_probe_says_nothing() -> None:
+def test_without_prices_no_cost_is_shown_and_an_empty_probe_gives_no_estimate() -> None:
     expected = estimate(probe(), 5000, 36.0, 1000, None)
     assert expected.money is None
     assert "money" not in render(expected, in_flight=8, hit_rate=None)

@@ -337,7 +337,7 @@ def slow_checkpoints() -> None:
     fastgen.generate.checkpoint._PIECE_BYTES = 512
 
 
-def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_last_whole_one(tmp_path: Path) -> None:
+def test_a_run_killed_while_a_checkpoint_is_written_resumes_from_the_last_whole_one(tmp_path: Path) -> None:
     run, moments = tmp_path / "run", random.Random(8)
     flags = ("--concurrency", "16", *EXACT)
     unfinished, checkpoint = run / ".checkpoint.npz.tmp", run / "checkpoint.npz"
@@ -455,7 +455,7 @@ def test_a_server_that_answers_nothing_but_errors_ends_the_run_resumable_and_no_
     assert_whole(run, before)
 
 
-def test_a_stopped_process_goes_on_after_longer_than_its_requests_and_an_outage_may_take(tmp_path: Path) -> None:
+def test_a_process_may_be_paused_longer_than_its_request_and_outage_timeouts(tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--concurrency", "8", "--request-timeout", "0.4", "--outage-timeout", "1.2")
     with server("--latency", "0.05", "--fault-rate", "0.25", "--faults", "500,reset") as url:
@@ -511,7 +511,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_stops_the_run_with_one_line_at_any_moment_and_it_goes_on_with_more_room(
+def test_a_full_disk_stops_the_run_with_one_line_at_any_moment_and_it_resumes_with_more_room(
     small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with server() as url:
@@ -575,7 +575,7 @@ def file_size_limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
-def test_a_limit_on_file_sizes_stops_the_run_with_one_line_and_it_goes_on_without(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_stops_the_run_with_one_line_and_it_resumes_without_the_limit(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with server() as url:
         code, said = generate(run, url, 5000, "--quiet", prepare=file_size_limit).ended()
@@ -628,7 +628,7 @@ def test_a_flipped_byte_in_the_middle_of_the_log_is_named_with_file_and_line(
     assert log.read_bytes() == content, "what is damaged is left as it is"
 
 
-def test_a_log_that_lost_whole_lines_at_its_end_is_told_and_gone_on_with(finished: Path, tmp_path: Path) -> None:
+def test_a_log_that_lost_whole_lines_at_its_end_is_reported_and_resumed(finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     log = run / "log" / "000000.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -656,7 +656,7 @@ def test_a_moved_and_a_copied_run_folder_are_the_same_run(finished: Path, tmp_pa
     assert len(export(finished)) == 15
 
 
-def test_two_processes_on_one_folder_are_one_too_many(tmp_path: Path) -> None:
+def test_a_second_process_on_a_folder_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with server("--latency", "0.01") as url:
         first = generate(run, url, 100_000, "--concurrency", "4")
@@ -733,9 +733,7 @@ def test_a_bad_flag_is_refused_by_name(
     assert named in one_line(capsys)
 
 
-def test_a_run_path_that_cannot_be_one_is_refused(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_run_path_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     other = tmp_path / "other"

@@ -133,7 +133,7 @@ def test_an_export_only_ever_grows_at_its_end_when_the_target_is_raised(server: 
     assert export(run) == after
 
 
-def test_a_resume_that_would_change_the_meaning_is_refused_by_name_and_speed_may_change(
+def test_a_resume_that_would_change_the_configuration_is_refused_by_name_and_speed_may_change(
     server: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -221,7 +221,7 @@ def test_the_log_takes_at_most_500_bytes_a_completion_beyond_its_text(server: st
     assert max(beyond) <= 500
 
 
-def test_status_and_export_work_while_the_run_goes_on(server: str, tmp_path: Path) -> None:
+def test_status_and_export_work_while_the_run_is_active(server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with start(run, server, 5000, "--concurrency", "8") as process:
         wait_for_commits(run, process, 40)
@@ -304,7 +304,7 @@ def test_a_key_may_come_from_a_file_and_events_go_to_a_log_file_without_it(tmp_p
     assert "--api-key-file" in missing.stderr
 
 
-def test_forbidden_texts_are_kept_out_remembered_and_part_of_what_a_run_means(server: str, tmp_path: Path) -> None:
+def test_forbidden_texts_are_rejected_saved_and_part_of_the_configuration(server: str, tmp_path: Path) -> None:
     first = tmp_path / "first"
     assert generate(first, server, 6, "--concurrency", "1").returncode == 0
     forbidden = tmp_path / "forbidden.jsonl"
@@ -323,7 +323,7 @@ def test_forbidden_texts_are_kept_out_remembered_and_part_of_what_a_run_means(se
     assert "--decontaminate" in other.stderr
 
 
-def test_an_unknown_model_and_an_empty_run_are_told_in_one_line(server: str, tmp_path: Path) -> None:
+def test_an_unknown_model_and_an_empty_run_are_reported_in_one_line(server: str, tmp_path: Path) -> None:
     unknown = generate(tmp_path / "run", server, 5, "--model", "nope")
     assert unknown.returncode == 2
     assert "test-model" in unknown.stderr.splitlines()[-1]

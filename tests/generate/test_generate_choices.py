@@ -118,7 +118,7 @@ def test_a_refused_batch_is_asked_one_by_one(tmp_path: Path) -> None:
     assert not any(isinstance(one.outcome, Failure) for one in log), "no prompt is blamed"
 
 
-def test_a_run_from_before_these_options_goes_on_with_what_it_meant() -> None:
+def test_a_run_from_before_these_options_resumes_with_its_own_values() -> None:
     now = run_configuration(Options(), model="m", seeds="s", prompts="p")
     old = {name: value for name, value in now.items() if name not in {"samples_per_prompt", "demonstrations"}}
     check_same_configuration(old, now, Path("run"))
@@ -128,7 +128,7 @@ def test_a_run_from_before_these_options_goes_on_with_what_it_meant() -> None:
 
 
 @pytest.mark.parametrize("inside_a_line", [False, True])
-def test_a_log_cut_off_between_the_choices_of_a_request_is_taken_up(tmp_path: Path, *, inside_a_line: bool) -> None:
+def test_a_log_cut_off_between_the_choices_of_a_request_is_resumed(tmp_path: Path, *, inside_a_line: bool) -> None:
     run(tmp_path / "whole", demonstrations="least-used")
     lines = segment(tmp_path / "whole").read_bytes().splitlines(keepends=True)
     numbers = [orjson.loads(line).get("req") for line in lines]

@@ -203,7 +203,7 @@ def test_a_refilter_on_a_full_disk_says_what_is_true_and_leaves_no_run(
     assert commits(output) == commits(run)
 
 
-def test_a_folder_among_the_prompts_does_no_harm_and_another_folder_is_not_touched(run: Path, tmp_path: Path) -> None:
+def test_a_folder_among_the_prompts_is_ignored_and_other_folders_are_not_changed(run: Path, tmp_path: Path) -> None:
     copied, mine = shutil.copytree(run, tmp_path / "copied"), tmp_path / "mine"
     (copied / "prompts" / "old").mkdir()
     command = ["refilter", "--run-dir", str(copied), "--output"]

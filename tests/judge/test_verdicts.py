@@ -68,7 +68,7 @@ def test_anything_else_is_a_fault_and_not_guessed_at(text: str, fault: Fault) ->
     assert read_vote(text, CODE) is fault
 
 
-def test_an_answer_cut_off_by_the_token_limit_is_a_fault_of_its_own() -> None:
+def test_an_answer_cut_off_by_the_token_limit_is_a_separate_fault() -> None:
     assert read_vote(json.dumps(GOOD)[:-9], CODE, "length") is Fault.CUT_OFF
     assert read_vote(json.dumps(GOOD), CODE, "length") == VOTE
 

@@ -49,7 +49,7 @@ def _parse(row: dict[str, Any]) -> object:
 
 
 @pytest.mark.parametrize("row", REAL + WRITTEN, ids=lambda row: row["name"])
-def test_a_completion_is_read_as_a_careful_person_reads_it(row: dict[str, Any]) -> None:
+def test_a_completion_is_read_as_expected(row: dict[str, Any]) -> None:
     assert _parse(row) == row["expected"], row.get("note")
 
 

@@ -216,7 +216,7 @@ def test_a_text_kept_earlier_in_the_same_batch_counts_under_its_coming_index(ind
 
 @pytest.mark.parametrize("index", INDEX_KINDS)
 @pytest.mark.parametrize("text", ["", "?!", "\x00", "\ud800", "翻訳"])
-def test_texts_without_tokens_are_novel_and_nobodys_neighbour(index: IndexKind, text: str) -> None:
+def test_texts_without_tokens_are_novel_and_never_a_neighbour(index: IndexKind, text: str) -> None:
     novelty = NoveltyFilter(index=index, tokenizer="rouge")
     novelty.add_seeds(["a b c", text])
     assert novelty.filter([text, text]) == [Verdict(novel=True, nearest_seed=(0, 0.0))] * 2

@@ -66,7 +66,7 @@ def unread_pipe() -> Iterator[tuple[int, TextIO]]:
     os.close(writing)
 
 
-def test_a_stream_that_nobody_reads_is_given_up_in_time() -> None:
+def test_a_stream_that_is_not_read_is_given_up_in_time() -> None:
     with unread_pipe() as (reading, stream):
         display = Display(stream, capacity=1000)
         for number in range(1000):
@@ -79,7 +79,7 @@ def test_a_stream_that_nobody_reads_is_given_up_in_time() -> None:
         os.close(reading)
 
 
-def test_what_fits_is_written_whole_and_in_order_once_somebody_reads() -> None:
+def test_queued_text_is_written_whole_and_in_order_once_it_is_read() -> None:
     with unread_pipe() as (reading, stream):
         display = Display(stream, capacity=100)
         for number in range(100):
@@ -126,7 +126,7 @@ def test_a_stream_that_fails_or_is_none_costs_only_what_was_written() -> None:
             assert not display.isatty()
 
 
-def test_a_line_is_one_write_whoever_writes_beside_it() -> None:
+def test_a_line_is_one_write_also_with_other_writers() -> None:
     class Counting(io.StringIO):
         def __init__(self) -> None:
             super().__init__()
