@@ -94,13 +94,13 @@ PLACES = (
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_nothing_that_a_server_wrote_steers_a_terminal_or_a_line(told: dict[str, str], place: str) -> None:
+def test_no_server_text_controls_a_terminal_or_a_line(told: dict[str, str], place: str) -> None:
     assert told[place].strip()
     assert not FORBIDDEN.search(told[place])
 
 
 @pytest.mark.parametrize("place", ["report", "card", "live page"])
-def test_nothing_that_a_server_wrote_is_markup(told: dict[str, str], place: str) -> None:
+def test_no_server_text_is_markup(told: dict[str, str], place: str) -> None:
     assert "evil" in told[place]
     shown = told[place]
     if place == "card":

@@ -113,15 +113,15 @@ def test_rooms_import_only_the_public_modules_of_other_rooms() -> None:
     assert found == []
 
 
-def test_what_computes_and_what_stores_know_no_asyncio_and_no_network() -> None:
+def test_computing_and_storing_modules_import_no_asyncio_and_no_network() -> None:
     assert offenders(NO_ASYNCIO, {"asyncio", "aiohttp", "uvloop", "socketserver"}) == []
 
 
-def test_what_computes_touches_no_files() -> None:
+def test_computing_modules_import_no_file_access() -> None:
     assert offenders(PURE, FILE_MODULES, but=READS_FILES | {"types"}) == []  # types: a path is a value
 
 
-def test_the_engine_the_servers_and_the_log_know_no_method() -> None:
+def test_the_engine_the_servers_and_the_log_import_no_method() -> None:
     assert offenders(KNOWS_NO_METHOD, {"fastgen.methods"}) == []
 
 

@@ -224,7 +224,7 @@ def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptS
     assert plan.state.complete == 1
 
 
-def test_within_a_batch_an_earlier_instruction_rejects_its_double(prompts: PromptSet) -> None:
+def test_within_a_batch_an_earlier_instruction_rejects_its_duplicate(prompts: PromptSet) -> None:
     plan = make(prompts)
     request = plan.next()
     assert request is not None
@@ -290,7 +290,7 @@ def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(p
     assert (plan.state.settled, plan.state.complete) == (1, 0)
 
 
-def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_goes_on(prompts: PromptSet) -> None:
+def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_continues(prompts: PromptSet) -> None:
     plan = make(prompts)
     answer(plan, take(plan, 1))
     subject = None

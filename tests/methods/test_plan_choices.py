@@ -119,7 +119,7 @@ def settled(log: Sequence[Commit]) -> Counter[int | None]:
 # -- samples of one prompt ---------------------------------------------------------------------------------------------
 
 
-def test_each_sample_of_a_prompt_is_a_commit_of_its_own(prompts: PromptSet) -> None:
+def test_each_sample_of_a_prompt_is_a_separate_commit(prompts: PromptSet) -> None:
     plan = make(prompts, samples_per_prompt=3)
     request = take(plan, Stage.INSTRUCTION)
     assert (request.n, request.prompts, request.sequences) == (3, 1, 3)
@@ -191,7 +191,7 @@ def test_what_is_ready_is_classified_together_and_nothing_waits_for_more(prompts
 
 
 @pytest.mark.parametrize("why", ["chat", "long answers", "as told"])
-def test_one_subject_a_request_where_several_would_not_do(prompts: PromptSet, why: str) -> None:
+def test_one_subject_per_request_where_several_are_impossible(prompts: PromptSet, why: str) -> None:
     if why == "chat":
         plan = ready_to_classify_by_chat()
     elif why == "long answers":
@@ -259,7 +259,7 @@ def test_a_server_that_takes_one_prompt_only_is_soon_asked_so(prompts: PromptSet
     assert {r.prompts for r in iter(plan.next, None)} == {1}
 
 
-def test_a_batch_that_is_answered_forgives_refused_ones_before_it(prompts: PromptSet) -> None:
+def test_an_answered_batch_resets_the_count_of_refused_ones(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts, batch=2)
     batches = [r for r in iter(plan.next, None) if r.prompts > 1]
     assert len(batches) > 2 * MAX_REFUSED_BATCHES
@@ -308,7 +308,7 @@ def cuts(log: Sequence[Commit]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("policy", ["uniform", "least-used"])
-def test_a_run_cut_off_after_any_line_goes_on_without_anything_lost_or_doubled(prompts: PromptSet, policy: str) -> None:
+def test_a_run_cut_off_after_any_line_resumes_without_anything_lost_or_doubled(prompts: PromptSet, policy: str) -> None:
     log = whole_run(prompts, policy)
     torn = 0
     for cut in cuts(log):

@@ -321,7 +321,7 @@ def test_random_bytes_are_refused_in_one_line(tmp_path_factory: pytest.TempPathF
 # Where the shipped file is found.
 
 
-def test_an_installed_module_prefers_the_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_module_prefers_the_file_next_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site-packages" / "fastgen" / "methods" / "self_instruct"
     package.mkdir(parents=True)
     monkeypatch.setattr(fastgen.methods.self_instruct.seeds, "__file__", str(package / "seeds.py"))
@@ -465,7 +465,7 @@ def test_pairs_at_or_above_a_half_are_warned_about_closest_first(tmp_path: Path)
     ]
 
 
-def test_a_flood_of_near_duplicates_is_cut_short(tmp_path: Path) -> None:
+def test_a_long_list_of_near_duplicates_is_cut(tmp_path: Path) -> None:
     lines = [line(id=f"t{n}", is_classification=True) for n in range(10)]
     warnings = check_seed_tasks(write(tmp_path, *lines)).warnings
     assert len(warnings) == 21

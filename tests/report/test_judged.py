@@ -106,7 +106,7 @@ def test_agreement_between_votes_and_between_judges_is_shown(run: Path, section:
     assert section.count("Agreement between the votes of") == 3, "of the judge with several votes only"
 
 
-def test_what_could_not_be_read_is_told(section: str) -> None:
+def test_unreadable_answers_are_counted(section: str) -> None:
     assert "12 of 189 answers could not be read, which left 2 instances without a verdict." in section
 
 

@@ -109,7 +109,7 @@ def test_a_viewer_that_does_not_read_is_disconnected(run: Path) -> None:
     asyncio.run(_slow(run))
 
 
-def test_a_page_that_is_not_of_a_running_run_says_of_when_its_measurements_are(run: Path) -> None:
+def test_a_page_of_a_run_that_is_not_active_shows_the_time_of_its_measurements(run: Path) -> None:
     follower = read_all(Follower(run))
     assert "2001-09-09 01:46:40 UTC" in pieces(follower, SAMPLE, is_running=False)["now"]
     assert "2001-09-09" not in pieces(follower, SAMPLE, is_running=True)["now"]

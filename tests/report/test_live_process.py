@@ -180,7 +180,7 @@ async def _pipe() -> None:
     assert pipe.latest == SAMPLE
 
 
-def test_samples_come_in_pieces_and_what_is_none_is_passed_over() -> None:
+def test_samples_come_in_pieces_and_invalid_lines_are_skipped() -> None:
     asyncio.run(_pipe())
 
 
@@ -265,7 +265,7 @@ def test_a_run_that_is_killed_leaves_no_page_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_run_goes_on_without_a_page_that_was_killed(tmp_path: Path) -> None:
+def test_a_run_continues_without_a_page_that_was_killed(tmp_path: Path) -> None:
     with watched_run(tmp_path / "run") as (process, _):
         (page,) = children_of(process.pid)
         os.kill(page, signal.SIGKILL)

@@ -106,7 +106,7 @@ def test_self_bleu_in_one_pass_is_self_bleu_by_its_definition(texts: list[list[s
     assert self_bleu(texts) == pytest.approx(_slow_self_bleu(texts))
 
 
-def test_the_same_text_again_and_again_is_told_from_varied_texts() -> None:
+def test_repeated_text_is_distinguished_from_varied_texts() -> None:
     draw = random.Random(1)
     varied = [" ".join(f"word{draw.randrange(5000)}" for _ in range(12)) for _ in range(100)]
     same = [varied[0]] * 100

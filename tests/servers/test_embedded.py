@@ -60,7 +60,7 @@ def test_a_linux_x86_64_machine_with_glibc_and_avx2_is_supported() -> None:
         (replace(GOOD, cpu_flags=frozenset({"sse2"})), "a processor with AVX2"),
     ],
 )
-def test_a_machine_that_cannot_run_it_is_told_so_and_pointed_to_base_url(machine: Machine, complaint: str) -> None:
+def test_an_unsupported_machine_is_refused_and_pointed_to_base_url(machine: Machine, complaint: str) -> None:
     problem = unsupported(machine)
     assert problem is not None
     assert complaint in problem

@@ -80,7 +80,7 @@ def test_no_span_of_time_sees_more_restarts_than_allowed(pauses_s: list[float], 
             taken.append(now_s)
 
 
-def test_servers_have_addresses_and_logs_of_their_own(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+def test_servers_have_separate_addresses_and_logs(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
     async def test() -> None:
         heard = Heard()
         async with start_fleet([spec(), spec()], tmp_path / "server.log", timeout_s=60, report=heard) as fleet:
@@ -110,9 +110,7 @@ def test_the_run_begins_with_the_first_server_that_serves(spec: Callable[..., Se
     run(test())
 
 
-def test_a_server_that_dies_is_started_again_at_the_same_address(
-    spec: Callable[..., ServerSpec], tmp_path: Path
-) -> None:
+def test_a_server_that_dies_is_restarted_at_the_same_address(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
     async def test() -> None:
         heard = Heard()
         async with start_fleet([spec()], tmp_path / "server.log", timeout_s=60, report=heard, policy=AT_ONCE) as fleet:
@@ -167,7 +165,9 @@ def test_a_single_server_that_does_not_start_is_an_error_as_it_stands(
     run(test())
 
 
-def test_when_none_of_several_starts_the_last_word_is_told(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+def test_when_none_of_several_starts_the_last_failure_is_reported(
+    spec: Callable[..., ServerSpec], tmp_path: Path
+) -> None:
     async def test() -> None:
         with pytest.raises(ServerError, match=r"none of the 2 servers .* made of cheese"):
             async with start_fleet([spec("die")] * 2, tmp_path / "server.log", timeout_s=60, report=lambda _: None):

@@ -140,7 +140,7 @@ def test_a_stopped_server_is_noticed_long_before_its_requests_run_out_of_time(
     assert_whole(run, [])
 
 
-def test_a_stopped_server_that_goes_on_is_used_again(serving: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_stopped_server_that_continues_is_used_again(serving: Callable[..., Server], tmp_path: Path) -> None:
     run = tmp_path / "run"
     servers = [serving("--latency", "0.01") for _ in range(2)]
     job = generate(run, servers, 100_000, "--concurrency", "8", "--request-timeout", "3600", prepare=impatient)
@@ -217,7 +217,7 @@ def test_a_stage_may_use_another_model_of_the_same_server(serving: Callable[...,
     assert "--classification-model other: the server does not have it; it offers small" in said[-1]
 
 
-def test_a_run_made_before_there_were_stage_models_goes_on(serving: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_run_made_before_there_were_stage_models_resumes(serving: Callable[..., Server], tmp_path: Path) -> None:
     run = tmp_path / "run"
     server = serving()
     assert generate(run, [server], 5).ended()[0] == 0
@@ -243,7 +243,7 @@ def test_a_run_made_before_there_were_stage_models_goes_on(serving: Callable[...
         ),
     ],
 )
-def test_what_is_told_of_servers_and_cannot_be_is_one_line(
+def test_impossible_server_options_are_one_line(
     flags: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("generate", "--run-dir", tmp_path / "run", *flags) == 2

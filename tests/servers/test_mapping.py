@@ -189,7 +189,7 @@ def test_a_missing_key_names_the_flag() -> None:
 
 @pytest.mark.parametrize("body", [{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}])
 @pytest.mark.parametrize("status", [402, 429])
-def test_an_empty_account_is_for_a_person_to_mend(status: int, body: dict[str, Any]) -> None:
+def test_an_empty_account_is_for_the_user_to_fix(status: int, body: dict[str, Any]) -> None:
     error = mapped(status, body)
     assert isinstance(error, InputError)
     assert "credit" in str(error)

@@ -191,7 +191,7 @@ def test_a_server_that_speaks_no_http_is_a_broken_answer() -> None:
     run(test())
 
 
-def test_a_too_long_prompt_is_told_from_other_refusals() -> None:
+def test_a_too_long_prompt_is_distinguished_from_other_refusals() -> None:
     async def test() -> None:
         async with (
             FaultServer(script=[Fault.PROMPT_TOO_LONG, None], max_model_len=4) as server,
@@ -537,7 +537,7 @@ def test_the_start_gives_up_with_a_remedy() -> None:
     run(test())
 
 
-def test_the_start_does_not_wait_for_what_a_person_must_mend() -> None:
+def test_the_start_does_not_wait_for_what_the_user_must_fix() -> None:
     async def test() -> None:
         async with FaultServer(api_key="k") as server, backend_for(server) as backend:
             with pytest.raises(InputError, match="--api-key-env"):
@@ -607,7 +607,7 @@ def test_a_fault_of_the_server_is_transient_for_several_prompts_too(fault: Fault
     run(test())
 
 
-def test_a_choice_that_is_missing_beside_others_is_lost_alone() -> None:
+def test_a_missing_choice_is_lost_and_the_others_are_kept() -> None:
     async def test() -> None:
         async with FaultServer(script=[Fault.MISSING_CHOICE] * 2) as server, backend_for(server) as backend:
             for asked in (replace(REQUEST, n=3), _batch("a", "b", "c")):

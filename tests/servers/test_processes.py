@@ -159,7 +159,7 @@ def test_a_port_that_the_user_insists_on_is_used(spec: Callable[..., ServerSpec]
     assert used == f"http://127.0.0.1:{port}/v1"
 
 
-def test_the_log_keeps_every_start_with_secrets_blotted_out(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
+def test_the_log_keeps_every_start_with_secrets_removed(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
     log_path = tmp_path / "deep" / "server.log"
     for _ in range(2):
         server = spec()
@@ -191,9 +191,7 @@ def test_a_server_that_never_serves_is_given_up_and_gone(spec: Callable[..., Ser
         run_server(spec("never"), tmp_path / "server.log", timeout_s=1.5)
 
 
-def test_a_server_that_is_stopped_in_its_tracks_is_noticed_by_its_silence(
-    spec: Callable[..., ServerSpec], tmp_path: Path
-) -> None:
+def test_a_server_that_stops_answering_is_noticed(spec: Callable[..., ServerSpec], tmp_path: Path) -> None:
     async def main() -> None:
         running = start_server(spec(), tmp_path / "server.log", timeout_s=60, report=lambda _: None, grace_s=0.1)
         async with running as server:
@@ -209,7 +207,7 @@ def test_free_ports_are_all_different() -> None:
     assert len(set(free_ports(20))) == 20
 
 
-def test_the_death_of_a_running_server_is_noticed_with_its_last_words(
+def test_the_death_of_a_running_server_is_noticed_with_its_last_output(
     spec: Callable[..., ServerSpec], tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -399,7 +397,7 @@ def test_the_last_value_of_a_flag_counts_and_must_be_a_number() -> None:
         ("--tokenizer some/where --max-num-batched-tokens 5", "--tokenizer some/where --max-num-batched-tokens 5"),
     ],
 )
-def test_secrets_are_blotted_out_and_nothing_else_is(command: str, shown: str) -> None:
+def test_secrets_are_removed_and_nothing_else_is(command: str, shown: str) -> None:
     assert redact(command.split()) == shown
 
 
@@ -426,7 +424,7 @@ def test_secrets_are_blotted_out_and_nothing_else_is(command: str, shown: str) -
         ),
     ],
 )
-def test_last_words_are_the_line_that_says_why(log: str, words: str, tmp_path: Path) -> None:
+def test_the_last_output_shown_is_the_line_that_says_why(log: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_text("ValueError: of an earlier start\n" + log)
     assert error_line(path, len("ValueError: of an earlier start\n")) == words
@@ -485,7 +483,7 @@ def test_a_gpu_serves_the_users_model_with_the_users_flags() -> None:
     assert spec.command[-6:] == ("--max-num-seqs", "64", "--port", "9123", "--tensor-parallel-size", "2")
 
 
-def test_several_servers_get_groups_of_gpus_and_ports_of_their_own() -> None:
+def test_several_servers_get_separate_groups_of_gpus_and_ports() -> None:
     layout = Layout(num_servers=2, tensor_parallel_size=2)
     first, second = choose("org/m", "--port 9000", layout, gpus=SMALL)
     assert [spec.env["CUDA_VISIBLE_DEVICES"] for spec in (first, second)] == ["0,1", "2,3"]
@@ -520,13 +518,13 @@ def test_too_few_gpus_are_one_line(layout: Layout, server_args: str, complaint: 
     assert "\n" not in str(caught.value)
 
 
-def test_gpus_that_stay_idle_are_told_with_the_flag_that_uses_them() -> None:
+def test_idle_gpus_are_reported_with_the_flag_that_uses_them() -> None:
     said: list[str] = []
     choose("org/m", "", Layout(tensor_parallel_size=2), gpus=SMALL, said=said.append)
     assert said == ["6 of 8 GPUs stay idle; --num-servers 4 uses them"]
 
 
-def test_a_gpu_without_vllm_is_told_the_extra_in_one_line() -> None:
+def test_a_gpu_without_vllm_gets_one_line_that_names_the_extra() -> None:
     with pytest.raises(InputError, match=r"pip install 'fastgen\[vllm\]'.*--base-url"):
         choose(gpus=SMALL, vllm=False)
 

@@ -79,7 +79,7 @@ STEERING += [b"generation_tokens_total", b"prompt_tokens_total", b"prefix_cache_
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from(STEERING), HOSTILE), max_size=9), max_size=40))
-def test_no_figure_of_a_server_stops_the_steering(pages: list[list[tuple[bytes, bytes]]]) -> None:
+def test_no_figure_of_a_server_stops_the_concurrency_control(pages: list[list[tuple[bytes, bytes]]]) -> None:
     controller = ConcurrencyController(64, 512)
     for at, lines in enumerate(pages):
         page = b"vllm:num_requests_running 1\n" + b"".join(b"vllm:%s %s\n" % line for line in lines)

@@ -275,7 +275,7 @@ def test_faults_of_a_while_ago_are_forgiven() -> None:
     run(test())
 
 
-def test_hanging_requests_of_before_a_takeout_do_not_take_a_returned_endpoint_out() -> None:
+def test_hanging_requests_from_before_a_removal_do_not_remove_a_returned_endpoint() -> None:
     async def test() -> None:
         server, other = FaultServer(script=[Fault.HANG] * 5), hanging()
         timeout = TimeoutPolicy(total_s=0.4)
@@ -440,7 +440,7 @@ def test_an_endpoint_that_answers_completions_is_not_silent_however_slow_its_hea
     run(test())
 
 
-def test_a_call_that_is_cancelled_by_its_owner_is_not_broken_off() -> None:
+def test_a_call_that_is_cancelled_by_its_owner_is_not_a_fault() -> None:
     """Also where both cancel it in the same pass of the event loop."""
 
     async def test() -> None:
@@ -532,7 +532,7 @@ def test_an_endpoint_that_refused_is_tried_again_with_one_request() -> None:
     run(test())
 
 
-def test_only_the_first_takeout_of_an_endpoint_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_first_removal_of_an_endpoint_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fastgen.servers.router")
 
     async def test() -> None:
@@ -564,7 +564,7 @@ def test_a_run_can_begin_without_endpoints_that_are_known_to_be_absent() -> None
     run(test())
 
 
-def test_the_start_goes_on_with_the_servers_that_are_there() -> None:
+def test_the_start_continues_with_the_servers_that_answer() -> None:
     async def test() -> None:
         there, absent = FaultServer(), FaultServer()
         told: list[str] = []
@@ -591,7 +591,7 @@ def test_the_start_gives_up_when_no_server_is_there() -> None:
     run(test())
 
 
-def test_the_start_stops_at_what_a_person_must_mend() -> None:
+def test_the_start_stops_at_what_the_user_must_fix() -> None:
     async def test() -> None:
         async with routed(FaultServer(), FaultServer(api_key="k")) as router:
             with pytest.raises(InputError, match="--api-key-env"):

@@ -175,7 +175,7 @@ def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
     run(test())
 
 
-def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> None:
+def test_a_retry_waits_for_room_in_its_stage_and_delays_no_other() -> None:
     """The stage's first two requests fail; by the time that they may be asked again two others have their places."""
 
     async def test() -> None:
@@ -206,7 +206,7 @@ def test_another_attempt_waits_for_room_in_its_stage_and_holds_up_no_other() -> 
 
 
 @pytest.mark.parametrize("wrong", ["down", "errors only"])
-def test_a_stage_whose_server_does_not_work_holds_up_no_other(wrong: str) -> None:
+def test_a_stage_whose_server_does_not_work_delays_no_other(wrong: str) -> None:
     """Only so many of its requests wait for another attempt, else they would soon be all that may wait."""
 
     async def test() -> None:

@@ -138,7 +138,7 @@ def test_unusable_usage_counts_nothing_and_loses_no_text(usage: Any) -> None:
     assert decode_completions(answer(choice(), usage=usage), COMPLETIONS, request()) == (Completion("hi", "stop"),)
 
 
-def test_reasoning_beside_the_content_is_ignored() -> None:
+def test_reasoning_next_to_the_content_is_ignored() -> None:
     message = {"role": "assistant", "content": "yes", "reasoning_content": "hmm", "reasoning": "hmm"}
     decoded = decode_completions(answer({"index": 0, "message": message, "finish_reason": "stop"}), CHAT, request())
     assert decoded == (Completion("yes", "stop"),)
@@ -217,13 +217,13 @@ def test_choices_that_never_came_are_lost_and_the_others_are_taken() -> None:
     assert [one.is_lost for one in decoded] == [True, False, True, False]
 
 
-def test_a_sequence_broken_off_beside_a_good_one_is_lost_alone() -> None:
+def test_an_aborted_sequence_is_lost_and_a_good_one_is_kept() -> None:
     sent = answer(choice(0, "torso", "abort"), choice(1, "b"), usage={"completion_tokens": 5})
     decoded = decode_completions(sent, COMPLETIONS, several("a", "b"))
     assert decoded == (Completion("", "abort"), Completion("b", "stop", 0, 5))
 
 
-def test_choice_numbers_of_several_prompts_run_on() -> None:
+def test_choice_numbers_of_several_prompts_are_consecutive() -> None:
     decoded = decode_completions(
         answer(*(choice(i, str(i)) for i in (3, 0, 2, 1))), COMPLETIONS, several("a", "b", n=2)
     )
@@ -250,7 +250,7 @@ def test_doubled_indexes_are_a_broken_answer() -> None:
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-def test_a_sequence_that_the_server_broke_off_is_no_completion(reason: str) -> None:
+def test_a_sequence_that_the_server_aborted_is_no_completion(reason: str) -> None:
     for asked in (request(), request(n=2), several("a", "b")):
         choices = [choice(i, finish_reason=reason) for i in range(asked.sequences)]
         with pytest.raises(TransientError) as caught:

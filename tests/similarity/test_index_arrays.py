@@ -76,7 +76,7 @@ def test_it_decides_and_grows_as_the_one_it_was_taken_from(kind: IndexKind) -> N
 
 @given(st.lists(st.lists(st.sampled_from("abcd é ."), max_size=30).map("".join), max_size=40), st.integers(0, 40))
 @settings(max_examples=12, deadline=None)
-def test_any_pool_cut_anywhere_goes_on_the_same(pool: list[str], cut: int) -> None:
+def test_any_pool_cut_anywhere_continues_the_same(pool: list[str], cut: int) -> None:
     for kind in INDEX_KINDS:
         novelty = NoveltyFilter(index=kind)
         novelty.filter(pool[:cut])

@@ -194,7 +194,7 @@ def test_postings_are_a_multimap_through_thousands_of_bucket_splits_and_removals
     assert not any(entries_under(postings, np.uint64(key)) for key in keys)
 
 
-def test_the_best_neighbours_do_not_depend_on_the_order_in_which_they_are_met() -> None:
+def test_the_best_neighbours_do_not_depend_on_the_order_in_which_they_are_found() -> None:
     met = [(entry, [0.25, 0.5, 0.75][entry % 3]) for entry in range(12)]
     expected = sorted(met, key=lambda pair: (-pair[1], pair[0]))[:5]
     for seed in range(20):

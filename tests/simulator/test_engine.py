@@ -223,7 +223,7 @@ def test_one_sequence_costs_a_prefill_step_and_a_step_for_each_further_token() -
     assert only.ended_s == pytest.approx(6.8 + 2 * (1.0 + 0.01) + (8 + 9) * 0.001)
 
 
-def test_a_prompt_beyond_the_token_budget_is_prefilled_in_chunks_beside_the_decoding_ones() -> None:
+def test_a_prompt_beyond_the_token_budget_is_prefilled_in_chunks_with_the_decoding_ones() -> None:
     batch = new_batch()
     batch.add([EngineSequence(1, 20)], 0.0)
     batch.advance(1.1)
@@ -255,7 +255,7 @@ def test_the_youngest_is_preempted_when_the_cache_is_full_and_computed_again() -
     assert batch.counts.generation_tokens == 40
 
 
-def test_a_prompt_that_does_not_fit_beside_the_others_waits() -> None:
+def test_a_prompt_that_does_not_fit_with_the_others_waits() -> None:
     batch = new_batch(replace(SMALL, max_num_batched_tokens=100))
     batch.add([EngineSequence(32, 2), EngineSequence(20, 2), EngineSequence(1, 2)], 0.0)
     assert (batch.running, batch.waiting) == (1, 2)  # nor does a later one that would fit go first

@@ -371,7 +371,7 @@ def test_a_client_that_waits_for_100_gets_it() -> None:
 
 
 @pytest.mark.parametrize("head", [HEAD + b"Connection: close\r\n\r\n", HEAD.replace(b"1.1", b"1.0") + b"\r\n"])
-def test_a_client_that_asks_for_it_is_hung_up_on(head: bytes) -> None:
+def test_a_client_can_ask_for_its_connection_to_be_closed(head: bytes) -> None:
     async def test(server: FaultServer, wire: Wire) -> None:
         wire.writer.write(head + BODY)
         await wire.answer()

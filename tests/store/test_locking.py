@@ -27,7 +27,7 @@ def take(file: Path) -> Lock:
     return Lock(file, named="--run-dir x", instead="name another folder")
 
 
-def test_the_second_one_is_told_who_holds_it_and_what_to_do(tmp_path: Path) -> None:
+def test_the_second_process_learns_who_holds_it_and_what_to_do(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
@@ -40,7 +40,7 @@ def test_the_second_one_is_told_who_holds_it_and_what_to_do(tmp_path: Path) -> N
     take(tmp_path / "lock").release()
 
 
-def test_it_can_be_let_go_twice_and_taken_again(tmp_path: Path) -> None:
+def test_it_can_be_released_twice_and_taken_again(tmp_path: Path) -> None:
     first = take(tmp_path / "lock")
     with pytest.raises(FolderInUse, match=f"process {os.getpid()} on"):
         take(tmp_path / "lock")

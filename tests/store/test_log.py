@@ -177,7 +177,7 @@ def test_a_crash_while_rolling_over_loses_nothing(tmp_path: Path) -> None:
     assert [path.name for path in sorted(log.iterdir())] == ["000000.jsonl"]
 
 
-def test_going_on_after_the_last_segment_was_compressed_starts_a_new_one(tmp_path: Path) -> None:
+def test_resuming_after_the_last_segment_was_compressed_starts_a_new_one(tmp_path: Path) -> None:
     log = tmp_path / "log"
     write(log, numbered(4))
     compress_segment(log / "000000.jsonl")

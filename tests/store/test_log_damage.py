@@ -89,7 +89,7 @@ def overwritten(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [flipped_newline, zeroed_tail, overwritten])
-def test_an_end_of_the_log_that_was_synced_and_is_another_is_named_by_every_command(
+def test_a_changed_synced_end_of_the_log_is_named_by_every_command(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes]
 ) -> None:
     run = tmp_path / "run"
@@ -147,7 +147,7 @@ def test_counts_that_a_log_fell_short_of_are_replaced_before_new_lines_reach_the
     assert logged(tmp_path / "killed") == [0, 1, *range(100, 120)]
 
 
-def test_an_emptied_last_segment_is_told_with_the_number_of_commits(
+def test_an_emptied_last_segment_is_reported_with_the_number_of_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(LogWriter.__init__.__kwdefaults__ or {}, "segment_bytes", 1000)
@@ -250,7 +250,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_a_small_file_that_unpacks_to_an_endless_line_takes_neither_time_nor_memory(tmp_path: Path) -> None:
+def test_a_small_file_that_unpacks_to_an_endless_line_takes_little_time_and_memory(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.mkdir()
     size = 2 << 30

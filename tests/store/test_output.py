@@ -180,7 +180,7 @@ def test_a_standard_output_that_is_full_is_one_line(run: Path, arguments: list[s
     assert b"cannot be written (No space left on device); make room" in done.stderr
 
 
-def test_a_reader_that_has_enough_is_no_error_to_tell(run: Path) -> None:
+def test_a_reader_that_closes_early_is_no_error(run: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command("status", "--run-dir", run), stdout=writing, stderr=subprocess.PIPE, check=False)

@@ -101,7 +101,7 @@ def test_a_parquet_pool_and_a_json_input_go_together_and_the_other_way_round(job
     assert run_parquet(job, against=[odd]) == Counts(30, 0, 30, 30)
 
 
-def test_bad_parquet_is_told_in_one_line(job: Job) -> None:
+def test_bad_parquet_is_reported_in_one_line(job: Job) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = job.folder / "in.parquet"
     for columns, words in (

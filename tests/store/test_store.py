@@ -80,7 +80,7 @@ def test_the_ledger_counts_what_the_commits_say(tmp_path: Path) -> None:
     assert Ledger.from_dict(orjson.loads(orjson.dumps(ledger.as_dict()))) == ledger
 
 
-def test_a_reader_sees_the_run_while_it_is_written_with_or_without_a_snapshot(tmp_path: Path) -> None:
+def test_a_reader_sees_the_run_while_it_is_written_with_or_without_a_saved_ledger(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits()[:1])
@@ -95,7 +95,7 @@ def test_a_reader_sees_the_run_while_it_is_written_with_or_without_a_snapshot(tm
     store.close()
 
 
-def test_a_snapshot_of_another_log_is_not_believed(tmp_path: Path) -> None:
+def test_a_saved_ledger_of_another_log_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits())
@@ -109,7 +109,7 @@ def test_a_snapshot_of_another_log_is_not_believed(tmp_path: Path) -> None:
         assert RunFolder(path).ledger() == store.ledger
 
 
-def test_a_torn_end_is_dropped_and_told(tmp_path: Path) -> None:
+def test_a_torn_end_is_dropped_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits())
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_a_disk_error(tmp_path: Path) -> None
     store.close()
 
 
-def test_a_flipped_byte_in_the_snapshot_or_in_the_header_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_byte_in_the_ledger_or_in_the_header_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits())
@@ -270,7 +270,7 @@ def test_the_lock_is_taken_also_where_there_is_no_room_to_say_by_whom(
     Store(RunFolder(path)).close()
 
 
-def test_a_file_system_without_locks_and_one_that_is_read_only_are_told_apart(
+def test_a_file_system_without_locks_and_a_read_only_one_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(*_: object) -> None:
@@ -297,7 +297,7 @@ def test_a_write_that_fails_leaves_no_temporary_file_and_the_old_content(
     assert not (path / ".run.json.tmp").exists()
 
 
-def test_a_snapshot_is_saved_only_when_it_has_all_that_was_appended(tmp_path: Path) -> None:
+def test_the_ledger_is_saved_only_when_it_has_all_that_was_appended(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits()[:1])
@@ -334,7 +334,7 @@ def test_closed_segments_are_compressed_and_a_lost_last_one_is_noticed(
     assert list(RunFolder(path).commits()), "the remedy that the message names"
 
 
-def test_a_log_that_is_shorter_than_when_it_was_counted_is_told_and_gone_on_with(tmp_path: Path) -> None:
+def test_a_log_that_is_shorter_than_when_it_was_counted_is_reported_and_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = begin(path)
     append(store, commits())
@@ -371,7 +371,7 @@ def test_a_store_that_was_closed_during_its_replay_writes_nothing_any_more(tmp_p
         interrupted.append(commits())
 
 
-def test_close_waits_for_a_compression_before_it_lets_go_of_the_lock(
+def test_close_waits_for_a_compression_before_it_releases_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
@@ -399,7 +399,7 @@ def test_close_waits_for_a_compression_before_it_lets_go_of_the_lock(
     Store(RunFolder(path)).close()
 
 
-def test_a_run_whose_last_segment_is_only_a_header_goes_on_in_the_one_before(
+def test_a_run_whose_last_segment_is_only_a_header_resumes_in_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"

@@ -84,7 +84,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
         run(tmp_path, GOOD + b"x" * (5 << 20))
 
 
-def test_files_that_are_not_there_or_no_files_are_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_and_irregular_files_are_reported_in_one_line(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path, word in (
@@ -100,7 +100,7 @@ def test_files_that_are_not_there_or_no_files_are_told_in_one_line(tmp_path: Pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(GOOD)
     path.chmod(0)
@@ -187,7 +187,7 @@ def test_compressed_input_gives_what_the_plain_file_gives(tmp_path: Path, form: 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
 @pytest.mark.parametrize("damage", ["cut off", "cut off between blocks", "flipped", "followed by something else"])
-def test_damaged_compressed_input_is_told_in_one_line(tmp_path: Path, compress: type, damage: str) -> None:
+def test_damaged_compressed_input_is_reported_in_one_line(tmp_path: Path, compress: type, damage: str) -> None:
     content = bytearray(compress(b"".join(make_rows(400))))
     if damage == "cut off":
         del content[-20:]
@@ -289,7 +289,7 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("what", BAD_ARRAYS)
-def test_a_broken_array_is_told_with_the_row(tmp_path: Path, what: str) -> None:
+def test_a_broken_array_is_reported_with_the_row(tmp_path: Path, what: str) -> None:
     content, named = BAD_ARRAYS[what]
     with pytest.raises(InputError) as caught:
         run(tmp_path, content)

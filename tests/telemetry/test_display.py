@@ -188,7 +188,7 @@ def test_a_run_whose_standard_error_fails_is_finished(
     assert complete(run) == 30
 
 
-def test_status_speaks_ascii_and_tells_of_folders_of_any_name(tmp_path: Path) -> None:
+def test_status_prints_ascii_for_folders_of_any_name(tmp_path: Path) -> None:
     run = make_run(tmp_path / os.fsdecode(b"run-\xff-\xc3\xa9"), numbered(3), model="模型")
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     for flags in ([], ["--json"]):
@@ -290,7 +290,7 @@ def test_an_ascii_terminal_gets_frames_that_fit(server: str, tmp_path: Path) -> 
     assert max(max(widths) for _, widths in frames(seen.sent)[:-1]) <= 60
 
 
-def test_a_pause_is_no_limit_and_leaves_the_lines_that_stand(tmp_path: Path) -> None:
+def test_a_pause_is_no_limit_and_keeps_the_printed_lines(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (
         shipped_server("--latency", "0.2") as url,
@@ -313,7 +313,7 @@ def test_a_pause_is_no_limit_and_leaves_the_lines_that_stand(tmp_path: Path) -> 
     assert not [one for one in samples if one.time_s - one.window_s < paused_s and one.time_s > continued_s]
 
 
-def test_ctrl_c_before_a_server_answers_says_that_it_was_heard(tmp_path: Path) -> None:
+def test_ctrl_c_before_a_server_answers_is_acknowledged(tmp_path: Path) -> None:
     with terminal(command(tmp_path / "run", "http://127.0.0.1:9/v1", 5)) as seen:
         seen.read_until(lambda sent: b"waiting" in sent or b"127.0.0.1:9" in sent)
         seen.process.send_signal(signal.SIGINT)

@@ -174,7 +174,7 @@ def test_a_window_without_probes_or_instructions_has_the_gauges_and_no_acceptanc
     assert idle.stages == {}
 
 
-def test_a_steered_server_shows_its_newest_figures_and_another_the_shortest_queue_of_its_last_polls() -> None:
+def test_a_controlled_server_shows_its_newest_figures_and_another_the_shortest_queue_of_its_last_polls() -> None:
     state = ServerState("http://a/v1", sequences=9, completed=4)
     polled = (ServerMetrics(running=5, waiting=1, preemptions=2), None, ServerMetrics(running=6, waiting=3))
     assert server_sample(state) == ServerSample("http://a/v1", in_flight=9, completed=4)

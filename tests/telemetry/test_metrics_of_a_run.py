@@ -34,7 +34,7 @@ def server() -> Iterator[str]:
         yield base_url
 
 
-def test_a_run_leaves_its_figures_in_its_folder_and_status_tells_them(server: str, tmp_path: Path) -> None:
+def test_a_run_leaves_its_figures_in_its_folder_and_status_shows_them(server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     url = server.replace("http://", "http://user:very-secret@")
     assert generate(run, url, 60, "--concurrency", "8").returncode == 0
@@ -82,7 +82,9 @@ def test_status_of_a_run_that_nothing_was_measured_of_says_so(server: str, tmp_p
     assert render(read_status(run)).endswith("limited by         not measured yet")
 
 
-def test_a_yield_below_the_users_figure_ends_the_run_done_and_a_lower_one_goes_on(server: str, tmp_path: Path) -> None:
+def test_a_yield_below_the_users_figure_ends_the_run_done_and_a_lower_figure_resumes_it(
+    server: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     flags = ["--concurrency", "1", "--yield-window", "3", "--stop-when-yield-below", "1000"]
     done = generate(run, server, 400, *flags)
@@ -134,7 +136,7 @@ def test_an_address_that_is_not_ours_is_one_line_too() -> None:
         pass
 
 
-def test_a_run_with_a_page_tells_where_it_is(server: str, tmp_path: Path) -> None:
+def test_a_run_with_a_page_prints_its_address(server: str, tmp_path: Path) -> None:
     done = generate(tmp_path / "run", server, 5, "--metrics-port", "0")
     assert done.returncode == 0
     assert "metrics for Prometheus at http://127.0.0.1:" in done.stderr

@@ -58,7 +58,7 @@ def test_counts_are_the_ledgers_and_rates_the_hubs() -> None:
         ((math.inf, math.inf, None), "at least -"),
     ],
 )
-def test_the_time_that_is_left_is_a_range_while_it_is_uncertain(
+def test_the_remaining_time_is_a_range_while_it_is_uncertain(
     times: tuple[float | None, float | None, float | None], shown: str
 ) -> None:
     seen = progress(ledger(5, 10), 10, Rates(eta_s=times[0], eta_low_s=times[1], eta_high_s=times[2]))
@@ -66,7 +66,7 @@ def test_the_time_that_is_left_is_a_range_while_it_is_uncertain(
     assert f"ETA {shown}" in seen.line()
 
 
-def test_plain_lines_come_now_and_then_and_the_last_one_always() -> None:
+def test_plain_lines_come_at_intervals_and_the_last_one_always() -> None:
     stream = io.StringIO()
     reporter = PlainReporter(Display(stream))
     for _ in range(1, 20):
@@ -89,7 +89,7 @@ def test_json_lines_are_objects_with_every_figure() -> None:
     assert {"complete", "target", "in_flight", "yield_per_1000_tokens", "eta_s"} <= set(figures)
 
 
-def test_the_live_display_draws_and_lets_go_of_the_terminal() -> None:
+def test_the_live_display_draws_and_releases_the_terminal() -> None:
     stream = io.StringIO()
     reporter = LiveReporter(Display(stream))
     reporter.say("[not markup]")
@@ -121,7 +121,7 @@ def test_the_reporter_fits_the_flags() -> None:
     assert isinstance(chosen(quiet=False, log_json=False), PlainReporter)
 
 
-def test_a_display_that_fails_ends_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_display_that_fails_ends_nothing_and_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(QuietReporter):
         def show(self, progress: object) -> None:
             raise RuntimeError("drawn wrongly")

@@ -48,11 +48,11 @@ def test_instructions_that_come_in_bursts_make_the_range_wider() -> None:
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [0, 0, 5], [0, 5, 5, 5]])
-def test_nothing_is_said_of_the_end_before_a_second_event(counts: list[int]) -> None:
+def test_no_eta_is_shown_before_a_second_event(counts: list[int]) -> None:
     assert watched(counts).eta_s is None
 
 
-def test_what_came_all_at_once_has_a_rate_but_no_end() -> None:
+def test_events_that_come_at_once_have_a_rate_but_no_eta() -> None:
     assert watched([0, 0, 5]).complete_per_min == pytest.approx(100)
 
 
@@ -72,7 +72,7 @@ def test_a_day_of_updates_takes_little_memory() -> None:
     assert len(meter._seen) < 1000
 
 
-def test_what_is_missing_when_nothing_is_missing() -> None:
+def test_no_instruction_is_missing_at_the_target() -> None:
     rates = watched([1, 2, 3, 4], missing=0)
     assert (rates.eta_s, rates.eta_low_s, rates.eta_high_s) == (0, 0, 0)
 

@@ -74,7 +74,7 @@ def test_the_last_sample_is_found_in_a_long_file(tmp_path: Path) -> None:
     assert last_sample(tmp_path) == sample(199.0)
 
 
-def test_a_full_disk_is_told_once_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_reported_once_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / METRICS_FILE).symlink_to("/dev/full")
     file = MetricsFile(tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -143,7 +143,7 @@ def test_figures_beyond_all_bounds_are_written_within_them(tmp_path: Path) -> No
         *({"recent": {"eta_s": 1e300}}, {"recent": {"complete_per_min": None}}, {"recent": []}, {"limit": 3}),
     ],
 )
-def test_a_line_that_is_no_figure_of_a_run_is_passed_over(tmp_path: Path, hostile: dict[str, object]) -> None:
+def test_a_line_that_is_no_figure_of_a_run_is_skipped(tmp_path: Path, hostile: dict[str, object]) -> None:
     MetricsFile(tmp_path).append(FULL)
     line = orjson.dumps(FULL.as_dict() | hostile)
     with (tmp_path / METRICS_FILE).open("ab") as sink:
@@ -153,7 +153,7 @@ def test_a_line_that_is_no_figure_of_a_run_is_passed_over(tmp_path: Path, hostil
     assert last_sample(tmp_path) == FULL
 
 
-def test_shares_of_limits_leave_out_windows_that_none_can_be(tmp_path: Path) -> None:
+def test_shares_of_limits_leave_out_impossible_windows(tmp_path: Path) -> None:
     MetricsFile(tmp_path).append(sample(1.0, limit="server"))
     with (tmp_path / METRICS_FILE).open("ab") as sink:
         for window in (b"1e300", b"null", b"-5", b'"x"'):

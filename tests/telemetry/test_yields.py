@@ -44,7 +44,7 @@ def test_yield_counts_all_stages_tokens_and_novelty_those_of_instructions_alone(
     assert watch.is_full
 
 
-def test_the_window_forgets_what_is_older_than_so_many_completions() -> None:
+def test_the_window_forgets_older_completions() -> None:
     story = Story()
     watch = story.watch(10)
     for kept in [5] * 20 + [1] * 10:
@@ -81,7 +81,7 @@ def test_nothing_is_judged_before_the_window_is_full() -> None:
     )
 
 
-def test_a_yield_at_the_users_figure_goes_on_and_one_below_ends_the_run() -> None:
+def test_a_yield_at_the_users_figure_continues_and_one_below_ends_the_run() -> None:
     story = Story()
     watch = story.watch(10, stop_below=10.0)
     story.write(10, kept=10)
@@ -92,7 +92,7 @@ def test_a_yield_at_the_users_figure_goes_on_and_one_below_ends_the_run() -> Non
     assert watch.ended_by is not None
 
 
-def test_the_warning_comes_once_at_half_of_the_best_and_names_the_levers() -> None:
+def test_the_warning_comes_once_at_half_of_the_best_and_names_remedies() -> None:
     story = Story()
     watch = story.watch(10)
     counts = []
@@ -106,7 +106,7 @@ def test_the_warning_comes_once_at_half_of_the_best_and_names_the_levers() -> No
     assert "kept 19.00 instructions per 1,000 tokens that wrote them, it was 40.00" in story.said[0]
 
 
-def test_a_resumed_run_remembers_what_novelty_was_on_average() -> None:
+def test_a_resumed_run_uses_its_mean_novelty() -> None:
     story = Story()
     story.write(100, kept=400)
     watch = story.watch(10)
@@ -117,7 +117,7 @@ def test_a_resumed_run_remembers_what_novelty_was_on_average() -> None:
     assert len(story.said) == 1
 
 
-def test_the_rule_asks_for_nothing_new_once_and_says_so_once() -> None:
+def test_the_rule_stops_new_requests_once_and_says_so_once() -> None:
     story = Story()
     watch = story.watch(4, stop_below=100.0)
     for _ in range(4):

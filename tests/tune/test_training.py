@@ -216,7 +216,7 @@ def test_a_killed_tuning_resumes_from_its_last_whole_checkpoint(base: BaseModel,
     assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
-def test_a_changed_meaning_is_refused_and_the_same_one_is_done_already(
+def test_a_changed_configuration_is_refused_and_the_same_one_is_done_already(
     base: BaseModel, run: Path, tmp_path: Path
 ) -> None:
     data, output = DataOptions(run_dir=run, eval_share=0), tmp_path / "out"
@@ -281,7 +281,7 @@ def test_models_that_cannot_be_read_are_one_line(base: BaseModel, run: Path, tmp
         assert "\n" not in str(caught.value)
 
 
-def test_too_little_memory_and_a_full_disk_are_told_with_their_remedy(base: BaseModel, tmp_path: Path) -> None:
+def test_too_little_memory_and_a_full_disk_are_reported_with_their_remedy(base: BaseModel, tmp_path: Path) -> None:
     import torch
 
     from fastgen.errors import DiskError
@@ -295,7 +295,9 @@ def test_too_little_memory_and_a_full_disk_are_told_with_their_remedy(base: Base
         torch.save(torch.zeros(1 << 16), "/dev/full")
 
 
-def test_the_command_says_what_it_does_and_nothing_of_the_libraries(base: BaseModel, run: Path, tmp_path: Path) -> None:
+def test_the_command_shows_its_progress_and_no_output_of_the_libraries(
+    base: BaseModel, run: Path, tmp_path: Path
+) -> None:
     flags = ["--steps", "3", "--batch-size", "4", "--eval-share", "0.2", "--dtype", "float32"]
     command = [sys.executable, "-m", "fastgen", "tune", "--run-dir", str(run), "--base-model", str(base.folder)]
     env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -238,7 +238,7 @@ def test_a_changed_configuration_is_refused_with_its_name() -> None:
         folder.check_configuration({"steps": 5}, {})
 
 
-def test_publishing_moves_the_model_and_forgets_the_training(tmp_path: Path) -> None:
+def test_publishing_moves_the_model_and_removes_the_training(tmp_path: Path) -> None:
     place = TuningFolder(tmp_path / "out")
     with place.locked():
         place.clear()
@@ -373,7 +373,7 @@ def test_a_source_and_a_fitting_batch_are_asked_for(tmp_path: Path) -> None:
         MachineOptions(micro_batch_size=3).check(TrainingOptions())
 
 
-def test_what_a_tuning_means_has_every_default_written_out() -> None:
+def test_the_configuration_of_a_tuning_has_every_default_written_out() -> None:
     lora, full = TrainingOptions().configuration(), TrainingOptions(lora=False, steps=7).configuration()
     assert (lora["epochs"], lora["learning_rate"], lora["lora_alpha"]) == (2.0, 2e-4, 32)
     assert (full["steps"], full["learning_rate"], full["method"]) == (7, 2e-5, "full")
