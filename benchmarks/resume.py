@@ -105,7 +105,7 @@ def fresh_plan(index: IndexKind) -> Plan:
 
 
 def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
-    """Write the run and its two checkpoints (``stale.npz`` beside the folder)."""
+    """Write the run and its two checkpoints (``stale.npz`` next to the folder)."""
     store = Store(RunFolder(path))
     store.begin(run_configuration(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
     plan, texts, request = fresh_plan(index), instructions(count), 0

@@ -42,7 +42,7 @@ def fastgen(*arguments: str | Path) -> Said:
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """A disk that is full once a file has so many bytes; Python ignores the signal that goes with it."""
+    """A disk that is full once a file has this many bytes. Python ignores the signal that comes with it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

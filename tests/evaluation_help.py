@@ -60,7 +60,7 @@ RIGHT = {i["input"]: i["output"][0] for task in TASKS for i in task["Instances"]
 
 
 def knowing(prompt: str, _: int) -> str:
-    """The right answer for most, then another example, as a base model goes on."""
+    """The right answer for most, then another example, as a base model continues."""
     said = next((right for text, right in RIGHT.items() if text in prompt), "no idea")
     return f" {said}\n\nInput: something else\n\nOutput: more"
 
@@ -69,6 +69,6 @@ def knowing(prompt: str, _: int) -> str:
 def served(
     write: Callable[[str, int], str] = knowing, model: str = "test-model", max_model_len: int = 1 << 20
 ) -> Iterator[FaultServer]:
-    """A server in a thread of its own."""
+    """A server in a separate thread."""
     with in_a_thread(FaultServer(write=write, model=model, max_model_len=max_model_len)) as server:
         yield server

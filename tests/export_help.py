@@ -53,7 +53,7 @@ def make_run(
 ) -> Path:
     """A run with these instructions, of these options; its target is what it has, unless the options name another.
 
-    ``more`` is what the run means beside that.
+    ``more`` is the rest of the configuration.
     """
     folder = RunFolder(path)
     store = Store(folder)

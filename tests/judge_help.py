@@ -33,7 +33,7 @@ def answer(prompt: str, score: int = 4, **other: Any) -> str:
 def judging_server(
     write: Write = lambda prompt, _: answer(prompt), *, model: str = "judge-1", script: tuple[Event, ...] = ()
 ) -> Iterator[FaultServer]:
-    """A server that judges, in a thread of its own."""
+    """A server that judges, in a separate thread."""
     with in_a_thread(FaultServer(model=model, write=write, script=script)) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""A source, a backend and a sink that do what they are told, for tests of what is between them."""
+"""A scripted source, backend and sink, for tests of what is between them."""
 
 from __future__ import annotations
 

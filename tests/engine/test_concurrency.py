@@ -359,7 +359,7 @@ def test_the_total_is_the_sum_of_the_limits_and_a_server_that_is_out_counts_with
     servers.healthy = [False, False]
     servers.sequences = [0, 0]
     governor.observe(0)
-    assert totals[-1] == 1, "somebody must find out when they are back"
+    assert totals[-1] == 1, "one server must be probed to find out when they are back"
 
 
 def test_what_drains_from_one_server_takes_no_slots_from_another_for_a_while() -> None:

@@ -409,7 +409,7 @@ print(is_conversational(chat), is_conversational(text), sorted(text))
 
 
 def python(script: str, tmp_path: Path, *arguments: str | Path) -> list[str]:
-    """What a script prints that uses somebody else's library, without a network and with a cache of its own."""
+    """What a script prints that uses another library, without a network and with a separate cache."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -151,7 +151,7 @@ def test_a_refusal_is_one_line_without_the_token_and_the_folder_is_whole_from_th
     code, said = push(run, tmp_path / "out", "--push-to-hub", "me/data")
     assert (code, len(said)) == (2, 1)
     assert said[0].startswith(f"fastgen: --push-to-hub me/data: {named}")
-    assert (tmp_path / "out" / "README.md").exists() == (part != "whoami"), "a bad token is told before any work"
+    assert (tmp_path / "out" / "README.md").exists() == (part != "whoami"), "a bad token is reported before any work"
     assert ("only the upload is left" in said[0]) == (part != "whoami")
 
 

@@ -41,7 +41,7 @@ def test_what_did_not_go_wrong_is_not_shown() -> None:
 
 
 class Draining:
-    """In the place of a scheduler; a second signal comes when it is told to stop, if so wished."""
+    """Replaces a scheduler. On request, a second signal comes when it is asked to stop."""
 
     def __init__(self, *, insists: bool) -> None:
         self.drained = asyncio.Event()

@@ -1,6 +1,6 @@
 """Faults for real: killed processes, failing servers, full disks, damaged files. Nothing that was committed is lost.
 
-Every run here is a process of its own that goes through the command line. Most are forked from the test process, which
+Every run here is a separate process that uses the command line. Most are forked from the test process, which
 has imported and compiled everything, so that a start costs a tenth of a second instead of one.
 """
 
@@ -77,7 +77,7 @@ def _ended() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command line in a process of its own, and the file with what it said."""
+    """A command line in a separate process, and the file with its output."""
 
     process: ForkProcess
     said: Path
@@ -145,7 +145,7 @@ def generate(
 
 @contextmanager
 def server(*arguments: str, port: int = 0) -> Iterator[str]:
-    """The shipped server's command line in a process of its own; yields its base URL."""
+    """The shipped server's command line in a separate process. Yields its base URL."""
     reading, writing = os.pipe()
     process = FORK.Process(target=_serve, args=([*arguments, "--port", str(port)], writing), daemon=True)
     process.start()
@@ -404,7 +404,7 @@ def test_every_kind_of_server_fault_costs_only_time(tmp_path: Path) -> None:
             assert_whole(tmp_path / kind, [])
             failures = dict(RunFolder(tmp_path / kind).ledger().failures)
             # What blames the request is recorded; everything else is asked again.
-            # A choice that is missing beside good ones is recorded too: only it is asked again.
+            # A choice that is missing next to good ones is recorded too: only it is requested again.
             recorded = {Fault.PROMPT_TOO_LONG: {"prompt_too_long"}, Fault.MISSING_CHOICE: {"lost_choice"}}
             assert set(failures) <= recorded.get(kind, set()), (kind, failures)
             assert failures or kind is not Fault.PROMPT_TOO_LONG

@@ -151,7 +151,7 @@ def test_a_resume_that_would_change_the_configuration_is_refused_by_name_and_spe
 
 
 def wait_for_commits(run: Path, process: subprocess.Popen[str], lines: int) -> None:
-    """Until the log has so many lines; the log itself is what is waited for."""
+    """Wait until the log has this many lines."""
     log = run / "log" / "000000.jsonl"
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < lines):
         os.sched_yield()

@@ -45,7 +45,7 @@ class Editor(QuietReporter):
         self._files = files
 
     def say(self, text: str) -> None:
-        """Leave nothing of the files but one line."""
+        """Replace the content of the files by one line."""
         for file in self._files:
             file.write_text("edited\n")
 

@@ -1,4 +1,4 @@
-"""What a run does with the C library's memory, in a process of its own."""
+"""What a run does with the C library's memory, in a separate process."""
 
 from __future__ import annotations
 

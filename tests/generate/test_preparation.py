@@ -1,4 +1,4 @@
-"""Making the plan beside the start of the servers: its first error ends the wait, and nothing outlives the block."""
+"""Making the plan while the servers start: its first error ends the wait, and nothing outlives the block."""
 
 from __future__ import annotations
 

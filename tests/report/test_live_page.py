@@ -118,7 +118,7 @@ def test_a_page_of_a_run_that_is_not_active_shows_the_time_of_its_measurements(r
 
 @contextmanager
 def _served(run: Path) -> Iterator[str]:
-    """The page from a thread with a loop of its own."""
+    """The page from a thread with a separate event loop."""
     ready, over = threading.Event(), threading.Event()
     listening = listen(0, "--port")
 

@@ -1,4 +1,4 @@
-"""The live page beside a run and as a command: processes that cost a run nothing and cannot hold it up."""
+"""The live page of an active run and as a command: processes that cost a run nothing and cannot delay it."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_samples_come_in_pieces_and_invalid_lines_are_skipped() -> None:
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it."""
+    """A command in a separate process group, as a shell starts it."""
     return subprocess.Popen([*FASTGEN, *map(str, arguments)], stderr=subprocess.PIPE, text=True, process_group=0)
 
 
@@ -227,7 +227,7 @@ class Viewer:
 
 @contextmanager
 def watched_run(path: Path) -> Iterator[tuple[subprocess.Popen[str], Viewer]]:
-    """A run that goes on and on, with a viewer that has seen what it makes."""
+    """A run that does not end, with a viewer that has seen its instructions."""
     flags = ["--num-instructions", "1000000", "--concurrency", "8", "--dashboard", "--dashboard-port", "0"]
     with (
         shipped_server("--latency", "0.005") as base_url,

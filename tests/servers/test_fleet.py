@@ -47,7 +47,7 @@ class Heard:
         self._more.set()
 
     async def until(self, words: str, times: int = 1) -> None:
-        """Until so many lines hold the words."""
+        """Wait until this many lines hold the words."""
         while sum(words in line for line in self.lines) < times:
             self._more.clear()
             await self._more.wait()

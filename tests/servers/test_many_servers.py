@@ -256,7 +256,7 @@ def test_impossible_server_options_are_one_line(
 
 
 def managed(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`generate` without --base-url starts the shipped server so many times, with restarts at once."""
+    """`generate` without --base-url starts the shipped server this many times, with restarts at once."""
 
     async def choose(*_: object, **__: object) -> tuple[ServerSpec, ...]:
         command = (sys.executable, "-m", "fastgen.simulator", "--latency", "0.01")
@@ -270,7 +270,7 @@ def managed(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(run: Path, job: Job, times: int) -> None:
-    """Until so many starts were reported as successful."""
+    """Wait until this many starts were reported as successful."""
     job.wait_for(lambda: job.said.read_text().count("serves test-model") >= times)
 
 

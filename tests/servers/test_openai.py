@@ -146,7 +146,7 @@ def test_a_connection_that_cannot_be_opened_in_time_is_a_timeout() -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as crowd:
             address = listener.getsockname()
-            for _ in range(2):  # nobody accepts: the queue is full, and the kernel drops the next one's SYN
+            for _ in range(2):  # no connection is accepted: the queue is full, and the kernel drops the next one's SYN
                 waiting = crowd.enter_context(socket.socket())
                 waiting.setblocking(False)
                 waiting.connect_ex(address)

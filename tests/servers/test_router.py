@@ -627,11 +627,11 @@ def test_closing_ends_the_probes() -> None:
 
 
 def test_an_endpoint_on_probation_does_not_count_as_refusing() -> None:
-    """It may have been mended; the run stops only when it refuses again."""
+    """It may have been fixed. The run stops only when it refuses again."""
 
     async def test() -> None:
-        mended, locked = FaultServer(), FaultServer()
-        async with routed(mended, locked) as router:
+        fixed, locked = FaultServer(), FaultServer()
+        async with routed(fixed, locked) as router:
             for _ in range(2):
                 await router.complete(REQUEST)
             member = router._members[0]

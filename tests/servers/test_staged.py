@@ -153,7 +153,7 @@ def test_only_what_there_is_room_for_is_taken_from_the_source() -> None:
 
 
 def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
-    """The stage's two slots are taken for ever; everything else goes on."""
+    """The stage's two slots stay in use. Everything else continues."""
 
     async def test() -> None:
         main, own = FaultServer(), hanging()
@@ -207,7 +207,7 @@ def test_a_retry_waits_for_room_in_its_stage_and_delays_no_other() -> None:
 
 @pytest.mark.parametrize("wrong", ["down", "errors only"])
 def test_a_stage_whose_server_does_not_work_delays_no_other(wrong: str) -> None:
-    """Only so many of its requests wait for another attempt, else they would soon be all that may wait."""
+    """Its requests that wait for a retry are bounded, else they would soon be all that may wait."""
 
     async def test() -> None:
         main, own = FaultServer(), FaultServer(faults=FaultPlan(rate=1.0, kinds=[Fault.OVERLOADED]))

@@ -35,7 +35,7 @@ def nothing() -> None:
 
 
 class Place:
-    """A module with two small kernels, and a cache folder of its own."""
+    """A module with two small kernels, and a separate cache folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Place:
         (folder / "tiny.py").write_text(SOURCE)
 
     def run(self, prepare: Callable[[], object] = nothing) -> tuple[int, list[str]]:
-        """Call a kernel in a process of its own; how many were loaded from the cache, and the lines logged."""
+        """Call a kernel in a separate process. Returns how many were loaded from the cache, and the lines logged."""
         here, there = FORK.Pipe()
         process = FORK.Process(target=self._call, args=(there, prepare))
         process.start()

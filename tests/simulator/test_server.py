@@ -36,7 +36,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def post(server: FaultServer, route: str = "/v1/completions", **body: Any) -> tuple[int, Any]:
-    """One request on a connection of its own; (status, parsed body)."""
+    """One request on a separate connection: (status, parsed body)."""
     asked = {"model": server.model, "prompt": PROMPT, "max_tokens": 400} | body
     url = server.base_url.removesuffix("/v1") + route
     async with aiohttp.ClientSession() as session, session.post(url, data=orjson.dumps(asked)) as response:

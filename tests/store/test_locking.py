@@ -1,4 +1,4 @@
-"""The lock of a folder: one holder, which the next process is told, and which ends with its process."""
+"""The lock of a folder: one holder, which the next process names, and which ends with its process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_it_can_be_released_twice_and_taken_again(tmp_path: Path) -> None:
 def test_a_file_that_its_holder_removed_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one opens the file, the first removes it and lets go, the second locks what nobody else can find."""
+    """The second opens the file, the first removes and releases it, the second locks a file without a name."""
     import fcntl
 
     file, real = tmp_path / "lock", fcntl.flock

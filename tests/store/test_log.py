@@ -348,7 +348,7 @@ def test_a_sync_that_failed_is_not_taken_for_done(tmp_path: Path, monkeypatch: p
         writer.sync()
     writer.sync()
     writer.sync()
-    assert len(calls) == 2, "once in vain, once for good"
+    assert len(calls) == 2, "once in vain, once with success"
     writer.close()
 
 

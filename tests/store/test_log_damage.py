@@ -326,7 +326,7 @@ def test_a_writer_whose_segment_was_removed_or_replaced_stops(tmp_path: Path, re
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A file of somebody else; whatever happens to the links to it, it stays as it is."""
+    """Another user's file. Whatever happens to the links to it, it does not change."""
     path = tmp_path / "victim"
     path.write_bytes(b"of somebody else")
     yield path

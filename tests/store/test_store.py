@@ -364,7 +364,7 @@ def test_a_store_that_was_closed_during_its_replay_writes_nothing_any_more(tmp_p
     list(other.replay())
     append(other, commits()[-1:])
     before = (path / "log" / "000000.jsonl").read_bytes()
-    assert len(list(replay)) == len(commits()), "its thread goes on reading"
+    assert len(list(replay)) == len(commits()), "its thread continues to read"
     assert (path / "log" / "000000.jsonl").read_bytes() == before
     other.close()
     with pytest.raises(RuntimeError, match="replay"):

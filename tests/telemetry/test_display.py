@@ -1,4 +1,4 @@
-"""A display that is full, closed, gone or read by nobody ends and holds up nothing; a terminal is left tidy."""
+"""A display that is full, closed, gone or not read neither ends nor delays a run. A terminal is left in order."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             block = os.read(self._master, 1 << 16)
-        except OSError:  # what Linux says once nobody has the other side any more
+        except OSError:  # Linux says this once the other side is closed
             return False
         self.sent += block
         return bool(block)

@@ -12,7 +12,7 @@ from fastgen.types import Stage
 
 
 class Story:
-    """A ledger that is told what each instruction completion of 100 tokens brings, and what its watch does."""
+    """A ledger that gets instruction completions of 100 tokens each, and what its watch does."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
