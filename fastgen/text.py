@@ -249,12 +249,12 @@ def is_closing(text: str, start: int, end: int) -> bool:
 
 
 def trim(text: str, start: int, end: int) -> Span:
-    """Return the span without whitespace and invisible characters at its ends; `NOWHERE` when nothing is left."""
+    """Return the span without whitespace and invisible characters at its ends. `NOWHERE` when nothing is left."""
     return strip(text, start, end, _BLANK)
 
 
 def strip(text: str, start: int, end: int, blank: str | None = None) -> Span:
-    """Return the span without whitespace (or the characters of ``blank``) at its ends; `NOWHERE` when it is empty."""
+    """Return the span without whitespace (or the characters of ``blank``) at its ends. `NOWHERE` when it is empty."""
     piece = text[start:end]
     stripped = piece.strip(blank)
     if not stripped:
@@ -264,7 +264,7 @@ def strip(text: str, start: int, end: int, blank: str | None = None) -> Span:
 
 
 def lines(text: str, start: int, end: int) -> Iterator[Span]:
-    """Yield the spans of the lines in ``text[start:end]``, without their line breaks; the last may be empty."""
+    """Yield the spans of the lines in ``text[start:end]``, without their line breaks. The last may be empty."""
     while (stop := text.find("\n", start, end)) >= 0:
         yield start, stop
         start = stop + 1

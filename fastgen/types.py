@@ -78,7 +78,7 @@ class Request:
 
     - ``number`` is unique in a run and keys every random draw of the request.
     - ``prompt`` is a text or several texts (one per subject, in one body) for ``/v1/completions``, or messages for
-      ``/v1/chat/completions``. Every prompt is completed ``n`` times; choice ``c`` belongs to prompt ``c // n``, as in
+      ``/v1/chat/completions``. Every prompt is completed ``n`` times. Choice ``c`` belongs to prompt ``c // n``, as in
       OpenAI's API.
     - ``subjects`` are the machine instruction numbers that a downstream stage works on.
     - ``demonstrations`` are pool indexes in prompt order. ``shown`` is how many the prompt has where
@@ -106,7 +106,7 @@ class Request:
 
     @property
     def sequences(self) -> int:
-        """How many sequences a server decodes at once for the request; also the number of its choices."""
+        """How many sequences a server decodes at once for the request. Also the number of its choices."""
         return self.n * self.prompts
 
 
@@ -115,7 +115,7 @@ MOST_TOKENS = (1 << 31) - 1
 
 
 def token_count(value: object) -> int:
-    """A token count as a server or a log line states it; 0 for anything but a whole number of 0 to `MOST_TOKENS`."""
+    """A token count as a server or a log line states it. 0 for anything but a whole number of 0 to `MOST_TOKENS`."""
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
@@ -129,7 +129,7 @@ class Completion:
     """One choice of one response.
 
     ``finish_reason`` is the server's (``"stop"``, ``"length"``, ...), ``None`` where it gave none. Token counts are the
-    server's usage, 0 where it states none; the prompts' are counted on the first choice only.
+    server's usage, 0 where it states none. The prompts' are counted on the first choice only.
     """
 
     text: str
@@ -166,6 +166,6 @@ class Answer:
 
     @property
     def subject(self) -> int | None:
-        """The machine instruction number that this choice is about; ``None`` at the instruction stage."""
+        """The machine instruction number that this choice is about. ``None`` at the instruction stage."""
         subjects = self.request.subjects
         return subjects[self.choice // self.request.n] if subjects else None

@@ -169,7 +169,7 @@ def _flush() -> OSError | None:
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill in the options that the flags do not set.
 
-    For ``generate`` from ``--config``, then the run folder, then the preset; for ``refilter`` from the preset, if one
+    For ``generate`` from ``--config``, then the run folder, then the preset. For ``refilter`` from the preset, if one
     is given, then the run folder. Each source fills only options that are not set yet.
     """
 

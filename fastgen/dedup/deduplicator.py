@@ -88,7 +88,7 @@ class Deduplicator:
             self._given += len(batch)
 
     def filter(self, texts: Iterable[str]) -> Iterator[Decision]:
-        """One decision per text, in order, as a stream; reads up to 256 texts ahead of what it has yielded.
+        """One decision per text, in order, as a stream. Reads up to 256 texts ahead of what it has yielded.
 
         Texts read ahead are decided and, if kept, in the pool, even if the iterator is closed before it yields them.
 

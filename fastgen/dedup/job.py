@@ -257,7 +257,7 @@ def _checksum(texts: Sequence[str], previous: int) -> int:
 
 
 class _PoolTexts:
-    """File, line and text of each pool member; the texts are on disk, so that an entry takes 16 bytes of memory.
+    """File, line and text of each pool member. The texts are on disk, so that an entry takes 16 bytes of memory.
 
     :raises DiskError: the folder cannot be written.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ServerState:
-    """One server as this client sees it. Counters begin with the client; times are of ``time.monotonic``.
+    """One server as this client sees it. Counters begin with the client. Times are of ``time.monotonic``.
 
     ``url`` carries no credentials. ``in_flight``, ``completed`` and ``failed`` count requests (a cancelled one is
     neither). ``sequences`` counts the completions that the requests in flight ask for, ``completions`` those received,

@@ -3,7 +3,7 @@
 Signals
     An observation is a copy of a `ServerState` with its time and, where the server has a metrics page, its figures.
     `Signals` derives from a series of them how long a request stays in flight, how much is refused, and whether the
-    KV cache thrashes. A few preemptions are cheap, since a preempted sequence is computed again from its prompt; many
+    KV cache thrashes. A few preemptions are cheap, since a preempted sequence is computed again from its prompt. Many
     are not. Lifetimes follow Little's law (Little, "A Proof for the Queuing Formula L = λW", 1961).
 
 Laws
@@ -273,7 +273,7 @@ class GradientLaw:
     """The limit up to which throughput rises. ``limit`` is in completions, at least 1, and may be lowered from outside.
 
     In a closed loop throughput follows ``limit / latency`` (Little's law) and rises with the limit until the server is
-    full; beyond, only latency rises. A continuous-batching server's latency rises well before that, because larger
+    full. Beyond, only latency rises. A continuous-batching server's latency rises well before that, because larger
     batches take longer steps, so the law looks at the throughput and not, as TCP Vegas and Netflix's gradient limits
     do, at the latency. It moves in rounds: pass over the completions of requests from before the last change, then
     measure.
@@ -282,7 +282,7 @@ class GradientLaw:
       (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016). At the first doubling that
       does not, return to the limit at which the last figure would have been reached without waiting, plus a tenth.
     - *Cruise*: every fourth round try a quarter more, or four fifths, in turn. More stays if it brings a tenth of the
-      step in throughput; less stays if nothing is lost. Trials never lead below `FLOOR`: only refusals do.
+      step in throughput. Less stays if nothing is lost. Trials never lead below `FLOOR`: only refusals do.
 
     Throughput is in generated tokens, or in completions where the server states no usage. A round in which the limit
     was not in use is not judged.
@@ -433,7 +433,7 @@ class ConcurrencyController:
       under a recent ceiling the gradient law pauses and the limit follows the ceiling's curve.
     - A server that is taken out keeps half of the limit at which it was last full, and returns with that, growing as
       at the start: it may have been restarted, or replaced by a smaller one.
-    - Figures that are missing for a while hold the limit; after `BLIND_S` the gradient law takes over.
+    - Figures that are missing for a while hold the limit. After `BLIND_S` the gradient law takes over.
     """
 
     def __init__(self, initial: int, maximum: int) -> None:

@@ -3,7 +3,7 @@
 A step is a kind of question: one of the method's three stages, a judge's question, a benchmark's. Its health depends
 only on the order of its answers in one session. `StepHealth.warning` reports once that most answers are unusable,
 `StepHealth.verdict` that all of the last ones are. Both show one raw answer and a remedy. A resumed session begins
-with an empty window, so a stop is never permanent; a session without a single good answer stops at the limit again.
+with an empty window, so a stop is never permanent. A session without a single good answer stops at the limit again.
 """
 
 from __future__ import annotations

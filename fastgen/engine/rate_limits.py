@@ -2,7 +2,7 @@
 
 Guarantees: in no 60 seconds do more requests begin than allowed, and they begin evenly, not in bursts at the edges of
 minutes. A request waits before it is taken from its source, so it holds no slot and its prompt is built late. Tokens
-are charged by estimate when a request begins and corrected when its answer states what was used; the estimate learns
+are charged by estimate when a request begins and corrected when its answer states what was used. The estimate learns
 from that. The law is the leaky bucket as a meter, which lets `BURST_S` of the rate through at once (ITU-T I.371's
 generic cell rate algorithm). Every method is given the time, in seconds of any one monotonic clock.
 """
@@ -36,7 +36,7 @@ class Bucket:
         return wait_s if wait_s > _RESOLUTION_S else 0.0
 
     def take(self, now_s: float, amount: float) -> None:
-        """Charge ``amount``; a negative one is given back."""
+        """Charge ``amount``. A negative one is given back."""
         self._fill(now_s)
         self._level = min(self._depth, self._level - amount)
 
@@ -60,7 +60,7 @@ class RateLimits:
         self._held_s = 0.0
 
     def wait_s(self, now_s: float) -> float:
-        """Seconds until the next request may begin; 0 if it may now. Ask when a slot is free for it."""
+        """Seconds until the next request may begin. 0 if it may now. Ask when a slot is free for it."""
         waits = {
             "--requests-per-minute": 0.0 if self._requests is None else self._requests.wait_s(now_s, 1.0),
             "--tokens-per-minute": 0.0 if self._tokens is None else self._tokens.wait_s(now_s, 1.0),

@@ -46,7 +46,7 @@ class Limits:
     """How much is in flight at once, and how patiently a request is retried.
 
     ``concurrency`` is where it begins, ``max_concurrency`` what `Scheduler.set_concurrency` never exceeds. Both count
-    completions. Times are in seconds; the three caps bound the pause before another attempt. A fault counts against its
+    completions. Times are in seconds. The three caps bound the pause before another attempt. A fault counts against its
     request if a good answer came within ``alive_s``.
     """
 
@@ -214,7 +214,7 @@ class RequestExecutor:
         return self._capacity is None or self._capacity.reserve(request)
 
     def _is_held_back(self) -> bool:
-        """Whether the rate limits hold the next request back; then a timer calls ``ready`` when it may begin."""
+        """Whether the rate limits hold the next request back. Then a timer calls ``ready`` when it may begin."""
         if self._rates is None:
             return False
         loop = asyncio.get_running_loop()
@@ -310,7 +310,7 @@ class Retries:
         return attempts.tries if attempts.counted >= self._limits.max_attempts else None
 
     def back_off(self, request: Request, error: TransientError) -> None:
-        """Ask a request again after a pause; its failed attempt must have been counted."""
+        """Ask a request again after a pause. Its failed attempt must have been counted."""
         pause_s = self.pause_s(self._attempts[request.number].tries, error)
         timer = asyncio.get_running_loop().call_later(pause_s, self._end_pause, request)
         self._backing_off[request.number] = (request, timer)
@@ -351,7 +351,7 @@ class Retries:
         self._attempts.pop(request.number, None)
 
     def clear(self) -> list[Request]:
-        """Every request that waits; none is asked again."""
+        """Every request that waits. None is asked again."""
         dropped = [request for request, _ in self._backing_off.values()]
         for _, timer in self._backing_off.values():
             timer.cancel()
@@ -420,7 +420,7 @@ class OutageWatch:
 class AnswerQueue:
     """Answers in order of arrival, taken in batches of at most ``max_batch``.
 
-    About twice ``in_flight`` answers may wait; then `put` waits, so a slow consumer slows the asking.
+    About twice ``in_flight`` answers may wait. Then `put` waits, so a slow consumer slows the asking.
     """
 
     def __init__(self, *, in_flight: int, max_batch: int) -> None:
@@ -436,12 +436,12 @@ class AnswerQueue:
         return self._waiting.qsize()
 
     async def put(self, answer: Answer) -> None:
-        """Add an answer; waits while the queue is full."""
+        """Add an answer. Waits while the queue is full."""
         self.unjudged += 1
         await self._waiting.put(answer)
 
     async def take(self) -> list[Answer]:
-        """The next answers, at least one; none once `close` was called."""
+        """The next answers, at least one. None once `close` was called."""
         batch: list[Answer] = []
         first = await self._waiting.get()
         while first is not None and not self._closed:

@@ -4,7 +4,7 @@ A `Source` says what to ask. The consumer of `Scheduler.answers` takes the answe
 
 - A request begins only while fewer than ``concurrency`` completions are in flight (a request asks for one or a few). It
   begins at once then, if the source has work and the rate limits allow it. `set_concurrency` changes the number at any
-  time; requests in flight above it finish.
+  time. Requests in flight above it finish.
 - A failed request waits for its next attempt without holding a slot. The number of waiting requests is bounded, so an
   outage does not pile up work (`fastgen.engine.requests`).
 - Every request that was taken from the source ends as answers that are yielded, or is given back to the source.

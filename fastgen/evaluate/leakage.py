@@ -11,7 +11,7 @@ Two measures:
   about as likely as 1 in 10^7 even for 10^12 compared pairs).
 
 The training text is read once. Memory is bounded by batches of it and takes 8 bytes for each word of the benchmark and
-each n; an exported JSON array is one value and is held as a whole.
+each n. An exported JSON array is one value and is held as a whole.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class NgramOverlap:
 
 @dataclass(frozen=True, slots=True)
 class Leakage:
-    """``nearest`` and ``nearest_seed`` are in the order of ``tasks`` (names); the latter is empty without seeds."""
+    """``nearest`` and ``nearest_seed`` are in the order of ``tasks`` (names). The latter is empty without seeds."""
 
     training_data: str
     instructions: int
@@ -173,7 +173,7 @@ def leakage(training_data: Path, tasks: Sequence[EvaluationTask]) -> Leakage:
 
 
 def nearest_texts(queries: Sequence[str], texts: Iterable[str], *, chunk: int = CHUNK_TEXTS) -> tuple[Nearest, ...]:
-    """The most similar text for each query, exact; ``chunk`` texts are in memory at a time."""
+    """The most similar text for each query, exact. ``chunk`` texts are in memory at a time."""
     from fastgen.similarity.novelty import NoveltyFilter
 
     best = [Nearest() for _ in queries]
@@ -202,7 +202,7 @@ class NgramIndex:
         self._tables = [_NgramTable(n, named) for n in lengths]
 
     def match(self, texts: Iterable[str]) -> None:
-        """Look at training texts; a run of words never spans two of them. Many at once are faster."""
+        """Look at training texts. A run of words never spans two of them. Many at once are faster."""
         import numpy as np
 
         codes: list[int] = []
@@ -261,7 +261,7 @@ def _mixed(codes: Words) -> Words:
 
 
 def _ngrams(words: Words, n: int) -> Words:
-    """A hash for every n words in a row; shape (max(0, words - n + 1),)."""
+    """A hash for every n words in a row. Shape (max(0, words - n + 1),)."""
     import numpy as np
 
     count = max(0, words.size - n + 1)

@@ -3,7 +3,7 @@
 Guarantees: each file is replaced as a whole. Predictions are in the order of the benchmark, so two folders of the same
 benchmark differ only by the model.
 
-A comparison pairs the predictions instance by instance. A difference is B minus A; pairs are resampled together, so
+A comparison pairs the predictions instance by instance. A difference is B minus A. Pairs are resampled together, so
 what makes an instance hard for both models cancels out.
 """
 
@@ -70,7 +70,7 @@ class Results:
 
 
 def score_answer(case: Case, text: str, raw: str, *, failure: str | None = None, shortened: bool = False) -> Prediction:
-    """Score one answer; a failed one counts as empty."""
+    """Score one answer. A failed one counts as empty."""
     task, instance = case.task, case.instance
     return Prediction(
         id=instance.id,
@@ -91,7 +91,7 @@ def score_answer(case: Case, text: str, raw: str, *, failure: str | None = None,
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Means with their intervals over the instances of some tasks; its fields are those of scores.json."""
+    """Means with their intervals over the instances of some tasks. Its fields are those of scores.json."""
 
     instances: int
     rouge_l: Interval
@@ -251,7 +251,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models by name; its fields are those of comparison.json. The text is for people."""
+    """Two models by name. Its fields are those of comparison.json. The text is for people."""
 
     a: str
     b: str

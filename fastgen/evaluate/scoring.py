@@ -73,7 +73,7 @@ class Interval:
 
 
 def interval(groups: Sequence[Sequence[float]]) -> Interval:
-    """The mean of all values of all groups, in percent; instances are resampled within their group (task).
+    """The mean of all values of all groups, in percent. Instances are resampled within their group (task).
 
     ``groups``: values 0..1 (or -1..1 for differences), one group per task, none of them empty.
     """

@@ -1,7 +1,7 @@
 """Benchmarks and how their files are read: Super-NaturalInstructions and the user-oriented tasks of Self-Instruct.
 
 Sources: Wang et al., "Super-NaturalInstructions", EMNLP 2022 (arXiv 2204.07705), in its own layout ``tasks/*.json`` and
-``splits/default/test_tasks.txt``; the evaluation takes the first 100 instances of each test task with its definition
+``splits/default/test_tasks.txt``. The evaluation takes the first 100 instances of each test task with its definition
 and no examples (zero-shot). Wang et al., "Self-Instruct", ACL 2023, section 5.4: 252 tasks that people would bring to
 an assistant, as JSON lines of ``id``, ``motivation_app``, ``instruction`` and ``instances``. Many answers to them are
 right, so people or a model judge them.
@@ -176,7 +176,7 @@ def _load_task(path: Path, per_task: int) -> EvaluationTask:
 
 
 def _first_text(task: Row, field: str, path: Path) -> str:
-    """The field's text, or the first of its texts; the benchmark's files have both."""
+    """The field's text, or the first of its texts. The benchmark's files have both."""
     value = task.get(field)
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, str) or not first.strip():

@@ -203,7 +203,7 @@ def _mark(texts: Iterable[str]) -> str:
 
 
 def read_grade(text: str) -> str | None:
-    """The grade in a judge's answer; ``None`` unless the whole answer is one object with nothing but a grade."""
+    """The grade in a judge's answer. ``None`` unless the whole answer is one object with nothing but a grade."""
     answer = parse_json_object(text)
     if answer is None or answer.keys() != {"grade"}:
         return None
@@ -216,7 +216,7 @@ Grades = Sequence[str | None]
 
 
 def _figures(judge: str, models: Sequence[str], grades: tuple[Grades, Grades]) -> dict[str, Any]:
-    """The content of grades.json; differences are B minus A, in percentage points."""
+    """The content of grades.json. Differences are B minus A, in percentage points."""
     return {
         "judge": judge,
         "form": RATING_FORM,

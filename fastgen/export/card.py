@@ -51,7 +51,7 @@ _WIDTH: Final = 100
 
 @dataclass(slots=True)
 class Figures:
-    """Counts of what an export writes; words are separated by whitespace. ``instructions`` is by split."""
+    """Counts of what an export writes. Words are separated by whitespace. ``instructions`` is by split."""
 
     instructions: Counter[str] = field(default_factory=Counter)
     seed_tasks: int = 0
@@ -78,7 +78,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card is about; ``files`` and ``rows`` (after all filters) are by split, in the order of the splits."""
+    """What a card is about. ``files`` and ``rows`` (after all filters) are by split, in the order of the splits."""
 
     run: OpenRun
     ledger: Ledger
@@ -261,7 +261,7 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
 
 
 def _models(configuration: Mapping[str, Any]) -> str:
-    """The models by stage; a stage uses the run's model unless the run's configuration names another one."""
+    """The models by stage. A stage uses the run's model unless the run's configuration names another one."""
     own = {
         stage: configuration[f"{stage}_model"]
         for stage in ("classification", "instance")

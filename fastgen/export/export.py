@@ -61,7 +61,7 @@ def export(
     """Write the run to the file ``output`` (``-`` is standard output), or into it as a folder for splits and a card.
 
     An existing file is replaced only if ``choice`` says so, and only when the new one is whole. Rows are in the order
-    in which the instructions were finished, so a later export of the same run begins with the same rows; only
+    in which the instructions were finished, so a later export of the same run begins with the same rows. Only
     ``prompt-completion`` is shuffled. ``scores`` are a judge's, if there are any.
 
     :raises InputError: no run there, a damaged one, no such place, nothing to write, or options that do not fit.

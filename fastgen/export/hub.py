@@ -1,6 +1,6 @@
 """Uploads a folder to the Hugging Face hub, through huggingface_hub (``pip install 'fastgen[hub]'``).
 
-The library finds the token by itself (``HF_TOKEN``, or what ``hf auth login`` saved); it is never read, kept or shown
+The library finds the token by itself (``HF_TOKEN``, or what ``hf auth login`` saved). It is never read, kept or shown
 here. Every failure is one line.
 """
 

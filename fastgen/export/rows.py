@@ -3,7 +3,7 @@
 ``INSTRUCTION_FORMATS`` has one entry a format. ``raw`` has one row an instruction, the others have one an instance.
 
 The training text of ``prompt-completion`` is that of Self-Instruct (Wang et al., ACL 2023): seven templates with input
-and six without, drawn uniformly, so that the tuned model does not depend on one format; and, with probability 1/2, an
+and six without, drawn uniformly, so that the tuned model does not depend on one format. With probability 1/2, an
 input of a single named field loses that name and its blank lines. All randomness comes from one number. No end-of-text
 token is added, since trainers add their own model's.
 """
@@ -70,7 +70,7 @@ def training_text(instruction: str, instance: Instance, draw: int, style: Style 
 
 
 def plain_input(text: str, style: Style = "lenient") -> str:
-    """The input without the name of its only field and with blank lines halved; other inputs keep their names.
+    """The input without the name of its only field and with blank lines halved. Other inputs keep their names.
 
     ``paper`` takes any one distinct word before a colon for the name and drops the text up to the first colon, so
     ``Meet me at 12:30`` becomes ``30``. For ``lenient`` the name must open the input, must not begin with a digit, and

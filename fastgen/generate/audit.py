@@ -149,7 +149,7 @@ def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: in
 
 
 def _share(kept: int, rejected: int, seeds: int, budget: int) -> float:
-    """Share of the decisions that ``budget`` comparisons allow; on average the pool has half of its last size."""
+    """Share of the decisions that ``budget`` comparisons allow. On average the pool has half of its last size."""
     decisions = max(kept + rejected, 1)
     return min(1.0, max(FEWEST / decisions, budget / (decisions * (seeds + kept / 2 + 1))))
 
@@ -180,7 +180,7 @@ def upper_bound(events: int, trials: int, population: int) -> float:
 
 
 def _at_most(events: int, trials: int, marked: int, population: int) -> float:
-    """P(X <= events), X being how many of ``trials`` drawn are ``marked``; summed from the largest term down."""
+    """P(X <= events), X being how many of ``trials`` drawn are ``marked``. Summed from the largest term down."""
     fewest = max(0, trials - (population - marked))
     if events < fewest:
         return 0.0

@@ -335,7 +335,7 @@ def require_readable(job: Job) -> None:
 
 
 def run_until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
-    """`fastgen.generate.runtime.until_stopped` in a new event loop; warnings go to the reporter."""
+    """`fastgen.generate.runtime.until_stopped` in a new event loop. Warnings go to the reporter."""
     import uvloop
 
     logging.basicConfig(level=logging.WARNING, handlers=[ReporterHandler(reporter)], force=True)

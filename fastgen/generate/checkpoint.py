@@ -187,7 +187,7 @@ def write_archive(
     *,
     is_abandoned: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Replace the file atomically and durably, as ``numpy.savez`` writes it; an exception leaves the old one.
+    """Replace the file atomically and durably, as ``numpy.savez`` writes it. An exception leaves the old one.
 
     ``is_abandoned`` is called for every piece.
 

@@ -56,7 +56,7 @@ def load_forbidden(paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def fingerprint(texts: Sequence[str]) -> str:
-    """SHA-256 of the texts, in hexadecimal; empty for none."""
+    """SHA-256 of the texts, in hexadecimal. Empty for none."""
     if not texts:
         return ""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,7 +2,7 @@
 
 The completions are judged again in the order in which they were committed, by the code that judges live ones, into a
 new run folder. What belongs to an instruction (its classification, its instances) goes with it as long as the new rules
-find the same text at the same place. Instructions that only the new rules keep have nothing yet; ``fastgen generate
+find the same text at the same place. Instructions that only the new rules keep have nothing yet. ``fastgen generate
 --run-dir`` on the new folder asks for the rest. Under the same rules the result is the same run.
 
 The new folder becomes a run in one step, when everything is written. What a killed refilter leaves is not a run: other

@@ -80,7 +80,7 @@ def require_target(options: Options) -> None:
 async def generate(
     place: Place, options: Options, reporter: Reporter, stopper: Stopper, hub: MetricsHub | None = None
 ) -> Outcome:
-    """Run until the target is reached or the user stops it; ``hub`` receives the figures of the run.
+    """Run until the target is reached or the user stops it. ``hub`` receives the figures of the run.
 
     :raises InputError: bad flags or files, or a resume that would change the configuration.
     :raises StoppedError: the run cannot continue now; the same command resumes it later.
@@ -314,7 +314,7 @@ async def watch_space(path: Path, reporter: Reporter) -> None:
 
 
 def free_bytes(path: Path) -> float:
-    """Free bytes on the folder's disk; infinite where unknown, since the next write reports the problem."""
+    """Free bytes on the folder's disk. Infinite where unknown, since the next write reports the problem."""
     try:
         return shutil.disk_usage(path).free
     except OSError:

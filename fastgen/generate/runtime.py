@@ -122,7 +122,7 @@ _LARGE_BYTES = 512 << 10
 
 
 def return_large_blocks() -> None:
-    """Let glibc return freed blocks of 512 KiB or more to the system; does nothing on other systems.
+    """Let glibc return freed blocks of 512 KiB or more to the system. Does nothing on other systems.
 
     By default glibc returns only blocks larger than the largest that it ever freed, up to 32 MB (mallopt(3), "dynamic
     mmap threshold"). The texts of a growing pool, compression and checkpoints then leave holes in arenas that never

@@ -156,7 +156,7 @@ def _backends(options: Options, urls: Sequence[str], key: str | None, model: str
 
 
 def _most_in_flight(speed: SpeedOptions, servers: int, file_limit: int, report: Report) -> int:
-    """How many requests can have a connection; reported where the options ask for more."""
+    """How many requests can have a connection. Reported where the options ask for more."""
     most = most_connections(file_limit)
     wanted = speed.max_concurrency * servers if speed.concurrency == "auto" else speed.concurrency
     if wanted > most:

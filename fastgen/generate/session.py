@@ -70,7 +70,7 @@ def _inputs(place: Place, options: Options) -> list[Path]:
 
 
 def _dry_run(place: Place, options: Options) -> int:
-    """Make a few instructions in a temporary folder and print an estimate for all; the run folder is not touched."""
+    """Make a few instructions in a temporary folder and print an estimate for all. The run folder is not touched."""
     job = options.job
     small = replace(options, job=replace(job, num_instructions=min(PROBE_INSTRUCTIONS, job.num_instructions)))
     with tempfile.TemporaryDirectory(prefix="fastgen-dry-run-") as name:

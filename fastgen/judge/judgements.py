@@ -7,7 +7,7 @@
     judgements/server.log           output of a server that fastgen started to judge
 
 The first line of the log says what the judgements mean: the run, the judge's model, the prompt's version, the sampling
-and the salt of the codes. Logs are streamed; nine bytes a vote stay in memory, so a run of millions can be read.
+and the salt of the codes. Logs are streamed. Nine bytes a vote stay in memory, so a run of millions can be read.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Guarantees: a question has the same number and code in every session. The code i
 drawn after the judged text was written, and it is in none of the three texts. So a text cannot close its frame, and an
 answer that is copied from a text has no valid code. Placeholders of the template and marks of chat templates have no
 effect within a text. Only an answer that is, as a whole, one JSON object with exactly the expected fields, types and
-code counts as a vote. Everything else is a `Fault`; nothing is guessed. The wording is in ``prompt.toml``.
+code counts as a vote. Everything else is a `Fault`. Nothing is guessed. The wording is in ``prompt.toml``.
 
 Texts are read from the run's log when they are needed, so memory does not grow with the run.
 """
@@ -81,7 +81,7 @@ class AnswerId(NamedTuple):
 
 
 def instance_key(number: int, instance: int) -> int:
-    """One number for an instance; sorts by instruction, then by instance."""
+    """One number for an instance. Sorts by instruction, then by instance."""
     return number * MAX_INSTANCES + instance
 
 
@@ -221,7 +221,7 @@ def vote_of(reply: Reply, salt: str) -> Vote | Fault:
 
 
 def read_vote(answer: str, code: str, finish_reason: str | None = "stop") -> Vote | Fault:
-    """The vote in an answer to the question with this code, or why it is none; never raises."""
+    """The vote in an answer to the question with this code, or why it is none. Never raises."""
     found = parse_json_object(answer)
     if found is None:
         return Fault.CUT_OFF if finish_reason == "length" else Fault.NOT_JSON
@@ -252,6 +252,6 @@ class Verdict:
 
 
 def verdict_of(votes: Sequence[Vote]) -> Verdict:
-    """The verdict of at least one vote; a tie is a no."""
+    """The verdict of at least one vote. A tie is a no."""
     valid, fits, right = (2 * sum(getattr(vote, name) for vote in votes) > len(votes) for name in QUESTIONS)
     return Verdict(valid, fits, right, float(median(vote.score for vote in votes)), len(votes))

@@ -126,7 +126,7 @@ def _make(folder: Path) -> Path:
 
 
 async def _extra_body(judge: JudgeOptions, speed: AskSpeed, api_key: str | None, reporter: Reporter) -> str:
-    """``--extra-body`` with what enforces the form of the answers; the user's own fields take precedence."""
+    """``--extra-body`` with what enforces the form of the answers. The user's own fields take precedence."""
     import orjson
 
     own = judge.options(speed).server.extra_fields()

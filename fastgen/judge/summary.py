@@ -1,12 +1,12 @@
 """What judges said of a run, in figures and as text, and how far they agree.
 
-Shares of yes have Wilson's 95 % score interval (E. B. Wilson, 1927), which assumes independent instances; those of one
+Shares of yes have Wilson's 95 % score interval (E. B. Wilson, 1927), which assumes independent instances. Those of one
 instruction are not quite independent, so it is a little too narrow. The original study's figures are its authors' own
 ratings of 200 sampled instances (Wang et al., 2023, table 2). An instance without a readable vote is counted as such
 and is in no share.
 
 Agreement is Krippendorff's alpha (K. Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011): 1 - observed /
-expected disagreement, for any number of raters and with missing ratings; 1 is perfect agreement, 0 is chance. Its 95 %
+expected disagreement, for any number of raters and with missing ratings. 1 is perfect agreement, 0 is chance. Its 95 %
 interval is a percentile bootstrap over items. Items with the same ratings are counted together, so neither the time nor
 the memory of the bootstrap grows with their number.
 """

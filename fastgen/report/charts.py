@@ -272,7 +272,7 @@ _COLOURS: Final = 10
 
 
 def sunburst(figures: VerbFigures) -> Markup:
-    """The drawing; empty where nothing parsed."""
+    """The drawing. Empty where nothing parsed."""
     whole = sum(times for _, _, nouns in figures.verbs for _, times in nouns)
     if not whole:
         return Markup()
@@ -308,7 +308,7 @@ def sunburst(figures: VerbFigures) -> Markup:
 def _slice(
     turns: tuple[float, float], ring: tuple[float, float], colour: str, text: str, tip: str, kind: str
 ) -> Markup:
-    """A segment of a ring with its label; ``turns`` (0..1) are clockwise from the top."""
+    """A segment of a ring with its label. ``turns`` (0..1) are clockwise from the top."""
     (start, end), (inner, outer) = turns, ring
     last = min(end, start + 0.99999)  # an arc cannot end where it begins
     large = int(last - start > 0.5)  # noqa: PLR2004 - half a turn
@@ -325,7 +325,7 @@ def _slice(
 
 
 def _label(turns: tuple[float, float], ring: tuple[float, float], text: str, kind: str) -> Markup:
-    """Along the radius, never upside down; cut where it is longer than the ring is wide, empty where too narrow."""
+    """Along the radius, never upside down. Cut where it is longer than the ring is wide, empty where too narrow."""
     (start, end), (inner, outer) = turns, ring
     radius = (inner + outer) / 2
     if 2 * pi * radius * (end - start) < _LINE:

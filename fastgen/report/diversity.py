@@ -69,7 +69,7 @@ class VerbFigures:
 
 
 def find_parser(name: str | None) -> tuple[str, Language] | None:
-    """The parser and its name; ``None``: spaCy or every model is missing and none was asked for by name.
+    """The parser and its name. ``None``: spaCy or every model is missing and none was asked for by name.
 
     :raises InputError: the named model cannot be loaded, or spaCy is missing; one line with the remedy.
     """
@@ -99,7 +99,7 @@ def _load(spacy: Any, name: str) -> Language:  # noqa: ANN401 - the module
 
 
 def count_verbs(model: str, parser: Language, instructions: Sequence[str]) -> VerbFigures:
-    """Parse the instructions and count root verbs with their objects; ties are in alphabetical order."""
+    """Parse the instructions and count root verbs with their objects. Ties are in alphabetical order."""
     pairs: Counter[tuple[str, str]] = Counter()
     texts = [" ".join(text.split()[:MOST_WORDS]) for text in instructions]
     for doc in parser.pipe(texts, batch_size=128):
@@ -142,7 +142,7 @@ _ORDERS: Final = (1, 2, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """Measures of ``texts`` texts with ``words`` words; ``None``: too little text for it."""
+    """Measures of ``texts`` texts with ``words`` words. ``None``: too little text for it."""
 
     texts: int
     words: int
@@ -153,7 +153,7 @@ class Diversity:
 
 
 def measure(texts: Sequence[str], seed: int = 0) -> Diversity:
-    """All measures; self-BLEU of at most `SELF_BLEU_TEXTS` texts, drawn with ``seed``."""
+    """All measures. Self-BLEU of at most `SELF_BLEU_TEXTS` texts, drawn with ``seed``."""
     tokens = [tokenise(text) for text in texts]
     drawn = tokens if len(tokens) <= SELF_BLEU_TEXTS else random.Random(seed).sample(tokens, SELF_BLEU_TEXTS)
     one, two, three = (distinct_n(tokens, n) for n in (1, 2, 3))
@@ -196,7 +196,7 @@ def compression_ratio(texts: Iterable[str]) -> float | None:
 
 
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
-    """Mean BLEU-4 (0..1) of each text against all others; ``None``: fewer than two texts with words.
+    """Mean BLEU-4 (0..1) of each text against all others. ``None``: fewer than two texts with words.
 
     One pass for all: for each n-gram the two highest counts in a text are kept, so the highest in *another* text is
     known without comparing pairs.

@@ -99,11 +99,11 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Exact, also of values above the cap; 0 where there are none."""
+        """Exact, also of values above the cap. 0 where there are none."""
         return self._sum / self.total if self.total else 0.0
 
     def quantile(self, share: float) -> int:
-        """The smallest value that ``share`` (0..1) of all are not above (at most the cap); 0: there is none."""
+        """The smallest value that ``share`` (0..1) of all are not above (at most the cap). 0: there is none."""
         reached = 0
         for value in sorted(self.counts):
             reached += self.counts[value]
@@ -112,7 +112,7 @@ class Spread:
         return 0
 
     def bins(self, width: int, bins: int) -> list[int]:
-        """Counts of ``bins`` ranges of ``width`` values each from 0; the last has everything above too."""
+        """Counts of ``bins`` ranges of ``width`` values each from 0. The last has everything above too."""
         found = [0] * bins
         for value, count in self.counts.items():
             found[min(value // width, bins - 1)] += count
@@ -137,18 +137,18 @@ class Bin:
 
     @property
     def acceptance(self) -> float | None:
-        """Kept share of the instructions written; ``None``: none was."""
+        """Kept share of the instructions written. ``None``: none was."""
         written = self.kept + self.rejected
         return self.kept / written if written else None
 
     @property
     def kept_per_1000_tokens(self) -> float | None:
-        """Yield; ``None``: nothing was generated."""
+        """Yield. ``None``: nothing was generated."""
         return 1000 * self.kept / self.generated_tokens if self.generated_tokens else None
 
 
 class Timeline:
-    """Bins of ``width_s`` seconds each from the run's start; at most `MAX_BINS`, at first of one second."""
+    """Bins of ``width_s`` seconds each from the run's start. At most `MAX_BINS`, at first of one second."""
 
     def __init__(self) -> None:
         self.width_s = 1.0
@@ -157,7 +157,7 @@ class Timeline:
         self._last_s: float | None = None
 
     def at(self, time_s: float) -> Bin:
-        """The bin of a commit at this Unix time; a time before the last one (another clock) counts as no time."""
+        """The bin of a commit at this Unix time. A time before the last one (another clock) counts as no time."""
         if self._last_s is not None:
             gap = time_s - self._last_s
             self.working_s += gap if 0 < gap <= LONGEST_GAP_S else 0.0
@@ -225,7 +225,7 @@ class RougeSpread:
 
 
 class RunFigures:
-    """What the commits up to now have made of a run with these seeds and rules; sample sizes are the options'."""
+    """What the commits up to now have made of a run with these seeds and rules. Sample sizes are the options'."""
 
     def __init__(self, seeds: Sequence[SeedTask], rules: Rules, options: ReportOptions) -> None:
         self.seeds = tuple(seeds)
@@ -255,7 +255,7 @@ class RunFigures:
         return self.ledger.kept + self.ledger.rejected.total()
 
     def add_commit(self, commit: Commit) -> None:
-        """Count one commit; what it finishes comes through `add_finished`."""
+        """Count one commit. What it finishes comes through `add_finished`."""
         self.ledger.apply(commit)
         bin_ = self.timeline.at(commit.time_s)
         bin_.generated_tokens += commit.completion.completion_tokens
@@ -279,7 +279,7 @@ class RunFigures:
         examples.add(rejected)
 
     def add_finished(self, finished: FinishedInstruction) -> None:
-        """Take a finished instruction into the figures; one without instances is left out."""
+        """Take a finished instruction into the figures. One without instances is left out."""
         if not finished.instances:
             return
         self.classification += finished.is_classification

@@ -7,8 +7,8 @@ or when its user ends it.
 
 Guarantees of the server: it answers only where the Host header names this machine, so that another site cannot
 reach it through a name that points here ("DNS rebinding"). It takes nothing but GET, and sends the page's content
-security policy and no CORS header. Connections are at most `MAX_CONNECTIONS`; one that asks for nothing within
-`TIMEOUT_S` is closed. Viewers are at most `MAX_VIEWERS`; one that does not take what it is sent within `TIMEOUT_S` is
+security policy and no CORS header. Connections are at most `MAX_CONNECTIONS`. One that asks for nothing within
+`TIMEOUT_S` is closed. Viewers are at most `MAX_VIEWERS`. One that does not take what it is sent within `TIMEOUT_S` is
 disconnected, and a slow one skips states. Without a viewer nothing is read and nothing is drawn. A log is read far
 quicker than it was written, so a late viewer waits only a little.
 """
@@ -139,7 +139,7 @@ class Dashboard:
         self.viewers = 0
 
     async def keep_fresh(self) -> None:
-        """Show what is new every `REFRESH_S` seconds while there are viewers; an error ends only the page."""
+        """Show what is new every `REFRESH_S` seconds while there are viewers. An error ends only the page."""
         try:
             while True:
                 await self._has_viewers.wait()
@@ -223,7 +223,7 @@ class Dashboard:
 async def serve_dashboard(
     dashboard: Dashboard, listening: socket.socket, *, timeout_s: float = TIMEOUT_S
 ) -> AsyncIterator[None]:
-    """The page at the socket until the block ends; then viewers get the last state, which takes `LAST_S` and more."""
+    """The page at the socket until the block ends. Then viewers get the last state, which takes `LAST_S` and more."""
     gate = _Gate(timeout_s)
     app = web.Application(middlewares=[gate.enter])
     app.router.add_get("/", dashboard.page)

@@ -54,7 +54,7 @@ _WORKING_TIME: Final = "Of the whole run; pauses of more than a minute between t
 
 
 class Follower:
-    """A reader of the run in ``run_dir``; call `read_more` again and again."""
+    """A reader of the run in ``run_dir``. Call `read_more` again and again."""
 
     def __init__(self, run_dir: Path, *, slice_commits: int = SLICE_COMMITS) -> None:
         self.run_dir = run_dir
@@ -156,7 +156,7 @@ class Follower:
 
 
 def _end_of(log: Path) -> tuple[int, int] | None:
-    """Number and size in bytes of the last segment, to see cheaply whether anything was written; ``None``: no log."""
+    """Number and size in bytes of the last segment, to see cheaply whether anything was written. ``None``: no log."""
     with contextlib.suppress(IndexError, OSError):
         number, path = segment_files(log)[-1]
         return number, path.stat().st_size

@@ -1,7 +1,7 @@
 """The sections that show a run by itself: counts, verbs, novelty, lengths, course over time, rejections, the sample.
 
 Each function takes figures and gives HTML, by a macro of ``templates/sections.html``. Text of a run is made printable
-and escaped there; the sample to search in is JSON, which the page's script turns into text nodes.
+and escaped there. The sample to search in is JSON, which the page's script turns into text nodes.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class _Window:
 
 
 def limit_charts(samples: Iterable[Sample]) -> list[Chart]:
-    """What limited the run over its time, and how full the servers were kept; empty where nothing was measured.
+    """What limited the run over its time, and how full the servers were kept. Empty where nothing was measured.
 
     Neighbouring windows are joined as they become many, so memory does not grow with the run.
     """
@@ -377,7 +377,7 @@ def cut(text: str, letters: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """As a percentage; a hyphen where there is no whole."""
+    """As a percentage. A hyphen where there is no whole."""
     return f"{part / whole:.1%}" if whole else "-"
 
 

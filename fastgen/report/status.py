@@ -20,7 +20,7 @@ from fastgen.telemetry.series import last_sample, limit_shares
 
 
 def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str, Any]:
-    """The figures as plain JSON values; counts are since the start of the run.
+    """The figures as plain JSON values. Counts are since the start of the run.
 
     ``limit`` is what was measured last, ``None`` where nothing was: ``name``, ``reason``, ``age_s``, and as ``shares``
     what part of the measured time each limit was the binding one.

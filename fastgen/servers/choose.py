@@ -78,7 +78,7 @@ class Gpu:
 def visible_gpus(
     visible: str | None = None, *, driver_folder: Path = DRIVER_FOLDER, nvidia_smi: str | None = "nvidia-smi"
 ) -> tuple[Gpu, ...]:
-    """The GPUs that a server started here would see, in CUDA's order; none where there is no NVIDIA driver.
+    """The GPUs that a server started here would see, in CUDA's order. None where there is no NVIDIA driver.
 
     ``visible`` is the value of ``CUDA_VISIBLE_DEVICES`` (default: the environment's).
     """
@@ -168,7 +168,7 @@ async def choose_servers(
     gpus: Callable[[], Sequence[Gpu]] = visible_gpus,
     has_vllm: Callable[[], bool] | None = None,
 ) -> tuple[ServerSpec, ...]:
-    """The servers to start on this machine; sets the embedded one up first if it is needed and not there yet.
+    """The servers to start on this machine. Sets the embedded one up first if it is needed and not there yet.
 
     Cancelling this stops a set-up and leaves nothing half-built behind.
 
@@ -203,7 +203,7 @@ def gpu_server_specs(
 ) -> tuple[ServerSpec, ...]:
     """``vllm serve MODEL`` in the environment that fastgen runs in, for each server of the layout.
 
-    Each of several servers gets a group of GPUs; a single server sees all of them and takes the first ones.
+    Each of several servers gets a group of GPUs. A single server sees all of them and takes the first ones.
 
     :raises InputError: ``server_args`` cannot be used, or there are too few GPUs.
     """
@@ -326,7 +326,7 @@ def _free_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _processor_groups(count: int) -> list[str]:
-    """Processors for each of ``count`` servers, in OpenMP's form; shared where there are fewer than servers."""
+    """Processors for each of ``count`` servers, in OpenMP's form. Shared where there are fewer than servers."""
     usable = sorted(os.sched_getaffinity(0))
     size = min(max(1, len(usable) // count), _MOST_CPU_THREADS)
     return [",".join(str(usable[(at * size + i) % len(usable)]) for i in range(size)) for at in range(count)]

@@ -1,9 +1,8 @@
 """Convert SmolLM2's GGUF file into a Hugging Face model folder, in the embedded server's environment.
 
-Run as ``python convert_gguf.py MODEL.gguf FOLDER``. It imports no other module of fastgen. `gguf` dequantises the
-weights, which are stored as bfloat16. The tokenizer is put together here: transformers' own GGUF loader does not know
-the file's pre-tokenizer and splits digits outside ASCII in another way. A file of another kind ends the script with a
-message.
+Run as ``python convert_gguf.py MODEL.gguf FOLDER``; imports nothing of fastgen. `gguf` dequantises the weights, which
+are stored as bfloat16. The tokenizer is put together here: transformers' own GGUF loader does not know the file's
+pre-tokenizer and splits digits outside ASCII in another way. A file of another kind ends the script with a message.
 
 Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md). llama.cpp's converter interleaves the two
 halves of every query and key head for its rotary embedding, which is undone here.

@@ -159,7 +159,7 @@ def remove_embedded(cache_dir: Path) -> int:
 
 
 def _size_bytes(folder: Path) -> int:
-    """What the folder takes on disk; files that vanish meanwhile do not count."""
+    """What the folder takes on disk. Files that vanish meanwhile do not count."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -262,7 +262,7 @@ class EmbeddedCache:
         return spec if self.versions() and spec.python.exists() else None
 
     def versions(self) -> dict[str, str]:
-        """Versions of what was checked; empty without a finished set-up."""
+        """Versions of what was checked. Empty without a finished set-up."""
         try:
             marker = json.loads((self.home / "checked.json").read_text(encoding="utf-8"))
             return {str(name): str(version) for name, version in marker["versions"].items()}
@@ -281,7 +281,7 @@ class EmbeddedCache:
         self.building.rename(self.home)
 
     def clear_leftovers(self) -> None:
-        """Remove unfinished set-ups of any recipe, and a broken finished one of this recipe; hold the lock."""
+        """Remove unfinished set-ups of any recipe, and a broken one of this recipe. The caller holds the lock."""
         for leftover in [*self.root.glob("building-*"), self.home]:
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -307,7 +307,7 @@ class EmbeddedCache:
 
     @asynccontextmanager
     async def lock(self, report: Report) -> AsyncIterator[None]:
-        """Hold the lock; waits while another process does, and reports that once."""
+        """Hold the lock. Waits while another process does, and reports that once."""
         reported = False
         while True:
             with self.try_lock() as held:
@@ -443,7 +443,7 @@ class _Builder:
 
 
 async def _together(*jobs: Coroutine[None, None, None]) -> None:
-    """Run them at the same time; the first that fails stops the others and its error is raised."""
+    """Run them at the same time. The first that fails stops the others and its error is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for job in jobs:

@@ -57,7 +57,7 @@ def redact_url(url: str) -> str:
 def normalise_base_url(url: str, flag: str = "--base-url") -> str:
     """``url`` as ``scheme://[user:password@]host[:port]/path/vN``, without a slash at its end.
 
-    ``/v1`` is added where the path names no version; a pasted route (``.../v1/chat/completions``) is cut back. Errors
+    ``/v1`` is added where the path names no version. A pasted route (``.../v1/chat/completions``) is cut back. Errors
     name ``flag``.
 
     :raises InputError: no http(s) URL, no host, a bad port, a query or a fragment.
@@ -201,7 +201,7 @@ _SECRET_ENDINGS: Final = ("apikey", "password", "secret", "secretkey", "accesske
 
 
 def names_a_secret(name: str) -> bool:
-    """Whether a flag or field of this name holds a secret; of a dotted name the last part counts."""
+    """Whether a flag or field of this name holds a secret. Of a dotted name the last part counts."""
     plain = re.sub(r"[-_]", "", name.rpartition(".")[2]).lower()
     return plain in _SECRET_NAMES or plain.endswith(_SECRET_ENDINGS)
 

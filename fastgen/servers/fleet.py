@@ -193,7 +193,7 @@ class RestartPolicy:
     pause_s: float = 2.0  # a GPU's memory is free only a moment after its owner's death
 
     def allows(self, taken_s: deque[float], now_s: float) -> bool:
-        """Whether a server may be restarted now; if so, adds ``now_s`` to the times of its restarts."""
+        """Whether a server may be restarted now. If so, adds ``now_s`` to the times of its restarts."""
         while taken_s and now_s - taken_s[0] > self.within_s:
             taken_s.popleft()
         if len(taken_s) >= self.most:
@@ -228,7 +228,7 @@ async def start_fleet(
     report: Report,
     policy: RestartPolicy = RestartPolicy(),
 ) -> AsyncIterator[Fleet]:
-    """Run the servers for the length of the block; of several, each logs to ``NAME-1.log``, ``NAME-2.log`` and so on.
+    """Run the servers for the length of the block. Of several, each logs to ``NAME-1.log``, ``NAME-2.log`` and so on.
 
     :raises ServerError: none of them served within ``timeout_s``.
     :raises DiskError: no log can be written.
@@ -240,7 +240,7 @@ async def start_fleet(
         logs = [log_path]
 
     async def keep(spec: ServerSpec, log: Path) -> None:
-        """Run one server, and restart it while the policy allows; the first server to serve sets ``first``."""
+        """Run one server, and restart it while the policy allows. The first server to serve sets ``first``."""
         restarts: deque[float] = deque()
         served = False
         while True:

@@ -73,12 +73,12 @@ def end(child: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def children() -> list[int]:
-    """Process ids whose parent is this process; empty where there is no /proc."""
+    """Process ids whose parent is this process. Empty where there is no /proc."""
     return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent_of(stat) == os.getpid()]
 
 
 def parent_of(stat: Path) -> int | None:
-    """The parent's id from a ``/proc/PID/stat``; the name in parentheses may hold anything."""
+    """The parent's id from a ``/proc/PID/stat``. The name in parentheses may hold anything."""
     try:
         return int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
     except OSError:

@@ -116,7 +116,7 @@ class OpenAIBackend:
         return error
 
     async def probe(self) -> tuple[str, ...]:
-        """The names of the models that ``GET /models`` lists; none where the server has no such list.
+        """The names of the models that ``GET /models`` lists. None where the server has no such list.
 
         :raises InputError: the key is refused, or the URL redirects.
         :raises TransientError: the server does not answer, or not yet.
@@ -172,7 +172,7 @@ class OpenAIBackend:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def statistics(self) -> BackendStatistics:
-        """See `Backend.statistics`; a single endpoint always counts as healthy, because nothing watches it."""
+        """See `Backend.statistics`. A single endpoint always counts as healthy, because nothing watches it."""
         return BackendStatistics((self.snapshot(healthy=True),))
 
     def snapshot(self, *, healthy: bool) -> ServerState:
@@ -209,7 +209,7 @@ class OpenAIBackend:
         return allowed
 
     def _open(self) -> aiohttp.ClientSession:
-        """Make the session; at the first call, because it belongs to the running loop."""
+        """Make the session at the first call, because it belongs to the running loop."""
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -227,7 +227,7 @@ class OpenAIBackend:
 
 
 def _read_models(body: bytes) -> tuple[str, ...]:
-    """The names in a list of models; tolerant, because servers' lists differ."""
+    """The names in a list of models. Tolerant, because servers' lists differ."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:

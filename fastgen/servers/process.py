@@ -22,7 +22,7 @@ _LISTENING = "0A"  # a socket's state in /proc/net/tcp
 
 
 class ProcessTree:
-    """One running command and everything below it; made by `start_process_tree`."""
+    """One running command and everything below it. Made by `start_process_tree`."""
 
     def __init__(self, process: asyncio.subprocess.Process, pipe: int, grace_s: float) -> None:
         self._process = process
@@ -32,7 +32,7 @@ class ProcessTree:
 
     @property
     def pid(self) -> int:
-        """The launcher's process id; the command and all of its children are below it."""
+        """The launcher's process id. The command and all of its children are below it."""
         return self._process.pid
 
     @property
@@ -41,12 +41,12 @@ class ProcessTree:
         return self._process.returncode
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
-        """The `returncode` at the end, or ``None`` after ``timeout_s`` seconds; cancelling this stops nothing."""
+        """The `returncode` at the end, or ``None`` after ``timeout_s`` seconds. Cancelling this stops nothing."""
         await asyncio.wait({self._exit}, timeout=timeout_s)
         return self._process.returncode
 
     async def stop(self) -> None:
-        """End the tree (SIGTERM, the grace, SIGKILL) and wait until it is gone; harmless when repeated.
+        """End the tree (SIGTERM, the grace, SIGKILL) and wait until it is gone. Harmless when repeated.
 
         The tree ends even if this is cancelled.
         """
@@ -128,7 +128,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def port_is_shared(port: int, root_pid: int, proc: Path = Path("/proc")) -> bool:
-    """Whether a process outside the tree of ``root_pid`` listens on a TCP port; false where there is no /proc.
+    """Whether a process outside the tree of ``root_pid`` listens on a TCP port. False where there is no /proc.
 
     Two servers can listen on one port, because vLLM sets SO_REUSEPORT. Without this check the answers of another server
     would be taken for those of the one that was started.

@@ -5,7 +5,7 @@ those are used and the others are marked as lost (`Completion.is_lost`). Only th
 because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored: the answer is
 ``content``.
 
-Every aiohttp client error and every HTTP status that is not a success becomes one of fastgen's errors here; no other
+Every aiohttp client error and every HTTP status that is not a success becomes one of fastgen's errors here. No other
 module catches them. Messages are one line, carry the endpoint's address without credentials, and never a key, also
 where a server echoes it.
 """
@@ -77,7 +77,7 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
 def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tuple[Completion, ...]:
     """The ``request.sequences`` choices of a 200's body, in the order of their indexes.
 
-    The usage's completion tokens are one sum, which is shared evenly over the choices that came; the first of these
+    The usage's completion tokens are one sum, which is shared evenly over the choices that came. The first of these
     gets the prompts' count. Choices count as lost only if others of the response are good.
 
     :raises TransientError: ``bad_body`` (no JSON, another shape) or ``aborted`` (the server aborted every sequence).
@@ -103,7 +103,7 @@ class _BrokenError(Exception):
 
 
 def _read_choices(body: bytes, request: Request, *, chat: bool) -> tuple[dict[int, tuple[str, str | None]], object]:
-    """Text and finish reason by index, and the usage as it is; a lone choice may leave its index out."""
+    """Text and finish reason by index, and the usage as it is. A lone choice may leave its index out."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -144,7 +144,7 @@ def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None
 
 
 def _completions(read: Mapping[int, tuple[str, str | None]], count: int, usage: object) -> tuple[Completion, ...]:
-    """Share the tokens over the good choices; the others are lost for the reason that they carry."""
+    """Share the tokens over the good choices. The others are lost for the reason that they carry."""
     good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
     if not good:
         raise _BrokenError(f"the server aborted every sequence (finish_reason {read[min(read)][1]})", "aborted")
@@ -231,7 +231,7 @@ class HttpAnswer:
 def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
     """What an error of aiohttp, a timeout or an error of the operating system means.
 
-    Only where a body broke off or could not be read was a server reached; the rest look like an outage.
+    Only where a body broke off or could not be read was a server reached. The rest look like an outage.
     """
     meaning = next(CLIENT_ERRORS[base] for base in type(error).__mro__ if base in CLIENT_ERRORS)
     where, what = endpoint.display_url, _describe(error, endpoint.redact)
@@ -248,7 +248,7 @@ def from_client_error(error: BaseException, endpoint: Endpoint) -> FastgenError:
 
 
 def _describe(error: BaseException, redact: Callable[[str], str]) -> str:
-    """One line, redacted; never the text of an error that holds request headers or a whole URL."""
+    """One line, redacted. Never the text of an error that holds request headers or a whole URL."""
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
         return redact(" ".join(f"not an HTTP answer: {error.message}".split()))[:240]
     if isinstance(error, aiohttp.ClientPayloadError):

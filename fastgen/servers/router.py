@@ -1,6 +1,6 @@
 """Several endpoints as one backend: each request goes to the endpoint where it fills the smallest share of the limit.
 
-A stage with separate servers or a separate model has a group of endpoints; all other stages share the main group. The
+A stage with separate servers or a separate model has a group of endpoints. All other stages share the main group. The
 endpoints of all groups are one list: the main group's first, then each stage's, in the order given.
 
 The share is ``(completions in flight + 1) / limit``, with the limits of `Router.set_limits` (all equal before). A
@@ -83,7 +83,7 @@ class _Group:
     pausing: dict[int, int] = field(default_factory=dict)
 
     def is_full(self) -> bool:
-        """Whether the healthy endpoints have no room beyond what is expected; false where none is healthy."""
+        """Whether the healthy endpoints have no room beyond what is expected. False where none is healthy."""
         free = [member.limit - member.backend.counters.sequences for member in self.members if member.healthy]
         return bool(free) and sum(free) <= sum(self.expected.values())
 
@@ -138,7 +138,7 @@ class _Member:
 
 
 class Router:
-    """A `Backend` over at least one endpoint; owns the backends it is given and closes them.
+    """A `Backend` over at least one endpoint. Owns the backends it is given and closes them.
 
     ``by_stage`` has the endpoints of the stages that do not use ``main``. The other arguments are in seconds: until an
     endpoint that was taken out is first probed, between looks at those that are in, how long one may take to answer a
@@ -189,7 +189,7 @@ class Router:
         return bool(self._by_stage)
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
-        """See `Backend.complete`; with no healthy endpoint a `TransientError` of kind ``all_down`` at once.
+        """See `Backend.complete`. With no healthy endpoint a `TransientError` of kind ``all_down`` at once.
 
         A request that the router breaks off ends as `asyncio.timeout` does it: its task is cancelled, and where the
         cancellation arrives it is taken back and becomes a `TransientError` of kind ``hung``. A cancellation by anyone
@@ -234,7 +234,7 @@ class Router:
         raise failure
 
     def _pick(self, group: _Group) -> _Member:
-        """The least loaded healthy member; among equals the next in turn."""
+        """The least loaded healthy member. Among equals the next in turn."""
         members, turn = group.members, group.turn
         group.turn = (turn + 1) % len(members)
         healthy = [member for member in (*members[turn:], *members[:turn]) if member.healthy]
@@ -285,7 +285,7 @@ class Router:
         return answered[0].result()
 
     def begin_without(self, absent: Collection[OpenAIBackend]) -> None:
-        """Take these of `backends` out until they answer; call it in the event loop."""
+        """Take these of `backends` out until they answer. Call it in the event loop."""
         for member in self._members:
             if member.backend in absent and member.healthy:
                 self._take_out(member)
@@ -295,7 +295,7 @@ class Router:
     def set_limits(self, limits: Sequence[int]) -> None:
         """Set how many completions in flight fit each endpoint (at least 1), in the order of `backends`.
 
-        They weigh the endpoints; the scheduler decides how much is asked at once.
+        They weigh the endpoints. The scheduler decides how much is asked at once.
 
         :raises ValueError: there is not one limit for each endpoint.
         """
@@ -308,7 +308,7 @@ class Router:
             member.group.fits += limit
 
     def full_stages(self) -> frozenset[Stage]:
-        """The stages whose servers take nothing new now; none where all stages share their servers."""
+        """The stages whose servers take nothing new now. None where all stages share their servers."""
         if not self._by_stage:
             return frozenset()
         full = {
@@ -319,17 +319,17 @@ class Router:
         return frozenset(stage for stage in Stage if self._by_stage.get(stage, self._main) in full)
 
     def expect(self, request: Request) -> None:
-        """Count a request that will be asked soon; until then it takes room as one in flight does."""
+        """Count a request that will be asked soon. Until then it takes room as one in flight does."""
         self._by_stage.get(request.stage, self._main).expected[request.number] = request.sequences
 
     def no_longer_expect(self, request: Request) -> None:
-        """Forget a request that will not be asked; no effect where it was."""
+        """Forget a request that will not be asked. No effect where it was."""
         group = self._by_stage.get(request.stage, self._main)
         group.expected.pop(request.number, None)
         group.pausing.pop(request.number, None)
 
     def reserve(self, request: Request) -> bool:
-        """Expect a retry, if its servers have room; see `fastgen.engine.requests.Capacity`."""
+        """Expect a retry, if its servers have room. See `fastgen.engine.requests.Capacity`."""
         group = self._by_stage.get(request.stage, self._main)
         if group.is_full():
             return False
@@ -338,7 +338,7 @@ class Router:
         return True
 
     def backs_off(self, request: Request) -> None:
-        """A request failed and waits for another attempt; see `fastgen.engine.requests.Capacity`."""
+        """A request failed and waits for another attempt. See `fastgen.engine.requests.Capacity`."""
         self._by_stage.get(request.stage, self._main).pausing[request.number] = request.sequences
 
     # -- standing ------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class Router:
                 member.probing = self._begin(self._probe_the_last(member, str(error)))
 
     def _refused(self, member: _Member, error: InputError, *, late: bool) -> FastgenError:
-        """The error for a refusal that the user must fix; takes the endpoint out if the run can continue without it."""
+        """The error for a refusal that the user must fix. Takes the endpoint out if the run can continue without it."""
         if not (member.backend.counters.completed or member.term):  # it neither worked nor joined a run that did
             return error
         if not late and all(other.refusals and not other.healthy for other in member.others):
@@ -386,7 +386,7 @@ class Router:
         member.probing = self._begin(self._watch(member))
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Start a task that `close` ends; its failure is raised by the next request."""
+        """Start a task that `close` ends. Its failure is raised by the next request."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._keep_failure)
         return task
@@ -398,7 +398,7 @@ class Router:
     # -- watching ------------------------------------------------------------------------------------------------------
 
     async def _probe_the_last(self, member: _Member, why: str) -> None:
-        """Take the only healthy endpoint out if it does not answer a probe either; else its count begins anew."""
+        """Take the only healthy endpoint out if it does not answer a probe either. Else its count begins anew."""
         answers = await member.backend.is_answering()
         member.probing = None
         if answers or not member.healthy:
@@ -449,13 +449,13 @@ class Router:
             self._break_off(member)
 
     async def _ask_for_health(self, members: Sequence[_Member]) -> None:
-        """Give them `CHECK_WITHIN_S` to answer; their counters show who did."""
+        """Give them `CHECK_WITHIN_S` to answer. Their counters show who did."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._check_within_s):
                 await asyncio.gather(*(member.backend.is_answering() for member in members))
 
     def _break_off(self, member: _Member) -> None:
-        """Cancel every request in flight at an endpoint; see `complete`."""
+        """Cancel every request in flight at an endpoint. See `complete`."""
         for task, cancelled in member.calls.items():
             if not cancelled:
                 member.calls[task] = True
@@ -463,7 +463,7 @@ class Router:
 
 
 async def _first_answers(waits: Sequence[asyncio.Task[tuple[str, ...]]]) -> list[asyncio.Task[tuple[str, ...]]]:
-    """The tasks that succeed, up to a moment after the first one; input errors are raised at once."""
+    """The tasks that succeed, up to a moment after the first one. Input errors are raised at once."""
     answered: list[asyncio.Task[tuple[str, ...]]] = []
     failure: BackendUnavailable | None = None
     pending = set(waits)

@@ -39,7 +39,7 @@ class ServerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How many servers to start, and how large each is; all at least 1.
+    """How many servers to start, and how large each is. All at least 1.
 
     ``num_servers`` servers run side by side, each with its own address, so that one may die while the others continue.
     Inside a server, ``tensor_parallel_size`` GPUs share one copy of the model, ``data_parallel_size`` copies share one

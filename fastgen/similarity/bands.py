@@ -6,7 +6,7 @@ least one of b bands of r rows with probability ``1 - (1 - J**r) ** b``. A candi
 true neighbour is missed with all others, so the recall is averaged over the Jaccard of the nearest true neighbour,
 given here by quantiles of its place ``(J - bound) / (1 - bound)``. They were measured with the exhaustive scan: 8,000
 candidates against a filtered pool of 130,000 instructions and synthetic ones with their token statistics, for the
-thresholds 0.6, 0.7 and 0.85 (12,000 against a pool of 29,000 for 0.5); between them, the next lower one is used, which
+thresholds 0.6, 0.7 and 0.85 (12,000 against a pool of 29,000 for 0.5). Between them, the next lower one is used, which
 lies closer to the bound. Below 0.5 every neighbour is taken to lie at the bound itself: no distribution can do worse.
 """
 

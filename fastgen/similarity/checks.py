@@ -63,7 +63,7 @@ def too_similar(rule: Rule, score: float) -> bool:
 
 @kernel
 def verify(pool: Pool, found: Found, text: Text, entry: int) -> None:
-    """Score and record a candidate that may be too similar; a long one only where the multiset overlap suffices."""
+    """Score and record a candidate that may be too similar. A long one only where the multiset overlap suffices."""
     length = length_of(pool.entries, entry)
     if text.length > WORD and overlap_with(pool, entry) < need_lcs(pool.rule, text.length, length):
         return
@@ -139,7 +139,7 @@ def _likeliest_seed(pool: Pool, count: int) -> int:
 def nearest_seed(pool: Pool, found: Found, text: Text) -> None:
     """Find the seed with the highest score (lowest index among equals), exactly.
 
-    An LCS is computed only where the multiset overlap, which bounds it, could still win; the likeliest seed goes first,
+    An LCS is computed only where the multiset overlap, which bounds it, could still win. The likeliest seed goes first,
     so that most others are skipped.
     """
     overlap, count = pool.seeds.overlap, text.length
@@ -162,7 +162,7 @@ def nearest_seed(pool: Pool, found: Found, text: Text) -> None:
 
 @kernel
 def conclude(pool: Pool, found: Found, text: Text) -> bool:
-    """Decide from what was recorded; a text that would be kept meets every seed first. Returns whether it is novel."""
+    """Decide from what was recorded. A text that would be kept meets every seed first. Returns whether it is novel."""
     row = text.row
     if found.entry[row, 0] >= 0 and too_similar(pool.rule, found.score[row, 0]):
         return False

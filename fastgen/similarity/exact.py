@@ -16,9 +16,9 @@ overlap c, so ``c >= need(m, n) >= max(o(m), o(n))``. Let s be the c shared elem
 of the first d of them is allowed for both texts: of the c shared elements, ``c - 1 - j`` come after the j-th, so its
 place is at most ``m - c + j`` where ``c >= max(o(m), d)``, and likewise for n. Let the stored text have its posting in
 the node of depth d on this line of paths: there is one, since it moves from such a node only down, to all its allowed
-paths, of which the next on the line is one while d < c; and at d = c it stays, as ``o(n) <= c``. The query looks at
-every node of its own allowed paths whose parent is marked; the nodes above that posting are marked, as it moved through
-them; so it is met.
+paths, of which the next on the line is one while d < c. And at d = c it stays, as ``o(n) <= c``. The query looks at
+every node of its own allowed paths whose parent is marked. The nodes above that posting are marked, as it moved through
+them. So it is met.
 
 **What may be skipped.** If the path is the first d shared elements, then c is at most d plus the number of elements
 after the path's last one, in either text. A posting whose lengths and remainders allow no ``need(m, n)`` is therefore
@@ -142,7 +142,7 @@ def _scan(pool: Pool, exact: Exact, found: Found, text: Text, node: int, waiting
 
 @kernel
 def _flag(chunk: NDArray[np.uint64], exact: Exact, node: int, length: int, rule: Rule) -> None:
-    """Flag the node's postings whose lengths and remainders allow the overlap that is needed; count them and its marks.
+    """Flag the node's postings whose lengths and remainders allow the overlap that is needed. Count them and its marks.
 
     Without a branch or a table, so that the compiler makes vector instructions of it.
     """
@@ -225,7 +225,7 @@ class ExactIndex(CandidateIndex):
         return arrays | {"frequency": exact.frequency[:known], "freezes": exact.freezes}
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
+        """Take back the youngest entries until ``entries`` are left. Only what the last :meth:`decide` appended."""
         _take_back(self._pool.view(), self._exact, entries)
         super().truncate(entries)
 

@@ -143,7 +143,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 @kernel
 def signed(value: Any) -> int:  # noqa: ANN401 - any integer type
-    """Convert to a signed 64-bit integer; kernels must never mix signed and unsigned ones, whose sum is a float."""
+    """Convert to a signed 64-bit integer. Kernels must never mix signed and unsigned ones, whose sum is a float."""
     return int(np.int64(value))
 
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Symbols(NamedTuple):
-    """The arrays of a vocabulary as kernels see them; ``size[0]`` symbols are in use.
+    """The arrays of a vocabulary as kernels see them. ``size[0]`` symbols are in use.
 
     ``table``: open-addressing slots, symbol or -1. ``hashes``: 64-bit hash of the symbol's bytes. ``start``: a token's
     bytes are ``blob[start[i]:start[i + 1]]`` (empty for a later occurrence). ``parent``, ``occurrence``: an element's
-    token and k; a token is its own parent with k = 1. ``base``: the pre-mixed 32-bit MinHash hash. ``slot``: scratch,
+    token and k. A token is its own parent with k = 1. ``base``: the pre-mixed 32-bit MinHash hash. ``slot``: scratch,
     all zero between texts. ``work``: scratch for SHA-1.
     """
 
@@ -112,7 +112,7 @@ class Pool(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Texts as one writable byte array; text ``i`` is ``data[start[i]:start[i + 1]]``."""
+    """Texts as one writable byte array. Text ``i`` is ``data[start[i]:start[i + 1]]``."""
 
     data: NDArray[np.uint8]
     start: NDArray[np.int64]

@@ -146,7 +146,7 @@ def make_rule(threshold: float, reject_at: str) -> Rule:
 
 @kernel
 def need_lcs(rule: Rule, a_tokens: int, b_tokens: int) -> int:
-    """Smallest LCS that rejects, 0 where none can; symmetric."""
+    """Smallest LCS that rejects, 0 where none can. Symmetric."""
     if a_tokens < TABLE_TOKENS and b_tokens < TABLE_TOKENS:
         return signed(rule.need[a_tokens, b_tokens])
     return compute_need(a_tokens, b_tokens, rule.threshold, rule.at_threshold)

@@ -287,7 +287,7 @@ class LshIndex(CandidateIndex):
         return super().arrays() | arrays_of(self._lsh.postings) | {"bands": bands}
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
+        """Take back the youngest entries until ``entries`` are left. Only what the last :meth:`decide` appended."""
         _unlink(self._pool.view(), self._lsh, entries)
         super().truncate(entries)
 

@@ -127,7 +127,7 @@ class NoveltyFilter:
         self._size = len(self._index)
 
     def decide(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in order; the pool stays as it is until :meth:`admit`.
+        """One verdict per text, in order. The pool stays as it is until :meth:`admit`.
 
         A novel text counts for those after it, under the pool index that it will get: ``len(self)`` plus the number of
         novel texts before it in the call.
@@ -167,7 +167,7 @@ class NoveltyFilter:
         return self._index.arrays()
 
     def load(self, stored: StoredArrays) -> CandidateIndex:
-        """A second index, with what :meth:`save` gave; give it to :meth:`take_over`.
+        """A second index, with what :meth:`save` gave. Give it to :meth:`take_over`.
 
         :raises ValueError: the arrays do not fit this filter or contradict each other.
         """

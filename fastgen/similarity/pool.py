@@ -80,7 +80,7 @@ def _append_all(pool: Pool, batch: Batch) -> None:
 
 @kernel
 def _seed_lists(pool: Pool, first: NDArray[np.int64], member: NDArray[np.int32], fill: bool) -> None:
-    """Count (``fill`` false) or write the seeds of every element; two passes make the inverted lists."""
+    """Count (``fill`` false) or write the seeds of every element. Two passes make the inverted lists."""
     for seed in range(pool.entries.size[0]):
         text = reread_entry(pool, seed)
         for i in range(text.length):
@@ -126,7 +126,7 @@ class TextPool:
         return int(self._entries.size[0])
 
     def view(self) -> Pool:
-        """Give the arrays to a kernel; :meth:`reserve` and :meth:`index_seeds` may replace some."""
+        """Give the arrays to a kernel. :meth:`reserve` and :meth:`index_seeds` may replace some."""
         return Pool(self._vocabulary.symbols, self._entries, self._query, self._rule, self._seeds)
 
     def reserve(self, batch: Batch) -> None:
@@ -166,7 +166,7 @@ class TextPool:
         }
 
     def load(self, stored: StoredArrays) -> None:
-        """Read what :meth:`arrays` gave; :meth:`check_loaded` makes it usable.
+        """Read what :meth:`arrays` gave. :meth:`check_loaded` makes it usable.
 
         :raises ValueError: the stored pool had another rule.
         """
@@ -218,7 +218,7 @@ class TextPool:
         self._seeds = Seeds(first, member, np.zeros(len(self), np.int32))
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries; their symbols stay, which changes no decision."""
+        """Take back the youngest entries. Their symbols stay, which changes no decision."""
         size = self._entries.size
         if entries < size[0]:
             size[1] = int(self._entries.place[entries]) >> 24
@@ -310,7 +310,7 @@ class CandidateIndex(ABC):
         return len(self._pool)
 
     def add(self, texts: Sequence[bytes], *, seeds: bool = False) -> None:
-        """Append texts without a check; as ``seeds`` only while the pool holds nothing but seeds."""
+        """Append texts without a check. As ``seeds`` only while the pool holds nothing but seeds."""
         batch = make_batch(texts)
         self._reserve(batch)
         self._append(batch)
@@ -332,7 +332,7 @@ class CandidateIndex(ABC):
         return found
 
     def nearest_older(self, entries: Sequence[int], top: int) -> Found:
-        """Find the ``top`` most similar older entries of each entry by a scan of all; only those columns are filled.
+        """Find the ``top`` most similar older entries of each entry by a scan of all. Only those columns are filled.
 
         They have the highest ROUGE-L F1 above 0, lower pool index first among equals. The scan skips what, by its
         sketch, cannot beat the worst of the best so far.
@@ -342,7 +342,7 @@ class CandidateIndex(ABC):
         return found
 
     def truncate(self, entries: int) -> None:
-        """Take back the youngest entries until ``entries`` are left; only what the last :meth:`decide` appended."""
+        """Take back the youngest entries until ``entries`` are left. Only what the last :meth:`decide` appended."""
         self._pool.truncate(entries)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -379,7 +379,7 @@ class CandidateIndex(ABC):
 
     @abstractmethod
     def _decide(self, batch: Batch, found: Found, *, keep: bool) -> None:
-        """Fill ``found``; append the novel texts if ``keep``."""
+        """Fill ``found``. Append the novel texts if ``keep``."""
 
     def _load(self, stored: StoredArrays) -> None:
         self._pool.load(stored)

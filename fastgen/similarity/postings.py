@@ -118,7 +118,7 @@ def arrays_of(postings: Postings) -> dict[str, NDArray[Any]]:
 
 
 def load_postings(postings: Postings, stored: StoredArrays) -> Postings:
-    """Read what :func:`arrays_of` gave, in the memory of an empty multimap; :func:`check_loaded` checks it.
+    """Read what :func:`arrays_of` gave, in the memory of an empty multimap. :func:`check_loaded` checks it.
 
     :raises ValueError: the arrays have other lengths.
     """
@@ -162,7 +162,7 @@ def _is_sound(postings: Postings, entries: int, other: int, taken: NDArray[np.bo
 
 @kernel
 def _take(taken: NDArray[np.bool_], offset: int, words: int) -> bool:
-    """Note a block as taken; false where it is not whole and free."""
+    """Note a block as taken. False where it is not whole and free."""
     if offset % _GRAIN or offset + words > taken.size * _GRAIN:
         return False
     for i in range(offset // _GRAIN, (offset + words) // _GRAIN):
@@ -215,7 +215,7 @@ def bucket_of(postings: Postings, key: np.uint64) -> int:
 
 @kernel
 def block_of(postings: Postings, bucket: int) -> tuple[int, int]:
-    """Offset and length of a bucket's block in the slab; the length may be 0."""
+    """Offset and length of a bucket's block in the slab. The length may be 0."""
     head = postings.heads[bucket]
     return signed(head & _OFFSET_MASK), signed(head >> _COUNT_SHIFT)
 
@@ -228,7 +228,7 @@ def prefetch_head(postings: Postings, key: np.uint64) -> None:
 
 @kernel
 def find_block(postings: Postings, key: np.uint64) -> tuple[int, int]:
-    """Offset and length of the block that holds a key's postings; starts to fetch them."""
+    """Offset and length of the block that holds a key's postings. Starts to fetch them."""
     return _fetch_block(postings, bucket_of(postings, key))
 
 
@@ -305,7 +305,7 @@ def _resize(postings: Postings, offset: int, count: int, wanted: int) -> int:
 
 @kernel
 def insert(postings: Postings, key: np.uint64, posting: np.uint64) -> None:
-    """Add a posting under a key; ``posting`` carries the key's :func:`fingerprint`."""
+    """Add a posting under a key. ``posting`` carries the key's :func:`fingerprint`."""
     bucket = bucket_of(postings, key)
     _append(postings, bucket, posting)
     state = postings.state
@@ -351,7 +351,7 @@ def _split_next(postings: Postings) -> None:
 
 @kernel
 def remove(postings: Postings, key: np.uint64, entry: int) -> bool:
-    """Take back an entry's posting under a key; false where there is none. The order in the bucket may change."""
+    """Take back an entry's posting under a key. False where there is none. The order in the bucket may change."""
     bucket = bucket_of(postings, key)
     offset, count = block_of(postings, bucket)
     for i in range(count):

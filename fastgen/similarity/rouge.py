@@ -47,7 +47,7 @@ def _unicode_runs() -> Callable[[str], list[str]]:
 
 
 def tokenise(text: str, tokenizer: Tokenizer = "unicode") -> list[str]:
-    """Tokens of ``text`` in order, lower-cased; possibly none.
+    """Tokens of ``text`` in order, lower-cased. Possibly none.
 
     ``rouge`` lower-cases and keeps runs of ``[a-z0-9]``, so a text in another script has no tokens. ``unicode`` applies
     NFKC and case folding, then takes one token per Han, Kana, Thai, Lao, Khmer or Myanmar character with its combining
@@ -77,7 +77,7 @@ def lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def f1_of_lcs(lcs: int, a_tokens: int, b_tokens: int) -> float:
-    """rouge_score's F-measure for an LCS of ``lcs`` tokens, operation by operation; 0.0 when a text has no tokens."""
+    """rouge_score's F-measure for an LCS of ``lcs`` tokens, operation by operation. 0.0 when a text has no tokens."""
     if lcs == 0:
         return 0.0
     precision = lcs / b_tokens

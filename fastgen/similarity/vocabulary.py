@@ -218,7 +218,7 @@ def tokenise_bytes(symbols: Symbols, text: NDArray[np.uint8], begin: int, end: i
     """Write the symbols of the tokens in ``text[begin:end]`` to ``out`` and return how many.
 
     A token is a run of ASCII letters and digits (lower-cased in place) and of bytes from 0x80 up. For an ASCII text
-    that is rouge_score's tokenizer; other texts come here as their tokens, joined by spaces, in UTF-8.
+    that is rouge_score's tokenizer. Other texts come here as their tokens, joined by spaces, in UTF-8.
     """
     count = 0
     at = begin
@@ -277,7 +277,7 @@ def _rehash(symbols: Symbols, table: NDArray[np.int32]) -> None:
 
 
 class Vocabulary:
-    """Owner of the arrays; grows them ahead of a batch so that kernels never have to."""
+    """Owner of the arrays. Grows them ahead of a batch so that kernels never have to."""
 
     def __init__(self) -> None:
         self.symbols = Symbols(
@@ -316,7 +316,7 @@ class Vocabulary:
         return {**columns, "start": symbols.start[: count + 1], "blob": symbols.blob[: int(symbols.start[count])]}
 
     def load(self, stored: StoredArrays) -> None:
-        """Read what :meth:`arrays` gave; :meth:`check_loaded` makes it usable."""
+        """Read what :meth:`arrays` gave. :meth:`check_loaded` makes it usable."""
         symbols = self.symbols
         columns = {name: stored.load(name, getattr(symbols, name), _MOST_SYMBOLS) for name in (*_COLUMNS, "start")}
         self.symbols = symbols._replace(blob=stored.load("blob", symbols.blob, _MOST_BYTES), **columns)

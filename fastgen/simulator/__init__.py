@@ -1,6 +1,6 @@
 """A test server that speaks vLLM's HTTP API: it fails on command or behaves like a GPU under load.
 
-`python -m fastgen.simulator --help` runs it; tests and benchmarks use `FaultServer` and `SimulatedEngine`.
+`python -m fastgen.simulator --help` runs it. Tests and benchmarks use `FaultServer` and `SimulatedEngine`.
 """
 
 from fastgen.simulator.answers import Writer

@@ -47,7 +47,7 @@ class Completion:
 
 
 class BadRequestError(ValueError):
-    """The API does not accept the body; a 400 carries the message."""
+    """The API does not accept the body. A 400 carries the message."""
 
 
 def read_request(body: bytes, *, chat: bool) -> CompletionRequest:
@@ -70,7 +70,7 @@ def read_request(body: bytes, *, chat: bool) -> CompletionRequest:
 
 
 def _default(asked: dict[str, Any], name: str, value: object) -> object:
-    """Return a field; ``value`` where it is absent or null."""
+    """Return a field. ``value`` where it is absent or null."""
     given = asked.get(name)
     return value if given is None else given
 

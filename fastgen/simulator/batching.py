@@ -204,7 +204,7 @@ KEPT_SECONDS = 100_000
 
 @dataclass(slots=True)
 class Timeline:
-    """What an engine did in each second from ``origin_s`` on, restarts included; exact for steps of any length.
+    """What an engine did in each second from ``origin_s`` on, restarts included. Exact for steps of any length.
 
     ``tokens`` are output tokens. ``running`` and ``waiting`` are mean numbers of sequences. ``saturation`` (0..1) is
     the share of the second that a full batch would have needed for the same work. It does not depend on the lengths of
@@ -256,7 +256,7 @@ class _Span:
 
 
 class Batch:
-    """The engine's state; calls ``on_end`` for each sequence when its last token is there. Times must not go back."""
+    """The engine's state. Calls ``on_end`` for each sequence when its last token is there. Times must not go back."""
 
     def __init__(
         self,
@@ -338,7 +338,7 @@ class Batch:
             self._begin(now_s)
 
     def remove(self, sequence: EngineSequence, now_s: float) -> None:
-        """Remove a sequence whose client has gone; one that has ended is ignored."""
+        """Remove a sequence whose client has gone. One that has ended is ignored."""
         self.settle(now_s)
         if sequence in self._running:
             self._leave(sequence)
@@ -404,7 +404,7 @@ class Batch:
             budget -= self._assign(sequence, budget)
 
     def _look_up(self, sequence: EngineSequence, tokens: int) -> None:
-        """Take a prompt's blocks from the cache; the last token is always computed."""
+        """Take a prompt's blocks from the cache. The last token is always computed."""
         hits = 0
         if self.model.prefix_caching:
             known = self._pool.known(sequence.hashes) * self.model.block_tokens
@@ -447,7 +447,7 @@ class Batch:
             self._prefilled(sequence, span.start_s, end_s)
 
     def _prefilled(self, sequence: EngineSequence, start_s: float, end_s: float) -> None:
-        """Prefill one chunk of a prompt; its last chunk gives the first output token in the same step."""
+        """Prefill one chunk of a prompt. Its last chunk gives the first output token in the same step."""
         sequence.to_prefill -= sequence.chunk
         if sequence.to_prefill:
             return
@@ -532,7 +532,7 @@ class Batch:
 
 
 def block_hashes(text: str, characters: int) -> tuple[int, ...]:
-    """Return a number for each whole block of ``characters``; equal numbers mean equal texts up to the block's end.
+    """Return a number for each whole block of ``characters``. Equal numbers mean equal texts up to the block's end.
 
     The numbers are valid within one process. Two texts collide with a probability of about 2**-61.
     """
@@ -547,7 +547,7 @@ class BlockPool:
     """vLLM's block pool and prefix cache: ``total`` blocks of which no more than that are held.
 
     Private blocks are only counted. Blocks of prompts are known by hash and shared by reference count. A block without
-    a holder stays in the cache until others need its room; the least recently used block is evicted first.
+    a holder stays in the cache until others need its room. The least recently used block is evicted first.
     """
 
     def __init__(self, total: int) -> None:
@@ -558,7 +558,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Empty blocks and those without a holder; below 0 after `total` was lowered."""
+        """Empty blocks and those without a holder. Below 0 after `total` was lowered."""
         return self.total - self.used
 
     def known(self, hashes: Sequence[int]) -> int:
@@ -575,7 +575,7 @@ class BlockPool:
         return sum(block not in holders for block in hashes)
 
     def hold(self, hashes: Sequence[int]) -> None:
-        """Share or fill these blocks; the caller checks that `free` suffices."""
+        """Share or fill these blocks. The caller checks that `free` suffices."""
         holders, idle = self._holders, self._idle
         for block in hashes:
             count = holders.get(block, 0)
@@ -586,7 +586,7 @@ class BlockPool:
         self._evict()
 
     def release(self, hashes: Sequence[int]) -> None:
-        """Release held blocks; the last block of a prompt is evicted first."""
+        """Release held blocks. The last block of a prompt is evicted first."""
         holders, idle = self._holders, self._idle
         for block in reversed(hashes):
             count = holders[block] - 1

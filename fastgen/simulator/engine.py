@@ -42,7 +42,7 @@ _REQUEST_BOUNDS_S: Final = (
 class Work:
     """What one request asks of an engine.
 
-    ``prompt_tokens`` is the sum over its prompts. ``output_tokens`` has one entry for each sequence; those of one
+    ``prompt_tokens`` is the sum over its prompts. ``output_tokens`` has one entry for each sequence. Those of one
     prompt follow each other, and each prompt has the same number. ``prompts`` are the texts, for prefix caching.
     """
 
@@ -110,7 +110,7 @@ class SlotEngine:
         return lambda: self._cancel(job)
 
     def load(self) -> Load:
-        """Return the state now; the cache counts as full when the slots are."""
+        """Return the state now. The cache counts as full when the slots are."""
         if self._running:
             self._account(0)
         waiting = sum(not job.cancelled for job, _ in self._waiting)
@@ -151,11 +151,11 @@ class SlotEngine:
 
 
 class SimulatedEngine:
-    """Continuous batching on a clock; see `fastgen.simulator.batching` for what its model means.
+    """Continuous batching on a clock. See `fastgen.simulator.batching` for what its model means.
 
     A callback that the clock calls late (on a busy machine) delivers late, but the engine's time does not slip.
     ``lateness`` has the number of calls, and their total and worst delay in simulated seconds. ``on_start``, if set, is
-    called with the time of the first request; the seconds of `timeline` and `lengths` count from there.
+    called with the time of the first request. The seconds of `timeline` and `lengths` count from there.
     """
 
     def __init__(self, model: EngineModel = ENGINES["h100-8b"], clock: Clock | None = None) -> None:
@@ -207,7 +207,7 @@ class SimulatedEngine:
         return self._timeline
 
     def now_s(self) -> float:
-        """Return the seconds since the first request; 0 before it."""
+        """Return the seconds since the first request. 0 before it."""
         return 0.0 if self.started_s is None else self.clock.now_s() - self.started_s
 
     def lengths(self, from_s: float = 0.0, to_s: float = float("inf")) -> list[Lengths]:
@@ -325,11 +325,11 @@ class Clock(Protocol):
         """Return the time. It never goes back."""
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call once at ``when_s`` or a little later; the returned function cancels."""
+        """Call once at ``when_s`` or a little later. The returned function cancels."""
 
 
 class LoopClock:
-    """The running event loop's time, at ``speed`` simulated seconds a real second; calls are ``tick_s`` late."""
+    """The running event loop's time, at ``speed`` simulated seconds a real second. Calls are ``tick_s`` late."""
 
     def __init__(self, speed: float = 1.0, tick_s: float = _TICK_S) -> None:
         self.speed = speed

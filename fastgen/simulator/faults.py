@@ -116,7 +116,7 @@ _REFUSALS: Final[dict[Fault, tuple[int, bytes, dict[str, str]]]] = {
 
 
 def inject_instead(exchange: Exchange, event: Event) -> bool:
-    """Answer with a fault that replaces the work; return false where the event is not of that kind."""
+    """Answer with a fault that replaces the work. Return false where the event is not of that kind."""
     if isinstance(event, Reply):
         exchange.respond(event.status, event.body, content_type=event.content_type, headers=event.headers)
     elif event is Fault.RESET:
@@ -153,7 +153,7 @@ def _set_text(answer: dict[str, Any], chat: bool, text: object) -> None:
 
 
 def _null_text(answer: dict[str, Any], chat: bool) -> None:
-    """Remove the text; in a chat also the finish reason, because a null content with a finish reason is legal."""
+    """Remove the text. In a chat also the finish reason, because a null content with a finish reason is legal."""
     _set_text(answer, chat, None)
     if chat:
         _set_finish_reason(answer, None)

@@ -2,7 +2,7 @@
 
 It is cheap enough never to be what a benchmark measures, and close enough to the socket to break in every way in which
 a server breaks. It supports keep-alive, Content-Length bodies, ``Expect: 100-continue`` and ``Connection: close``. A
-connection serves one request at a time; pipelined requests wait. Chunked requests get a 411. There is no TLS.
+connection serves one request at a time. Pipelined requests wait. Chunked requests get a 411. There is no TLS.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Exchange:
         self._connection.finish(self, "\r\n".join([*lines, "", ""]).encode("latin-1") + body, close=self._close)
 
     def break_off(self, body: bytes, stated_bytes: int, *, reset: bool) -> None:
-        """Answer with a 200 that states more bytes than it sends; then reset or close the connection."""
+        """Answer with a 200 that states more bytes than it sends. Then reset or close the connection."""
         self._connection.finish(self, _OK_JSON % stated_bytes + body, close=not reset)
         if reset:  # later, or the reset would overtake the bytes
             asyncio.get_running_loop().call_later(_RESET_DELAY_S, self._connection.reset)
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Call ``opened``; reset the connection where it returns false."""
+        """Call ``opened``. Reset the connection where it returns false."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not subclass it
         if not self._opened(self):
             self.reset()

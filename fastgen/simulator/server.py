@@ -1,7 +1,7 @@
 """The test server: OpenAI's API as vLLM serves it, with faults on command.
 
 Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names) and
-``/tokenize``. ``GET /faults`` returns the counters as JSON; ``POST /faults`` with ``{"script": [...], "rate": 0.1,
+``/tokenize``. ``GET /faults`` returns the counters as JSON. ``POST /faults`` with ``{"script": [...], "rate": 0.1,
 "kinds": [...], "seed": 0}`` plans new faults. Texts depend only on the prompt (`answers`), times on the engine
 (`engine`), faults on the order of arrival (`faults`).
 
@@ -91,7 +91,7 @@ class PrefixCache:
 
 
 class FaultServer:
-    """The server; ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
+    """The server. ``async with FaultServer() as server:`` listens on a free port of the loopback at `base_url`.
 
     ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist. ``api_key``, if given, is
     required under ``/v1`` as in vLLM. Without an engine answers come at once. ``write`` returns the text for a prompt
@@ -99,7 +99,7 @@ class FaultServer:
     be set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
 
     ``schedule`` holds changes of a simulated engine and the simulated seconds after the first request at which they
-    happen; ``seed`` keys the faults of a change. ``received`` has the last requests for completions.
+    happen. ``seed`` keys the faults of a change. ``received`` has the last requests for completions.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class FaultServer:
         await self.refuse()
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Accept connections; after `refuse` on the same port."""
+        """Accept connections, after `refuse` on the same port."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             lambda: Connection(self._handle, self._opened, self._closed),
@@ -167,7 +167,7 @@ class FaultServer:
         self._host, self._port = self._listener.sockets[0].getsockname()[:2]
 
     async def refuse(self) -> None:
-        """Stop accepting and reset every connection, as a killed server does; `listen` starts again."""
+        """Stop accepting and reset every connection, as a killed server does. `listen` starts again."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -357,7 +357,7 @@ class FaultServer:
         cancel = self._submit(work, done, fault)
 
     def _submit(self, work: Work, done: Callable[[], None], fault: Fault | None) -> Callable[[], None]:
-        """Start the work; a hang never ends, a slow answer ignores the engine."""
+        """Start the work. A hang never ends, a slow answer ignores the engine."""
         if fault is Fault.HANG:
             return lambda: None
         if fault is Fault.SLOW:

@@ -126,7 +126,7 @@ def sync_directory(directory: Path) -> None:
 
 
 class Lock:
-    """A file, locked with ``flock``, that names its holder; held from construction to `release`. Never waits.
+    """A file, locked with ``flock``, that names its holder. Held from construction to `release`. Never waits.
 
     The lock ends with its process, however that ends. Of two processes one gets it, also while a holder removes the
     file.
@@ -152,7 +152,7 @@ class Lock:
         return self._descriptor is not None and is_still_at(self._descriptor, self.file)
 
     def release(self, *, remove: bool = False) -> None:
-        """Let other processes lock the file; with ``remove`` it is removed. Safe to call twice."""
+        """Let other processes lock the file. With ``remove`` it is removed. Safe to call twice."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return

@@ -33,7 +33,7 @@ _SHOWN_CHARACTERS = 300  # of a value
 
 
 class JobFolder:
-    """Held from construction to `close`; a context manager that closes.
+    """Held from construction to `close`. A context manager that closes.
 
     Use: construct, then read the log to its end with `replay` (or with `read_log` and `open_log`), then `append`.
     `append`, `sync` and `compress_closed` may run in worker threads, one call of each at a time.
@@ -63,7 +63,7 @@ class JobFolder:
         self._lock = Lock(path / lock, named=named, instead=instead)
 
     def replay(self, run_id: str) -> Iterator[dict[str, Any]]:
-        """Every entry of the log; after the last one, the folder is ready to append.
+        """Every entry of the log. After the last one, the folder is ready to append.
 
         :raises DamagedLogError: the log is damaged other than at its torn end.
         :raises DiskError: the log cannot be written.
@@ -93,7 +93,7 @@ class JobFolder:
         return self._writer
 
     def append(self, bodies: Iterable[dict[str, Any]]) -> None:
-        """Write entries as one block; begins a new segment first where the current one is full.
+        """Write entries as one block. Begins a new segment first where the current one is full.
 
         :raises DiskError: none of them was kept.
         """
@@ -129,7 +129,7 @@ class JobFolder:
                     compress_segment(path)
 
     def close_log(self) -> bool:
-        """Sync and close the log, and keep the lock; whether the log was open."""
+        """Sync and close the log, and keep the lock. Returns whether the log was open."""
         with self.closing:
             was_closed, self._is_log_closed = self._is_log_closed, True
             if was_closed or self._writer is None:
@@ -138,7 +138,7 @@ class JobFolder:
             return True
 
     def clear_log(self) -> None:
-        """Close the log and remove its segments; `replay` begins a new one.
+        """Close the log and remove its segments. `replay` begins a new one.
 
         :raises OSError: they cannot be removed.
         """
@@ -150,7 +150,7 @@ class JobFolder:
         self._writer, self._is_log_closed = None, False
 
     def close(self, *, remove_lock: bool = False) -> None:
-        """Close the log and release the lock; with ``remove_lock`` its file is removed. Safe to call twice."""
+        """Close the log and release the lock. With ``remove_lock`` its file is removed. Safe to call twice."""
         with self.closing:
             try:
                 self.close_log()

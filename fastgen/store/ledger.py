@@ -44,7 +44,7 @@ def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> AnswerK
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts since the start of the run; tokens are the server's figures.
+    """Counts since the start of the run. Tokens are the server's figures.
 
     ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts. ``empty``
     ones are finished without any. The rest of ``kept`` is pending.
@@ -131,7 +131,7 @@ class Ledger:
         return self.kept / written if written else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the inverse."""
+        """Plain JSON values. `from_dict` is the inverse."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values}
 

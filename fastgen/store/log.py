@@ -174,7 +174,7 @@ def _missing_segment(directory: Path, number: int) -> DamagedLogError:
 
 
 def _blocks(content: IO[bytes], size: int) -> Iterator[bytes]:
-    """The next ``size`` bytes in pieces; fewer where the content ends."""
+    """The next ``size`` bytes in pieces. Fewer where the content ends."""
     while size > 0 and (block := content.read(min(size, _BLOCK_BYTES))):
         size -= len(block)
         yield block
@@ -351,7 +351,7 @@ def _damaged(path: Path, offset: int, what: str) -> DamagedLogError:
 
 
 class LogWriter:
-    """Appends to the log; the only writer of it. Not thread-safe: one thread at a time calls `append`.
+    """Appends to the log. The only writer of it. Not thread-safe: one thread at a time calls `append`.
 
     Each block of lines is one write, which is taken back where the disk refuses it. ``durable`` is the position up to
     which this writer has synced the log, ``None`` before its first sync.
@@ -518,7 +518,7 @@ class Digest(NamedTuple):
 
 
 def digest_log(directory: Path, end: Position, known: Sequence[Digest] = ()) -> list[Digest]:
-    """One digest per segment, of all bytes up to ``end``; far quicker than reading the lines.
+    """One digest per segment, of all bytes up to ``end``. Far quicker than reading the lines.
 
     :param known: digests of an earlier call; those of segments before ``end`` are not computed again.
     :raises DamagedLogError: a segment is missing, or the log ends before ``end``. :raises RunFolderError: unreadable.

@@ -40,7 +40,7 @@ _UNSAFE: Final = re.compile(rb"\xc2[\x80-\x9f]|\xe2(?:\x80[\xa8-\xae]|\x81[\xa6-
 
 
 def json_line(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """The value as one line of JSON with its end, escaped by `escape_line`; loads to the same value."""
+    """The value as one line of JSON with its end, escaped by `escape_line`. Loads to the same value."""
     return escape_line(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
 
 
@@ -52,7 +52,7 @@ def escape_line(line: bytes) -> bytes:
 
 
 def check_output(flag: str, output: Path, inputs: Iterable[Path] = (), *, overwrite: bool = True) -> None:
-    """Refuse a file or folder that must not be written; call it before anything is read.
+    """Refuse a file or folder that must not be written. Call it before anything is read.
 
     A file is recognised through links, hard links and ``..``. Standard output (``-``), a pipe and a device are always
     allowed.
@@ -129,7 +129,7 @@ def output_file(output: Path, *, overwrite: bool = False) -> Iterator[tuple[IO[b
 
 @contextmanager
 def output_folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Iterator[Path]:
-    """A scratch folder; when the block ends, its files of these names are moved into ``output``, in that order.
+    """A scratch folder. When the block ends, its files of these names are moved into ``output``, in that order.
 
     :raises InputError: no such place, or one of the names is taken and ``overwrite`` is false.
     :raises DiskError: it cannot be written.

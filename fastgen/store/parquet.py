@@ -1,6 +1,6 @@
 """Parquet data sets as streams of row batches, through pyarrow (``pip install 'fastgen[parquet]'``).
 
-A separate module, since importing it needs pyarrow; use `fastgen.store.tables.open_table`.
+A separate module, since importing it needs pyarrow. Use `fastgen.store.tables.open_table`.
 
 Guarantees: those of `fastgen.store.tables`. Kept rows keep every column, its type and the file's metadata, and come out
 as Parquet. A line number is the row's place in the file, from 1. Written row groups hold 65,536 rows or about 64 MiB,
@@ -35,7 +35,7 @@ _NEIGHBOUR = pa.struct([("file", pa.string()), ("line", pa.int64()), ("text", pa
 
 
 class ParquetTable:
-    """One Parquet file; the rows are record batches."""
+    """One Parquet file. The rows are record batches."""
 
     def __init__(self, path: Path, field: str, *, text_only: bool = False) -> None:
         self.path = path
@@ -113,7 +113,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 class ParquetSink:
-    """Kept rows under their own schema; rejected ones as columns ``line``, ``row``, ``rouge_l`` and ``neighbour``."""
+    """Kept rows under their own schema. Rejected ones as columns ``line``, ``row``, ``rouge_l`` and ``neighbour``."""
 
     def __init__(self, schema: pa.Schema, kept: Path, rejected: Path) -> None:
         row = pa.field("row", pa.struct(list(schema)), nullable=False)
@@ -152,7 +152,7 @@ def _with_reasons(rows: Rows[pa.RecordBatch], rejected: Mapping[int, Rejected], 
 
 
 def _encodable(text: str) -> str:
-    """Arrow's text is UTF-8, which has no lone surrogate; one from a JSON pool or a file name becomes ``?``."""
+    """Arrow's text is UTF-8, which has no lone surrogate. One from a JSON pool or a file name becomes ``?``."""
     return text.encode(errors="replace").decode()
 
 
@@ -190,7 +190,7 @@ class _GroupedFile:
             sync_file(self._file)
 
     def close(self) -> None:
-        """Close the file, whole or not; never raises."""
+        """Close the file, whole or not. Never raises."""
         with contextlib.suppress(OSError, pa.ArrowException):  # else the writer would write to the closed file later
             self._writer.close()
         with contextlib.suppress(OSError):

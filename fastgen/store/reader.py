@@ -48,7 +48,7 @@ def open_run(run_dir: Path) -> OpenRun:
 
 
 def unfinished(complete: int, target: int | None) -> str:
-    """A note that the run has not reached its target; empty for a run that has, or whose target is unknown."""
+    """A note that the run has not reached its target. Empty for a run that has, or whose target is unknown."""
     if target is None or complete >= target:
         return ""
     return f"the run is not finished: {complete} of {target} instructions"

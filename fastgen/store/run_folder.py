@@ -112,7 +112,7 @@ class Progress(NamedTuple):
 
 
 class RunFolder:
-    """A run folder for reading; needs no lock and works while another process writes.
+    """A run folder for reading. Needs no lock and works while another process writes.
 
     ``unfinished``: the folder is being rebuilt. Until `finish`, its header has another name, so that no other command
     uses it as a run.
@@ -195,7 +195,7 @@ class RunFolder:
         write_file(self._header_path, orjson.dumps(data, option=orjson.OPT_INDENT_2))
 
     def clear_unfinished(self) -> None:
-        """Remove what an earlier attempt to rebuild a run left here; the lock stays.
+        """Remove what an earlier attempt to rebuild a run left here. The lock stays.
 
         :raises DiskError: it cannot be removed.
         """
@@ -219,7 +219,7 @@ class RunFolder:
         self._header_path = final
 
     def commits(self, start: Position | None = None) -> Iterator[tuple[Commit, Position] | TornTail]:
-        """All commits in order, each with the log position after it; then the torn tail, if there is one.
+        """All commits in order, each with the log position after it. Then the torn tail, if there is one.
 
         :raises DamagedLogError: the log is damaged, with file and line.
         """
@@ -323,7 +323,7 @@ class RunFolder:
         )
 
     def saved_counts(self) -> SavedCounts:
-        """The content of ``ledger.json``; empty where it is damaged, of another run or of another form.
+        """The content of ``ledger.json``. Empty where it is damaged, of another run or of another form.
 
         The log has everything in it, so a file that cannot be used is never an error.
         """
@@ -343,7 +343,7 @@ class RunFolder:
         return SavedCounts()
 
     def save_counts(self, counts: SavedCounts, run_id: str, *, durable: bool = False) -> None:
-        """Replace ``ledger.json``, atomically; not synced by default, since the log can always rebuild it.
+        """Replace ``ledger.json``, atomically. Not synced by default, since the log can always rebuild it.
 
         :raises OSError: it cannot be written.
         """
@@ -418,7 +418,7 @@ class Store:
         self.folder.write_header(RunHeader(uuid.uuid4().hex, version, configuration, options))
 
     def replay(self, known: Progress | None = None) -> Iterator[Commit]:
-        """Every commit of the log after ``known``, in order; then the store is ready to append.
+        """Every commit of the log after ``known``, in order. Then the store is ready to append.
 
         :raises DamagedLogError: the log is damaged other than at its torn end. :raises DiskError: it cannot be written.
         """
@@ -465,7 +465,7 @@ class Store:
         self.job.sync()
 
     def save_ledger(self) -> None:
-        """Save the counts for quick readers; does nothing while the ledger lacks some of what was appended.
+        """Save the counts for quick readers. Does nothing while the ledger lacks some of what was appended.
 
         Counts that cannot be saved are one warning: the log has them.
         """

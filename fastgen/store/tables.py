@@ -1,12 +1,12 @@
 """Data sets as streams of row batches: JSON lines, one JSON array of objects, or Parquet (`fastgen.store.parquet`).
 
-JSON is plain or compressed with gzip or zstd; several frames (members) in one file are read as one. An array is read as
+JSON is plain or compressed with gzip or zstd. Several frames (members) in one file are read as one. An array is read as
 a stream too, and its rows are numbered by their place.
 
 Guarantees:
 
 - Memory is bounded by one batch, whatever the size of the file.
-- Kept JSON lines come out byte for byte; only a last line without an end gets one. A row of an array comes out as one
+- Kept JSON lines come out byte for byte. Only a last line without an end gets one. A row of an array comes out as one
   line: the same JSON without line breaks between its parts. What is written is not compressed.
 - The format is detected from the first bytes of a file, not by its name. Blank lines and a byte order mark are skipped.
 - Batches are cut in the same places every time that the same file is read.
@@ -110,7 +110,7 @@ class Table(Protocol[T]):
         """How much of the file the last call of `batches` has read, 0..1."""
 
     def sink(self, kept: Path, rejected: Path) -> Sink[T]:
-        """A writer of this data set's format; the files are made or emptied.
+        """A writer of this data set's format. The files are made or emptied.
 
         :raises DiskError: a file cannot be written.
         """
@@ -157,7 +157,7 @@ def read_texts(path: Path, field: str) -> Iterator[tuple[Sequence[int], Sequence
 
 
 def _task_definitions(path: Path) -> list[str]:
-    """The definitions of a task; none where the file is something else, such as JSON lines."""
+    """The definitions of a task. None where the file is something else, such as JSON lines."""
     if path.suffix != ".json":
         return []
     if _first_bytes(path)[:1] not in {b"{", b"\xef", b" ", b"\n", b"\r", b"\t"}:  # no object
@@ -172,7 +172,7 @@ def _task_definitions(path: Path) -> list[str]:
 
 
 def check_text(text: object, where: str) -> str:
-    """The value, if it is a text that can be compared; ``where`` begins the message.
+    """The value, if it is a text that can be compared. ``where`` begins the message.
 
     :raises InputError: not a text, or one of more than 4,000,000 characters: comparing two of that size would take
         minutes.
@@ -208,7 +208,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class JsonlTable:
-    """One file of JSON lines, or of one JSON array; the rows are the bytes of the lines or of the array's objects."""
+    """One file of JSON lines, or of one JSON array. The rows are the bytes of the lines or of the array's objects."""
 
     def __init__(self, path: Path, field: str) -> None:
         self.path = path
@@ -218,11 +218,11 @@ class JsonlTable:
         self._is_array = False
 
     def share_read(self) -> float:
-        """See `Table`; counts bytes of the file, compressed or not."""
+        """See `Table`. Counts bytes of the file, compressed or not."""
         return self._read_bytes / self._size if self._size else 1.0
 
     def batches(self) -> Iterator[Rows[list[bytes]]]:
-        """Up to 256 rows each; fewer once they exceed 4 MiB."""
+        """Up to 256 rows each. Fewer once they exceed 4 MiB."""
         lines: list[int] = []
         data: list[bytes] = []
         size = 0
@@ -303,7 +303,7 @@ class JsonlTable:
             )
 
     def _lines(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """Every line with its end; the last one may have none."""
+        """Every line with its end. The last one may have none."""
         begun: list[bytes] = []
         size, number = 0, 1
         for block in blocks:
@@ -359,7 +359,7 @@ def _without_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _decompress_zstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame after frame; the library's own stream reader takes a cut-off frame for the end."""
+    """Frame after frame. The library's own stream reader takes a cut-off frame for the end."""
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
@@ -400,7 +400,7 @@ def _without_field(row: object, field: str, where: str) -> InputError:
 
 
 class JsonlSink:
-    """Kept lines as they are; rejected: ``{"line", "row", "rouge_l", "neighbour": {"file", "line", "text"}}``."""
+    """Kept lines as they are. Rejected: ``{"line", "row", "rouge_l", "neighbour": {"file", "line", "text"}}``."""
 
     def __init__(self, kept: Path, rejected: Path) -> None:
         self._paths = (kept, rejected)
@@ -410,7 +410,7 @@ class JsonlSink:
                 self._files.append(path.open("wb", buffering=_BLOCK_BYTES))
 
     def write(self, rows: Rows[list[bytes]], rejected: Mapping[int, Rejected]) -> None:
-        """Append the lines; one without a line end gets it."""
+        """Append the lines. One without a line end gets it."""
         kept = (line for place, line in enumerate(rows.data) if place not in rejected)
         why = (_why(rows.lines[place], rows.data[place], reason) for place, reason in rejected.items())
         for path, file, lines in zip(self._paths, self._files, (kept, why), strict=True):
@@ -424,7 +424,7 @@ class JsonlSink:
                 sync_file(file)
 
     def close(self) -> None:
-        """Close both files; what they lack after a failed write is written again by the next run."""
+        """Close both files. What they lack after a failed write is written again by the next run."""
         for file in self._files:
             with contextlib.suppress(OSError):
                 file.close()

@@ -45,7 +45,7 @@ def fitting(text: str, encoding: str | None) -> str:
 
 
 class Display:
-    """A text stream that never blocks and never raises; ``None``, a stream closed from the start, shows nothing.
+    """A text stream that never blocks and never raises. ``None``, a stream closed from the start, shows nothing.
 
     Each `write` is written as a whole or, where it does not fit any more, dropped as a whole. After `close` nothing is
     written. `write` may be called from any thread. ``stream`` is left open.
@@ -81,7 +81,7 @@ class Display:
         return self._descriptor
 
     def columns(self) -> int:
-        """Width of the terminal; 80 where nothing tells."""
+        """Width of the terminal. 80 where nothing tells."""
         with contextlib.suppress(OSError):
             return os.get_terminal_size(self.fileno()).columns or 80
         return 80
@@ -163,7 +163,7 @@ def _descriptor_of(stream: TextIO | None) -> int | None:
 
 
 def tell(text: str) -> None:
-    """Write lines to standard error; a failure is ignored."""
+    """Write lines to standard error. A failure is ignored."""
     display = Display(sys.stderr)
     display.line(text)
     display.close()

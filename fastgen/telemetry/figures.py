@@ -1,6 +1,6 @@
 """The figures of a run: what is measured, the rates that people see, and what limits it. Values and pure functions.
 
-docs/metrics.md explains each figure. Shares are 0..1 of the window's time, so that shares of one thread add up; means
+docs/metrics.md explains each figure. Shares are 0..1 of the window's time, so that shares of one thread add up. Means
 are over the window. Counts are since the start of the run, over all its sessions, unless something else is said.
 """
 
@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 
 class RateMeter:
-    """Gives the rates that people see; show it the counts about once a second.
+    """Gives the rates that people see. Show it the counts about once a second.
 
     A rate is of what was committed. It is over the last `WINDOW_S`, or over as much longer as it takes to have `ENOUGH`
     events, and it begins with the first event of its kind in this session at the earliest: the time until the first
@@ -74,7 +74,7 @@ class RateMeter:
         self._seen = [begin]
 
     def update(self, now: Counts, missing: int) -> Rates:
-        """The rates now; ``missing`` instructions are still to be completed."""
+        """The rates now. ``missing`` instructions are still to be completed."""
         seen = self._seen
         seen.append(now)
         begins = [
@@ -123,7 +123,7 @@ class RateMeter:
         return eta_s, eta_s / (1 + either_way), eta_s / (1 - either_way) if either_way < 1 else None
 
     def _burstiness(self, since: Counts) -> float:
-        """Variance by mean of the counts in equal parts of the window; 1, as of independent events, is the least."""
+        """Variance by mean of the counts in equal parts of the window. 1, as of independent events, is the least."""
         now = self._seen[-1]
         ends = [since.at_s + (now.at_s - since.at_s) * part / _PIECES for part in range(1, _PIECES + 1)]
         counts = [since.complete, *(self._seen[self._index_at(end)].complete for end in ends)]
@@ -156,7 +156,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageSample:
-    """Requests of one stage that were answered in the window; times from sending to the last byte, one attempt."""
+    """Requests of one stage that were answered in the window. Times from sending to the last byte, one attempt."""
 
     requests: int = 0
     mean_s: float = 0.0
@@ -277,7 +277,7 @@ class Sample:
     """Those of this session, in a sample of a moment; never written."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, floats to six digits; `from_dict` is the inverse."""
+        """Plain JSON values, floats to six digits. `from_dict` is the inverse."""
         values: dict[str, Any] = _bounded(asdict(self))
         del values["counters"]
         return values

@@ -44,7 +44,7 @@ class Histogram:
 
 
 def quantile(counts: Sequence[int], share: float) -> float:
-    """The ``share`` quantile (0..1) in seconds, linear within its bucket as in Prometheus; 0 if nothing was counted."""
+    """The ``share`` quantile (0..1) in seconds, linear within its bucket as in Prometheus. 0 if nothing was counted."""
     rank, seen = share * sum(counts), 0
     for bucket, count in enumerate(counts):
         if count and seen + count >= rank:
@@ -120,7 +120,7 @@ class Instruments:
         self.append_s += time.perf_counter() - began_s
 
     def syncing(self, sync: Callable[[], None]) -> None:
-        """Call ``sync`` and count its time; in any thread, one call at a time."""
+        """Call ``sync`` and count its time. In any thread, one call at a time."""
         began_s = time.perf_counter()
         try:
             sync()
@@ -158,7 +158,7 @@ def cores() -> int:
 
 
 def rss_mb() -> float:
-    """Memory of this process in RAM, in MB; its highest so far on systems without ``/proc``."""
+    """Memory of this process in RAM, in MB. Its highest so far on systems without ``/proc``."""
     try:
         with open("/proc/self/statm", "rb") as source:  # noqa: PTH123 - once a second
             return int(source.read().split()[1]) * resource.getpagesize() / 1e6

@@ -3,7 +3,7 @@
 As in inetd and systemd's socket activation, there is no process until the first connection. The process then takes the
 socket over, with the connection still waiting in it. Guarantees:
 
-- A page without viewers costs a run only the socket; a page with viewers some 0.1 ms for every sample.
+- A page without viewers costs a run only the socket. A page with viewers costs about 0.1 ms for every sample.
 - Nothing that the page's process does ends or delays the run, except for `GRACE_S` at its end.
 - No such process outlives the run, not even after SIGKILL, since the end of its standard input ends it.
 """
@@ -42,7 +42,7 @@ _ENVIRONMENT: Final = re.compile(
 
 
 def listen(port: int, flag: str) -> socket.socket:
-    """A socket that listens on the loopback; port 0 takes any that is free. ``flag`` is the option that set it.
+    """A socket that listens on the loopback. Port 0 takes any that is free. ``flag`` is the option that set it.
 
     :raises InputError: it is not possible to listen there.
     """

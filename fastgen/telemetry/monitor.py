@@ -81,7 +81,7 @@ class MetricsHub:
                 self._callbacks.remove(callback)
 
     def mean_latencies_s(self) -> dict[str, float]:
-        """Mean seconds of a good answer, by stage, so far in this session; empty before the first."""
+        """Mean seconds of a good answer, by stage, so far in this session. Empty before the first."""
         counters = None if self.reading is None else self.reading.counters
         latencies = {} if counters is None else counters.latencies
         return {stage.value: one.total_s / sum(one.counts) for stage, one in latencies.items() if any(one.counts)}
@@ -90,7 +90,7 @@ class MetricsHub:
 class Monitor:
     """Reads one run. See the module's docstring. Make it in the run's event loop. Run its `tasks` during the run.
 
-    ``servers`` gives the state of each server, always in the same order. ``poll`` asks each for its own figures; pass
+    ``servers`` gives the state of each server, always in the same order. ``poll`` asks each for its own figures. Pass
     ``None`` if something steers the servers, whose states then hold them. ``set_by`` is the flag that fixed the
     concurrency, if one did. ``trouble`` says in one clause which step is unhealthy. ``pauses`` counts how often
     this process was stopped and continued.
@@ -140,7 +140,7 @@ class Monitor:
         return [self._probe(), self._beat(), *([] if self._ask_pages is None else [self._poll(self._ask_pages)])]
 
     async def finish(self) -> None:
-        """Take the last sample; call it after the last commit."""
+        """Take the last sample. Call it after the last commit."""
 
         async def take_last() -> None:
             now = self._read_and_rate()
@@ -229,7 +229,7 @@ class Monitor:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self) -> Sample:
-        """The run at this moment, with its counters; call it in the loop's thread."""
+        """The run at this moment, with its counters. Call it in the loop's thread."""
         ledger, yields, scheduler = self._ledger, self._yields, self._scheduler.statistics()
         now_s, states = time.monotonic(), self._states()
         counters = self._instruments

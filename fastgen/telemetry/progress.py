@@ -57,7 +57,7 @@ class Progress:
 
     @property
     def eta(self) -> str:
-        """Time to the target, as hours:minutes:seconds; a range while it is uncertain, a dash while it is unknown."""
+        """Time to the target, as hours:minutes:seconds. A range while it is uncertain, a dash while it is unknown."""
         if self.eta_s is None:
             return "-"
         low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
@@ -132,7 +132,7 @@ class Shown(Protocol):
         """Time to the target, or a dash."""
 
     def details(self) -> str:
-        """Everything except the count and the ETA; may have several lines."""
+        """Everything except the count and the ETA. May have several lines."""
 
     def line(self) -> str:
         """All of it in one line."""
@@ -145,7 +145,7 @@ class Reporter(Protocol):
         """Print one line that the user should read."""
 
     def show(self, progress: Shown) -> None:
-        """Show the figures; called about once a second."""
+        """Show the figures. Called about once a second."""
 
     def restart(self) -> None:
         """Replace nothing that is on the terminal: something else was printed there meanwhile."""
@@ -155,7 +155,7 @@ class Reporter(Protocol):
 
 
 class QuietReporter:
-    """Prints nothing; the base of reporters that leave something out."""
+    """Prints nothing. The base of reporters that leave something out."""
 
     def say(self, text: str) -> None:
         """See `Reporter.say`."""
@@ -266,7 +266,7 @@ class LiveReporter:
         self._display.close()
 
     def _erase(self) -> str:
-        """What clears the last frame; terminals wrap lines that have become too long."""
+        """What clears the last frame. Terminals wrap lines that have become too long."""
         columns = self._display.columns()
         rows = sum(max(1, math.ceil(width / columns)) for width in self._widths)
         up = f"\x1b[{rows - 1}A" if rows > 1 else ""
@@ -293,7 +293,7 @@ class LiveReporter:
 
 
 class GuardedReporter:
-    """Another reporter whose errors do not end a run. They are logged; figures that failed once are not shown again.
+    """Another reporter whose errors do not end a run. They are logged. Figures that failed once are not shown again.
 
     With ``is_logged``, what it is given is also logged (figures every ten seconds).
     """
@@ -362,7 +362,7 @@ def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as minutes:seconds or hours:minutes:seconds; a dash if they are not finite."""
+    """Seconds as minutes:seconds or hours:minutes:seconds. A dash if they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, whole = divmod(round(seconds), 60)

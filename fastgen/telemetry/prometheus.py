@@ -1,6 +1,6 @@
 """The page at ``--metrics-port``: a run's counters and gauges for Prometheus, all named ``fastgen_…``.
 
-Threads serve it from the newest samples of a hub, so that a scrape costs the run's loop nothing; the figures are as of
+Threads serve it from the newest samples of a hub, so that a scrape costs the run's loop nothing. The figures are as of
 the last second. Connections are at most `MOST_CONNECTIONS`, each for one request that must come within `PATIENCE_S`, so
 that the page cannot use up the run's open files. Labels hold no secrets: servers are named without credentials.
 Counters start anew with each session, except for those of the ledger, which continue.
@@ -61,7 +61,7 @@ def names_this_machine(host_header: str) -> bool:
 
 @contextmanager
 def metrics_page(hub: MetricsHub, host: str, port: int, *, patience_s: float = PATIENCE_S) -> Iterator[int]:
-    """The page at ``http://host:port/metrics`` until the block ends; yields the port (0 asks for any that is free).
+    """The page at ``http://host:port/metrics`` until the block ends. Yields the port (0 asks for any that is free).
 
     :raises InputError: it is not possible to listen there.
     """
@@ -86,7 +86,7 @@ def metrics_page(hub: MetricsHub, host: str, port: int, *, patience_s: float = P
 
 
 class _PageServer(ThreadingHTTPServer):
-    """A thread for each of a few connections; any further one is closed at once."""
+    """A thread for each of a few connections. Any further one is closed at once."""
 
     daemon_threads = True
     block_on_close = False
@@ -206,13 +206,13 @@ _COMMIT_PARTS: Final = ("judge", "append", "apply", "sync")
 
 
 class RunCollector(Collector):
-    """Turns a hub's newest figures into metric families; there are none before the first."""
+    """Turns a hub's newest figures into metric families. There are none before the first."""
 
     def __init__(self, hub: MetricsHub) -> None:
         self._hub = hub
 
     def collect(self) -> Iterator[Metric]:
-        """All families; called by a scrape, in its thread."""
+        """All families. Called by a scrape, in its thread."""
         if (now := self._hub.reading) is not None:
             yield from _run_families(now)
             yield from _session_families(now.counters or Instruments())

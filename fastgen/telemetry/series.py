@@ -34,7 +34,7 @@ def every_s(session_s: float) -> float:
 
 
 class MetricsFile:
-    """The writer; one a run. `append` may run in a worker thread, one call at a time."""
+    """The writer. One a run. `append` may run in a worker thread, one call at a time."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS_FILE
@@ -42,7 +42,7 @@ class MetricsFile:
         self._has_warned = False
 
     def append(self, sample: Sample) -> None:
-        """Write one line; an error of the disk is not raised."""
+        """Write one line. An error of the disk is not raised."""
         line = sample.as_line()
         try:
             with os.fdopen(open_own(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as sink:
@@ -64,7 +64,7 @@ class MetricsFile:
 
 
 def read_metrics(run_dir: Path) -> Iterator[Sample]:
-    """Every whole sample of a run, oldest first; none if there is no such file. The run may be active."""
+    """Every whole sample of a run, oldest first. None if there is no such file. The run may be active."""
     with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open("rb") as lines:
         for line in lines:
             if (sample := _decoded(line)) is not None:

@@ -3,7 +3,7 @@
 The window is the last ``window`` instruction completions (fewer until there have been that many in this session), with
 everything that was committed meanwhile. It advances only while new instructions are written, and depends on the order
 of the commits alone, not on time. Two figures: the *yield* is kept instructions per 1,000 generated tokens of all
-stages, which is what a GPU hour is paid for; the *novelty* is kept instructions per 1,000 tokens of the instruction
+stages, which is what a GPU hour is paid for. The *novelty* is kept instructions per 1,000 tokens of the instruction
 stage, which does not move with how many instances happen to be written and therefore shows the decay.
 
 On a resume the window begins empty and the best novelty is that of the run so far.
@@ -35,7 +35,7 @@ class _Counts(NamedTuple):
 
 
 class YieldWatch:
-    """The yield of a run in one session; warns of its decay, and ends the run below ``stop_below`` (0: never).
+    """The yield of a run in one session. Warns of its decay, and ends the run below ``stop_below`` (0: never).
 
     Call it after every batch of commits. ``say`` gets each message, and ``stop_asking`` the instruction stage, once,
     when the yield falls below ``stop_below``: requests that are on their way are still finished.

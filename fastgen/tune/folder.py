@@ -100,7 +100,7 @@ class TuningFolder:
         self.training.mkdir()
 
     def begin(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Keep the configuration; the data is whole.
+        """Keep the configuration. The data is whole.
 
         :raises DiskError: it cannot be written.
         """
@@ -111,7 +111,7 @@ class TuningFolder:
         (self.training / f"checkpoint-{step}" / _MARK).touch()
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
-        """(step, folder) of the newest whole checkpoint; those that are not whole are removed."""
+        """(step, folder) of the newest whole checkpoint. Those that are not whole are removed."""
         found: list[tuple[int, Path]] = []
         for folder in self.training.glob("checkpoint-*"):
             if (folder / _MARK).exists():

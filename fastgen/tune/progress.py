@@ -26,7 +26,7 @@ _SMOOTHING_STEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The input of a training; ``stopping`` becomes true when the user asks for a stop."""
+    """The input of a training. ``stopping`` becomes true when the user asks for a stop."""
 
     base: BaseModel
     place: TuningFolder
@@ -123,7 +123,7 @@ class TuneProgress:
 
 
 def append_loss(path: Path, values: Mapping[str, Any]) -> None:
-    """Append a line; after a kill the lines so far are there."""
+    """Append a line. After a kill the lines so far are there."""
     with path.open("ab") as file:
         file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
 
@@ -137,7 +137,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_losses(path: Path, step: int) -> None:
-    """Remove the lines after the step; a resumed training measures them again."""
+    """Remove the lines after the step. A resumed training measures them again."""
     kept = [row for row in read_losses(path) if row["step"] <= step]
     with replacing(path, durable=False) as sink:
         sink.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in kept))
@@ -149,7 +149,7 @@ def smoothed(losses: list[float], window: int = _SMOOTHING_STEPS) -> list[float]
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
-    """Draw the losses as a PNG; return false where matplotlib is not installed."""
+    """Draw the losses as a PNG. Return false where matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:

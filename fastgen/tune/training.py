@@ -319,7 +319,7 @@ def load_tokenizer(base: BaseModel, *, for_chat: bool) -> Any:  # noqa: ANN401 -
 
 
 def load_model(base: BaseModel, precision: Precision) -> Any:  # noqa: ANN401 - the library's
-    """Return the model with its weights on the CPU; the trainer moves it.
+    """Return the model with its weights on the CPU. The trainer moves it.
 
     :raises InputError: when it cannot be read as a causal language model.
     """
@@ -344,7 +344,7 @@ def _reading(base: BaseModel, what: str) -> Iterator[None]:
 
 
 def _write_model(model: Any, base: BaseModel, folder: Path) -> None:  # noqa: ANN401 - the library's
-    """Write the weights, adapters merged, in the base model's precision; all other files are the base model's own."""
+    """Write the weights, adapters merged, in the base model's precision. All other files are the base model's own."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload(safe_merge=True)
     model.to(_stored_dtype(base)).save_pretrained(folder)

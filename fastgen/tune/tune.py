@@ -50,7 +50,7 @@ def tune(
     reporter: Reporter,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Tuned:
-    """Tune the model and write it to the folder ``output``; resume a tuning that was begun there.
+    """Tune the model and write it to the folder ``output``. Resume a tuning that was begun there.
 
     :raises InputError: when data, model, folder or flags cannot be used, or the memory is too small.
     :raises StoppedError: when ``stopping`` became true; the same call resumes.
@@ -92,7 +92,7 @@ def tune(
 
 
 def _configuration(base: BaseModel, data: DataOptions, training: TrainingOptions) -> dict[str, Any]:
-    """Return what decides the result; a stopped tuning resumes only with the same."""
+    """Return what decides the result. A stopped tuning resumes only with the same."""
     about_run = {"include_seeds": data.include_seeds, "max_instructions": data.max_instructions}
     return {
         "base_model": base.fingerprint(),
@@ -120,7 +120,7 @@ def _prepared(
 
 
 def _figures(measured: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of the whole training, over all its starts; only the time is this start's."""
+    """Return the figures of the whole training, over all its starts. Only the time is this start's."""
     losses = [row["loss"] for row in rows if "loss" in row]
     held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
     tenth = max(1, len(losses) // 10)

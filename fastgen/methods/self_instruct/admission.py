@@ -1,6 +1,6 @@
 """Judges answers: parse, check the rules, compare with the pool, and make a commit of each choice.
 
-`Admission.judge` reads the run's state and does not change it; the novelty filter only remembers its last decision.
+`Admission.judge` reads the run's state and does not change it. The novelty filter only remembers its last decision.
 It may run in a worker thread, but not while a commit is applied.
 
 A request may have several choices: samples of one instruction prompt, or one classification prompt per subject. Each
@@ -128,7 +128,7 @@ class Admission:
 
 
 def _by_choice(answer: Answer) -> list[Answer]:
-    """One answer per choice. A failed request fails for all its choices; a lost choice fails alone."""
+    """One answer per choice. A failed request fails for all its choices. A lost choice fails alone."""
     result = answer.result
     if isinstance(result, Failure):
         return [replace(answer, choice=choice) for choice in range(answer.request.sequences)]

@@ -56,7 +56,7 @@ def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tupl
 def parse(completion: Completion, rules: Rules) -> ClassificationOutcome:
     """Return whether the completion says that the instruction is a classification task.
 
-    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES"; everything else is a no.
+    With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". Everything else is a no.
     ``lenient`` takes the first plain answer: at the start ("**Yes**, because ..."), else after a label ("Answer: yes"),
     else alone on a line, else stated in full ("This is a classification task"). An answer that is neither a yes nor a
     no counts as a no and has the reason in ``unread``.

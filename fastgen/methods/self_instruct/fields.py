@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ParsedInstance:
-    """Where the input and the output of one instance are; ``(0, 0)`` where there is none.
+    """Where the input and the output of one instance are. ``(0, 0)`` where there is none.
 
     ``is_labelled`` is false of an example in which no label was found: all of its text is taken for the output.
     """
@@ -42,7 +42,7 @@ def read_generation(text: str, answer: Span) -> tuple[list[ParsedInstance], bool
     """Return the instances of an answer that writes an input and then its output.
 
     The second value says whether the last instance runs up to the end of the text, so that more may be missing. Under
-    an "Example k" heading without "Output:", everything is output; without any heading or "Output:", nothing is.
+    an "Example k" heading without "Output:", everything is output. Without any heading or "Output:", nothing is.
     """
     answer = _without_begun_label(text, answer)
     return _read_generation(text, answer, _candidate_lines(text, answer))
@@ -77,7 +77,7 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """The text of one example or, where there is no "Example k", all of it; ``headed`` when such a heading is there."""
+    """The text of one example or, where there is no "Example k", all of it. ``headed`` when such a heading is there."""
 
     start: int
     end: int
@@ -189,7 +189,7 @@ def _segments(region: Span, fields: Sequence[_Field]) -> list[_Segment]:
 
 
 def _read_segment(text: str, segment: _Segment) -> list[_Piece]:
-    """Return every pair in a segment; an input without an output is a pair too."""
+    """Return every pair in a segment. An input without an output is a pair too."""
     labels = [field for field in segment.fields if field.kind is not _FENCE]
     if not labels:
         whole = trim(text, segment.start, segment.end)
@@ -440,14 +440,14 @@ class _Field:
 
 
 def _without_begun_label(text: str, region: Span) -> Span:
-    """Leave out a label at the very end that was cut before its colon or number; what is before it is complete."""
+    """Leave out a label at the very end that was cut before its colon or number. What is before it is complete."""
     start, end = region
     last = text.rfind("\n", start, end)
     return (start, last) if last >= 0 and _BEGUN.match(text, last, end) else region
 
 
 def _candidate_lines(text: str, region: Span) -> list[Span]:
-    """Return the lines in ``region`` that may begin with a label of any kind, and the fences; at most 20,000."""
+    """Return the lines in ``region`` that may begin with a label of any kind, and the fences. At most 20,000."""
     first = next(lines(text, *region))
     found = [first]
     for match in islice(_CANDIDATE.finditer(text, first[1], region[1]), _MOST_LINES):
@@ -502,6 +502,6 @@ def _label_at(text: str, at: int, stop: int, kinds: Sequence[re.Pattern[str]]) -
 
 
 def _label_follows(text: str, start: int, end: int, kinds: Sequence[re.Pattern[str]]) -> bool:
-    """Whether the next text is a label; if not, a lone "Example:" is a line of an output."""
+    """Whether the next text is a label. If not, a lone "Example:" is a line of an output."""
     line = next((line for line in lines(text, start, end) if text[slice(*line)].strip()), None)
     return line is not None and any(kind.match(text, *line) for kind in kinds if kind is not _EXAMPLE)

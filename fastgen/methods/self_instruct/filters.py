@@ -80,7 +80,7 @@ def punctuation_start(text: str, rules: Rules) -> bool:
 
     ``ascii``: ASCII punctuation. ``unicode``: also that of other scripts, except what a sentence may open with:
     brackets, opening quotation marks, "¿" and "¡". ``symbols``: whatever is no letter and no digit, except what a
-    sentence may open with, in ASCII too; a mark that opens and closes alike has to be closed.
+    sentence may open with, in ASCII too. A mark that opens and closes alike has to be closed.
     """
     first = text[0]
     if rules.punctuation_start == "off":
@@ -176,7 +176,7 @@ def _banned(words: tuple[str, ...]) -> tuple[re.Pattern[str], tuple[str, ...] | 
 
 
 def _whole_word(word: str) -> str:
-    """Return a pattern for ``word`` on its own; an end in a script without spaces may adjoin anything."""
+    """Return a pattern for ``word`` on its own. An end in a script without spaces may adjoin anything."""
     before = "" if _UNSPACED_RUN.match(word[0]) else r"(?<!\w)"
     after = "" if _UNSPACED_RUN.match(word[-1]) else r"(?!\w)"
     return f"{before}{re.escape(word)}{after}"

@@ -121,7 +121,7 @@ def _paper_generation(text: str) -> list[ParsedInstance]:
 
 
 def _paper_pair(text: str, piece: Span) -> ParsedInstance:
-    """Split a piece at its first "Output:"; without one, all of it is output."""
+    """Split a piece at its first "Output:". Without one, all of it is output."""
     outputs = [match.span() for match in _OUTPUT.finditer(text, *piece)]
     given, wanted = NOWHERE, piece
     if outputs:

@@ -69,7 +69,7 @@ def item_text(raw: str, span: Span, rules: Rules) -> str:
 
 
 def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[ParsedItem]:
-    """Return the items of the completion, in order; empty ones are left out.
+    """Return the items of the completion, in order. Empty ones are left out.
 
     ``first_number`` is the number at which the prompt ends. A completion prompt writes that number itself, so that the
     text before the next number is an item too. A cut completion marks its last item, or all of them, `UNFINISHED`.
@@ -258,7 +258,7 @@ def _are_questions_of_an_item(text: str, answer: Span, named: list[re.Match[str]
 
 
 def _matches(text: str, answer: Span, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """Return the matches at the beginnings of lines; the answer itself may begin within a line."""
+    """Return the matches at the beginnings of lines. The answer itself may begin within a line."""
     first_end = next(lines(text, *answer))[1]
     first = pattern.match(text, answer[0], first_end)
     others = islice(_on_any_line(pattern).finditer(text, first_end, answer[1]), _MOST_MARKERS)
@@ -272,7 +272,7 @@ def _on_any_line(pattern: re.Pattern[str]) -> re.Pattern[str]:
 
 
 def _outermost(found: list[re.Match[str]]) -> list[_Marker]:
-    """Return the markers that are not indented; a deeper list belongs to the item that it is in."""
+    """Return the markers that are not indented. A deeper list belongs to the item that it is in."""
     indents = [len(match[0]) - len(match[0].lstrip(" \t")) for match in found]
     outer = min(indents, default=0) + 1
     return [_marker(match) for match, indent in zip(found, indents, strict=True) if indent <= outer]

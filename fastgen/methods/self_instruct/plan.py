@@ -10,7 +10,7 @@
 Random draws are keyed by (run seed, request number), so there is no generator state to save. Only the plan knows which
 requests are in flight: a choice that failed or was lost is asked again.
 
-No I/O, no clock, no asyncio. `judge` may run in a worker thread while `next` runs in the event loop; `apply` may not.
+No I/O, no clock, no asyncio. `judge` may run in a worker thread while `next` runs in the event loop. `apply` may not.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Plan:
     def shrink(self, request: Request) -> Request | None:
         """A shorter request in place of one that was too long, or ``None`` if there is none.
 
-        A request about several subjects keeps the first; from now on each of them gets a request without others. An
+        A request about several subjects keeps the first. From now on each of them gets a request without others. An
         instruction prompt loses half of its demonstrations.
         """
         if request.prompts > 1:

@@ -1,8 +1,8 @@
 """The prompt set: templates (TOML) and demonstrations (JSON lines), read, checked, and rendered once.
 
 A folder given with ``--prompts`` may hold any of ``base.toml`` (completions) or ``chat.toml`` (chat),
-``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``; the shipped files replace what it lacks. In
-a template, ``{name}`` is a placeholder; other braces are plain text. Every defect is an `InputError` of one line that
+``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``. The shipped files replace what it lacks. In
+a template, ``{name}`` is a placeholder. Other braces are plain text. Every defect is an `InputError` of one line that
 names file, line and field.
 
 Building a prompt is a concatenation. The demonstrations are rendered when the set is loaded, and a task's own text is
@@ -218,7 +218,7 @@ def _check_section(file: PromptFile, text: str, name: str, table: object, keys: 
 
 
 def _line_of(text: str, section: str, key: str | None = None) -> int:
-    """Return the number of the line that opens the section, or sets the key in it; 1 where neither is found."""
+    """Return the number of the line that opens the section, or sets the key in it. 1 where neither is found."""
     header = re.search(rf"^[ \t]*\[[ \t]*[\"']?{re.escape(section)}[\"']?[ \t]*\]", text, re.MULTILINE)
     if header is None:
         return 1

@@ -29,7 +29,7 @@ BANNED_WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Everything that decides whether a parsed text is accepted; the defaults are the ``default`` preset.
+    """Everything that decides whether a parsed text is accepted. The defaults are the ``default`` preset.
 
     :raises InputError: a value is out of range; the message names the flag and the remedy.
     """

@@ -56,11 +56,11 @@ class SeedPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SeedReport:
-    """What `check_seed_tasks` found in a file that loads; ``str(report)`` is the text for the user.
+    """What `check_seed_tasks` found in a file that loads. ``str(report)`` is the text for the user.
 
     Words are counted by the rules of the preset. ``empty_input_share`` is the share (0..1) of instances with a blank
     input. ``closest`` is the most similar pair of instructions, ``None`` for a single seed. ``warnings`` are one line
-    each; a file with warnings still works.
+    each. A file with warnings still works.
     """
 
     path: Path
@@ -109,7 +109,7 @@ def parse_seed_tasks(path: Path, content: bytes) -> tuple[SeedTask, ...]:
     """Return the tasks of JSON lines, in order. ``path`` is for messages.
 
     Blank lines and a byte order mark are skipped. Each line is an object with ``id``, ``instruction``, ``instances``
-    (one or more ``{"input", "output"}``) and ``is_classification``. ``name`` may be left out (then it is the id); other
+    (one or more ``{"input", "output"}``) and ``is_classification``. ``name`` may be left out (then it is the id). Other
     keys are ignored.
 
     :raises InputError: the content is not UTF-8 or holds no task; a line is not a JSON object; a field is missing,
@@ -131,7 +131,7 @@ def read_seed_file(path: Path) -> bytes:
 
 
 def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
-    """SHA-256 (64 hex digits) of everything the tasks say, in order; the same however the file was formatted."""
+    """SHA-256 (64 hex digits) of everything the tasks say, in order. The same however the file was formatted."""
     content = [
         [task.id, task.name, task.instruction, [[i.input, i.output] for i in task.instances], task.is_classification]
         for task in tasks
@@ -205,7 +205,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these fields; raises KeyError for a key that would silently replace another."""
+    """Return the object of these fields. Raises KeyError for a key that would silently replace another."""
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:

@@ -68,7 +68,7 @@ class InstructionPool:
         return len(self._states)
 
     def append(self, text: str) -> None:
-        """Add one instruction in state KEPT; lone surrogates survive."""
+        """Add one instruction in state KEPT. Lone surrogates survive."""
         encoded = text.encode("utf-8", "surrogatepass")
         try:
             self._bytes += encoded
@@ -199,7 +199,7 @@ class RunState:
     # -- commits -------------------------------------------------------------------------------------------------------
 
     def apply(self, commit: Commit) -> None:
-        """Apply a commit of the batch that was judged last; its kept instructions are admitted to the filter.
+        """Apply a commit of the batch that was judged last. Its kept instructions are admitted to the filter.
 
         Commits must come in the order in which they were judged.
 
@@ -209,7 +209,7 @@ class RunState:
             self._novelty.admit(texts)
 
     def replay(self, commits: Iterable[Commit]) -> None:
-        """Apply commits that were read from a log; their kept instructions are added without a decision.
+        """Apply commits that were read from a log. Their kept instructions are added without a decision.
 
         The filter indexes large batches in a second thread while the log is read.
         """
@@ -299,7 +299,7 @@ class RunState:
         return self._novelty.save()
 
     def load_index(self, stored: StoredArrays) -> CandidateIndex:
-        """An index for `restore`, with the content that `save_index` gave; the state does not change.
+        """An index for `restore`, with the content that `save_index` gave. The state does not change.
 
         :raises ValueError: the arrays do not fit the filter or contradict each other.
         """

@@ -36,7 +36,7 @@ _CELL: Final = re.compile(r"(?:[^|\\]++|\\.)*+", re.DOTALL)
 
 
 def read_records(text: str, answer: Span) -> list[Record]:
-    """Return the records of an answer that is JSON (also in a code fence) or has a Markdown table; else nothing."""
+    """Return the records of an answer that is JSON (also in a code fence) or has a Markdown table. Else nothing."""
     start, end = trim(text, *answer)
     if end - start > _LONGEST:
         return []
@@ -97,7 +97,7 @@ def _table_records(text: str, region: Span) -> Iterator[Record]:
 
 
 def _cells(text: str, line: Span) -> Iterator[Span]:
-    """Yield the cells of a row; what is cut before its closing bar is no cell."""
+    """Yield the cells of a row. What is cut before its closing bar is no cell."""
     at = text.index("|", *line) + 1
     while (cell := _CELL.match(text, at, line[1])) and cell.end() < line[1]:
         yield trim(text, *cell.span())
