@@ -198,12 +198,7 @@ class _Session:
                     async for answers in batches:  # 1. ask: N completions in flight, answers in batches
                         instruments.begin_batch(len(answers))
                         judging = asyncio.get_running_loop().run_in_executor(worker, judge_and_append, answers)
-                        try:
-                            commits = await asyncio.shield(judging)
-                        except asyncio.CancelledError:
-                            with suppress(FastgenError):  # what was appended all the same is counted
-                                self._apply(await judging, audit)
-                            raise
+                        commits = await self._judged(judging, audit)
                         self._apply(commits, audit)  # 4. apply: the pool grows, the next prompts use it
                         await checkpointer()
                         self.yields()
@@ -218,15 +213,16 @@ class _Session:
         self.reporter.show(progress_of(store.ledger, self.hub, target=plan.state.target))
         if self.health.ended_by is not None and not plan.done and not self.stopper.stopped:
             raise StoppedError(f"{self.health.ended_by}. Everything committed is kept")
-        return Outcome(
-            plan.state.complete,
-            plan.state.target,
-            interrupted=self.stopper.stopped and not plan.done,
-            ledger=store.ledger,
-            concurrency=self.scheduler.statistics().concurrency,
-            elapsed_s=time.monotonic() - began_s,
-            ended_by=None if plan.done else self.yields.ended_by,
-        )
+        return self._outcome(time.monotonic() - began_s)
+
+    async def _judged(self, judging: asyncio.Future[list[Commit]], audit: BackgroundAudit | None) -> list[Commit]:
+        """The commits of a batch. When cancelled, apply what the worker thread appends all the same."""
+        try:
+            return await asyncio.shield(judging)
+        except asyncio.CancelledError:
+            with suppress(FastgenError):
+                self._apply(await judging, audit)
+            raise
 
     def _apply(self, commits: Sequence[Commit], audit: BackgroundAudit | None) -> None:
         began_s = time.perf_counter()
@@ -241,6 +237,18 @@ class _Session:
             self.ledger_saved_s = now_s
             self.store.save_ledger()
         self.instruments.apply_s += time.perf_counter() - began_s
+
+    def _outcome(self, elapsed_s: float) -> Outcome:
+        state = self.plan.state
+        return Outcome(
+            state.complete,
+            state.target,
+            interrupted=self.stopper.stopped and not state.done,
+            ledger=self.store.ledger,
+            concurrency=self.scheduler.statistics().concurrency,
+            elapsed_s=elapsed_s,
+            ended_by=None if state.done else self.yields.ended_by,
+        )
 
     def _check_progress(self) -> None:
         """:raises InputError: the server refuses every request."""
