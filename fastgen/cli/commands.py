@@ -6,7 +6,6 @@ environment (the cache folder and keys) is read here and nowhere else.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -453,6 +452,8 @@ def tune(
 
 def _base(name: str, report: Callable[[str], None]) -> BaseModel:
     """The base model as a folder. Sets the libraries' environment, which they read when they are imported."""
+    import asyncio
+
     from fastgen.servers.embedded import EMBEDDED_MODEL, ensure_embedded
     from fastgen.tune.folder import BaseModel, hub_base, local_base
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
-from fastgen.evaluate.tasks import BenchmarkName
 from fastgen.generate.options import AskSpeed, Options, endpoint_options
 from fastgen.servers.endpoint import Api, normalise_base_url
+
+BenchmarkName = Literal["superni", "user-oriented"]
 
 _WHAT = Group("What is evaluated", sort_key=0)
 _MODEL = Group("The model", sort_key=1)

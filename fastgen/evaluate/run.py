@@ -23,10 +23,9 @@ from fastgen.engine.health import Step
 from fastgen.errors import InputError
 from fastgen.evaluate import scoring
 from fastgen.evaluate.leakage import Leakage, leakage
-from fastgen.evaluate.options import BenchmarkOptions, ModelOptions
+from fastgen.evaluate.options import BenchmarkName, BenchmarkOptions, ModelOptions
 from fastgen.evaluate.results import PREDICTIONS, SCORES, TABLE, Prediction, Results, score_answer, write_results
 from fastgen.evaluate.tasks import (
-    BenchmarkName,
     Case,
     EvaluationTask,
     cases,

@@ -16,13 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
 from fastgen.errors import InputError
-
-BenchmarkName = Literal["superni", "user-oriented"]
 
 
 @dataclass(frozen=True, slots=True)
