@@ -122,6 +122,8 @@ class NoveltyFilter:
 
     def add(self, texts: Sequence[str]) -> None:
         """Append texts without a check, as the replay of a run does."""
+        if not texts:  # a new run replays nothing, and must not wait until the kernels are loaded
+            return
         self._forget_decision()
         self._index.add(self._encode(texts))
         self._size = len(self._index)

@@ -168,6 +168,14 @@ def test_texts_are_admitted_in_parts_and_the_rest_is_forgotten(index: IndexKind)
         assert len(novelty) == len(plain)
 
 
+def test_adding_nothing_does_not_build_the_index() -> None:
+    novelty = NoveltyFilter(index="exact")
+    novelty.add_seeds(["Write a poem."])
+    novelty.add([])
+    novelty.admit([])
+    assert novelty.memory_bytes() == 0
+
+
 def test_only_what_was_just_decided_is_admitted() -> None:
     novelty = NoveltyFilter(index="exact")
     novelty.decide(["Write a poem.", "Explain how tides work."])

@@ -263,7 +263,7 @@ def test_a_small_file_that_unpacks_to_an_endless_line_takes_little_time_and_memo
     done = subprocess.run([sys.executable, "-c", LONG, log], capture_output=True, text=True, check=True)
     said, peak_kb = done.stdout.splitlines()
     assert "000000.jsonl.zst:1: the line is longer than any that fastgen writes" in said
-    assert int(peak_kb) << 10 < size // 2  # the longest line that is read, and what goes with it
+    assert int(peak_kb) << 10 < 0.6 * size  # the longest line that is read, and the process
 
 
 def test_a_place_in_the_log_is_taken_only_with_the_line_that_ends_there(tmp_path: Path) -> None:
