@@ -16,7 +16,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil
 from typing import Final
 
@@ -196,8 +196,12 @@ class _Language:
 
     def __init__(self, hints: str, *patterns: str, but: re.Pattern[str] | None = None) -> None:
         self.hints = frozenset(hints.split()) | {f"{hint}s" for hint in hints.split()}
-        self._pattern = re.compile("|".join(patterns), re.IGNORECASE | re.VERBOSE)
+        self._patterns = patterns
         self._but = but
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:  # compiled when a text first has a hint: all of them would delay the start
+        return re.compile("|".join(self._patterns), re.IGNORECASE | re.VERBOSE)
 
     def finds_a_request(self, text: str) -> bool:
         return self._pattern.search(text) is not None and (self._but is None or self._but.search(text) is None)
