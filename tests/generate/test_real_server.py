@@ -15,7 +15,7 @@ from fastgen.store.run_folder import RunFolder
 
 pytestmark = pytest.mark.real_server
 SHORT = ["--instruction.max-tokens", "90", "--instance-input-first.max-tokens", "60", "--concurrency", "16"]
-WAIT_S = 600
+WAIT_S = 1200  # in a chat most answers of this small model cannot be read
 
 
 def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -30,19 +30,19 @@ def export(run: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
 
-@pytest.mark.parametrize(("api", "count"), [("completions", 3), ("chat", 1)])  # this model rarely follows a chat
+@pytest.mark.parametrize("api", ["completions", "chat"])
 def test_a_real_model_writes_instructions_with_instances(
-    embedded_endpoint: tuple[str, str], tmp_path: Path, api: str, count: int
+    embedded_endpoint: tuple[str, str], tmp_path: Path, api: str
 ) -> None:
     base_url, model = embedded_endpoint
     run = tmp_path / api
-    done = generate(run, "--base-url", base_url, "--num-instructions", str(count), "--api", api, *SHORT)
+    done = generate(run, "--base-url", base_url, "--num-instructions", "3", "--api", api, *SHORT)
     assert done.returncode == 0, done.stderr
     rows = export(run)
-    assert len(rows) == count
+    assert len(rows) == 3
     assert all(row["instances"] for row in rows)
     ledger = RunFolder(run).ledger()
-    assert ledger.complete == count
+    assert ledger.complete == 3
     assert ledger.prompt_tokens.total() > ledger.completion_tokens.total() > 0
     assert RunFolder(run).header().configuration["model"] == model
     assert RunFolder(run).saved_counts().server["prefix_cache_hit_rate"] > 0.3

@@ -237,7 +237,7 @@ def test_a_header_of_another_form_with_a_right_checksum_is_named(tmp_path: Path)
 
 
 LONG = """
-import resource, sys
+import re, resource, sys
 from pathlib import Path
 from fastgen.errors import DamagedLogError
 from fastgen.store.log import read_log
@@ -246,7 +246,7 @@ try:
     list(read_log(Path(sys.argv[1]), run_id="a-run"))
 except DamagedLogError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])  # ru_maxrss counts the parent too
 """
 
 
@@ -263,7 +263,7 @@ def test_a_small_file_that_unpacks_to_an_endless_line_takes_little_time_and_memo
     done = subprocess.run([sys.executable, "-c", LONG, log], capture_output=True, text=True, check=True)
     said, peak_kb = done.stdout.splitlines()
     assert "000000.jsonl.zst:1: the line is longer than any that fastgen writes" in said
-    assert int(peak_kb) << 10 < 0.6 * size  # the longest line that is read, and the process
+    assert int(peak_kb) << 10 < size // 2  # the longest line that is read, and what goes with it
 
 
 def test_a_place_in_the_log_is_taken_only_with_the_line_that_ends_there(tmp_path: Path) -> None:
