@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import orjson
 
-from fastgen.errors import DiskError, InputError
+from fastgen.errors import InputError
 from fastgen.evaluate.scoring import Interval, exact_match, interval, interval_of_difference, rouge_l
 from fastgen.evaluate.tasks import Case, Row, read_rows, text_of
-from fastgen.store.files import replacing
+from fastgen.store import files
+from fastgen.store.files import disk_errors
 from fastgen.store.output import json_line
 from fastgen.text import printable
 
@@ -180,12 +181,9 @@ def write_file(path: Path, content: bytes) -> None:
 
     :raises DiskError: it cannot be written.
     """
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, durable=False) as sink:
-            sink.write(content)
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror}); fix that and run it again") from None
+    files.write_file(path, content)
 
 
 def _row(prediction: Prediction) -> Row:

@@ -222,14 +222,15 @@ def models_of_begun(folder: RunFolder, options: Options, inputs: Inputs) -> dict
     """
     if not folder.exists():
         return None
-    models = model_names(options, folder.header().configuration)
-    check_models(folder, options, inputs, models)
+    saved = folder.header().configuration
+    models = model_names(options, saved)
+    check_same_configuration(saved, _configuration(options, inputs, models), folder.path)
     return models
 
 
 def check_models(folder: RunFolder, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
-    """:raises InputError: a resume with these models, options and inputs would change the configuration."""
-    check_same_configuration(folder.header().configuration, _meaning(options, inputs, models), folder.path)
+    """:raises InputError: a resume with the models that the servers named would change the configuration."""
+    check_same_configuration(folder.header().configuration, _configuration(options, inputs, models), folder.path)
 
 
 async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str], None]) -> CheckpointEnd | None:
@@ -256,11 +257,11 @@ def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Ma
     :raises DiskError: the folder cannot be written.
     """
     store.folder.save_inputs(inputs.seed_file, inputs.prompt_files, inputs.forbidden)
-    store.begin(_meaning(options, inputs, models), saved_values(options), __version__)
+    store.begin(_configuration(options, inputs, models), saved_values(options), __version__)
     plan.resume(store.replay())
 
 
-def _meaning(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
+def _configuration(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
     return run_configuration(
         options,
         model=models["model"],

@@ -107,8 +107,9 @@ async def _generate(
     checkpoint = None
     async with planned(options, inputs, reporter.say) as making_plan:
         if begun is not None:  # a resumed run: its plan is the replay of its log
-            checkpoint = await resume(store, await making_plan, options, reporter.say)
-            if (plan := await making_plan).done:
+            plan = await making_plan
+            checkpoint = await resume(store, plan, options, reporter.say)
+            if plan.done:
                 return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
         models = begun or model_names(options, {})
         async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:

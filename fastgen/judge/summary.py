@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from fastgen.errors import DiskError
 from fastgen.judge.judgements import Judgements, judge_names, judgements_folder, read_header, read_judgements
 from fastgen.judge.prompts import QUESTIONS, SCORES, Verdict
-from fastgen.store.files import replacing
+from fastgen.store.files import write_file
 from fastgen.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -225,13 +224,7 @@ def write_summary(run_dir: Path, name: str) -> None:
     """
     (figures,) = summarise(run_dir, name)["judges"]
     path = judgements_folder(run_dir) / name / _FILE
-    try:
-        with replacing(path) as sink:
-            sink.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
-    except OSError as error:
-        raise DiskError(
-            f"{path}: cannot be written ({error.strerror}); make it writable and run the same command again"
-        ) from None
+    write_file(path, orjson.dumps(figures, option=orjson.OPT_INDENT_2))
 
 
 def saved_summaries(run_dir: Path) -> list[dict[str, Any]]:

@@ -183,7 +183,7 @@ def _labelled(draws: Iterator[int]) -> str:
 
 @cache
 def _cells(kind: str) -> tuple[str, ...]:
-    """Return 65,536 words, of which the word of rank r takes about 1/r: a 16-bit draw follows Zipf's law."""
+    """Return 65,536 words, in which the word with rank r has a share of about 1/r: a 16-bit draw follows Zipf's law."""
     if kind == "v":
         return tuple(_VERBS[i % len(_VERBS)] for i in range(_CELLS))
     common, ending = (_ADJECTIVES, ("ish", "al", "ous")) if kind == "a" else (_NOUNS, ("or", "et", "a"))
