@@ -38,7 +38,7 @@ BEAT_S: Final = 1.0
 ALIVE_S: Final = 60.0
 """Servers work if a good answer came within this time."""
 _LONGEST_PATIENCE_S: Final = 300.0
-_MIN_QUEUED, _MAX_QUEUED = 256, 8192
+_MAX_QUEUED = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,14 +420,15 @@ class OutageWatch:
 class AnswerQueue:
     """Answers in order of arrival, taken in batches of at most ``max_batch``.
 
-    About twice ``in_flight`` answers may wait. Then `put` waits, so a slow consumer slows the asking.
+    At most twice ``in_flight`` answers wait. Then `put` waits, so a slow consumer slows the asking, and a step that must
+    stop asks at most five times ``in_flight`` too many: those in flight, those that wait, and those of the last batch.
     """
 
     def __init__(self, *, in_flight: int, max_batch: int) -> None:
         self.unjudged = 0
         """Answers that were put and not yet reported as `judged`."""
         self._max_batch = max_batch
-        self._waiting: asyncio.Queue[Answer | None] = asyncio.Queue(min(max(2 * in_flight, _MIN_QUEUED), _MAX_QUEUED))
+        self._waiting: asyncio.Queue[Answer | None] = asyncio.Queue(min(2 * in_flight, _MAX_QUEUED))
         self._closed = False
 
     @property

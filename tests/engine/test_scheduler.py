@@ -260,7 +260,7 @@ def test_a_slow_sink_bounds_what_is_asked() -> None:
             left = len(source.requests)
             for _ in range(50):
                 await asyncio.sleep(0)
-        assert left > 1500
+        assert left >= 2000 - 5 * QUICK.concurrency
         gate.set()
         await task
 
