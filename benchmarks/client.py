@@ -29,7 +29,7 @@ from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.protocol import encode_request
 from fastgen.servers.router import Router
-from fastgen.types import Request, Sampling, Stage
+from fastgen.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -141,7 +141,7 @@ class _RawConnection(asyncio.Protocol):
 
 def make_requests(count: int) -> list[Request]:
     """First-stage requests with different prompts of about 1.6 KB."""
-    return [Request(i, Stage.INSTRUCTION, prompt, SAMPLING) for i, prompt in enumerate(instruction_prompts(count))]
+    return [Request(i, "instruction", prompt, SAMPLING) for i, prompt in enumerate(instruction_prompts(count))]
 
 
 async def _measure(

@@ -25,10 +25,10 @@ from pathlib import Path
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.export.options import FORMATS
 from fastgen.generate.options import JobOptions, Options, run_configuration, saved_values
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder, Store
-from fastgen.types import Completion, Span, Stage
+from fastgen.types import Completion, Span
 
 _WORDS = 40_000
 _BLOCK = 512
@@ -75,13 +75,13 @@ def _commits(count: int, draw: random.Random) -> Iterator[Commit]:
         text = f"{_words(draw, 15).capitalize()} {number}."
         kept = Kept((0, len(text)), number, (draw.randrange(175), 0.31), ((draw.randrange(175), 0.42),))
         shown = tuple(draw.sample(range(175), 8))
-        outcome = InstructionOutcome((kept,), ())
+        outcome = Created((kept,), ())
         request = 3 * number
-        yield Commit(request, 0, Stage.INSTRUCTION, None, shown, Completion(text, "stop", 400, 25), outcome, 1e9)
+        yield Commit(request, 0, "instruction", None, shown, Completion(text, "stop", 400, 25), outcome, 1e9)
         is_classification = draw.random() < 0.22
         answer = Completion(" Yes" if is_classification else " No", "stop", 600, 2)
-        judged = ClassificationOutcome(is_classification)
-        yield Commit(request + 1, 0, Stage.CLASSIFICATION, number, (), answer, judged, 1e9)
+        judged = Labelled(is_classification)
+        yield Commit(request + 1, 0, "classification", number, (), answer, judged, 1e9)
         yield _instances(request + 2, number, draw)
 
 
@@ -95,7 +95,7 @@ def _instances(request: int, number: int, draw: random.Random) -> Commit:
         spans.append(((start, start + len(source)) if source else (0, 0), (len(text), len(text) + len(output))))
         text += f"{output}\n"
     completion = Completion(text, "stop", 900, len(text) // 5)
-    return Commit(request, 0, Stage.INSTANCE, number, (), completion, InstanceOutcome(tuple(spans), ()), 1e9)
+    return Commit(request, 0, "instance", number, (), completion, Answered(tuple(spans), ()), 1e9)
 
 
 def _words(draw: random.Random, count: int) -> str:

@@ -30,7 +30,7 @@ import orjson
 
 from benchmarks.harness import finish, print_table
 from fastgen.errors import TransientError
-from fastgen.methods.base import InstructionOutcome
+from fastgen.methods.base import Created
 from fastgen.methods.self_instruct.admission import SIMILAR
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.plan import Plan
@@ -41,7 +41,7 @@ from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.store.records import decode, encode
-from fastgen.types import Answer, Completion, Request, Sampling, Stage
+from fastgen.types import Answer, Completion, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,8 +56,8 @@ UNLIMITED = 10**9
 _DEFAULT = SAMPLING_PRESETS["default"]
 _INSTRUCTION = _DEFAULT["instruction"]
 _WITHOUT_THE_SERVER = {
-    Stage.CLASSIFICATION: Completion(" No", "stop"),
-    Stage.INSTANCE: Completion("Output: Done.", "stop"),
+    "classification": Completion(" No", "stop"),
+    "instance": Completion("Output: Done.", "stop"),
 }
 
 
@@ -94,8 +94,8 @@ class Trial:
 
     def next(self) -> Request:
         """The next instruction request; downstream work is answered on the way."""
-        while (request := self.plan.next()) is not None and request.stage is not Stage.INSTRUCTION:
-            self.commit(request, (_WITHOUT_THE_SERVER[request.stage],))
+        while (request := self.plan.next()) is not None and request.step != "instruction":
+            self.commit(request, (_WITHOUT_THE_SERVER[request.step],))
         assert request is not None, "an endless target always wants more"
         return request
 
@@ -165,7 +165,7 @@ def read(path: Path) -> dict[str, list[Sample]]:
         for line in lines:
             fields = orjson.loads(line)
             commit = decode(fields)
-            if isinstance(commit.outcome, InstructionOutcome):
+            if isinstance(commit.outcome, Created):
                 by_request.setdefault((fields["setting"], commit.request), []).append(commit)
     samples: dict[str, list[Sample]] = {}
     for (setting, _), commits in by_request.items():
@@ -180,7 +180,7 @@ def _sample(commits: Sequence[Commit]) -> Sample:
     rejected: Counter[str] = Counter()
     for nth, commit in enumerate(commits):
         outcome, raw = commit.outcome, commit.completion.text
-        assert isinstance(outcome, InstructionOutcome)
+        assert isinstance(outcome, Created)
         kept += [item_text(raw, k.span, rules) for k in outcome.kept]
         rejected.update(r.rule for r in outcome.rejected)
         spans = [k.span for k in outcome.kept] + [r.span for r in outcome.rejected if r.rule == SIMILAR]

@@ -58,7 +58,7 @@ from fastgen.servers.fleet import start_server
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.router import Router
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Completion, Failure, Request, Sampling, Stage
+from fastgen.types import Completion, Failure, Request, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.5, max_tokens=1)
 BENCH_SAMPLING = ("--temperature", "0.7", "--top-p", "0.5")
@@ -373,7 +373,7 @@ class Recorded:
     def __init__(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         self._requests = [
             Request(
-                number, Stage.QUESTION, prompt.text, replace(sampling, max_tokens=prompt.tokens), subjects=(number,)
+                number, "question", prompt.text, replace(sampling, max_tokens=prompt.tokens), subjects=(number,)
             )
             for number, prompt in enumerate(prompts)
         ]

@@ -35,7 +35,7 @@ import orjson
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.generate.checkpoint import capture, load_checkpoint, make_copy_memory, write_checkpoint
 from fastgen.generate.options import Options, run_configuration, saved_values
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
@@ -43,7 +43,7 @@ from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tas
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter, warm_up
 from fastgen.store.log import open_segment, segment_files
 from fastgen.store.run_folder import RunFolder, Store
-from fastgen.types import Completion, Stage
+from fastgen.types import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,9 +78,9 @@ def commits(texts: list[str], first: int, request: int) -> list[Commit]:
             done = Completion(output, "stop", 900, 60)
             made += [
                 Commit(
-                    request + 1 + 2 * i, 0, Stage.CLASSIFICATION, number, (), _NO, ClassificationOutcome(False), 1e9
+                    request + 1 + 2 * i, 0, "classification", number, (), _NO, Labelled(False), 1e9
                 ),
-                Commit(request + 2 + 2 * i, 0, Stage.INSTANCE, number, (), done, InstanceOutcome(spans, ()), 1e9),
+                Commit(request + 2 + 2 * i, 0, "instance", number, (), done, Answered(spans, ()), 1e9),
             ]
         request += 1 + 2 * len(some)
     return made
@@ -93,8 +93,8 @@ def _instruction_commit(texts: list[str], first: int, request: int) -> Commit:
         kept.append(Kept((len(text), len(text) + len(instruction)), first + i, (3, 0.3), ((5, 0.4),)))
         text += instruction
     demonstrations = tuple(range(8))
-    outcome = InstructionOutcome(tuple(kept), ())
-    return Commit(request, 0, Stage.INSTRUCTION, None, demonstrations, Completion(text, "stop", 400, 120), outcome, 1e9)
+    outcome = Created(tuple(kept), ())
+    return Commit(request, 0, "instruction", None, demonstrations, Completion(text, "stop", 400, 120), outcome, 1e9)
 
 
 def fresh_plan(index: IndexKind) -> Plan:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import finish
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Labelled, Commit, Answered, Created
 from fastgen.methods.self_instruct import instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.instruction import item_text
@@ -68,7 +68,7 @@ def compare(commits: Iterable[Commit], old: Rules, new: Rules) -> tuple[int, Com
         count += 1
         raw = commit.completion.text
         match commit.outcome:
-            case InstructionOutcome(kept, rejected):
+            case Created(kept, rejected):
                 texts |= {one.number: item_text(raw, one.span, old) for one in kept}
                 before = [(one.span, KEPT) for one in kept] + [(one.span, one.rule) for one in rejected]
                 similar = {one.span for one in rejected if one.rule == "similar"}
@@ -81,9 +81,9 @@ def compare(commits: Iterable[Commit], old: Rules, new: Rules) -> tuple[int, Com
                 instructions.after.update(rule for _, rule in after)
                 shown = ({item_text(raw, span, old): rule for span, rule in verdicts} for verdicts in (before, after))
                 instructions.add(*shown)
-            case ClassificationOutcome(is_classification):
+            case Labelled(is_classification):
                 classifications |= {commit.subject} if is_classification else set()
-            case InstanceOutcome(pairs, rules) if commit.subject is not None:
+            case Answered(pairs, rules) if commit.subject is not None:
                 task = texts[commit.subject]
                 parsed = instance.parse(commit.completion, commit.subject in classifications, new, task)
                 instances.before.update([KEPT] * len(pairs) + [*rules])

@@ -48,7 +48,7 @@ from fastgen.errors import FastgenError
 from fastgen.generate.options import JobOptions, Options, SamplingOptions, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import InstructionOutcome
+from fastgen.methods.base import Created
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.openai import OpenAIBackend
 from fastgen.simulator.batching import ENGINES
@@ -417,7 +417,7 @@ def latencies(asked: Sequence[Asked]) -> dict[str, Latency]:
     """By stage."""
     by_stage: dict[str, list[float]] = defaultdict(list)
     for one in asked:
-        by_stage[one.stage].append(one.ended_s - one.began_s)
+        by_stage[one.step].append(one.ended_s - one.began_s)
     return {
         stage: Latency(len(took), nearest_rank(took, 0.5), nearest_rank(took, 0.99))
         for stage, took in sorted(by_stage.items())
@@ -483,7 +483,7 @@ async def _noting(watched: Watched) -> AsyncIterator[None]:
             raise
         del watched.open[key]
         tokens = sum(completion.completion_tokens for completion in completions)
-        watched.asked.append(Asked(request.stage.value, began_s, time.monotonic(), len(completions), tokens))
+        watched.asked.append(Asked(request.step, began_s, time.monotonic(), len(completions), tokens))
         return completions
 
     with patch.object(OpenAIBackend, "complete", noting):
@@ -523,7 +523,7 @@ def _kept_s(folder: Path, offset_s: float) -> list[float]:
     """When each instruction was kept, on this process's monotonic clock."""
     kept: list[float] = []
     for commit in RunFolder(folder).whole_commits():
-        if isinstance(commit.outcome, InstructionOutcome):
+        if isinstance(commit.outcome, Created):
             kept += [commit.time_s - offset_s] * len(commit.outcome.kept)
     return kept
 

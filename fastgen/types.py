@@ -10,21 +10,12 @@ stores two numbers instead of a second copy of the text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 Span = tuple[int, int]
 Neighbour = tuple[int, float]
 """(pool index, ROUGE-L F1 in 0..1)."""
-
-
-class Stage(StrEnum):
-    """The kinds of request: the method's three stages, and questions about a finished run."""
-
-    INSTRUCTION = "instruction"
-    CLASSIFICATION = "classification"
-    INSTANCE = "instance"
-    QUESTION = "question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +47,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one stage samples. Every request sends ``max_tokens``."""
+    """How one step samples. Every request sends ``max_tokens``."""
 
     temperature: float
     """Softmax temperature (0 or more); 0 is greedy."""
@@ -77,22 +68,31 @@ class Request:
     """The work of one HTTP request.
 
     - ``number`` is unique in a run and keys every random draw of the request.
+    - ``step`` is the name of the method's step, or of another kind of question. ``role`` names the servers that are
+      asked, where these are not named as the step.
     - ``prompt`` is a text or several texts (one per subject, in one body) for ``/v1/completions``, or messages for
       ``/v1/chat/completions``. Every prompt is completed ``n`` times. Choice ``c`` belongs to prompt ``c // n``, as in
       OpenAI's API.
-    - ``subjects`` are the machine instruction numbers that a downstream stage works on.
+    - ``subjects`` are the machine instruction numbers that a later step works on.
     - ``demonstrations`` are pool indexes in prompt order. ``shown`` is how many the prompt has where
-      ``demonstrations`` does not list all of them.
+      ``demonstrations`` does not list all of them. ``drawn`` is what else was drawn for the prompt, by name.
     """
 
     number: int
-    stage: Stage
+    step: str
     prompt: str | tuple[str, ...] | tuple[Message, ...]
     sampling: Sampling
     subjects: tuple[int, ...] = ()
     demonstrations: tuple[int, ...] = ()
     n: int = 1
     shown: int | None = None
+    role: str = ""
+    drawn: Mapping[str, str] | None = None
+
+    @property
+    def server_role(self) -> str:
+        """The role whose servers are asked."""
+        return self.role or self.step
 
     @property
     def first_number(self) -> int:
@@ -166,6 +166,6 @@ class Answer:
 
     @property
     def subject(self) -> int | None:
-        """The machine instruction number that this choice is about. ``None`` at the instruction stage."""
+        """The machine instruction number that this choice is about. ``None`` where new instructions are asked for."""
         subjects = self.request.subjects
         return subjects[self.choice // self.request.n] if subjects else None

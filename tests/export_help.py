@@ -13,10 +13,10 @@ import orjson
 
 from fastgen.cli import app as cli
 from fastgen.generate.options import JobOptions, Options, run_configuration, saved_values
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept, Rejection
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder, Store
-from fastgen.types import Completion, Span, Stage
+from fastgen.types import Completion, Span
 
 SEEDS = tuple(
     {
@@ -90,10 +90,10 @@ def _commits(tasks: Sequence[Task], first: int) -> Iterator[Commit]:
         text = f"{task.instruction}\n10. Too short."
         kept = Kept((0, len(task.instruction)), number, (1, 0.25), ((1, 0.25), (4, 0.2)))
         rejection = Rejection((len(text) - 10, len(text)), "too_short")
-        outcome = InstructionOutcome((kept,), (rejection,))
-        yield Commit(3 * number, 0, Stage.INSTRUCTION, None, (0, 1, 2), Completion(text, "stop", 400, 20), outcome, 1e9)
-        answer = ClassificationOutcome(task.is_classification)
-        yield Commit(3 * number + 1, 0, Stage.CLASSIFICATION, number, (), Completion(" No", "stop", 50, 1), answer, 1e9)
+        outcome = Created((kept,), (rejection,))
+        yield Commit(3 * number, 0, "instruction", None, (0, 1, 2), Completion(text, "stop", 400, 20), outcome, 1e9)
+        answer = Labelled(task.is_classification)
+        yield Commit(3 * number + 1, 0, "classification", number, (), Completion(" No", "stop", 50, 1), answer, 1e9)
         if task.instances is not None:
             yield _instance_commit(3 * number + 2, number, task.instances)
 
@@ -105,7 +105,7 @@ def _instance_commit(request: int, number: int, instances: Sequence[tuple[str, s
         spans.append(((len(text), middle) if source else (0, 0), (middle, middle + len(output))))
         text += source + output
     completion = Completion(text, "stop", 90, 30)
-    return Commit(request, 0, Stage.INSTANCE, number, (), completion, InstanceOutcome(tuple(spans), ()), 1e9)
+    return Commit(request, 0, "instance", number, (), completion, Answered(tuple(spans), ()), 1e9)
 
 
 @dataclass(frozen=True)

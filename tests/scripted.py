@@ -12,7 +12,7 @@ from typing import Any
 from fastgen.engine.backend import Backend, BackendStatistics
 from fastgen.engine.requests import Limits, Source
 from fastgen.engine.scheduler import Scheduler
-from fastgen.types import Answer, Completion, Request, Sampling, Stage
+from fastgen.types import Answer, Completion, Request, Sampling
 
 Behaviour = Callable[[Request, int], Awaitable[tuple[Completion, ...]]]
 OK = (Completion("ok", "stop"),)
@@ -20,7 +20,7 @@ QUICK = Limits(concurrency=4, backoff_base_s=0.0005, backoff_cap_s=0.001, reconn
 
 
 def request(number: int, n: int = 1) -> Request:
-    return Request(number, Stage.INSTRUCTION, f"prompt {number}", Sampling(0.7, 0.5, 16), n=n)
+    return Request(number, "instruction", f"prompt {number}", Sampling(0.7, 0.5, 16), n=n)
 
 
 @dataclass
@@ -123,7 +123,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def at(stage: Stage, number: int) -> Request:
+def at(stage: str, number: int) -> Request:
     return replace(request(number), stage=stage)
 
 
@@ -131,13 +131,13 @@ class Rooms:
     """So many places for each stage's retries; a place is free again when its request has ended."""
 
     def __init__(self, **places: int) -> None:
-        self.places = {Stage(stage): count for stage, count in places.items()}
+        self.places = {stage: count for stage, count in places.items()}
         self.taken: list[int] = []
 
     def reserve(self, request: Request) -> bool:
-        if not self.places[request.stage]:
+        if not self.places[request.step]:
             return False
-        self.places[request.stage] -= 1
+        self.places[request.step] -= 1
         self.taken.append(request.number)
         return True
 

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 from fastgen.engine.backend import Backend
 from fastgen.engine.rate_limits import RateLimits
 from fastgen.errors import BackendUnavailable, PromptTooLong, RequestRejected, TransientError
-from fastgen.types import Answer, Completion, Failure, Request, Stage
+from fastgen.types import Answer, Completion, Failure, Request
 
 log = logging.getLogger(__name__)
 BEAT_S: Final = 1.0
@@ -110,7 +110,7 @@ class RequestExecutor:
         ready: Callable[[], None],
         rates: RateLimits | None = None,
         capacity: Capacity | None = None,
-        observe: Callable[[Stage, float], None] | None = None,
+        observe: Callable[[str, float], None] | None = None,
     ) -> None:
         self.is_draining = False
         self.asked_for_nothing = False
@@ -125,7 +125,7 @@ class RequestExecutor:
         self._rates_timer: asyncio.TimerHandle | None = None
         self._capacity = capacity
         self._observe = observe
-        self._closed: set[Stage] = set()
+        self._closed: set[str] = set()
         self._asked: dict[int, Request] = {}  # in flight, by number
 
     @property
@@ -133,7 +133,7 @@ class RequestExecutor:
         """Whether requests wait here that will be ready without another answer."""
         return self.retries.waiting > 0 or self._rates_timer is not None
 
-    def stop_asking(self, stages: Collection[Stage]) -> None:
+    def stop_asking(self, stages: Collection[str]) -> None:
         """Take no more requests of these stages from the source."""
         self._closed.update(stages)
 
@@ -179,7 +179,7 @@ class RequestExecutor:
             now_s = time.monotonic()
             self._outage.saw_answer(now_s)
             if self._observe is not None:
-                self._observe(request.stage, now_s - started_s)
+                self._observe(request.step, now_s - started_s)
             self._forget(request)
             for choice, completion in enumerate(completions):
                 await self._answers.put(Answer(request, choice, completion))
@@ -204,7 +204,7 @@ class RequestExecutor:
 
     def _take_new(self) -> Request | None:
         request = self._source.next()
-        if request is not None and request.stage in self._closed:
+        if request is not None and request.step in self._closed:
             self._source.give_back(request)
             request = None
         self.asked_for_nothing = request is None
@@ -288,7 +288,7 @@ class Retries:
         self._on_ready = ready
         self._attempts: dict[int, _Attempts] = {}  # by request number, as the next one
         self._backing_off: dict[int, tuple[Request, asyncio.TimerHandle]] = {}
-        self._ready: dict[Stage, deque[tuple[int, Request]]] = {}  # with the place in the order; never empty ones
+        self._ready: dict[str, deque[tuple[int, Request]]] = {}  # with the place in the order; never empty ones
         self._arrivals = 0
 
     @property
@@ -332,7 +332,7 @@ class Retries:
     def add(self, request: Request) -> None:
         """Ask a request again as soon as there is a slot and capacity."""
         self._arrivals += 1
-        self._ready.setdefault(request.stage, deque()).append((self._arrivals, request))
+        self._ready.setdefault(request.step, deque()).append((self._arrivals, request))
 
     def take(self, reserve: Callable[[Request], bool]) -> Request | None:
         """The request that has been ready longest of those for which capacity could be reserved."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from fastgen.engine.backend import Backend
 from fastgen.engine.rate_limits import RateLimits
 from fastgen.engine.requests import BEAT_S, AnswerQueue, Capacity, Limits, OutageWatch, RequestExecutor, Source
-from fastgen.types import Answer, Request, Stage
+from fastgen.types import Answer, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Scheduler:
         jitter: random.Random,
         rates: RateLimits | None = None,
         capacity: Capacity | None = None,
-        observe: Callable[[Stage, float], None] | None = None,
+        observe: Callable[[str, float], None] | None = None,
     ) -> None:
         self._limits = limits
         self._outage = OutageWatch(limits.outage_timeout_s, limits.alive_s)
@@ -107,7 +107,7 @@ class Scheduler:
         if self._concurrency > before and self._is_running:
             self._fill()
 
-    def stop_asking(self, stages: Collection[Stage]) -> None:
+    def stop_asking(self, stages: Collection[str]) -> None:
         """Begin no more requests of these stages; `answers` ends when those that are on their way are finished.
 
         Retries are still carried out, and so are requests of other stages that the source gives.

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from fastgen.methods.base import Commit, InstructionOutcome
+from fastgen.methods.base import Commit, Created
 from fastgen.methods.self_instruct.admission import SIMILAR
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import Rules
@@ -156,7 +156,7 @@ def _share(kept: int, rejected: int, seeds: int, budget: int) -> float:
 
 def _decisions(commit: Commit, rules: Rules) -> Iterator[tuple[str, bool]]:
     """(text, whether it was kept) of what the similarity filter decided about a completion, in order."""
-    if isinstance(commit.outcome, InstructionOutcome):
+    if isinstance(commit.outcome, Created):
         spans = [(kept.span, True) for kept in commit.outcome.kept]
         spans += [(rejection.span, False) for rejection in commit.outcome.rejected if rejection.rule == SIMILAR]
         for span, kept in sorted(spans):

@@ -37,7 +37,7 @@ from fastgen.store.job_folder import JobFolder, check_configuration
 from fastgen.store.log import TornTail, read_log
 from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
 from fastgen.text import AnswerKind, unread_kind
-from fastgen.types import Answer, Failure, Message, Request, Sampling, Stage, token_count
+from fastgen.types import Answer, Failure, Message, Request, Sampling, str, token_count
 
 T = TypeVar("T")
 _LOG_NAME = "answers"
@@ -199,7 +199,7 @@ class BatchSession:
         question = self._more.popleft() if self._more else next(self._questions, None)
         if question is None:
             return None
-        return Request(question.number, Stage.QUESTION, question.prompt, question.sampling)
+        return Request(question.number, "question", question.prompt, question.sampling)
 
     def give_back(self, request: Request) -> None:
         """Does nothing: the next session asks the question."""

@@ -13,12 +13,11 @@ from fastgen.engine.health import READ, Raw, Step, StepHealth
 from fastgen.methods.base import Commit
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
-from fastgen.types import Stage
 
 _LEAST_LIMIT: Final = 32
 
 
-def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
+def steps_of_run(*, max_fruitless: int, api: str) -> dict[str, Step]:
     """The steps of a run in order.
 
     ``max_fruitless`` (``--max-fruitless``) instruction completions in a row may bring nothing new. The limit for
@@ -26,22 +25,22 @@ def steps_of_run(*, max_fruitless: int, api: str) -> dict[Stage, Step]:
     """
     quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
     flags = {
-        Stage.INSTRUCTION: "--instruction.max-tokens",
-        Stage.CLASSIFICATION: "--classification.max-tokens",
-        Stage.INSTANCE: "--instance-input-first.max-tokens and --instance-output-first.max-tokens",
+        "instruction": "--instruction.max-tokens",
+        "classification": "--classification.max-tokens",
+        "instance": "--instance-input-first.max-tokens and --instance-output-first.max-tokens",
     }
     return {
         stage: Step(
             name=stage.value,
-            limit=max_fruitless if stage is Stage.INSTRUCTION else quarter,
+            limit=max_fruitless if stage == "instruction" else quarter,
             unread_limit=quarter,
-            rejects_are_normal=stage is Stage.INSTRUCTION,
+            rejects_are_normal=stage == "instruction",
             api=api,
             tokens_flag=tokens_flag,
             others="another --model or other --prompts",
             seeds=(
                 "more seed tasks (--seed-tasks) or another --model; 'fastgen status' lists the rules that rejected them"
-                if stage is Stage.INSTRUCTION
+                if stage == "instruction"
                 else "another --model or other --prompts"
             ),
             anew=" (in a new run)",
@@ -59,14 +58,14 @@ class RunHealth:
 
     def __init__(
         self,
-        steps: Mapping[Stage, Step],
-        begin_nothing_new: Callable[[Collection[Stage]], None],
+        steps: Mapping[str, Step],
+        begin_nothing_new: Callable[[Collection[str]], None],
         say: Callable[[str], None],
     ) -> None:
         self._steps = {stage: StepHealth(step) for stage, step in steps.items()}
         self._begin_nothing_new = begin_nothing_new
         self._say = say
-        self._over: set[Stage] = set()
+        self._over: set[str] = set()
         self.ended_by: str | None = None
         """Why the run ended, if a step ended it: step, share, one answer and the remedy in one line."""
 
@@ -76,7 +75,7 @@ class RunHealth:
             completion, raw = commit.completion, READ
             if kind is not AnswerKind.READ:
                 raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
-            self._steps[commit.stage].see(kind, raw)
+            self._steps[commit.step].see(kind, raw)
 
     def warn(self, *, at_the_end: bool = False) -> None:
         """Say each step's warning, if it has one."""

@@ -21,7 +21,7 @@ from fastgen.errors import InputError, RunFolderError
 from fastgen.generate.health import RunHealth, steps_of_run
 from fastgen.generate.inputs import filter_of_forbidden
 from fastgen.generate.options import RefilterOptions
-from fastgen.methods.base import Commit, InstructionOutcome
+from fastgen.methods.base import Commit, Created
 from fastgen.methods.self_instruct.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts, read_prompt_files
 from fastgen.methods.self_instruct.rules import Method
@@ -136,7 +136,7 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
         (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a separate request
         new = judged._replace(choice=old.choice)
         plan.apply(new)
-        if isinstance(old.outcome, InstructionOutcome) and isinstance(new.outcome, InstructionOutcome):
+        if isinstance(old.outcome, Created) and isinstance(new.outcome, Created):
             places = {kept.span: kept.number for kept in new.outcome.kept}
             new_by_old |= {kept.number: places[kept.span] for kept in old.outcome.kept if kept.span in places}
         yield new
@@ -159,7 +159,7 @@ def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int]) -> Request 
     shown = old.demonstrations_shown
     return Request(
         old.request,
-        old.stage,
+        old.step,
         "",
         _UNUSED_SAMPLING,
         () if subject is None else (subject,),

@@ -27,7 +27,6 @@ from fastgen.servers.openai import OpenAIBackend
 from fastgen.servers.router import Router
 from fastgen.servers.spec import Layout
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Stage
 
 START_CONCURRENCY = 64  # for each server of the user's: a second from a full batch on a GPU, soon drained on a CPU
 _SHARE_OF_FILES: Final = 0.75
@@ -113,12 +112,12 @@ async def serve(
         say = report if fleet is None else lambda _: None  # the fleet itself reports on its servers
         main, model, absent = await _connect(options, "", urls, key, model, say)
         names = {"model": model}
-        by_stage: dict[Stage, list[OpenAIBackend]] = {}
+        by_stage: dict[str, list[OpenAIBackend]] = {}
         for stage in STAGES_WITH_SERVERS:
             own_urls, own_model = server.of_stage(stage).base_url, models.get(f"{stage}_model")
             if own_urls or own_model not in (None, model):
                 own_key = keys.by_stage.get(stage) if own_urls else key
-                by_stage[Stage(stage)], names[f"{stage}_model"], also_absent = await _connect(
+                by_stage[stage], names[f"{stage}_model"], also_absent = await _connect(
                     options, f"{stage}-", own_urls or urls, own_key, own_model, report
                 )
                 absent += also_absent

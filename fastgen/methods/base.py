@@ -1,4 +1,13 @@
-"""What a method makes of answers: outcomes, and the commit that records one of them.
+"""What a method is, what a step makes of an answer, and the commit that records it.
+
+A `Method` is a declaration: how new instructions are asked for (`Creation`), and what is then asked about each of them
+(`Step`, in order). It is pure. `fastgen.methods.plan` carries it out, and everything else (log, resume, figures,
+exports) handles commits of any method.
+
+**A subject's way.** A creation proposes instructions. Those that pass the rules and the similarity filter join the pool
+and become subjects. Each subject passes the steps one after another. It is *complete* when it has passed the last one.
+It ends early when a step rejects it or brings nothing: complete as well if it has an answer already (a conversation
+that ends sooner), else *empty*.
 
 A `Commit` is one judged choice of one completion (or one failed request) and becomes one log line. It carries the raw
 completion and, as spans of it, everything that was decided about it. Replaying commits therefore rebuilds a run's state
@@ -9,22 +18,35 @@ form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
-from fastgen.types import Completion, Failure, Neighbour, Span, Stage
+from fastgen.methods.chat_template import ChatTemplate
+from fastgen.types import Completion, Failure, Message, Neighbour, Request, Sampling, SeedTask, Span
+
+Prompt = str | tuple[Message, ...]
+"""A text for ``/v1/completions`` or messages for ``/v1/chat/completions``."""
+Drawn = Mapping[str, str]
+"""What a request drew by name, such as a topic or an operation. Recorded in the log and in the provenance."""
+
+
+# -- outcomes ----------------------------------------------------------------------------------------------------------
 
 
 class Kept(NamedTuple):
     """A kept instruction: the span of its text, its machine number, and its nearest neighbours.
 
-    ``nearest_checked`` are the most similar texts among those that the similarity filter compared it with.
+    ``nearest_checked`` are the most similar texts among those that the similarity filter compared it with. ``input`` is
+    the span of an input that the same completion gave it.
     """
 
     span: Span
     number: int
     nearest_seed: Neighbour | None
     nearest_checked: tuple[Neighbour, ...]
+    input: Span | None = None
 
 
 class Rejection(NamedTuple):
@@ -36,7 +58,7 @@ class Rejection(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class InstructionOutcome:
+class Created:
     """The instructions of a completion."""
 
     kept: tuple[Kept, ...]
@@ -44,48 +66,296 @@ class InstructionOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassificationOutcome:
-    """Whether the subject is a classification task.
+class Labelled:
+    """The subject has a label: whether it is a classification task, a score, a verdict.
 
-    ``unread`` says why an answer is neither a yes nor a no. Such an answer counts as a no.
+    ``unread`` says why an answer is none of the expected ones, where the step gives the subject a default label.
     """
 
-    is_classification: bool
+    value: bool | int | str
     unread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceOutcome:
-    """Instances as (input span, output span), and the rules that rejected others.
+class Answered:
+    """The subject has answers, as (input span, output span), and the rules that rejected others.
 
-    A subject without an instance is finished as empty.
+    An input span of (0, 0) means the input that the subject was created with, if any. Without an answer the subject
+    ends here.
     """
 
     instances: tuple[tuple[Span, Span], ...]
-    rejected: tuple[str, ...]
+    rejected: tuple[str, ...] = ()
 
 
-Outcome = InstructionOutcome | ClassificationOutcome | InstanceOutcome | Failure
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The user's next message of the subject's conversation. The next step answers it."""
+
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The subject ends here: a rule rejects it, perhaps after the step gave it a label."""
+
+    rule: str
+    value: bool | int | str | None = None
+
+
+StepOutcome = Labelled | Answered | Continued | Rejected
+"""What `Step.read` may return."""
+Outcome = Created | StepOutcome | Failure
+"""What a commit may record."""
+
+Ended = Literal["complete", "empty", ""]
+"""How a subject ends with a commit. Empty while it does not."""
+
+
+def ends_by(outcome: Outcome) -> Ended:
+    """How a subject ends after its last step. Commits of earlier steps and of conversations may differ."""
+    match outcome:
+        case Answered(instances):
+            return "complete" if instances else "empty"
+        case Rejected():
+            return "empty"
+        case Failure(_, _, settles):
+            return "empty" if settles else ""
+        case _:
+            return ""
 
 
 class Commit(NamedTuple):
     """One judged choice of one completion, or one failed request.
 
-    ``subject`` is the machine instruction number that a downstream stage worked on. ``shown`` is how many
-    demonstrations the prompt had where ``demonstrations`` does not list all of them.
+    ``step`` is the name of the creation or step. ``subject`` is the machine instruction number that a step after the
+    creation worked on. ``shown`` is how many demonstrations the prompt had where ``demonstrations`` does not list all
+    of them. ``ended`` is how the subject ended with this commit.
     """
 
     request: int
     choice: int
-    stage: Stage
+    step: str
     subject: int | None
     demonstrations: tuple[int, ...]
     completion: Completion
     outcome: Outcome
     time_s: float
     shown: int | None = None
+    drawn: Drawn | None = None
+    ended: Ended = ""
 
     @property
     def demonstrations_shown(self) -> int:
         """How many demonstrations the prompt had."""
         return len(self.demonstrations) if self.shown is None else self.shown
+
+
+# -- declarations ------------------------------------------------------------------------------------------------------
+
+
+class Pool(Protocol):
+    """The texts that a creation may draw from: the method's seeds, then the kept instructions (see `fastgen.types`)."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are. Their indexes come first."""
+
+    @property
+    def kept(self) -> int:
+        """How many instructions were kept so far."""
+
+    def text(self, index: int) -> str:
+        """The instruction at a pool index."""
+
+    def depth(self, index: int) -> int:
+        """How many creations lead to it from a seed: 0 for a seed, 1 for what was made from one (at most 255)."""
+
+
+class Draw:
+    """The random choices of one creating request, keyed by the run's seed and the request's number.
+
+    ``demonstrations(count, machine)`` draws pool indexes by the run's policy (``--demonstrations``): ``machine`` of the
+    kept instructions (fewer while there are not as many), seeds for the rest.
+    """
+
+    def __init__(
+        self, number: int, run_seed: int, pool: Pool, demonstrations: Callable[[int, int], tuple[int, ...]]
+    ) -> None:
+        self.number = number
+        self.pool = pool
+        self.demonstrations = demonstrations
+        self._run_seed = run_seed
+
+    def random(self, name: str) -> random.Random:
+        """A generator for one kind of choice. Choices of different names do not depend on each other."""
+        return random.Random(f"{self._run_seed}/{self.number}/{name}")
+
+
+class Turn(NamedTuple):
+    """One question of the user and the model's answer."""
+
+    user: str
+    assistant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A kept instruction on its way through the steps.
+
+    ``sources`` are the pool indexes (or document numbers) that its creation used, ``drawn`` what that drew. ``label`` is
+    that of the last labelling step, ``turns`` are the conversation's finished turns, and ``message`` is the user's next
+    message where a step has continued the conversation.
+    """
+
+    number: int
+    text: str
+    input: str = ""
+    label: bool | int | str | None = None
+    turns: tuple[Turn, ...] = ()
+    message: str = ""
+    sources: tuple[int, ...] = ()
+    drawn: Drawn = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The instruction with its input below it."""
+        return f"{self.text}\n\n{self.input}" if self.input else self.text
+
+
+class Ask(NamedTuple):
+    """A request to make.
+
+    ``sampling`` replaces the step's. A creation states in ``demonstrations`` the pool indexes that the prompt shows (or
+    the number of its document), and in ``drawn`` what else it drew.
+    """
+
+    prompt: Prompt
+    demonstrations: tuple[int, ...] = ()
+    drawn: Drawn | None = None
+    sampling: Sampling | None = None
+
+
+class Item(NamedTuple):
+    """An instruction that a creation proposes.
+
+    ``span`` is where the completion has it, and ``text`` is what ``Method.item_text`` makes of that. ``rule`` rejects
+    it before it is compared with other texts. ``input`` is the span of its input.
+    """
+
+    span: Span
+    text: str
+    rule: str | None = None
+    input: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """The first step: asks for new instructions.
+
+    ``read`` may use ``demonstrations``, ``drawn`` and ``first_number`` of the request. In a refilter its prompt is
+    empty. ``shrink`` gives a shorter prompt from fewer demonstrations where a prompt is too long for the model.
+    """
+
+    name: str
+    """Lower-case letters, digits and underscores. Names the step in the log, in figures and in flags."""
+    sampling: Sampling
+    ask: Callable[[Draw], Ask | None]
+    """What to ask, or ``None`` if nothing is left to ask for (such as the end of the documents)."""
+    read: Callable[[Completion, Request], Sequence[Item]]
+    shrink: Callable[[Sequence[int]], Prompt] | None = None
+    samples: int = 1
+    """Completions of each prompt. Fewer are asked for near the target."""
+    shows_pool: bool = False
+    """Prompts show kept instructions, so that no more requests are sent at once than the pool can feed."""
+    expected: float = 1.0
+    """Instructions that a completion is expected to bring, until that is known."""
+    role: str = ""
+    """The servers that are asked (``--role``). Default: the step's name."""
+    tokens_flag: str = ""
+    """The flag that sets its most tokens, for messages. Default: made from the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is asked about each subject, and what the answer means.
+
+    ``read`` must not raise. It returns `Labelled`, `Answered`, `Continued` or `Rejected`.
+    """
+
+    name: str
+    sampling: Sampling
+    ask: Callable[[Subject], Ask]
+    read: Callable[[Completion, Subject], StepOutcome]
+    is_batched: bool = False
+    """Several subjects may share a request. For short answers to completion prompts only."""
+    role: str = ""
+    tokens_flag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way of making data: one creation and at least one step. See the module's docstring.
+
+    ``check`` gives the rule that rejects an instruction's text, if any. ``item_text(raw, span)`` is the text of the
+    instruction at a span of a raw completion, also when a finished run is read. ``documents`` are texts that are
+    outputs themselves: a completed subject without an answer has the document of its first source as its output.
+    """
+
+    name: str
+    creation: Creation
+    steps: tuple[Step, ...]
+    seeds: Sequence[SeedTask] = ()
+    check: Callable[[str], str | None] = lambda _: None
+    item_text: Callable[[str, Span], str] = lambda raw, span: raw[span[0] : span[1]].strip()
+    documents: Sequence[str] = ()
+    seed: int = 0
+    """Keys every request's random draws, together with its number."""
+    demonstrations: Literal["uniform", "least-used", "diverse"] = "uniform"
+    shown_seeds: Sequence[int] | None = None
+    """Indexes of the seeds that prompts may show. Default: all."""
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The names of all steps, the creation first."""
+        return (self.creation.name, *(step.name for step in self.steps))
+
+
+# -- what a method is built from ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Topics and personas (``--topics``, ``--personas``), one of each per creating request."""
+
+    topics: Sequence[str] = ()
+    personas: Sequence[str] = ()
+
+    def draw(self, draw: Draw) -> dict[str, str]:
+        """The request's ``topic`` and ``persona``, where there are any. Belongs into `Ask.drawn`."""
+        named = {"topic": self.topics, "persona": self.personas}
+        return {name: draw.random(name).choice(texts) for name, texts in named.items() if texts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a run gives to the function that builds its method: ``build(setup) -> Method``.
+
+    The same setup must give the same method, because a resume and a refilter build it again. ``options`` are the values
+    of the method's own options (``--turns``, ``--method-option NAME=VALUE``). ``template`` is the chat template of the
+    model that the creation asks, where the server told it. A refilter has none, asks nothing and only reads.
+    """
+
+    api: Literal["completions", "chat"] = "completions"
+    seed: int = 0
+    seeds: Sequence[SeedTask] = ()
+    check: Callable[[str], str | None] = lambda _: None
+    """The rule of the run's filter that rejects an instruction (``--min-words`` and the like), if any."""
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
+    """By step, where the user or the model's preset sets it."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    context: Context = field(default_factory=Context)
+    documents: Sequence[str] = ()
+    template: ChatTemplate | None = None
+    samples: int = 1
+    """``--samples-per-prompt``."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
 
-from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Commit, Answered, Created
 from fastgen.methods.self_instruct.rules import Rules
 from fastgen.report.options import ReportOptions
 from fastgen.store.ledger import Ledger
@@ -259,7 +259,7 @@ class RunFigures:
         self.ledger.apply(commit)
         bin_ = self.timeline.at(commit.time_s)
         bin_.generated_tokens += commit.completion.completion_tokens
-        if isinstance(commit.outcome, InstructionOutcome):
+        if isinstance(commit.outcome, Created):
             bin_.kept += len(commit.outcome.kept)
             bin_.rejected += len(commit.outcome.rejected)
             for kept in commit.outcome.kept:
@@ -268,7 +268,7 @@ class RunFigures:
                 self.nearest_any.add(max([to_seed, *(score for _, score in kept.nearest_checked)]))
             for rejected in rejected_instructions((commit,), self._rules):
                 self._add_rejected(rejected)
-        elif isinstance(commit.outcome, InstanceOutcome):
+        elif isinstance(commit.outcome, Answered):
             bin_.complete += bool(commit.outcome.instances)
 
     def _add_rejected(self, rejected: RejectedInstruction) -> None:

@@ -21,7 +21,7 @@ from typing import Final
 from markupsafe import Markup
 
 from fastgen.errors import InputError
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Labelled, Commit, Answered, Created
 from fastgen.report import sections
 from fastgen.report.charts import short
 from fastgen.report.figures import RunFigures
@@ -131,14 +131,14 @@ class Follower:
         assert self.figures is not None  # noqa: S101
         self.figures.add_commit(commit)
         match commit.outcome:
-            case InstructionOutcome(kept, _):
+            case Created(kept, _):
                 for one in kept:
-                    self._pending[one.number] = [commit._replace(outcome=InstructionOutcome((one,), ()))]
-            case ClassificationOutcome():
+                    self._pending[one.number] = [commit._replace(outcome=Created((one,), ()))]
+            case Labelled():
                 if commit.subject in self._pending:
                     self._pending[commit.subject].append(commit)
-            case InstanceOutcome() | Failure():
-                settles = isinstance(commit.outcome, InstanceOutcome) or commit.outcome.settles
+            case Answered() | Failure():
+                settles = isinstance(commit.outcome, Answered) or commit.outcome.settles
                 if settles and commit.subject in self._pending:
                     commits = [*self._pending.pop(commit.subject), commit]
                     for finished in finished_instructions(commits, self._run.rules):

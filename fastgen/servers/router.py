@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Protocol
 from fastgen.engine.backend import BackendStatistics
 from fastgen.engine.requests import Source
 from fastgen.errors import BackendUnavailable, FastgenError, InputError, RequestRejected, StoppedError, TransientError
-from fastgen.types import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -150,7 +149,7 @@ class Router:
     def __init__(
         self,
         main: Sequence[OpenAIBackend],
-        by_stage: Mapping[Stage, Sequence[OpenAIBackend]] | None = None,
+        by_stage: Mapping[str, Sequence[OpenAIBackend]] | None = None,
         *,
         first_probe_s: float = FIRST_PROBE_S,
         check_every_s: float = CHECK_EVERY_S,
@@ -197,7 +196,7 @@ class Router:
 
         :raises StoppedError: the last endpoint that worked refuses now, and the user must fix that.
         """
-        group = self._by_stage.get(request.stage, self._main)
+        group = self._by_stage.get(request.step, self._main)
         group.expected.pop(request.number, None)
         if self._failure is not None:
             raise self._failure
@@ -307,7 +306,7 @@ class Router:
             member.limit = max(1, limit)
             member.group.fits += limit
 
-    def full_stages(self) -> frozenset[Stage]:
+    def full_stages(self) -> frozenset[str]:
         """The stages whose servers take nothing new now. None where all stages share their servers."""
         if not self._by_stage:
             return frozenset()
@@ -320,17 +319,17 @@ class Router:
 
     def expect(self, request: Request) -> None:
         """Count a request that will be asked soon. Until then it takes room as one in flight does."""
-        self._by_stage.get(request.stage, self._main).expected[request.number] = request.sequences
+        self._by_stage.get(request.step, self._main).expected[request.number] = request.sequences
 
     def no_longer_expect(self, request: Request) -> None:
         """Forget a request that will not be asked. No effect where it was."""
-        group = self._by_stage.get(request.stage, self._main)
+        group = self._by_stage.get(request.step, self._main)
         group.expected.pop(request.number, None)
         group.pausing.pop(request.number, None)
 
     def reserve(self, request: Request) -> bool:
         """Expect a retry, if its servers have room. See `fastgen.engine.requests.Capacity`."""
-        group = self._by_stage.get(request.stage, self._main)
+        group = self._by_stage.get(request.step, self._main)
         if group.is_full():
             return False
         group.pausing.pop(request.number, None)
@@ -339,7 +338,7 @@ class Router:
 
     def backs_off(self, request: Request) -> None:
         """A request failed and waits for another attempt. See `fastgen.engine.requests.Capacity`."""
-        self._by_stage.get(request.stage, self._main).pausing[request.number] = request.sequences
+        self._by_stage.get(request.step, self._main).pausing[request.number] = request.sequences
 
     # -- standing ------------------------------------------------------------------------------------------------------
 
@@ -486,7 +485,7 @@ async def _first_answers(waits: Sequence[asyncio.Task[tuple[str, ...]]]) -> list
 class StageSource(Source, Protocol):
     """A scheduler's source that can leave stages out."""
 
-    def next(self, without: Collection[Stage] = ()) -> Request | None:
+    def next(self, without: Collection[str] = ()) -> Request | None:
         """The next request of a stage that is not in ``without``."""
 
 

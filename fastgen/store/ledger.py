@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Labelled, Commit, Answered, Created
 from fastgen.text import AnswerKind, unread_kind
-from fastgen.types import MOST_TOKENS, Failure, Stage
+from fastgen.types import MOST_TOKENS, Failure
 
 _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
 """Rules of the parsers for answers in which there was nothing to judge."""
@@ -24,11 +24,11 @@ def answer_kind(commit: Commit) -> AnswerKind | None:
     """The kind of a commit's answer, or ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
     match commit.outcome:
-        case InstructionOutcome(kept, rejections):
+        case Created(kept, rejections):
             return AnswerKind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
-        case InstanceOutcome(instances, rules):
+        case Answered(instances, rules):
             return AnswerKind.READ if instances else _kind(rules, text, finish_reason)
-        case ClassificationOutcome(is_classification, unread):
+        case Labelled(is_classification, unread):
             if is_classification:
                 return AnswerKind.READ
             found = unread_kind(text, finish_reason)
@@ -70,7 +70,7 @@ class Ledger:
 
     def apply(self, commit: Commit) -> None:
         """Count one commit."""
-        stage = commit.stage.value
+        stage = commit.step
         self.started_s = self.started_s or commit.time_s
         self.last_s = commit.time_s
         self.prompt_tokens[stage] += commit.completion.prompt_tokens
@@ -82,16 +82,16 @@ class Ledger:
         self.completions[stage] += 1
         if (kind := answer_kind(commit)) is not None:
             self.answers[stage + "." + kind] += 1
-        if commit.stage is Stage.INSTRUCTION:
+        if commit.step == "instruction":
             # A rebuilt run may lack machine demonstrations that the prompt had. `shown` is set there.
             self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
         match commit.outcome:
-            case InstructionOutcome(kept, rejected):
+            case Created(kept, rejected):
                 self.kept += len(kept)
                 self.rejected.update(rejection.rule for rejection in rejected)
-            case ClassificationOutcome(is_classification):
+            case Labelled(is_classification):
                 self.classification_tasks += is_classification
-            case InstanceOutcome(instances, rules):
+            case Answered(instances, rules):
                 self.complete += len(instances) > 0
                 self.empty += len(instances) == 0
                 self.instances += len(instances)
@@ -116,7 +116,7 @@ class Ledger:
     @property
     def seed_only_share(self) -> float:
         """Share of the instruction completions whose prompt showed no machine-generated instruction, 0..1."""
-        asked = self.completions[Stage.INSTRUCTION.value]
+        asked = self.completions["instruction"]
         return self.seed_only / asked if asked else 0.0
 
     @property

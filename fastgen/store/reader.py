@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.errors import RunFolderError
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
@@ -108,13 +108,13 @@ def finished_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[F
     for commit in commits:
         text = commit.completion.text
         match commit.outcome:
-            case InstructionOutcome(kept, _):
+            case Created(kept, _):
                 for k in kept:
                     item = item_text(text, k.span, rules)
                     pending[k.number] = _Unfinished(k, item, commit.request, commit.demonstrations)
-            case ClassificationOutcome(is_classification):
+            case Labelled(is_classification):
                 pending[_subject(commit)].is_classification = is_classification
-            case InstanceOutcome(spans):
+            case Answered(spans):
                 instances = tuple(Instance(text[a:b], text[c:d]) for (a, b), (c, d) in spans)
                 yield pending.pop(_subject(commit)).finish(instances)
             case Failure(_, _, settles):
@@ -125,7 +125,7 @@ def finished_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[F
 def rejected_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[RejectedInstruction]:
     """Every rejected instruction, in log order."""
     for commit in commits:
-        if isinstance(commit.outcome, InstructionOutcome):
+        if isinstance(commit.outcome, Created):
             for rejection in commit.outcome.rejected:
                 text = item_text(commit.completion.text, rejection.span, rules)
                 yield RejectedInstruction(text, rejection.rule, rejection.neighbour, commit.request)
@@ -138,5 +138,5 @@ def pool_id(index: int, seeds: Sequence[SeedTask]) -> str:
 
 def _subject(commit: Commit) -> int:
     if commit.subject is None:
-        raise ValueError(f"request {commit.request}: a {commit.stage} commit without a subject")
+        raise ValueError(f"request {commit.request}: a {commit.step} commit without a subject")
     return commit.subject

@@ -25,15 +25,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastgen.methods.base import (
-    ClassificationOutcome,
+    Labelled,
     Commit,
-    InstanceOutcome,
-    InstructionOutcome,
+    Answered,
+    Created,
     Kept,
     Outcome,
     Rejection,
 )
-from fastgen.types import Completion, Failure, Stage, token_count
+from fastgen.types import Completion, Failure, str, token_count
 
 _STAGES = {stage.value: stage for stage in Stage}  # several times faster than calling the enumeration
 SCORE_DIGITS = 3  # of ROUGE-L values in the log; decisions are made on exact values
@@ -44,7 +44,7 @@ def encode(commit: Commit) -> dict[str, Any]:
     line: dict[str, Any] = {
         "req": commit.request,
         "choice": commit.choice,
-        "stage": commit.stage.value,
+        "stage": commit.step,
         "t": round(commit.time_s, 2),
     }
     if commit.subject is not None:
@@ -62,16 +62,16 @@ def encode(commit: Commit) -> dict[str, Any]:
 
 def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
     match outcome:
-        case InstructionOutcome(kept, rejected):
+        case Created(kept, rejected):
             return {
                 "first": kept[0].number if kept else None,
                 "kept": [_encode_kept(k) for k in kept],
                 "rejected": [_encode_rejection(r) for r in rejected],
             }
-        case ClassificationOutcome(is_classification, unread):
+        case Labelled(is_classification, unread):
             line = {"is_classification": is_classification}
             return line if unread is None else line | {"unread": unread}
-        case InstanceOutcome(instances, rules):
+        case Answered(instances, rules):
             return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
         case Failure(kind, detail, settles):
             return {"failed": kind, "detail": detail, "settles": settles}
@@ -114,11 +114,11 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
         return Failure(line["failed"], line["detail"], line["settles"])
     if "kept" in line:
         kept = tuple(_decode_kept(line["first"] + i, k) for i, k in enumerate(line["kept"]))
-        return InstructionOutcome(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
+        return Created(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
     if "instances" in line:
         instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
-        return InstanceOutcome(instances, tuple(line["rejected"]))
-    return ClassificationOutcome(line["is_classification"], line.get("unread"))
+        return Answered(instances, tuple(line["rejected"]))
+    return Labelled(line["is_classification"], line.get("unread"))
 
 
 def _decode_kept(number: int, values: list[Any]) -> Kept:

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.figures import DECAYED
-from fastgen.types import Stage
 
 _STEPS: Final = 50  # the window moves in steps of a fiftieth
 LEVERS: Final = (
@@ -48,7 +47,7 @@ class YieldWatch:
         window: int,
         stop_below: float,
         say: Callable[[str], None],
-        stop_asking: Callable[[Collection[Stage]], None],
+        stop_asking: Callable[[Collection[str]], None],
     ) -> None:
         self.ended_by: str | None = None
         """Why the yield ended the run, once it did."""
@@ -71,7 +70,7 @@ class YieldWatch:
         if self.ended_by is None and (reason := self._stop_reason()) is not None:
             self.ended_by = reason
             self._say(f"{reason}; no new requests are sent, and those in progress are finished")
-            self._stop_asking((Stage.INSTRUCTION,))
+            self._stop_asking(("instruction",))
 
     @property
     def is_full(self) -> bool:

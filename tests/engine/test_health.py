@@ -14,7 +14,7 @@ import pytest
 
 from fastgen.engine.health import FIRST, QUESTION_LIMIT, Raw, Step, StepHealth
 from fastgen.generate.health import steps_of_run
-from fastgen.methods.base import ClassificationOutcome, Commit
+from fastgen.methods.base import Labelled, Commit
 from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer, in_a_thread
@@ -23,7 +23,7 @@ from fastgen.store.records import decode, encode
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Limit, Sample, ServerSample, limit_of
 from fastgen.text import AnswerKind, quoted, unread_kind
-from fastgen.types import Completion, Stage
+from fastgen.types import Completion
 from tests.command_help import Said, fastgen
 from tests.evaluation_help import call as evaluate
 from tests.evaluation_help import served, superni
@@ -39,11 +39,11 @@ def stage_of(prompt: str) -> Stage:
     """Which step a prompt belongs to, by what the writer makes of it."""
     said = GOOD(prompt)
     if said in (" Yes", " No"):
-        return Stage.CLASSIFICATION
-    return Stage.INSTANCE if "Output:" in said or "Class label:" in said else Stage.INSTRUCTION
+        return "classification"
+    return "instance" if "Output:" in said or "Class label:" in said else "instruction"
 
 
-def but_at(stage: Stage, said: str | None) -> Write:
+def but_at(stage: str, said: str | None) -> Write:
     """A model that is good at everything but one step, where it always says the same."""
     return lambda prompt, choice: said if stage_of(prompt) is stage else GOOD(prompt, choice)
 
@@ -73,7 +73,7 @@ def warnings(said: Said) -> list[str]:
 
 
 def test_instance_answers_that_never_parse_stop_the_run_with_a_sample_and_a_remedy(tmp_path: Path) -> None:
-    with in_a_thread(FaultServer(write=but_at(Stage.INSTANCE, CHAT_ABOUT_THE_WEATHER))) as server:
+    with in_a_thread(FaultServer(write=but_at("instance", CHAT_ABOUT_THE_WEATHER))) as server:
         said = generate(tmp_path / "run", server, 1000)
     assert said.code == 3, said.err
     (warning,) = warnings(said)
@@ -87,8 +87,8 @@ def test_instance_answers_that_never_parse_stop_the_run_with_a_sample_and_a_reme
     assert fastgen("status", "--run-dir", tmp_path / "run").out.count("instance         unreadable") == 1
 
 
-@pytest.mark.parametrize("stage", [Stage.INSTRUCTION, Stage.CLASSIFICATION, Stage.INSTANCE])
-def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize("stage", ["instruction", "classification", "instance"])
+def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: Path, stage: str) -> None:
     with in_a_thread(FaultServer(write=but_at(stage, None))) as server:
         said = generate(tmp_path / "run", server, 1000, "--api", "chat")
     assert said.code == 3, said.err
@@ -102,20 +102,20 @@ def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: 
 
 def test_an_unread_classification_answer_counts_as_a_no_and_is_marked_and_reported(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with in_a_thread(FaultServer(write=but_at(Stage.CLASSIFICATION, None))) as server:
+    with in_a_thread(FaultServer(write=but_at("classification", None))) as server:
         said = generate(run, server, 3, "--api", "chat")
     assert said.code == 0, said.err
     (warning,) = warnings(said)
     assert "classification: 0 of the last" in warning
-    outcomes = {one.outcome for one in commits(run) if isinstance(one.outcome, ClassificationOutcome)}
-    assert outcomes == {ClassificationOutcome(False, "empty")}
+    outcomes = {one.outcome for one in commits(run) if isinstance(one.outcome, Labelled)}
+    assert outcomes == {Labelled(False, "empty")}
     lines = (run / "log" / "000000.jsonl").read_bytes().splitlines()
     assert all((b'"unread":"empty"' in line) == (b'"is_classification":false' in line) for line in lines)
 
 
 def test_thinking_that_never_ends_stops_the_run_and_is_named(tmp_path: Path) -> None:
     said_by_model = "<think>The user wants tasks. Let me think about " + "tasks and " * 40
-    with in_a_thread(FaultServer(write=but_at(Stage.INSTRUCTION, said_by_model))) as server:
+    with in_a_thread(FaultServer(write=but_at("instruction", said_by_model))) as server:
         said = generate(tmp_path / "run", server, 10)
     assert said.code == 3, said.err
     assert "instruction: 0 of the last" in said.last
@@ -127,7 +127,7 @@ def test_what_is_kept_is_finished_before_the_stop_and_a_resume_gets_a_new_chance
     run, asked = tmp_path / "run", []
 
     def runs_dry(prompt: str, choice: int) -> str:
-        if stage_of(prompt) is not Stage.INSTRUCTION:
+        if stage_of(prompt) != "instruction":
             return GOOD(prompt, choice)
         asked.append(prompt)
         return GOOD(prompt, choice) if len(asked) <= 10 or len(asked) > 140 else " Name a river.\n"
@@ -243,7 +243,7 @@ def test_rules_that_keep_nothing_leave_no_run_behind(tmp_path: Path) -> None:
 
 
 def test_rules_under_which_no_instance_is_read_leave_no_run_behind(tmp_path: Path) -> None:
-    run, output = source_of(tmp_path, but_at(Stage.INSTANCE, "**Input**: a\n**Output**: b")), tmp_path / "strict"
+    run, output = source_of(tmp_path, but_at("instance", "**Input**: a\n**Output**: b")), tmp_path / "strict"
     said = fastgen("refilter", "--run-dir", run, "--output", output, "--instance-style", "paper")
     assert said.code == 2, said.err
     assert any("instance: 0 of the last" in warning for warning in warnings(said))
@@ -270,31 +270,31 @@ STEPS = steps_of_run(max_fruitless=1000, api="completions")
 def test_steps_with_few_usable_answers_never_stop() -> None:
     draw = random.Random(1)
     instances = [AnswerKind.EMPTY if draw.random() < 0.13 else AnswerKind.READ for _ in range(20_000)]
-    health, stopped = seen(STEPS[Stage.INSTANCE], instances)
+    health, stopped = seen(STEPS["instance"], instances)
     assert stopped is None
     assert health.warning() is None
     instructions = [AnswerKind.REJECTED if draw.random() < 0.6 else AnswerKind.READ for _ in range(20_000)]
-    health, stopped = seen(STEPS[Stage.INSTRUCTION], instructions)
+    health, stopped = seen(STEPS["instruction"], instructions)
     assert stopped is None
     assert health.warning() is None
-    assert seen(STEPS[Stage.INSTANCE], [AnswerKind.READ] + [AnswerKind.UNREADABLE] * 20)[0].warning() is None
+    assert seen(STEPS["instance"], [AnswerKind.READ] + [AnswerKind.UNREADABLE] * 20)[0].warning() is None
 
 
 @pytest.mark.parametrize(
     ("stage", "kind", "limit"),
     [
-        (Stage.INSTRUCTION, AnswerKind.REJECTED, 1000),
-        (Stage.INSTRUCTION, AnswerKind.EMPTY, 250),
-        (Stage.CLASSIFICATION, AnswerKind.UNREADABLE, 250),
-        (Stage.INSTANCE, AnswerKind.REJECTED, 250),
+        ("instruction", AnswerKind.REJECTED, 1000),
+        ("instruction", AnswerKind.EMPTY, 250),
+        ("classification", AnswerKind.UNREADABLE, 250),
+        ("instance", AnswerKind.REJECTED, 250),
     ],
 )
-def test_each_step_has_a_separate_limit(stage: Stage, kind: AnswerKind, limit: int) -> None:
+def test_each_step_has_a_separate_limit(stage: str, kind: AnswerKind, limit: int) -> None:
     assert seen(STEPS[stage], [AnswerKind.READ] * 5 + [kind] * 2000)[1] == limit + 5
 
 
 def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once() -> None:
-    health, _ = seen(STEPS[Stage.INSTANCE], [AnswerKind.CUT] * (FIRST - 1))
+    health, _ = seen(STEPS["instance"], [AnswerKind.CUT] * (FIRST - 1))
     assert health.warning() is None
     health.see(AnswerKind.EMPTY, Raw("", "stop", 0))
     warning = health.warning()
@@ -306,7 +306,7 @@ def test_a_warning_comes_at_once_when_the_first_answers_are_unread_and_only_once
 
 def test_mostly_empty_answers_are_reported_as_the_limit_of_the_run() -> None:
     health, stopped = seen(
-        STEPS[Stage.INSTANCE], [AnswerKind.READ, AnswerKind.EMPTY, AnswerKind.EMPTY, AnswerKind.EMPTY] * 100
+        STEPS["instance"], [AnswerKind.READ, AnswerKind.EMPTY, AnswerKind.EMPTY, AnswerKind.EMPTY] * 100
     )
     assert stopped is None
     assert "16 of the last 64 answers could be read (48 empty)" in health.trouble()
@@ -324,11 +324,11 @@ def test_a_sample_is_short_and_holds_no_control_characters() -> None:
 
 def test_a_log_line_without_a_reason_is_read_as_before() -> None:
     commit = Commit(
-        1, 0, Stage.CLASSIFICATION, 0, (), Completion("No", "stop", 5, 1), ClassificationOutcome(False), 1.0
+        1, 0, "classification", 0, (), Completion("No", "stop", 5, 1), Labelled(False), 1.0
     )
     assert "unread" not in encode(commit)
     assert decode(encode(commit)) == commit
-    with_reason = commit._replace(outcome=ClassificationOutcome(False, "no_answer"))
+    with_reason = commit._replace(outcome=Labelled(False, "no_answer"))
     assert encode(with_reason) == encode(commit) | {"unread": "no_answer"}
 
 

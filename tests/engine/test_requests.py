@@ -8,7 +8,6 @@ import pytest
 
 from fastgen.engine.requests import Limits, OutageWatch, Retries
 from fastgen.errors import BackendUnavailable, TransientError
-from fastgen.types import Stage
 from tests.scripted import Rooms, at
 
 
@@ -112,13 +111,13 @@ def test_the_server_s_wish_is_obeyed_up_to_a_bound_and_back_off_grows_with_jitte
 
 def test_retries_begin_in_the_order_in_which_they_became_ready_where_there_is_room() -> None:
     retries = Retries(Limits(concurrency=1), OutageWatch(600.0), random.Random(1), lambda: None)
-    stages = [Stage.INSTANCE, Stage.INSTRUCTION, Stage.INSTANCE, Stage.CLASSIFICATION, Stage.INSTRUCTION]
+    stages = ["instance", "instruction", "instance", "classification", "instruction"]
     for number, stage in enumerate(stages):
         retries.add(at(stage, number))
     rooms = Rooms(instance=1, instruction=0, classification=1)
     taken = [retries.take(rooms.reserve) for _ in range(3)]
     assert [one.number if one else None for one in taken] == [0, 3, None]
-    rooms.places[Stage.INSTRUCTION] = 1
+    rooms.places["instruction"] = 1
     assert [one.number for one in iter(lambda: retries.take(rooms.reserve), None)] == [1]
     assert retries.waiting == 2
     assert [one.number for one in iter(lambda: retries.take(lambda _: True), None)] == [2, 4]

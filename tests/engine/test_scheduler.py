@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from fastgen.errors import BackendUnavailable, DiskError, InputError, PromptTooLong, RequestRejected, TransientError
-from fastgen.types import Answer, Completion, Failure, Request, Stage
+from fastgen.types import Answer, Completion, Failure, Request
 from tests.scripted import (
     OK,
     QUICK,
@@ -575,13 +575,13 @@ def test_when_one_request_of_several_follows_another_no_more_are_in_flight_than_
 
 
 def test_a_stage_that_is_no_longer_asked_for_is_given_back_and_the_rest_is_finished() -> None:
-    wanted = [Stage.INSTRUCTION, Stage.INSTANCE, Stage.INSTRUCTION]
+    wanted = ["instruction", "instance", "instruction"]
     source = ListSource([at(stage, number) for number, stage in enumerate(wanted)])
 
     def after_the_first(answers: Sequence[Answer]) -> None:
         if answers[0].request.number == 0:
             assert not scheduler.statistics().asked_for_nothing
-            scheduler.stop_asking({Stage.INSTRUCTION})
+            scheduler.stop_asking({"instruction"})
 
     sink = Sink(on_batch=after_the_first)
     scheduler, _ = make(answer_ok, source, sink, replace(QUICK, concurrency=1))
@@ -650,8 +650,8 @@ def test_a_request_without_room_is_not_asked_again_and_holds_up_no_other() -> No
             raise TransientError("busy", kind="http_503")
         return OK
 
-    early = [at(Stage.INSTANCE, 0), at(Stage.INSTANCE, 1), at(Stage.INSTRUCTION, 2), at(Stage.INSTANCE, 3)]
-    source = ListSource([*early, *(at(Stage.INSTRUCTION, number) for number in range(4, 60))])
+    early = [at("instance", 0), at("instance", 1), at("instruction", 2), at("instance", 3)]
+    source = ListSource([*early, *(at("instruction", number) for number in range(4, 60))])
     sink, rooms = Sink(), Rooms(instance=0, instruction=9)
     backend = ScriptedBackend(first_fails)
     scheduler = SinkScheduler(source, backend, sink, QUICK, jitter=random.Random(1), capacity=rooms)
@@ -665,8 +665,8 @@ def test_a_request_without_room_is_not_asked_again_and_holds_up_no_other() -> No
             await asyncio.sleep(0)
         assert not task.done()
         assert scheduler.statistics().waiting_retries == 3
-        rooms.places[Stage.INSTANCE] = 9
-        source.requests.append(at(Stage.INSTRUCTION, 60))
+        rooms.places["instance"] = 9
+        source.requests.append(at("instruction", 60))
         scheduler.set_concurrency(1)
         scheduler.set_concurrency(4)  # as when a governor finds more room
         await task

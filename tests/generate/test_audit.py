@@ -25,13 +25,13 @@ from fastgen.generate.audit import (
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import Commit, InstructionOutcome, Kept
+from fastgen.methods.base import Commit, Created, Kept
 from fastgen.methods.self_instruct.rules import Rules
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Completion, Stage
+from fastgen.types import Completion
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def test_a_duplicate_that_was_kept_is_found(run: Path) -> None:
     kept = [
         (commit, k)
         for commit in RunFolder(run).whole_commits()
-        if isinstance(commit.outcome, InstructionOutcome)
+        if isinstance(commit.outcome, Created)
         for k in commit.outcome.kept
     ]
     commit, first = kept[3]
     text = commit.completion.text[first.span[0] : first.span[1]]
     store = Store(RunFolder(run))
     list(store.replay())
-    double = InstructionOutcome((Kept((0, len(text)), len(kept), None, ()),), ())
-    store.append([Commit(10**6, 0, Stage.INSTRUCTION, None, (), Completion(text, "stop"), double, 0.0)])
+    double = Created((Kept((0, len(text)), len(kept), None, ()),), ())
+    store.append([Commit(10**6, 0, "instruction", None, (), Completion(text, "stop"), double, 0.0)])
     store.close()
     found = audit(run, rate=1.0)
     assert [(d.kind, d.rouge_l) for d in found.disagreements] == [("missed", 1.0)]
@@ -171,7 +171,7 @@ class _Blocked(Auditor):
 
 
 def _commit(number: int) -> Commit:
-    return Commit(number, 0, Stage.INSTRUCTION, None, (), Completion("x", "stop"), InstructionOutcome((), ()), 0.0)
+    return Commit(number, 0, "instruction", None, (), Completion("x", "stop"), Created((), ()), 0.0)
 
 
 def _is_done_within(call: Callable[[], object], seconds: float) -> bool:

@@ -33,7 +33,7 @@ from rouge_score.tokenize import tokenize
 import fastgen.generate.checkpoint
 from fastgen.cli.app import run as command_line
 from fastgen.generate.checkpoint import Checkpointer
-from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Commit, Answered, Created
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import PRESETS
@@ -44,7 +44,7 @@ from fastgen.simulator.faults import Fault
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, segment_files
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Failure, Stage
+from fastgen.types import Failure
 
 WAIT_S = 100
 FORK = multiprocessing.get_context("fork")
@@ -256,9 +256,9 @@ def assert_whole(run: Path, before: list[Commit]) -> None:
     now = commits(run)
     assert now[: len(before)] == before
     assert max(Counter((c.request, c.choice) for c in now).values()) == 1
-    numbers = [k.number for c in now if isinstance(c.outcome, InstructionOutcome) for k in c.outcome.kept]
+    numbers = [k.number for c in now if isinstance(c.outcome, Created) for k in c.outcome.kept]
     assert numbers == [*range(len(numbers))]
-    settled = Counter(c.subject for c in now if isinstance(c.outcome, InstanceOutcome) or _gives_up(c))
+    settled = Counter(c.subject for c in now if isinstance(c.outcome, Answered) or _gives_up(c))
     assert set(settled.values()) <= {1}
     rows = export(run)
     assert len({row["id"] for row in rows}) == len(rows)
@@ -287,7 +287,7 @@ def assert_filtered(run: Path) -> None:
     ]
     scored = similar = 0
     for commit in commits(run):
-        if not isinstance(commit.outcome, InstructionOutcome):
+        if not isinstance(commit.outcome, Created):
             continue
         rejected = [r for r in commit.outcome.rejected if r.neighbour is not None]
         for text, at in [(item_text(commit.completion.text, r.span, rules), r.neighbour) for r in rejected]:
@@ -781,4 +781,4 @@ def test_an_export_replaces_its_output_only_when_whole_and_never_a_device_or_a_l
         assert call("export", "--run-dir", finished, "--output", output) == 2
         assert f"--output {output}: cannot be written" in one_line(capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.jsonl", "pipe", "said", "target.jsonl"]
-    assert Stage.INSTANCE in {commit.stage for commit in commits(finished)}
+    assert "instance" in {commit.step for commit in commits(finished)}

@@ -24,12 +24,12 @@ from fastgen.generate.options import (
 )
 from fastgen.generate.run import Outcome, Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome
+from fastgen.methods.base import Labelled, Commit, Answered
 from fastgen.simulator.faults import Event, Fault, FaultPlan, Reply
 from fastgen.simulator.server import FaultServer
 from fastgen.store.records import decode
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Failure, Stage
+from fastgen.types import Failure
 
 TARGET = 40
 GUARD_S = 60.0
@@ -77,11 +77,11 @@ def check(folder: Path) -> list[Commit]:
     """Nothing lost, nothing doubled: every choice once, every subject classified and settled once."""
     log = commits(folder)
     assert set(Counter((one.request, one.choice) for one in log).values()) == {1}
-    classified = Counter(one.subject for one in log if isinstance(one.outcome, ClassificationOutcome))
-    settled = Counter(one.subject for one in log if isinstance(one.outcome, InstanceOutcome))
+    classified = Counter(one.subject for one in log if isinstance(one.outcome, Labelled))
+    settled = Counter(one.subject for one in log if isinstance(one.outcome, Answered))
     assert set(classified.values()) == set(settled.values()) == {1}
     assert settled.keys() <= classified.keys()
-    assert sum(isinstance(one.outcome, InstanceOutcome) and bool(one.outcome.instances) for one in log) == TARGET
+    assert sum(isinstance(one.outcome, Answered) and bool(one.outcome.instances) for one in log) == TARGET
     return log
 
 
@@ -91,7 +91,7 @@ def test_samples_and_batches_are_what_the_server_is_asked_for(tmp_path: Path) ->
     assert max(len(body["prompt"]) for body in bodies if isinstance(body["prompt"], list)) == 8
     assert all(body["max_tokens"] == 3 for body in bodies if isinstance(body["prompt"], list))
     log = check(tmp_path / "run")
-    assert max(one.choice for one in log if one.stage is Stage.INSTRUCTION) == 3
+    assert max(one.choice for one in log if one.step == "instruction") == 3
     assert len(bodies) < len(log)
 
 

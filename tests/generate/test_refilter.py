@@ -16,7 +16,7 @@ from fastgen.cli import app as cli
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import Commit, InstructionOutcome
+from fastgen.methods.base import Commit, Created
 from fastgen.similarity.rouge import rouge_l_f1, tokenise
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer
@@ -24,7 +24,7 @@ from fastgen.store.ledger import Ledger
 from fastgen.store.reader import open_run
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import QuietReporter
-from fastgen.types import Completion, Stage
+from fastgen.types import Completion
 from tests.command_help import file_size_limit
 
 
@@ -49,11 +49,11 @@ def commits(folder: Path) -> list[Commit]:
 
 
 def kept_texts(folder: Path) -> list[str]:
-    log = [c for c in commits(folder) if isinstance(c.outcome, InstructionOutcome)]
+    log = [c for c in commits(folder) if isinstance(c.outcome, Created)]
     return [
         " ".join(c.completion.text[k.span[0] : k.span[1]].split())
         for c in log
-        if isinstance(c.outcome, InstructionOutcome)
+        if isinstance(c.outcome, Created)
         for k in c.outcome.kept
     ]
 
@@ -129,7 +129,7 @@ def test_a_folder_with_a_run_is_not_overwritten(run: Path, capsys: pytest.Captur
 def items(folder: Path) -> dict[int, int]:
     """How many items each instruction completion gave, kept or rejected."""
     log = [(c.request, c.outcome) for c in commits(folder)]
-    return {n: len(o.kept) + len(o.rejected) for n, o in log if isinstance(o, InstructionOutcome)}
+    return {n: len(o.kept) + len(o.rejected) for n, o in log if isinstance(o, Created)}
 
 
 def test_a_completion_loses_no_item_when_demonstrations_of_its_prompt_do_not_survive(tmp_path: Path) -> None:
@@ -237,6 +237,6 @@ def test_rules_that_keep_nothing_remove_nothing_of_the_users(run: Path, tmp_path
 def test_a_prompt_that_lost_a_machine_demonstration_does_not_count_as_seeds_only() -> None:
     completion, ledger = Completion("x", "stop"), Ledger(seeds=175)
     for shown, demonstrations in ((None, (0, 1)), (8, (0, 1)), (None, (0, 200))):
-        outcome = InstructionOutcome((), ())
-        ledger.apply(Commit(0, 0, Stage.INSTRUCTION, None, demonstrations, completion, outcome, 1.0, shown))
+        outcome = Created((), ())
+        ledger.apply(Commit(0, 0, "instruction", None, demonstrations, completion, outcome, 1.0, shown))
     assert ledger.seed_only == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastgen.methods.base import Commit, InstanceOutcome, InstructionOutcome
+from fastgen.methods.base import Commit, Answered, Created
 from fastgen.methods.self_instruct.admission import MAX_SUBJECT_FAILURES
 from fastgen.methods.self_instruct.plan import FIRST_INSTRUCTIONS, Plan
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
@@ -17,7 +17,7 @@ from fastgen.methods.self_instruct.state import State
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.text import CHARACTERS_PER_TOKEN
-from fastgen.types import Answer, Completion, Failure, Instance, Request, SeedTask, Stage
+from fastgen.types import Answer, Completion, Failure, Instance, Request, SeedTask
 
 WORDS = [
     "river",
@@ -104,7 +104,7 @@ def test_the_first_prompts_are_all_seeds_and_later_ones_have_two_machine_instruc
     assert max(first.demonstrations) < 20
     answer(plan, [first])
     while (request := plan.next()) is not None:
-        if request.stage is Stage.INSTRUCTION:
+        if request.step == "instruction":
             machine = [index for index in request.demonstrations if index >= 20]
             assert len(request.demonstrations) == 8
             assert len(machine) == min(2, len(plan.state.pool))
@@ -112,7 +112,7 @@ def test_the_first_prompts_are_all_seeds_and_later_ones_have_two_machine_instruc
 
 def test_machine_demonstrations_do_not_always_come_first_or_last(prompts: PromptSet) -> None:
     plan = make(prompts, target=500)
-    run = [c for c in run_to_the_end(plan) if c.stage is Stage.INSTRUCTION]
+    run = [c for c in run_to_the_end(plan) if c.step == "instruction"]
     places = {place for c in run for place, index in enumerate(c.demonstrations) if index >= 20}
     assert places == set(range(8))
 
@@ -143,7 +143,7 @@ def test_instruction_requests_in_flight_grow_with_the_pool(prompts: PromptSet) -
         assert plan.state.pool
         requests = []
         while (request := plan.next()) is not None:
-            if request.stage is Stage.INSTRUCTION:
+            if request.step == "instruction":
                 requests.append(request)
         counts.append(len(requests))
         assert len(requests) == max(FIRST_INSTRUCTIONS, len(plan.state.pool))
@@ -171,11 +171,11 @@ def test_downstream_work_goes_first_instances_before_classification(prompts: Pro
     answer(plan, take(plan, 1))
     second = plan.next()
     assert second is not None
-    assert second.stage is Stage.CLASSIFICATION
+    assert second.step == "classification"
     answer(plan, [second])
     third = plan.next()
     assert third is not None
-    assert third.stage is Stage.INSTANCE
+    assert third.step == "instance"
     assert third.subjects == second.subjects
 
 
@@ -199,11 +199,11 @@ def test_given_back_work_is_asked_again(prompts: PromptSet) -> None:
     answer(plan, asked[:1])
     classify = plan.next()
     assert classify is not None
-    assert classify.stage is Stage.CLASSIFICATION
+    assert classify.step == "classification"
     plan.give_back(classify)
     again = plan.next()
     assert again is not None
-    assert (again.stage, again.subjects) == (classify.stage, classify.subjects)
+    assert (again.step, again.subjects) == (classify.step, classify.subjects)
 
 
 def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptSet) -> None:
@@ -217,7 +217,7 @@ def test_the_batch_ends_with_the_commit_that_reaches_the_target(prompts: PromptS
         request = plan.next()
         assert request is not None
         requests.append(request)
-    assert {request.stage for request in requests} == {Stage.INSTANCE}
+    assert {request.step for request in requests} == {"instance"}
     commits = answer(plan, requests)
     assert len(commits) == 1
     assert plan.done
@@ -231,8 +231,8 @@ def test_within_a_batch_an_earlier_instruction_rejects_its_duplicate(prompts: Pr
     text = " Measure the height of a walnut tree by its shadow.\n10. Name the moons of Saturn in order of size."
     twice = [Answer(request, choice, Completion(text, "stop")) for choice in range(2)]
     first, second = plan.judge(twice)
-    assert isinstance(first.outcome, InstructionOutcome)
-    assert isinstance(second.outcome, InstructionOutcome)
+    assert isinstance(first.outcome, Created)
+    assert isinstance(second.outcome, Created)
     assert [k.number for k in first.outcome.kept] == [0, 1]
     assert second.outcome.kept == ()
     assert [(r.rule, r.neighbour) for r in second.outcome.rejected] == [("similar", (20, 1.0)), ("similar", (21, 1.0))]
@@ -283,7 +283,7 @@ def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(p
     assert request is not None
     (subject,) = request.subjects
     (commit,) = plan.judge([Answer(request, 0, Completion("nothing of use", "stop"))])
-    assert isinstance(commit.outcome, InstanceOutcome)
+    assert isinstance(commit.outcome, Answered)
     assert commit.outcome.instances == ()
     plan.apply(commit)
     assert plan.state.pool.state(subject) is State.EMPTY
@@ -295,10 +295,10 @@ def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_continues(
     answer(plan, take(plan, 1))
     subject = None
     for attempt in range(1, MAX_SUBJECT_FAILURES + 1):
-        plan._ready[Stage.CLASSIFICATION].rotate(1 if attempt > 1 else 0)
+        plan._ready["classification"].rotate(1 if attempt > 1 else 0)
         request = plan.next()
         assert request is not None
-        assert request.stage is Stage.CLASSIFICATION
+        assert request.step == "classification"
         assert (subject,) in ((None,), request.subjects)
         (subject,) = request.subjects
         (commit,) = plan.judge([Answer(request, 0, Failure("http_500", "down"))])
@@ -347,7 +347,7 @@ def test_the_same_completions_in_the_same_order_give_the_same_run_at_any_concurr
     for commit in log:
         sampling = SAMPLING_PRESETS["default"]["instruction"]
         subjects = () if commit.subject is None else (commit.subject,)
-        request = Request(commit.request, commit.stage, "", sampling, subjects, commit.demonstrations)
+        request = Request(commit.request, commit.step, "", sampling, subjects, commit.demonstrations)
         (judged,) = replayed.judge([Answer(request, commit.choice, commit.completion)])
         replayed.apply(judged)
         again.append(judged)
@@ -361,7 +361,7 @@ def test_an_answer_far_longer_than_its_tokens_is_cut_before_it_is_judged_and_log
     (commit,) = plan.judge([Answer(request, 0, Completion(text, "stop", 10, 20))])
     assert len(commit.completion.text) == CHARACTERS_PER_TOKEN * request.sampling.max_tokens
     assert text.startswith(commit.completion.text)
-    assert isinstance(commit.outcome, InstructionOutcome)
+    assert isinstance(commit.outcome, Created)
     assert len(commit.outcome.kept) == 1
     assert [rejected.rule for rejected in commit.outcome.rejected] == ["unfinished"]
 
@@ -371,7 +371,7 @@ def test_an_output_is_judged_by_the_instruction_that_it_answers(prompts: PromptS
     (request,) = take(plan, 1)
     (commit,) = plan.judge([Answer(request, 0, Completion(" Name three rivers in Peru.", "stop", 10, 20))])
     plan.apply(commit)
-    ask = Request(7, Stage.INSTANCE, "", request.sampling, (0,))
+    ask = Request(7, "instance", "", request.sampling, (0,))
     (commit,) = plan.judge([Answer(ask, 0, Completion("Output: Name three rivers in Peru!", "stop", 10, 20))])
-    assert isinstance(commit.outcome, InstanceOutcome)
-    assert commit.outcome == InstanceOutcome((), ("output_repeats_instruction",))
+    assert isinstance(commit.outcome, Answered)
+    assert commit.outcome == Answered((), ("output_repeats_instruction",))

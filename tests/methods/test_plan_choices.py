@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome
+from fastgen.methods.base import Labelled, Commit, Answered
 from fastgen.methods.self_instruct.admission import MAX_SUBJECT_FAILURES
 from fastgen.methods.self_instruct.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
@@ -19,7 +19,7 @@ from fastgen.methods.self_instruct.state import State
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.store.records import decode, encode
-from fastgen.types import Answer, Completion, Failure, Instance, Request, Sampling, SeedTask, Stage
+from fastgen.types import Answer, Completion, Failure, Instance, Request, Sampling, SeedTask
 
 TARGET = 30
 LOST = Completion("", "missing")
@@ -67,18 +67,18 @@ def commit(plan: Plan, answers: Sequence[Answer]) -> list[Commit]:
     return commits
 
 
-def take(plan: Plan, stage: Stage) -> Request:
+def take(plan: Plan, stage: str) -> Request:
     """The next request, which is of this stage."""
     request = plan.next()
     assert request is not None
-    assert request.stage is stage
+    assert request.step is stage
     return request
 
 
 def ready_to_classify(prompts: PromptSet, log: list[Commit] | None = None, **settings: Any) -> Plan:
     """A plan with more than a dozen instructions that wait for their class."""
     plan = make(prompts, **settings)
-    for request in [take(plan, Stage.INSTRUCTION) for _ in range(3)]:
+    for request in [take(plan, "instruction") for _ in range(3)]:
         commits = commit(plan, written(request))
         if log is not None:
             log += commits
@@ -109,11 +109,11 @@ def keys(log: Sequence[Commit]) -> Counter[tuple[int, int]]:
 
 
 def classified(log: Sequence[Commit]) -> Counter[int | None]:
-    return Counter(one.subject for one in log if isinstance(one.outcome, ClassificationOutcome))
+    return Counter(one.subject for one in log if isinstance(one.outcome, Labelled))
 
 
 def settled(log: Sequence[Commit]) -> Counter[int | None]:
-    return Counter(one.subject for one in log if isinstance(one.outcome, InstanceOutcome))
+    return Counter(one.subject for one in log if isinstance(one.outcome, Answered))
 
 
 # -- samples of one prompt ---------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def settled(log: Sequence[Commit]) -> Counter[int | None]:
 
 def test_each_sample_of_a_prompt_is_a_separate_commit(prompts: PromptSet) -> None:
     plan = make(prompts, samples_per_prompt=3)
-    request = take(plan, Stage.INSTRUCTION)
+    request = take(plan, "instruction")
     assert (request.n, request.prompts, request.sequences) == (3, 1, 3)
     commits = commit(plan, written(request))
     assert [(one.request, one.choice, one.subject) for one in commits] == [(0, 0, None), (0, 1, None), (0, 2, None)]
@@ -131,21 +131,21 @@ def test_each_sample_of_a_prompt_is_a_separate_commit(prompts: PromptSet) -> Non
 
 def test_more_samples_do_not_change_the_draws(prompts: PromptSet) -> None:
     one, four = make(prompts, target=5000), make(prompts, target=5000, samples_per_prompt=4)
-    assert [take(one, Stage.INSTRUCTION).prompt for _ in range(2)] == [
-        take(four, Stage.INSTRUCTION).prompt for _ in range(2)
+    assert [take(one, "instruction").prompt for _ in range(2)] == [
+        take(four, "instruction").prompt for _ in range(2)
     ]
 
 
 def test_fewer_samples_are_asked_for_when_the_target_needs_fewer(prompts: PromptSet) -> None:
     plan = make(prompts, target=20, samples_per_prompt=100)
-    assert take(plan, Stage.INSTRUCTION).n == 4  # of 6 kept each and 0.9 of them complete
+    assert take(plan, "instruction").n == 4  # of 6 kept each and 0.9 of them complete
     assert plan.next() is None
 
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2)])
 def test_what_is_missing_of_the_samples_is_accounted_for_exactly(prompts: PromptSet, lost: tuple[int, ...]) -> None:
     plan = make(prompts, target=5000, samples_per_prompt=4)
-    request, other = take(plan, Stage.INSTRUCTION), take(plan, Stage.INSTRUCTION)
+    request, other = take(plan, "instruction"), take(plan, "instruction")
     assert plan._instructions_out == 8
     answers = [lose(a) if a.choice in lost else a for a in written(request)]
     commits = commit(plan, answers)
@@ -158,7 +158,7 @@ def test_what_is_missing_of_the_samples_is_accounted_for_exactly(prompts: Prompt
 
 def test_a_failed_request_fails_for_each_of_its_samples(prompts: PromptSet) -> None:
     plan = make(prompts, target=5000, samples_per_prompt=4)
-    request = take(plan, Stage.INSTRUCTION)
+    request = take(plan, "instruction")
     commits = commit(plan, [Answer(request, 0, Failure("rejected", "no"))])
     assert [(one.request, one.choice) for one in commits] == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert plan._instructions_out == 0
@@ -167,7 +167,7 @@ def test_a_failed_request_fails_for_each_of_its_samples(prompts: PromptSet) -> N
 
 def test_a_prompt_that_is_too_long_keeps_its_samples(prompts: PromptSet) -> None:
     plan = make(prompts, target=5000, samples_per_prompt=4)
-    shorter = plan.shrink(take(plan, Stage.INSTRUCTION))
+    shorter = plan.shrink(take(plan, "instruction"))
     assert shorter is not None
     assert (shorter.n, len(shorter.demonstrations)) == (4, 4)
 
@@ -180,7 +180,7 @@ def test_what_is_ready_is_classified_together_and_nothing_waits_for_more(prompts
     ready = len(plan.state.pool)
     sizes = []
     asked: list[int] = []
-    while (request := plan.next()) is not None and request.stage is Stage.CLASSIFICATION:
+    while (request := plan.next()) is not None and request.step == "classification":
         assert len(texts(request)) == request.prompts == request.sequences == len(request.subjects)
         assert all(plan.state.pool.text(s) in text for s, text in zip(request.subjects, texts(request), strict=True))
         sizes.append(request.prompts)
@@ -199,20 +199,20 @@ def test_one_subject_per_request_where_several_are_impossible(prompts: PromptSet
         plan = ready_to_classify(prompts, sampling={**SAMPLING_PRESETS["default"], **long})
     else:
         plan = ready_to_classify(prompts, batch=1)
-    assert take(plan, Stage.CLASSIFICATION).prompts == 1
+    assert take(plan, "classification").prompts == 1
 
 
 def ready_to_classify_by_chat() -> Plan:
     plan = make(load_prompts("chat"))
     listed = "9. Name the moons of Saturn.\n10. Measure the height of a walnut tree.\n11. Explain how a lantern works."
-    commit(plan, [Answer(take(plan, Stage.INSTRUCTION), 0, Completion(listed, "stop"))])
+    commit(plan, [Answer(take(plan, "instruction"), 0, Completion(listed, "stop"))])
     assert len(plan.state.pool) == 3
     return plan
 
 
 def test_each_subject_gets_its_own_answer(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     answers = [
         Answer(request, i, Completion(" Yes" if subject % 3 == 0 else " No", "stop"))
         for i, subject in enumerate(request.subjects)
@@ -226,24 +226,24 @@ def test_each_subject_gets_its_own_answer(prompts: PromptSet) -> None:
 
 def test_only_the_subject_whose_answer_was_lost_is_asked_again_and_by_itself(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     commits = commit(plan, [lose(a) if a.choice == 5 else a for a in written(request)])
     assert [one.subject for one in commits if isinstance(one.outcome, Failure)] == [5]
-    rest = [r for r in iter(plan.next, None) if r.stage is Stage.CLASSIFICATION]
+    rest = [r for r in iter(plan.next, None) if r.step == "classification"]
     assert [r.subjects for r in rest if 5 in r.subjects] == [(5,)]
     assert not {*request.subjects} & {s for r in rest for s in r.subjects} - {5}
 
 
 def test_a_refused_batch_is_asked_one_by_one_and_blames_only_the_prompt_at_fault(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     first = plan.shrink(request)
     assert first is not None
     assert (first.number, first.subjects, isinstance(first.prompt, str)) == (request.number, (0,), True)
     assert plan.shrink(first) is None
-    asked = [first, *(take(plan, Stage.CLASSIFICATION) for _ in range(7))]
+    asked = [first, *(take(plan, "classification") for _ in range(7))]
     assert [one.subjects for one in asked] == [(subject,) for subject in range(8)]
-    assert take(plan, Stage.CLASSIFICATION).prompts > 1, "those that were in no refused batch"
+    assert take(plan, "classification").prompts > 1, "those that were in no refused batch"
     for one in asked:
         at_fault = one.subjects == (3,)
         commit(plan, [Answer(one, 0, Failure("prompt_too_long", "400"))] if at_fault else written(one))
@@ -271,7 +271,7 @@ def test_an_answered_batch_resets_the_count_of_refused_ones(prompts: PromptSet) 
 
 def test_a_failed_batch_counts_once_against_each_subject_which_is_then_asked_by_itself(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     commits = commit(plan, [Answer(request, 0, Failure("http_500", "after 8 attempts"))])
     assert [(one.choice, one.subject) for one in commits] == [(i, i) for i in range(8)]
     alone = [r for r in iter(plan.next, None) if set(r.subjects) & set(range(8))]
@@ -285,9 +285,9 @@ def test_a_failed_batch_counts_once_against_each_subject_which_is_then_asked_by_
 
 def test_a_batch_that_is_given_back_is_asked_again_in_its_order(prompts: PromptSet) -> None:
     plan = ready_to_classify(prompts)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     plan.give_back(request)
-    again = take(plan, Stage.CLASSIFICATION)
+    again = take(plan, "classification")
     assert (again.subjects, again.prompt) == (request.subjects, request.prompt)
 
 
@@ -298,8 +298,8 @@ def whole_run(prompts: PromptSet, policy: str) -> list[Commit]:
     """A run in which choices of different requests are mixed, some lost, as they come back from disk."""
     plan = make(prompts, samples_per_prompt=4, demonstrations=policy)
     log = run_to_the_end(plan, random.Random(1))
-    assert max(one.choice for one in log if one.stage is Stage.INSTRUCTION) == 3
-    assert max(one.choice for one in log if one.stage is Stage.CLASSIFICATION) >= 3
+    assert max(one.choice for one in log if one.step == "instruction") == 3
+    assert max(one.choice for one in log if one.step == "classification") >= 3
     return [decode(orjson.loads(orjson.dumps(encode(one)))) for one in log]
 
 
@@ -336,19 +336,19 @@ def test_a_resumed_plan_has_shown_its_demonstrations_as_often_as_the_live_one(pr
     times = [live.state.demonstrations.times_shown(index) for index in everything]
     assert times == [resumed.state.demonstrations.times_shown(index) for index in everything]
     assert sum(times) == sum(len(one.demonstrations) for one in log)
-    live._ready[Stage.CLASSIFICATION].clear()
-    live._ready[Stage.INSTANCE].clear()
-    resumed._ready[Stage.CLASSIFICATION].clear()
-    resumed._ready[Stage.INSTANCE].clear()
+    live._ready["classification"].clear()
+    live._ready["instance"].clear()
+    resumed._ready["classification"].clear()
+    resumed._ready["instance"].clear()
     number = max(live._next_request, resumed._next_request)
     live._next_request = resumed._next_request = number
-    assert take(live, Stage.INSTRUCTION).demonstrations == take(resumed, Stage.INSTRUCTION).demonstrations
+    assert take(live, "instruction").demonstrations == take(resumed, "instruction").demonstrations
 
 
 def test_a_subject_that_failed_before_the_cut_is_asked_by_itself_after_it(prompts: PromptSet) -> None:
     log: list[Commit] = []
     plan = ready_to_classify(prompts, log)
-    request = take(plan, Stage.CLASSIFICATION)
+    request = take(plan, "classification")
     log += commit(plan, [lose(a) if a.choice == 2 else a for a in written(request)])
     resumed = make(prompts)
     resumed.resume(log)

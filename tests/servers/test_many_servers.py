@@ -20,7 +20,6 @@ from fastgen.servers import router
 from fastgen.servers.fleet import RestartPolicy, start_fleet
 from fastgen.servers.spec import ServerSpec
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Stage
 from tests.generate.test_faults import (
     FORK,
     Job,
@@ -176,9 +175,9 @@ def distilled(serving: Callable[..., Server], tmp_path: Path) -> tuple[Path, Ser
 
 def test_a_stronger_model_writes_the_instances(distilled: tuple[Path, Server, Server]) -> None:
     run, main, strong = distilled
-    stages = [commit.stage for commit in commits(run)]
+    stages = [commit.step for commit in commits(run)]
     assert len(export(run)) == 30
-    assert faults_of(strong.url)["answered"] >= stages.count(Stage.INSTANCE)
+    assert faults_of(strong.url)["answered"] >= stages.count("instance")
     assert faults_of(main.url)["generation_tokens"] > 0
     header = RunFolder(run).header()
     assert (header.configuration["model"], header.configuration["instance_model"]) == ("small", "strong")

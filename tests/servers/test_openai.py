@@ -19,9 +19,9 @@ from fastgen.servers.openai import OpenAIBackend
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Event, Fault, Reply
 from fastgen.simulator.server import FaultServer
-from fastgen.types import Completion, Message, Request, Sampling, Stage
+from fastgen.types import Completion, Message, Request, Sampling
 
-REQUEST = Request(1, Stage.INSTRUCTION, "Tasks:\n1. Say hi to a friend\n2.", Sampling(0.7, 0.5, 256))
+REQUEST = Request(1, "instruction", "Tasks:\n1. Say hi to a friend\n2.", Sampling(0.7, 0.5, 256))
 CHAT_REQUEST = replace(REQUEST, prompt=(Message("system", "Be brief."), Message("user", "Say hi.")))
 GUARD_S = 20.0
 
@@ -559,7 +559,7 @@ def test_closing_leaves_no_connection_and_twice_is_once() -> None:
 
 
 def _batch(*prompts: str, n: int = 1) -> Request:
-    return Request(7, Stage.CLASSIFICATION, prompts, Sampling(0.0, 1.0, 3), tuple(range(len(prompts))), n=n)
+    return Request(7, "classification", prompts, Sampling(0.0, 1.0, 3), tuple(range(len(prompts))), n=n)
 
 
 def test_several_prompts_in_one_request_are_answered_in_their_order() -> None:

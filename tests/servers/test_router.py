@@ -20,9 +20,9 @@ from fastgen.servers.router import MISSES_ALLOWED, TAKE_OUT_AFTER, Router
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault
 from fastgen.simulator.server import FaultServer
-from fastgen.types import Completion, Request, Sampling, Stage
+from fastgen.types import Completion, Request, Sampling
 
-REQUEST = Request(1, Stage.INSTRUCTION, "Tasks:\n1. Say hi to a friend\n2.", Sampling(0.7, 0.5, 256))
+REQUEST = Request(1, "instruction", "Tasks:\n1. Say hi to a friend\n2.", Sampling(0.7, 0.5, 256))
 GUARD_S = 20.0
 QUICK_S = 0.005  # between probes
 
@@ -244,7 +244,7 @@ def test_an_answer_between_failures_starts_the_count_again() -> None:
                     await fails(router)
             assert router.statistics().endpoints[0].healthy
             with pytest.raises(RequestRejected):
-                await router.complete(Request(1, Stage.INSTRUCTION, "x", Sampling(-1.0, 1.0, 8)))
+                await router.complete(Request(1, "instruction", "x", Sampling(-1.0, 1.0, 8)))
             server.faults.add(Fault.RESET, Fault.RESET)
             for _ in range(2):
                 await fails(router)

@@ -17,7 +17,7 @@ from fastgen.servers.router import RoomAwareSource, Router
 from fastgen.simulator.engine import SlotEngine
 from fastgen.simulator.faults import Fault, FaultPlan
 from fastgen.simulator.server import FaultServer
-from fastgen.types import Answer, Failure, Request, Sampling, Stage
+from fastgen.types import Answer, Failure, Request, Sampling
 from tests.scripted import SinkScheduler
 
 GUARD_S = 20.0
@@ -28,7 +28,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, GUARD_S))
 
 
-def request(number: int, stage: Stage) -> Request:
+def request(number: int, stage: str) -> Request:
     return Request(number, stage, f"Tasks:\n1. Say hi to friend {number}\n2.", SAMPLING)
 
 
@@ -42,7 +42,7 @@ async def staged(main: Sequence[FaultServer], own: Sequence[FaultServer]) -> Asy
     async with contextlib.AsyncExitStack() as stack:
         for server in (*main, *own):
             await stack.enter_async_context(server)
-        backend = Router(backends(*main), {Stage.INSTANCE: backends(*own)}, first_probe_s=0.005)
+        backend = Router(backends(*main), {"instance": backends(*own)}, first_probe_s=0.005)
         stack.push_async_callback(backend.close)
         yield backend
 
@@ -58,8 +58,8 @@ class Endless:
         self.taken = 0
         self.given_back: list[int] = []
 
-    def next(self, without: Collection[Stage] = ()) -> Request | None:
-        stages = [stage for stage in (Stage.INSTANCE, Stage.CLASSIFICATION, Stage.INSTRUCTION) if stage not in without]
+    def next(self, without: Collection[str] = ()) -> Request | None:
+        stages = [stage for stage in ("instance", "classification", "instruction") if stage not in without]
         if not stages:
             return None
         self.taken += 1
@@ -76,7 +76,7 @@ def test_each_stage_is_asked_of_its_own_servers() -> None:
     async def test() -> None:
         main, own = FaultServer(), FaultServer(model="test-model")
         async with staged([main], [own]) as backend:
-            for number, stage in enumerate((Stage.INSTRUCTION, Stage.INSTANCE, Stage.CLASSIFICATION, Stage.INSTANCE)):
+            for number, stage in enumerate(("instruction", "instance", "classification", "instance")):
                 await backend.complete(request(number, stage))
             assert (main.counters.requests, own.counters.requests) == (2, 2)
 
@@ -90,7 +90,7 @@ def test_all_endpoints_are_one_list_for_figures_and_limits() -> None:
             urls = [server.base_url for server in servers]
             assert [one.endpoint.display_url for one in backend.backends] == urls
             assert [one.url for one in backend.statistics().endpoints] == urls
-            await backend.complete(request(1, Stage.INSTANCE))
+            await backend.complete(request(1, "instance"))
             tokens = [seen.generation_tokens if seen else None for seen in await backend.metrics()]
             assert tokens == [0, 0, servers[2].counters.generation_tokens]
             backend.set_limits([1, 2, 3])
@@ -107,8 +107,8 @@ def test_a_stage_whose_servers_are_down_leaves_the_others_at_work() -> None:
             await own.refuse()
             while backend.statistics().endpoints[1].healthy:
                 with contextlib.suppress(Exception):
-                    await backend.complete(request(1, Stage.INSTANCE))
-            assert (await backend.complete(request(2, Stage.INSTRUCTION)))[0].text
+                    await backend.complete(request(1, "instance"))
+            assert (await backend.complete(request(2, "instruction")))[0].text
 
     run(test())
 
@@ -118,7 +118,7 @@ def test_without_own_servers_no_stage_is_ever_full() -> None:
         async with FaultServer() as server:
             backend = Router(backends(server))
             backend.set_limits([1])
-            backend.expect(request(1, Stage.INSTANCE))
+            backend.expect(request(1, "instance"))
             assert backend.full_stages() == frozenset()
             assert not backend.is_staged
             await backend.close()
@@ -133,8 +133,8 @@ def test_only_what_there_is_room_for_is_taken_from_the_source() -> None:
             backend.set_limits([5, 2])
             source = RoomAwareSource(Endless(), backend)
             taken = [source.next() for _ in range(9)]
-            stages = [one.stage for one in taken if one is not None]
-            assert stages == [Stage.INSTANCE] * 2 + [Stage.CLASSIFICATION] * 5
+            stages = [one.step for one in taken if one is not None]
+            assert stages == ["instance"] * 2 + ["classification"] * 5
             assert taken[7:] == [None, None]
             first = taken[0]
             assert first is not None
@@ -145,7 +145,7 @@ def test_only_what_there_is_room_for_is_taken_from_the_source() -> None:
             await asyncio.gather(asked, return_exceptions=True)
             again = source.next()
             assert again is not None
-            assert again.stage is Stage.INSTANCE
+            assert again.step == "instance"
             source.give_back(again)
             assert source.next() is not None
 
@@ -169,7 +169,7 @@ def test_a_slow_stage_server_does_not_starve_the_main_one() -> None:
             await SinkScheduler(
                 RoomAwareSource(Endless(), backend), backend, sink, limits, jitter=random.Random(1)
             ).run()
-            assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
+            assert {answer.request.step for answer in answered} == {"classification"}
             assert own.counters.requests == 2
 
     run(test())
@@ -197,7 +197,7 @@ def test_a_retry_waits_for_room_in_its_stage_and_delays_no_other() -> None:
             source, draw = RoomAwareSource(Endless(), backend), random.Random(1)
             scheduler = SinkScheduler(source, backend, sink, quick, jitter=draw, capacity=backend)
             await scheduler.run()
-            assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
+            assert {answer.request.step for answer in answered} == {"classification"}
             assert scheduler.statistics().faults == {"http_503": 2}
             assert own.counters.requests == 4
             assert max(at_once) == 2
@@ -224,7 +224,7 @@ def test_a_stage_whose_server_does_not_work_delays_no_other(wrong: str) -> None:
             source, draw = RoomAwareSource(Endless(), backend), random.Random(1)
             scheduler = SinkScheduler(source, backend, sink, Limits(concurrency=8), jitter=draw, capacity=backend)
             await scheduler.run()
-            assert {answer.request.stage for answer in answered} == {Stage.CLASSIFICATION}
+            assert {answer.request.step for answer in answered} == {"classification"}
             assert scheduler.statistics().waiting_retries == 0
             assert backend.full_stages() == frozenset(), "what was given back waits no more"
 
@@ -236,11 +236,11 @@ def test_a_request_that_is_asked_again_takes_room_until_it_is_asked() -> None:
         main, own = hanging(), hanging()
         async with staged([main], [own]) as backend:
             backend.set_limits([5, 2])
-            first, second, third = (request(number, Stage.INSTANCE) for number in range(3))
+            first, second, third = (request(number, "instance") for number in range(3))
             assert backend.reserve(first)
             assert backend.reserve(second)
             assert not backend.reserve(third)
-            assert backend.reserve(request(3, Stage.INSTRUCTION))
+            assert backend.reserve(request(3, "instruction"))
             RoomAwareSource(Endless(), backend).give_back(second)
             assert backend.reserve(third)
 
@@ -263,17 +263,17 @@ def test_with_the_stages_servers_down_its_requests_wait_and_hold_the_run_open() 
                 if scheduler.statistics().faults.get("all_down", 0) >= 100 and not listening:
                     listening.append(True)
                     await own.listen()
-                return any(answer.request.stage is Stage.INSTANCE for answer in answered)
+                return any(answer.request.step == "instance" for answer in answered)
 
             class Mixed(Endless):
-                def next(self, without: Collection[Stage] = ()) -> Request | None:
+                def next(self, without: Collection[str] = ()) -> Request | None:
                     self.taken += 1
-                    return request(self.taken, Stage.INSTANCE if self.taken % 10 == 0 else Stage.INSTRUCTION)
+                    return request(self.taken, "instance" if self.taken % 10 == 0 else "instruction")
 
             quick = Limits(concurrency=8, max_attempts=5, backoff_base_s=0.002, reconnect_cap_s=0.002)
             scheduler = SinkScheduler(RoomAwareSource(Mixed(), backend), backend, sink, quick, jitter=random.Random(1))
             await scheduler.run()
-            late = [answer.result for answer in answered if answer.request.stage is Stage.INSTANCE]
+            late = [answer.result for answer in answered if answer.request.step == "instance"]
             assert late
             assert not [result for result in late if isinstance(result, Failure)]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastgen.errors import PromptTooLong, RequestRejected, TransientError
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.protocol import decode_completions, encode_request
-from fastgen.types import Completion, Message, Request, Sampling, Stage
+from fastgen.types import Completion, Message, Request, Sampling
 
 COMPLETIONS = Endpoint("http://host", "m")
 CHAT = Endpoint("http://host", "m", api="chat")
@@ -20,12 +20,12 @@ CHAT = Endpoint("http://host", "m", api="chat")
 
 def request(prompt: str | tuple[Message, ...] = "Say hi", n: int = 1, **sampling: Any) -> Request:
     settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.5, "max_tokens": 32} | sampling
-    return Request(1, Stage.INSTRUCTION, prompt, Sampling(**settings), n=n)
+    return Request(1, "instruction", prompt, Sampling(**settings), n=n)
 
 
 def several(*prompts: str, n: int = 1) -> Request:
     subjects = tuple(range(len(prompts)))
-    return Request(1, Stage.CLASSIFICATION, prompts, Sampling(0.0, 1.0, 3), subjects, n=n)
+    return Request(1, "classification", prompts, Sampling(0.0, 1.0, 3), subjects, n=n)
 
 
 def body(endpoint: Endpoint, asked: Request) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fastgen.generate.checkpoint import write_archive
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import ClassificationOutcome, Commit
+from fastgen.methods.base import Labelled, Commit
 from fastgen.simulator.server import FaultServer
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, Position, TornTail, compress_segment, read_log, seal, segment_files
@@ -30,7 +30,7 @@ from fastgen.store.run_folder import RunFolder, Store
 from fastgen.telemetry.figures import Sample
 from fastgen.telemetry.progress import QuietReporter
 from fastgen.telemetry.series import MetricsFile
-from fastgen.types import Completion, Stage
+from fastgen.types import Completion
 
 RUN = "a-run"
 GENERATE = ["generate", "--num-instructions", "99", "--base-url", "http://127.0.0.1:9/v1", "--quiet"]
@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commit(number: int) -> Commit:
     completion = Completion("No", "stop", 50, 1)
-    return Commit(number, 0, Stage.CLASSIFICATION, 0, (), completion, ClassificationOutcome(False), 11.0)
+    return Commit(number, 0, "classification", 0, (), completion, Labelled(False), 11.0)
 
 
 def begin(path: Path, count: int) -> Store:

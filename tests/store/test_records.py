@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.methods.base import (
-    ClassificationOutcome,
+    Labelled,
     Commit,
-    InstanceOutcome,
-    InstructionOutcome,
+    Answered,
+    Created,
     Kept,
     Outcome,
     Rejection,
 )
 from fastgen.store.records import decode, encode
-from fastgen.types import MOST_TOKENS, Completion, Failure, Stage
+from fastgen.types import MOST_TOKENS, Completion, Failure
 
 NUMBER = st.integers(0, 2**40)
 TOKENS = st.integers(0, MOST_TOKENS)
@@ -33,13 +33,13 @@ def numbered(first: int, kept: list[tuple[Any, ...]]) -> tuple[Kept, ...]:
 
 
 REJECTION = st.builds(Rejection, SPAN, st.sampled_from(["too_short", "similar"]), st.none() | NEIGHBOUR)
-OUTCOMES: dict[Stage, st.SearchStrategy[Any]] = {
-    Stage.INSTRUCTION: st.builds(
-        InstructionOutcome, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
+OUTCOMES: dict[str, st.SearchStrategy[Any]] = {
+    "instruction": st.builds(
+        Created, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
     ),
-    Stage.CLASSIFICATION: st.builds(ClassificationOutcome, st.booleans(), st.none() | st.just("no_answer")),
-    Stage.INSTANCE: st.builds(
-        InstanceOutcome, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)
+    "classification": st.builds(Labelled, st.booleans(), st.none() | st.just("no_answer")),
+    "instance": st.builds(
+        Answered, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)
     ),
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -50,8 +50,8 @@ def commits(draw: st.DrawFn) -> Commit:
     stage = draw(st.sampled_from([*OUTCOMES]))
     outcome: Outcome = draw(OUTCOMES[stage] | st.builds(Failure, TEXT, TEXT, st.booleans()))
     completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(TOKENS), draw(TOKENS))
-    subject = None if stage is Stage.INSTRUCTION else draw(NUMBER)
-    demonstrations = tuple(draw(st.lists(NUMBER, max_size=8))) if stage is Stage.INSTRUCTION else ()
+    subject = None if stage == "instruction" else draw(NUMBER)
+    demonstrations = tuple(draw(st.lists(NUMBER, max_size=8))) if stage == "instruction" else ()
     time_s = draw(st.integers(0, 10**12)) / 100
     return Commit(draw(NUMBER), draw(NUMBER), stage, subject, demonstrations, completion, outcome, time_s)
 
@@ -67,9 +67,9 @@ def test_a_full_completion_takes_at_most_500_bytes_beyond_its_text_and_spans_rep
     kept = tuple(Kept((100 * i, 100 * i + 80), 1_000_000 + i, (170, 0.4444), near) for i in range(6))
     rejected = tuple(Rejection((100 * i, 100 * i + 80), "similar", (1_000_123, 0.7777)) for i in range(6, 8))
     commit = Commit(
-        *(987_654, 0, Stage.INSTRUCTION, None, (1, 17, 33, 100, 120, 174, 1_000_001, 999_999)),
+        *(987_654, 0, "instruction", None, (1, 17, 33, 100, 120, 174, 1_000_001, 999_999)),
         Completion(text, "stop", 400, 150),
-        InstructionOutcome(kept, rejected),
+        Created(kept, rejected),
         1_800_000_000.12,
     )
     line = orjson.dumps({"crc": "01234567", **encode(commit)})

@@ -18,26 +18,26 @@ import pytest
 from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
 from fastgen.generate.options import Options, run_configuration, saved_values
 from fastgen.generate.run import free_bytes
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept, Rejection
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept, Rejection
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, TornTail, seal, segment_files
 from fastgen.store.reader import open_run
 from fastgen.store.run_folder import RunFolder, RunHeader, Store
-from fastgen.types import Completion, Failure, Stage
+from fastgen.types import Completion, Failure
 
 COMPLETION = Completion("Name three rivers.", "stop", 100, 7)
 
 
 def commits() -> list[Commit]:
-    kept = InstructionOutcome(
+    kept = Created(
         (Kept((0, 18), 0, (3, 0.25), ()),), (Rejection((0, 4), "too_short"), Rejection((0, 9), "similar", (5, 0.9)))
     )
     return [
-        Commit(0, 0, Stage.INSTRUCTION, None, (1, 2), COMPLETION, kept, 10.0),
-        Commit(1, 0, Stage.CLASSIFICATION, 0, (), Completion("No", "stop", 50, 1), ClassificationOutcome(False), 11.0),
-        Commit(2, 0, Stage.INSTANCE, 0, (), COMPLETION, InstanceOutcome((((0, 0), (0, 4)),), ("duplicate",)), 12.0),
-        Commit(3, 0, Stage.INSTRUCTION, None, (1,), Completion("", None), Failure("http_500", "x"), 13.0),
+        Commit(0, 0, "instruction", None, (1, 2), COMPLETION, kept, 10.0),
+        Commit(1, 0, "classification", 0, (), Completion("No", "stop", 50, 1), Labelled(False), 11.0),
+        Commit(2, 0, "instance", 0, (), COMPLETION, Answered((((0, 0), (0, 4)),), ("duplicate",)), 12.0),
+        Commit(3, 0, "instruction", None, (1,), Completion("", None), Failure("http_500", "x"), 13.0),
     ]
 
 

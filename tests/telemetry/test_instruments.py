@@ -19,7 +19,7 @@ from fastgen.telemetry.instruments import BOUNDS_S, Histogram, Instruments, core
 from fastgen.telemetry.monitor import MetricsHub, Monitor, between, server_sample
 from fastgen.telemetry.series import MetricsFile, read_metrics
 from fastgen.telemetry.yields import YieldWatch
-from fastgen.types import Completion, Request, Stage
+from fastgen.types import Completion, Request
 from tests.scripted import OK, QUICK, ListSource, ScriptedBackend, Sink, SinkScheduler, answer_ok, at, run
 
 
@@ -32,15 +32,15 @@ def test_good_answers_are_timed_by_stage_and_faults_are_not() -> None:
 
     instruments, hub = Instruments(), MetricsHub()
     scheduler = SinkScheduler(
-        ListSource([at(Stage.INSTANCE, number) for number in range(3)]),
+        ListSource([at("instance", number) for number in range(3)]),
         *(ScriptedBackend(every_other), Sink(), QUICK),
         jitter=random.Random(1),
         observe=instruments.observe_latency,
     )
     assert hub.mean_latencies_s() == {}
     run(scheduler.run)
-    assert sum(instruments.latencies[Stage.INSTANCE].counts) == 3
-    assert sum(instruments.latencies[Stage.INSTRUCTION].counts) == 0
+    assert sum(instruments.latencies["instance"].counts) == 3
+    assert sum(instruments.latencies["instruction"].counts) == 0
     hub.reading = Sample(counters=instruments)
     assert [*hub.mean_latencies_s()] == ["instance"]
     assert 0.002 <= hub.mean_latencies_s()["instance"] < 1.0
@@ -97,7 +97,7 @@ def test_a_probe_keeps_sums_and_gives_maxima_once() -> None:
 def test_a_copy_stays_as_it_is() -> None:
     seen = Instruments()
     before = seen.copy()
-    seen.observe_latency(Stage.INSTANCE, 1.0)
+    seen.observe_latency("instance", 1.0)
     seen.probe(0.1, 1, 1, 1)
     assert before == Instruments()
     assert seen.copy() == seen
@@ -131,7 +131,7 @@ NOW = replace(
     servers=(ServerSample("http://a/v1"),),
     counters=Instruments(
         latencies={stage: Histogram() for stage in Stage}
-        | {Stage.INSTANCE: Histogram([0, 4] + [0] * (len(BOUNDS_S) - 1), 0.032)},
+        | {"instance": Histogram([0, 4] + [0] * (len(BOUNDS_S) - 1), 0.032)},
         server_s=20.0,
         rate_limited_s=4.0,
         probes=100,

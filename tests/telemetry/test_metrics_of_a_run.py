@@ -23,7 +23,6 @@ from fastgen.telemetry.instruments import Histogram, Instruments
 from fastgen.telemetry.monitor import MetricsHub
 from fastgen.telemetry.prometheus import MOST_CONNECTIONS, metrics_page
 from fastgen.telemetry.series import METRICS_FILE, read_metrics
-from fastgen.types import Stage
 from tests.dashboard_help import read_all
 from tests.generate.test_generate import fastgen, generate, shipped_server, status
 
@@ -160,7 +159,7 @@ READING = Sample(
         ServerSample("http://a/v1", in_flight=30, completed=80, running=29, waiting=1, kv_cache_usage=0.5, limit=32),
         ServerSample("http://a/v1", healthy=False),
     ),
-    counters=Instruments(latencies={Stage.INSTANCE: LATENCY}, judge_s=1.5, server_s=12.0, batches=7, concurrency=999),
+    counters=Instruments(latencies={"instance": LATENCY}, judge_s=1.5, server_s=12.0, batches=7, concurrency=999),
 )
 
 

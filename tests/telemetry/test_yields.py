@@ -8,7 +8,6 @@ import pytest
 
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.yields import YieldWatch
-from fastgen.types import Stage
 
 
 class Story:
@@ -17,7 +16,7 @@ class Story:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.said: list[str] = []
-        self.closed: list[Collection[Stage]] = []
+        self.closed: list[Collection[str]] = []
 
     def write(self, completions: int, *, kept: int, other_tokens: int = 0, complete: int = 0) -> None:
         ledger = self.ledger
@@ -123,7 +122,7 @@ def test_the_rule_stops_new_requests_once_and_says_so_once() -> None:
     for _ in range(4):
         story.write(3, kept=3)
         watch()
-    assert story.closed == [(Stage.INSTRUCTION,)]
+    assert story.closed == [("instruction",)]
     assert len(story.said) == 1
     assert watch.ended_by is not None
     assert story.said[0].startswith(watch.ended_by)

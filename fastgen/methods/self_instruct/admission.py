@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from fastgen.methods.base import (
     Commit,
-    InstanceOutcome,
-    InstructionOutcome,
+    Answered,
+    Created,
     Kept,
     Outcome,
     Rejection,
@@ -27,7 +27,7 @@ from fastgen.methods.self_instruct.rules import Method
 from fastgen.methods.self_instruct.state import RunState, State
 from fastgen.similarity.novelty import NoveltyFilter, Verdict
 from fastgen.text import bounded
-from fastgen.types import Answer, Completion, Failure, Neighbour, Span, Stage
+from fastgen.types import Answer, Completion, Failure, Neighbour, Span
 
 SIMILAR = "similar"  # the rule's name in the ledger
 CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's index in their list
@@ -77,9 +77,9 @@ class Admission:
         commits, number, complete = [], len(self._state.pool), self._state.complete
         for answer, items in zip(answers, parsed, strict=True):
             outcome = self._outcome(answer, items, verdicts, number)
-            if isinstance(outcome, InstructionOutcome):
+            if isinstance(outcome, Created):
                 number += len(outcome.kept)
-            complete += isinstance(outcome, InstanceOutcome) and bool(outcome.instances)
+            complete += isinstance(outcome, Answered) and bool(outcome.instances)
             commits.append(_commit(answer, outcome, now))
             if complete >= self._state.target:
                 break
@@ -87,7 +87,7 @@ class Admission:
 
     def _parse_instructions(self, answer: Answer) -> list[_Item]:
         """The items of an instruction completion, each with the rule that rejects it, if any."""
-        if answer.request.stage is not Stage.INSTRUCTION or isinstance(answer.result, Failure):
+        if answer.request.step != "instruction" or isinstance(answer.result, Failure):
             return []
         rules = self._rules
         items = instruction.parse(answer.result, rules, first_number=answer.request.first_number)
@@ -105,26 +105,26 @@ class Admission:
     def _outcome(self, answer: Answer, items: list[_Item], verdicts: Iterator[Verdict], number: int) -> Outcome:
         if isinstance(answer.result, Failure):
             return self._failure(answer.subject, answer.result)
-        match answer.request.stage:
-            case Stage.INSTRUCTION:
+        match answer.request.step:
+            case "instruction":
                 return _admit(items, verdicts, number, self._recorded)
-            case Stage.CLASSIFICATION:
+            case "classification":
                 return classification.parse(answer.result, self._rules)
-            case Stage.INSTANCE:
+            case "instance":
                 return self._instances(answer.subject, answer.result)
-            case Stage.QUESTION:
+            case "question":
                 raise ValueError("a run asks no questions")
 
     def _failure(self, subject: int | None, failure: Failure) -> Failure:
         gives_up = subject is not None and self._state.failures.get(subject, 0) + 1 >= MAX_SUBJECT_FAILURES
         return replace(failure, settles=gives_up)
 
-    def _instances(self, subject: int | None, completion: Completion) -> InstanceOutcome:
+    def _instances(self, subject: int | None, completion: Completion) -> Answered:
         if subject is None:
             raise ValueError("an answer of the instance stage without a subject")
         is_classification = self._state.pool.state(subject) is State.CLASSIFICATION
         parsed = instance.parse(completion, is_classification, self._rules, self._state.pool.text(subject))
-        return InstanceOutcome(tuple((i.input, i.output) for i in parsed.instances), parsed.rules)
+        return Answered(tuple((i.input, i.output) for i in parsed.instances), parsed.rules)
 
 
 def _by_choice(answer: Answer) -> list[Answer]:
@@ -151,7 +151,7 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
     return Commit(
         request.number,
         answer.choice,
-        request.stage,
+        request.step,
         answer.subject,
         request.demonstrations,
         completion,
@@ -161,7 +161,7 @@ def _commit(answer: Answer, outcome: Outcome, now: float) -> Commit:
     )
 
 
-def _admit(items: Sequence[_Item], verdicts: Iterator[Verdict], number: int, recorded: int) -> InstructionOutcome:
+def _admit(items: Sequence[_Item], verdicts: Iterator[Verdict], number: int, recorded: int) -> Created:
     """The outcome of one instruction completion. ``verdicts`` has one for each item that no rule rejected."""
     kept: list[Kept] = []
     rejected: list[Rejection] = []
@@ -176,4 +176,4 @@ def _admit(items: Sequence[_Item], verdicts: Iterator[Verdict], number: int, rec
         else:
             neighbour = None if verdict.neighbour is None else (verdict.neighbour, verdict.score)
             rejected.append(Rejection(item.span, SIMILAR, neighbour))
-    return InstructionOutcome(tuple(kept), tuple(rejected))
+    return Created(tuple(kept), tuple(rejected))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastgen.methods.base import ClassificationOutcome
+from fastgen.methods.base import Labelled
 from fastgen.text import answer_span
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tupl
     return texts
 
 
-def parse(completion: Completion, rules: Rules) -> ClassificationOutcome:
+def parse(completion: Completion, rules: Rules) -> Labelled:
     """Return whether the completion says that the instruction is a classification task.
 
     With ``answer_style`` ``paper``, the stripped text has to be "Yes", "yes" or "YES". Everything else is a no.
@@ -62,14 +62,14 @@ def parse(completion: Completion, rules: Rules) -> ClassificationOutcome:
     no counts as a no and has the reason in ``unread``.
     """
     if rules.answer_style == "paper":
-        return ClassificationOutcome(completion.text.strip() in _PAPER_YES)
+        return Labelled(completion.text.strip() in _PAPER_YES)
     span = answer_span(completion.text)
     if span is None:
-        return ClassificationOutcome(False, "unclosed_thinking")
+        return Labelled(False, "unclosed_thinking")
     answer = completion.text[slice(*span)]
     found = _AT_THE_START.match(answer) or _AFTER_A_LABEL.search(answer) or _ALONE_ON_A_LINE.search(answer)
     if found is not None:
-        return ClassificationOutcome(found["yes"] is not None)
+        return Labelled(found["yes"] is not None)
     if _STATED.search(answer):
-        return ClassificationOutcome(True)
-    return ClassificationOutcome(False, "no_answer" if answer.strip() else "empty")
+        return Labelled(True)
+    return Labelled(False, "no_answer" if answer.strip() else "empty")

@@ -20,23 +20,23 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from fastgen.methods.base import ClassificationOutcome, Commit, InstructionOutcome
+from fastgen.methods.base import Labelled, Commit, Created
 from fastgen.methods.self_instruct import classification, instance, instruction
 from fastgen.methods.self_instruct.admission import Admission
 from fastgen.methods.self_instruct.prompts import PromptSet
 from fastgen.methods.self_instruct.rules import Method
 from fastgen.methods.self_instruct.state import RunState, State, subject_of
 from fastgen.similarity.novelty import NoveltyFilter
-from fastgen.types import Answer, Failure, Message, Request, SeedTask, Stage
+from fastgen.types import Answer, Failure, Message, Request, SeedTask
 
 FIRST_INSTRUCTIONS = 5
 """Instruction completions in flight while the pool is small: the batch size of the original's loop."""
 MAX_BATCHED_TOKENS = 32  # longer answers get a request each: a long one would delay the others of its batch
 MAX_REFUSED_BATCHES = 3  # in a row; after that every request has one prompt
 _WAITS_FOR = {
-    State.KEPT: Stage.CLASSIFICATION,
-    State.GENERATION: Stage.INSTANCE,
-    State.CLASSIFICATION: Stage.INSTANCE,
+    State.KEPT: "classification",
+    State.GENERATION: "instance",
+    State.CLASSIFICATION: "instance",
 }
 
 
@@ -67,7 +67,7 @@ class Plan:
         self._classification_batch = classification_batch if batched else 1
         self._refused_batches = 0
         self._split_up: set[int] = set()  # subjects of refused batches: each gets a request without others
-        self._ready: dict[Stage, deque[int]] = {Stage.CLASSIFICATION: deque(), Stage.INSTANCE: deque()}
+        self._ready: dict[str, deque[int]] = {"classification": deque(), "instance": deque()}
         self._next_request = 0
         self._instructions_out = 0
 
@@ -78,28 +78,28 @@ class Plan:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def next(self, without: Collection[Stage] = ()) -> Request | None:
+    def next(self, without: Collection[str] = ()) -> Request | None:
         """The next request, or ``None`` while only answers in flight can create more work.
 
         ``without`` are the stages whose servers have no capacity now.
         """
         if self.done:
             return None
-        if self._ready[Stage.INSTANCE] and Stage.INSTANCE not in without:
-            return self._ask_for_instances(self._ready[Stage.INSTANCE].popleft())
-        if self._ready[Stage.CLASSIFICATION] and Stage.CLASSIFICATION not in without:
+        if self._ready["instance"] and "instance" not in without:
+            return self._ask_for_instances(self._ready["instance"].popleft())
+        if self._ready["classification"] and "classification" not in without:
             return self._ask_to_classify(self._take_batch(), self._take_number())
-        if Stage.INSTRUCTION in without or self._instructions_out >= self._instructions_allowed():
+        if "instruction" in without or self._instructions_out >= self._instructions_allowed():
             return None
         missing = self._missing()
         return self._ask_for_instructions(missing) if missing > 0 else None
 
     def give_back(self, request: Request) -> None:
         """Return a request from `next` that will not be answered, so that its work can be asked again."""
-        if request.stage is Stage.INSTRUCTION:
+        if request.step == "instruction":
             self._instructions_out -= request.n
         else:
-            self._ready[request.stage].extendleft(reversed(request.subjects))
+            self._ready[request.step].extendleft(reversed(request.subjects))
 
     def shrink(self, request: Request) -> Request | None:
         """A shorter request in place of one that was too long, or ``None`` if there is none.
@@ -117,7 +117,7 @@ class Plan:
     def _split(self, request: Request) -> Request:
         first, *others = request.subjects
         self._split_up.update(request.subjects)
-        self._ready[request.stage].extendleft(reversed(others))
+        self._ready[request.step].extendleft(reversed(others))
         self._refused_batches += 1
         if self._refused_batches >= MAX_REFUSED_BATCHES:
             self._classification_batch = 1
@@ -156,7 +156,7 @@ class Plan:
         self._instructions_out += n
         return Request(
             number=number,
-            stage=Stage.INSTRUCTION,
+            stage="instruction",
             prompt=self._instruction_prompt(demonstrations),
             sampling=method.sampling["instruction"],
             demonstrations=demonstrations,
@@ -179,11 +179,11 @@ class Plan:
         is_classification = pool.state(subject) is State.CLASSIFICATION
         prompt = instance.build_prompt(pool.text(subject), is_classification, self._prompts)
         key = "instance_output_first" if is_classification else "instance_input_first"
-        return Request(self._take_number(), Stage.INSTANCE, prompt, self.method.sampling[key], (subject,))
+        return Request(self._take_number(), "instance", prompt, self.method.sampling[key], (subject,))
 
     def _take_batch(self) -> list[int]:
         """Subjects that are ready to be classified, at most one request's worth. It does not wait for more."""
-        ready = self._ready[Stage.CLASSIFICATION]
+        ready = self._ready["classification"]
         batch = [ready.popleft()]
         if not self._goes_alone(batch[0]):
             while ready and len(batch) < self._classification_batch and not self._goes_alone(ready[0]):
@@ -196,7 +196,7 @@ class Plan:
     def _ask_to_classify(self, subjects: Sequence[int], number: int) -> Request:
         prompt = classification.build_prompts([self.state.pool.text(subject) for subject in subjects], self._prompts)
         sampling = self.method.sampling["classification"]
-        return Request(number, Stage.CLASSIFICATION, prompt, sampling, tuple(subjects))
+        return Request(number, "classification", prompt, sampling, tuple(subjects))
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -208,19 +208,19 @@ class Plan:
         """Apply a commit of the batch that was judged last, and queue the work that it makes possible."""
         self.state.apply(commit)
         self._next_request = max(self._next_request, self.state.requests)
-        if commit.stage is Stage.INSTRUCTION:
+        if commit.step == "instruction":
             self._instructions_out -= 1
         elif commit.subject is not None:
             self._split_up.discard(commit.subject)  # after a failure, the state's `alone` has it
         match commit.outcome:
-            case InstructionOutcome(kept, _):
-                self._ready[Stage.CLASSIFICATION].extend(one.number for one in kept)
-            case ClassificationOutcome():
-                self._ready[Stage.INSTANCE].append(subject_of(commit))
+            case Created(kept, _):
+                self._ready["classification"].extend(one.number for one in kept)
+            case Labelled():
+                self._ready["instance"].append(subject_of(commit))
                 if commit.choice:
                     self._refused_batches = 0
             case Failure(_, _, settles) if commit.subject is not None and not settles:
-                self._ready[commit.stage].append(commit.subject)
+                self._ready[commit.step].append(commit.subject)
 
     def resume(self, commits: Iterable[Commit]) -> None:
         """Replay ``commits``: a whole log, or the part after the checkpoint that the state was restored from."""

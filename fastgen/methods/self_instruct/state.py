@@ -17,12 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from fastgen.methods.base import ClassificationOutcome, Commit, InstanceOutcome, InstructionOutcome, Kept
+from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
 from fastgen.methods.self_instruct import instruction
 from fastgen.methods.self_instruct.demonstrations import Demonstrations
 from fastgen.methods.self_instruct.rules import Method
 from fastgen.similarity.novelty import NoveltyFilter
-from fastgen.types import Failure, SeedTask, Stage
+from fastgen.types import Failure, SeedTask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,15 +229,15 @@ class RunState:
     def _apply(self, commit: Commit) -> Sequence[str]:
         """Apply everything but the filter's part and return the texts that were kept."""
         self.requests = max(self.requests, commit.request + 1)
-        if commit.stage is Stage.INSTRUCTION:
+        if commit.step == "instruction":
             self.demonstrations.see(commit.demonstrations)
         self._note_refusal(commit)
         match commit.outcome:
-            case InstructionOutcome(kept, _):
+            case Created(kept, _):
                 return self._keep(commit.completion.text, kept)
-            case ClassificationOutcome(is_classification):
+            case Labelled(is_classification):
                 self._classify(subject_of(commit), is_classification=is_classification)
-            case InstanceOutcome(instances, _):
+            case Answered(instances, _):
                 self._settle(subject_of(commit), State.COMPLETE if instances else State.EMPTY)
             case Failure(_, _, settles) if commit.subject is not None:
                 self._note_failure(commit.subject, settles=settles)
