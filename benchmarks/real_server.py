@@ -372,9 +372,7 @@ class Recorded:
 
     def __init__(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         self._requests = [
-            Request(
-                number, "question", prompt.text, replace(sampling, max_tokens=prompt.tokens), subjects=(number,)
-            )
+            Request(number, "question", prompt.text, replace(sampling, max_tokens=prompt.tokens), subjects=(number,))
             for number, prompt in enumerate(prompts)
         ]
         self._asked = 0

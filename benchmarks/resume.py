@@ -77,9 +77,7 @@ def commits(texts: list[str], first: int, request: int) -> list[Commit]:
             spans = (((7, 37), (46, len(output))),)
             done = Completion(output, "stop", 900, 60)
             made += [
-                Commit(
-                    request + 1 + 2 * i, 0, "classification", number, (), _NO, Labelled(False), 1e9
-                ),
+                Commit(request + 1 + 2 * i, 0, "classification", number, (), _NO, Labelled(False), 1e9),
                 Commit(request + 2 + 2 * i, 0, "instance", number, (), done, Answered(spans, ()), 1e9),
             ]
         request += 1 + 2 * len(some)

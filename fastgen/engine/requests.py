@@ -7,7 +7,7 @@ faults of a request from those of the servers, and `AnswerQueue` carries the ans
 - Every request that was taken ends as answers in the queue, or is given back to its source.
 - A request that waits for another attempt holds no slot. The pause is exponential with full jitter (AWS, "Exponential
   Backoff And Jitter"); the server's Retry-After is obeyed. Requests whose pause is over begin in that order, and one
-  whose servers have no capacity does not hold up those of another stage.
+  whose servers have no capacity does not hold up those of another role.
 - An outage uses up no request's attempts, since a fault counts against its request only while a server works. A server
   that counts requests (429) may take any time, and one that names a time (Retry-After) gets that time once, beyond the
   outage timeout. Time in which this process did not run (Ctrl-Z, a sleeping machine) is no outage.
@@ -82,10 +82,10 @@ class Source(Protocol):
 
 
 class Capacity(Protocol):
-    """Counts the requests that are retried, where some servers serve some stages only."""
+    """Counts the requests that are retried, where some servers serve some roles only."""
 
     def reserve(self, request: Request) -> bool:
-        """Reserve capacity for a request whose pause is over, if the servers of its stage have any."""
+        """Reserve capacity for a request whose pause is over, if the servers of its role have any."""
 
     def backs_off(self, request: Request) -> None:
         """A request waits for another attempt, until capacity is reserved for it or it is given back to its source."""
@@ -94,7 +94,7 @@ class Capacity(Protocol):
 class RequestExecutor:
     """Takes requests from ``source``, executes them with ``backend`` and puts what comes back into ``answers``.
 
-    ``ready`` is called when a request that had to wait may begin. ``observe`` gets the stage of every good answer and
+    ``ready`` is called when a request that had to wait may begin. ``observe`` gets the step of every good answer and
     the seconds that its attempt took.
     """
 
@@ -133,9 +133,9 @@ class RequestExecutor:
         """Whether requests wait here that will be ready without another answer."""
         return self.retries.waiting > 0 or self._rates_timer is not None
 
-    def stop_asking(self, stages: Collection[str]) -> None:
-        """Take no more requests of these stages from the source."""
-        self._closed.update(stages)
+    def stop_asking(self, steps: Collection[str]) -> None:
+        """Take no more requests of these steps from the source."""
+        self._closed.update(steps)
 
     def take(self, *, most_backing_off: int) -> Request | None:
         """The request to execute now: a retry that is ready, or a new one.
@@ -288,7 +288,7 @@ class Retries:
         self._on_ready = ready
         self._attempts: dict[int, _Attempts] = {}  # by request number, as the next one
         self._backing_off: dict[int, tuple[Request, asyncio.TimerHandle]] = {}
-        self._ready: dict[str, deque[tuple[int, Request]]] = {}  # with the place in the order; never empty ones
+        self._ready: dict[str, deque[tuple[int, Request]]] = {}  # by role, in order; never empty
         self._arrivals = 0
 
     @property
@@ -332,17 +332,17 @@ class Retries:
     def add(self, request: Request) -> None:
         """Ask a request again as soon as there is a slot and capacity."""
         self._arrivals += 1
-        self._ready.setdefault(request.step, deque()).append((self._arrivals, request))
+        self._ready.setdefault(request.server_role, deque()).append((self._arrivals, request))
 
     def take(self, reserve: Callable[[Request], bool]) -> Request | None:
         """The request that has been ready longest of those for which capacity could be reserved."""
-        for _, stage in sorted((queue[0][0], stage) for stage, queue in self._ready.items()):
-            queue = self._ready[stage]
+        for _, role in sorted((queue[0][0], role) for role, queue in self._ready.items()):
+            queue = self._ready[role]
             request = queue[0][1]
             if reserve(request):
                 queue.popleft()
                 if not queue:
-                    del self._ready[stage]
+                    del self._ready[role]
                 return request
         return None
 
@@ -403,7 +403,7 @@ class OutageWatch:
 
     def blames_request(self, error: TransientError, last_attempt_s: float, now_s: float) -> bool:
         """Whether servers work, so that the attempt counts. ``last_attempt_s`` is when the one before it began."""
-        if error.kind == "all_down":  # no server was asked; those of other stages may well answer meanwhile
+        if error.kind == "all_down":  # no server was asked; those of other roles may well answer meanwhile
             return False
         if error.reached_server:
             return now_s - self._last_answer_s < self._alive_s
@@ -420,7 +420,7 @@ class OutageWatch:
 class AnswerQueue:
     """Answers in order of arrival, taken in batches of at most ``max_batch``.
 
-    At most twice ``in_flight`` answers wait. Then `put` waits, so a slow consumer slows the asking, and a step that must
+    At most twice ``in_flight`` answers wait. Then `put` waits, so a slow consumer slows the asking. A step that must
     stop asks at most five times ``in_flight`` too many: those in flight, those that wait, and those of the last batch.
     """
 

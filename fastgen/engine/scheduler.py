@@ -52,7 +52,7 @@ class Scheduler:
     """Runs one source against one backend. See the module's docstring. Use once.
 
     ``jitter`` draws the pauses before other attempts. Without ``capacity`` every retry may begin when a slot is free.
-    ``observe`` gets the stage of every good answer and the seconds that its attempt took.
+    ``observe`` gets the step of every good answer and the seconds that its attempt took.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Scheduler:
         if self._concurrency > before and self._is_running:
             self._fill()
 
-    def stop_asking(self, stages: Collection[str]) -> None:
-        """Begin no more requests of these stages; `answers` ends when those that are on their way are finished.
+    def stop_asking(self, steps: Collection[str]) -> None:
+        """Begin no more requests of these steps; `answers` ends when those that are on their way are finished.
 
-        Retries are still carried out, and so are requests of other stages that the source gives.
+        Retries are still carried out, and so are requests of other steps that the source gives.
         """
-        self._executor.stop_asking(stages)
+        self._executor.stop_asking(steps)
 
     async def answers(self) -> AsyncGenerator[list[Answer], None]:
         """Ask, and yield the answers in batches, in order of arrival.

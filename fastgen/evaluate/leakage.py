@@ -286,7 +286,7 @@ def _open_training_data(path: Path) -> tuple[Iterator[TrainingRow], Sequence[str
 
 def _run_rows(run: OpenRun) -> Iterator[TrainingRow]:
     commits = run.folder.whole_commits()
-    for finished in finished_instructions(commits, run.rules):
+    for finished in finished_instructions(commits, run):
         if finished.instances:
             texts = [text for instance in finished.instances for text in (instance.input, instance.output)]
             yield finished.instruction, [finished.instruction, *filter(None, texts)]

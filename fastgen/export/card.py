@@ -200,7 +200,7 @@ def _making(facts: CardFacts) -> Iterator[str]:
 
 
 def _decontamination(facts: CardFacts) -> str:
-    count = len(facts.run.folder.forbidden())
+    count = len(facts.run.folder.texts("decontaminate"))
     if count:
         return f"Instructions that resemble one of {count:,} texts of evaluation tasks were rejected too."
     return "No evaluation tasks were excluded."

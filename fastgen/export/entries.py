@@ -65,7 +65,7 @@ def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | Non
     if options.include_seeds:
         yield from map(_seed_entry, run.seeds)
     commits = run.folder.whole_commits()
-    for finished in finished_instructions(commits, run.rules):
+    for finished in finished_instructions(commits, run):
         entry = _machine_entry(finished, run, scores, options.min_judge_score)
         if entry.instances or options.include_empty:
             yield entry

@@ -145,7 +145,7 @@ class _Job:
         run, choice, spec = self._run, self._choice, self._spec
         if spec is None:
             commits = run.folder.whole_commits()
-            for rejected in rejected_instructions(commits, run.rules):
+            for rejected in rejected_instructions(commits, run):
                 yield "train", rejected_row(rejected, run.seeds)
             return
         splits = choice.splits()

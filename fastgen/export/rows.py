@@ -19,7 +19,7 @@ from typing import IO, Final
 from fastgen.export.entries import Entry
 from fastgen.export.options import Format, draw
 from fastgen.export.writers import JsonArray, JsonLines, Parquet, Row, RowWriter, ShuffledJsonLines
-from fastgen.methods.self_instruct.admission import CONTAMINATED
+from fastgen.methods.admission import CONTAMINATED
 from fastgen.methods.self_instruct.rules import Style
 from fastgen.store.reader import OpenRun, RejectedInstruction, pool_id
 from fastgen.types import Instance, Neighbour, SeedTask

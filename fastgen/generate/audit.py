@@ -22,14 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from fastgen.methods.admission import SIMILAR
 from fastgen.methods.base import Commit, Created
-from fastgen.methods.self_instruct.admission import SIMILAR
-from fastgen.methods.self_instruct.instruction import item_text
-from fastgen.methods.self_instruct.rules import Rules
-from fastgen.methods.self_instruct.state import RunState
+from fastgen.methods.state import RunState
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.store.reader import open_run
-from fastgen.types import SeedTask
+from fastgen.types import SeedTask, Span
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,7 @@ FEWEST = 3000
 """Decisions that are checked whatever that costs: enough to bound the misses at 0.1 % where none is found."""
 BACKLOG = 10_000
 """Commits that may wait for a check, which bounds the memory of an audit that is slower than the run."""
+ItemText = Callable[[str, Span], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +104,10 @@ class Auditor:
         """Add kept instructions that an earlier session decided. They are not checked."""
         self._scan.add(texts)
 
-    def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
+    def see(self, commit: Commit, item_text: ItemText) -> list[Disagreement]:
         """Check one commit and return the disagreements in it."""
         found = []
-        for text, kept in _decisions(commit, rules):
+        for text, kept in _decisions(commit, item_text):
             if self._drawn.random() < self._rate and (one := self._check(text, kept=kept)) is not None:
                 found.append(one)
             if kept:
@@ -144,7 +143,7 @@ def audit(run_dir: Path, *, rate: float | None = None, seed: int = 0, budget: in
         rate = _share(ledger.kept, ledger.rejected[SIMILAR], len(run.seeds), budget)
     auditor = Auditor(run.configuration, run.seeds, rate=rate, seed=seed)
     for commit in run.folder.whole_commits():
-        auditor.see(commit, run.rules)
+        auditor.see(commit, run.item_text)
     return auditor.result()
 
 
@@ -154,13 +153,13 @@ def _share(kept: int, rejected: int, seeds: int, budget: int) -> float:
     return min(1.0, max(FEWEST / decisions, budget / (decisions * (seeds + kept / 2 + 1))))
 
 
-def _decisions(commit: Commit, rules: Rules) -> Iterator[tuple[str, bool]]:
+def _decisions(commit: Commit, item_text: ItemText) -> Iterator[tuple[str, bool]]:
     """(text, whether it was kept) of what the similarity filter decided about a completion, in order."""
     if isinstance(commit.outcome, Created):
         spans = [(kept.span, True) for kept in commit.outcome.kept]
         spans += [(rejection.span, False) for rejection in commit.outcome.rejected if rejection.rule == SIMILAR]
         for span, kept in sorted(spans):
-            yield item_text(commit.completion.text, span, rules), kept
+            yield item_text(commit.completion.text, span), kept
 
 
 def upper_bound(events: int, trials: int, population: int) -> float:
@@ -209,10 +208,10 @@ class BackgroundAudit:
     """
 
     def __init__(
-        self, auditor: Auditor, rules: Rules, report: Callable[[str], None], *, backlog: int = BACKLOG
+        self, auditor: Auditor, item_text: ItemText, report: Callable[[str], None], *, backlog: int = BACKLOG
     ) -> None:
         self._auditor = auditor
-        self._rules = rules
+        self._item_text = item_text
         self._report = report
         self._backlog = backlog
         self._queue: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
@@ -248,7 +247,7 @@ class BackgroundAudit:
     def _run(self) -> None:
         try:
             while (commit := self._queue.get()) is not None and not self._ended.is_set():
-                for found in self._auditor.see(commit, self._rules):
+                for found in self._auditor.see(commit, self._item_text):
                     self._report(f"audit: {found.kind} (ROUGE-L {found.rouge_l:.3f}): {found.instruction}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to end the run
             self._end_early(f"the audit ended ({type(error).__name__}: {error})")
@@ -259,10 +258,10 @@ class BackgroundAudit:
 
 
 def audit_of(
-    state: RunState, rules: Rules, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
+    state: RunState, similarity: Mapping[str, Any], *, rate: float, report: Callable[[str], None]
 ) -> BackgroundAudit:
     """An audit of a run from ``state`` on. It checks a share ``rate`` (above 0, at most 1) of the decisions."""
     pool = state.pool
-    auditor = Auditor(similarity, state.seeds, rate=rate, seed=len(pool))
+    auditor = Auditor(similarity, state.method.seeds, rate=rate, seed=len(pool))
     auditor.learn([pool.text(number) for number in range(len(pool))])
-    return BackgroundAudit(auditor, rules, report)
+    return BackgroundAudit(auditor, state.method.item_text, report)

@@ -37,7 +37,7 @@ from fastgen.store.job_folder import JobFolder, check_configuration
 from fastgen.store.log import TornTail, read_log
 from fastgen.telemetry.progress import Reporter, ReporterHandler, duration
 from fastgen.text import AnswerKind, unread_kind
-from fastgen.types import Answer, Failure, Message, Request, Sampling, str, token_count
+from fastgen.types import Answer, Failure, Message, Request, Sampling, token_count
 
 T = TypeVar("T")
 _LOG_NAME = "answers"

@@ -41,8 +41,8 @@ import orjson
 
 from fastgen import __version__
 from fastgen.errors import FastgenError, InputError
-from fastgen.methods.self_instruct.plan import Plan
-from fastgen.methods.self_instruct.state import InstructionPool, RunState
+from fastgen.methods.plan import Plan
+from fastgen.methods.state import InstructionPool, RunState
 from fastgen.store.files import replacing, temporary_for
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import Digest, Position, digest_log
@@ -327,12 +327,11 @@ def _restore(folder: RunFolder, run: RunState) -> Progress:
             _check_form(facts["plan"], run.folded())
             position, ledger = Position(*facts["position"]), Ledger.from_dict(facts["ledger"])
             current_log = background.submit(digest_log, folder.log_path, position)
-            pool = InstructionPool.from_columns(
-                file.read("pool/texts", "u1"), file.read("pool/ends", "u8"), file.read("pool/states", "u1")
-            )
+            columns = {"texts": "u1", "ends": "u8", "states": "u1", "depths": "u1"}
+            pool = InstructionPool.from_columns(*(file.read(f"pool/{name}", kind) for name, kind in columns.items()))
             shown = bytes(file.read("shown", "u1"))
             array("I").frombytes(shown)
-            index = _load_index(file, run, len(run.seeds) + len(pool))
+            index = _load_index(file, run, run.seeds + len(pool))
             if current_log.result() != [tuple(digest) for digest in facts["log"]]:
                 raise CheckpointUnusable("the log it was made from was another")
         except InputError as error:  # of the log: read as a whole, it tells what is wrong with it

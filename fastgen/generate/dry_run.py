@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastgen.errors import InputError
+from fastgen.methods.base import CREATION
 from fastgen.store.ledger import Ledger
 
 PROBE_INSTRUCTIONS = 16
@@ -40,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The servers' load in the probe: mean seconds of a request, by stage, and the most completions in flight."""
+    """The servers' load in the probe: mean seconds of a request, by step, and the most completions in flight."""
 
     request_s: Mapping[str, float] = field(default_factory=dict)
     in_flight: float = 0.0
@@ -83,12 +84,13 @@ def _seconds_each(ledger: Ledger, elapsed_s: float, load: Load) -> float:
 
     Little's law: the seconds for which its requests occupy slots, divided by the occupied slots.
     """
-    occupied_s = {stage: count * load.request_s.get(stage, 0.0) for stage, count in ledger.completions.items()}
+    occupied_s = {step: count * load.request_s.get(step, 0.0) for step, count in ledger.completions.items()}
     if not any(occupied_s.values()):
         return elapsed_s / ledger.complete
     finished = ledger.complete + ledger.empty
-    made = {"instruction": ledger.kept, "classification": ledger.completions["classification"], "instance": finished}
-    each_s = sum(seconds / max(1, made[stage]) for stage, seconds in occupied_s.items()) * finished / ledger.complete
+    made = {CREATION: ledger.kept}
+    each_s = sum(s / max(1, made.get(step, ledger.completions[step])) for step, s in occupied_s.items())
+    each_s *= finished / ledger.complete
     return each_s / max(load.in_flight, sum(occupied_s.values()) / max(elapsed_s, 1e-9))
 
 

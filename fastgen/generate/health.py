@@ -7,46 +7,47 @@ never permanent.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 from fastgen.engine.health import READ, Raw, Step, StepHealth
-from fastgen.methods.base import Commit
+from fastgen.methods.base import CREATION, Commit, Method
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
 
 _LEAST_LIMIT: Final = 32
 
 
-def steps_of_run(*, max_fruitless: int, api: str) -> dict[str, Step]:
-    """The steps of a run in order.
+def steps_of_run(method: Method, *, max_fruitless: int, api: str) -> dict[str, Step]:
+    """The steps of a run in order, by name.
 
-    ``max_fruitless`` (``--max-fruitless``) instruction completions in a row may bring nothing new. The limit for
-    unreadable answers of any step, and for rejected instances, is a quarter of it.
+    ``max_fruitless`` (``--max-fruitless``) creating completions in a row may bring nothing new. The limit for
+    unreadable answers of any step, and for rejected answers of later ones, is a quarter of it.
     """
     quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
-    flags = {
-        "instruction": "--instruction.max-tokens",
-        "classification": "--classification.max-tokens",
-        "instance": "--instance-input-first.max-tokens and --instance-output-first.max-tokens",
-    }
-    return {
-        stage: Step(
-            name=stage.value,
-            limit=max_fruitless if stage == "instruction" else quarter,
+    others = "another --model or other --prompts"
+    flags = {CREATION: method.creation.tokens_flag} | {step.name: step.tokens_flag for step in method.steps}
+    steps = {
+        name: Step(
+            name=name,
+            limit=quarter,
             unread_limit=quarter,
-            rejects_are_normal=stage == "instruction",
             api=api,
-            tokens_flag=tokens_flag,
-            others="another --model or other --prompts",
-            seeds=(
-                "more seed tasks (--seed-tasks) or another --model; 'fastgen status' lists the rules that rejected them"
-                if stage == "instruction"
-                else "another --model or other --prompts"
-            ),
+            tokens_flag=flag or f"--step-sampling {name}.max-tokens=N",
+            others=others,
+            seeds=others,
             anew=" (in a new run)",
         )
-        for stage, tokens_flag in flags.items()
+        for name, flag in flags.items()
     }
+    more = "more seed tasks (--seed-tasks) or another --model" if method.seeds else "another --model"
+    steps[CREATION] = replace(
+        steps[CREATION],
+        limit=max_fruitless,
+        rejects_are_normal=True,
+        seeds=f"{more}; 'fastgen status' lists the rules that rejected them",
+    )
+    return steps
 
 
 class RunHealth:

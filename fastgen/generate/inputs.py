@@ -15,27 +15,36 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
 
 from fastgen import __version__
 from fastgen.errors import InputError
 from fastgen.generate.checkpoint import CheckpointEnd, load_checkpoint
 from fastgen.generate.options import (
     Options,
+    check_method_options,
     check_same_configuration,
     model_names,
+    role_models,
     run_configuration,
     saved_values,
-    stage_models,
+    with_sampling,
 )
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.base import Context, Method, Setup
+from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method, rehearse
+from fastgen.methods.chat_template import ChatTemplate
+from fastgen.methods.plan import Plan
+from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptSet, parse_prompts, read_prompt_files
-from fastgen.methods.self_instruct.rules import Method
 from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_tasks, read_seed_file, seed_fingerprint
 from fastgen.similarity.options import SimilarityOptions
-from fastgen.store.run_folder import RunFolder, Store
+from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.store.tables import read_texts
 from fastgen.types import SeedTask
 
@@ -77,13 +86,24 @@ def filter_of_forbidden(texts: Sequence[str], similarity: SimilarityOptions) -> 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Seeds, prompts and forbidden texts, with the bytes of the seed file and, by name, of the prompt files."""
+    """What a run is given besides its options: the method, seeds, prompts and lists of texts.
 
+    The seed file and the prompt files (by name) are bytes, as the run folder keeps them. ``texts`` are the lists of
+    `fastgen.store.run_folder.TEXTS`.
+    """
+
+    entry: Entry
     seeds: tuple[SeedTask, ...]
     prompts: PromptSet
     seed_file: bytes
     prompt_files: Mapping[str, bytes]
-    forbidden: tuple[str, ...] = ()
+    texts: Mapping[str, Sequence[str]]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all contents, by option name, for the run's configuration."""
+        lists = {name: fingerprint(texts) for name, texts in self.texts.items()}
+        own = {"seed_tasks": seed_fingerprint(self.seeds), "prompts": self.prompts.fingerprint}
+        return lists | own | {"method_file": self.entry.fingerprint}
 
 
 def load_inputs(folder: RunFolder, options: Options) -> Inputs:
@@ -91,24 +111,91 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
 
     :raises InputError: a file is missing or invalid, with line and field, or no run is possible with it.
     """
-    begun = folder.exists()
-    seeds_path = options.method.seed_tasks or (folder.seeds_path if begun else default_seed_path())
-    seed_file = read_seed_file(seeds_path)
-    prompt_files = read_prompt_files(options.method.prompts or (folder.prompts_path if begun else None))
-    seeds = parse_seed_tasks(seeds_path, seed_file)
-    if options.method.classification_only and not any(seed.is_classification for seed in seeds):
+    begun, asked = folder.exists(), options.method
+    entry = find_method(asked.method)
+    check_method_options(options, entry)
+    seeds_path = asked.seed_tasks or (folder.seeds_path if begun else default_seed_path())
+    seed_file = b""
+    if asked.from_dataset is not None:
+        seed_file = _seeds_of_dataset(asked.from_dataset)
+    elif entry.uses_seeds:
+        seed_file = read_seed_file(seeds_path)
+    prompt_files = read_prompt_files(asked.prompts or (folder.prompts_path if begun else None))
+    seeds = parse_seed_tasks(seeds_path, seed_file) if seed_file else ()
+    if asked.classification_only and not any(seed.is_classification for seed in seeds):
         raise InputError(
             f"--classification-only: none of the {len(seeds)} seed tasks in {seeds_path} is a classification task; "
             'mark some with "is_classification": true, name other --seed-tasks, or leave the flag out'
         )
-    given = options.method.decontaminate
-    return Inputs(
+    given = {
+        "decontaminate": asked.decontaminate and load_forbidden(asked.decontaminate),
+        "documents": asked.documents and load_documents(asked.documents),
+        "topics": asked.topics and load_lines("--topics", asked.topics),
+        "personas": asked.personas and load_lines("--personas", asked.personas),
+    }
+    texts = {name: given[name] or (folder.texts(name) if begun else ()) for name in TEXTS}
+    if entry.needs_documents and not texts["documents"]:
+        raise InputError(f"--method {entry.name}: needs documents; name a file of them with --documents")
+    inputs = Inputs(
+        entry=entry,
         seeds=seeds,
         prompts=parse_prompts(options.server.api, prompt_files),
         seed_file=seed_file,
         prompt_files={name: file.content for name, file in prompt_files.items()},
-        forbidden=load_forbidden(given) if given else folder.forbidden(),
+        texts=texts,
     )
+    if not entry.is_own:
+        rehearse(method_of(options, inputs, _ANY_TEMPLATE))
+    return inputs
+
+
+_ANY_TEMPLATE: Final = ChatTemplate("<user>", "<assistant>", "<user>")
+_MOST_LINE: Final = 4000  # characters of a topic or persona
+
+
+def load_lines(flag: str, path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty, such as one topic each.
+
+    :raises InputError: the file cannot be read, holds no line, or one that is too long for a prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{flag} {path}: is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if len(line) > _MOST_LINE:
+            raise InputError(
+                f"{flag} {path}:{number}: has more than {_MOST_LINE} characters; write one a line, in short"
+            )
+    found = tuple(" ".join(line.split()) for line in lines if line.strip())
+    if not found:
+        raise InputError(f"{flag} {path}: holds no line; write one a line")
+    return found
+
+
+def load_documents(paths: Iterable[Path]) -> tuple[str, ...]:
+    """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones.
+
+    :raises InputError: a file cannot be read or used, with file and line.
+    """
+    return tuple(dict.fromkeys(text for path in paths for _, batch in read_texts(path, "text") for text in batch))
+
+
+def _seeds_of_dataset(path: Path) -> bytes:
+    """A seed file of the instructions in a dataset."""
+    tasks = [
+        {
+            "id": f"row_{number}",
+            "name": "",
+            "instruction": text,
+            "instances": [{"input": "", "output": "-"}],
+            "is_classification": False,
+        }
+        for number, text in enumerate(dict.fromkeys(load_forbidden([path])))
+    ]
+    return b"".join(orjson.dumps(task) + b"\n" for task in tasks)
 
 
 COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
@@ -149,28 +236,43 @@ def _make_plan(options: Options, inputs: Inputs, say: Callable[[str], None]) -> 
     if novelty.bands is not None:
         say(_shown(novelty.bands))
     plan = Plan(
-        *(method_of(options), inputs.seeds, inputs.prompts, novelty),
+        method_of(options, inputs),
+        novelty,
         target=options.job.num_instructions,
         clock=time.time,
-        forbidden=filter_of_forbidden(inputs.forbidden, options.similarity),
-        classification_batch=options.speed.classification_batch,
+        forbidden=filter_of_forbidden(inputs.texts["decontaminate"], options.similarity),
+        batch=options.speed.classification_batch,
     )
     return plan, novelty
 
 
-def method_of(options: Options) -> Method:
-    """The method's parameters from the options."""
-    asked = options.method
-    return Method(
-        rules=options.rules,
-        sampling=options.sampling.by_stage(),
+def method_of(options: Options, inputs: Inputs, template: ChatTemplate | None = None) -> Method:
+    """The run's method from its options and inputs."""
+    asked, texts = options.method, inputs.texts
+    context = Context(texts["topics"], texts["personas"])
+    if inputs.entry.name == SELF_INSTRUCT:
+        return self_instruct(
+            *(options.rules, inputs.seeds, inputs.prompts, options.sampling.by_step()),
+            seed=asked.seed,
+            num_prompt_instructions=asked.num_prompt_instructions,
+            num_machine_instructions=asked.num_machine_instructions,
+            demonstrations=asked.demonstrations,
+            samples=asked.samples_per_prompt,
+            classification_only=asked.classification_only,
+            context=context,
+        )
+    setup = Setup(
+        api=options.server.api,
         seed=asked.seed,
-        num_prompt_instructions=asked.num_prompt_instructions,
-        num_machine_instructions=asked.num_machine_instructions,
-        demonstrations=asked.demonstrations,
-        samples_per_prompt=asked.samples_per_prompt,
-        classification_only=asked.classification_only,
+        seeds=inputs.seeds,
+        check=partial(check_instruction, rules=options.rules),
+        options=asked.own_options(),
+        context=context,
+        documents=texts["documents"],
+        template=template,
+        samples=asked.samples_per_prompt,
     )
+    return with_sampling(inputs.entry.build(setup), asked.step_sampling)
 
 
 def _shown(bands: Bands) -> str:
@@ -256,17 +358,12 @@ def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Ma
 
     :raises DiskError: the folder cannot be written.
     """
-    store.folder.save_inputs(inputs.seed_file, inputs.prompt_files, inputs.forbidden)
+    store.folder.save_inputs(inputs.seed_file, inputs.prompt_files, inputs.texts)
     store.begin(_configuration(options, inputs, models), saved_values(options), __version__)
     plan.resume(store.replay())
 
 
 def _configuration(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
     return run_configuration(
-        options,
-        model=models["model"],
-        seeds=seed_fingerprint(inputs.seeds),
-        prompts=inputs.prompts.fingerprint,
-        forbidden=fingerprint(inputs.forbidden),
-        own_models=stage_models(models),
+        options, model=models["model"], contents=inputs.fingerprints(), own_models=role_models(models)
     )

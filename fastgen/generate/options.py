@@ -12,15 +12,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError, at_least, check_seconds, flag_name, within
-from fastgen.methods.self_instruct.demonstrations import Policy
+from fastgen.methods.base import CREATION, Method
+from fastgen.methods.catalogue import SELF_INSTRUCT, Entry
+from fastgen.methods.demonstrations import Policy
 from fastgen.methods.self_instruct.rules import (
     CHAT_SAMPLING_PRESETS,
     PRESETS,
@@ -297,6 +299,8 @@ class SpeedOptions(AskSpeed):
 class MethodOptions:
     """The method's parameters, apart from rules and sampling; part of a run's configuration."""
 
+    method: str = SELF_INSTRUCT
+    """How the data is made ('fastgen methods' lists what there is), or a file of yours that ends in .py."""
     preset: Literal["default", "paper"] = "default"
     """paper: the original's rules and figures; default: the same method without its defects (docs/rules.md)."""
     seed_tasks: Path | None = None
@@ -316,15 +320,109 @@ class MethodOptions:
     """Completions of each instruction prompt; fewer where the target needs fewer."""
     classification_only: bool = False
     """Ask for classification tasks only, with classification seeds as demonstrations."""
+    topics: Path | None = None
+    """Text file with one topic a line. Each prompt for new instructions names one, which the export records."""
+    personas: Path | None = None
+    """Text file with one persona a line, such as "a nurse on a night shift", used likewise."""
+    documents: tuple[Path, ...] = ()
+    """Texts to make instructions for (backtranslate): JSON lines or Parquet with a field 'text'."""
+    from_dataset: Annotated[Path | None, Parameter(name="--from")] = None
+    """Instructions to begin with instead of seed tasks (evol): JSON lines or Parquet with a field 'instruction'."""
+    turns: int = 1
+    """Turns of each conversation (magpie)."""
+    rounds: int = 4
+    """Most rewritings that lead from a first instruction to one that is kept (evol)."""
+    min_score: int = 4
+    """Least score of 1 to 5 that a row needs (backtranslate)."""
+    pre_query: str = ""
+    """The text that precedes the user's words in the model's chat template (magpie). Default: as the server says."""
+    method_option: tuple[str, ...] = ()
+    """An option of a method of yours, as NAME=VALUE. May be given several times."""
+    step_sampling: tuple[str, ...] = ()
+    """How a step of a method other than self-instruct samples, such as answer.temperature=0.7. May be given several
+    times; the names are those of the sampling flags below."""
     seed: int = 0
     """Keys every random draw together with the request's number."""
 
+    def own_options(self) -> dict[str, object]:
+        """What methods find in their setup's ``options``."""
+        names = ("turns", "rounds", "min_score", "num_prompt_instructions", "num_machine_instructions")
+        given = dict(one.split("=", 1) for one in self.method_option)
+        return {name: getattr(self, name) for name in names} | given
+
     def __post_init__(self) -> None:
+        within("--turns", self.turns, 1, 8)
+        within("--rounds", self.rounds, 1, 16)
+        within("--min-score", self.min_score, 1, 5)
+        for one in self.method_option:
+            if "=" not in one:
+                raise InputError(f"--method-option {one}: write NAME=VALUE")
+        parse_step_sampling(self.step_sampling)
         at_least("--num-prompt-instructions", self.num_prompt_instructions, 1)
         at_least("--num-machine-instructions", self.num_machine_instructions, 0)
         if self.num_machine_instructions >= self.num_prompt_instructions:
             raise InputError("--num-machine-instructions: must be below --num-prompt-instructions, seeds fill the rest")
         at_least("--samples-per-prompt", self.samples_per_prompt, 1)
+
+
+def parse_step_sampling(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``--step-sampling`` as values of `Sampling` by step.
+
+    :raises InputError: a value is not of the form STEP.NAME=VALUE, or of the wrong type.
+    """
+    kinds = get_type_hints(Sampling)
+    found: dict[str, dict[str, Any]] = {}
+    for one in given:
+        left, is_set, value = one.partition("=")
+        step, dot, name = left.partition(".")
+        name = name.replace("-", "_")
+        if not (is_set and dot and step) or name not in kinds:
+            names = ", ".join(flag_name(kind).removeprefix("--") for kind in kinds)
+            raise InputError(f"--step-sampling {one}: write STEP.NAME=VALUE, with NAME one of {names}")
+        values = found.setdefault(step, {})
+        try:
+            values[name] = (*values.get(name, ()), value) if name == "stop" else kinds[name](value)
+        except ValueError:
+            raise InputError(f"--step-sampling {one}: {value!r} is not a number") from None
+    return found
+
+
+def with_sampling(method: Method, given: Sequence[str]) -> Method:
+    """The method with ``--step-sampling`` in place of its own figures.
+
+    :raises InputError: it has no such step, or a figure is out of range.
+    """
+    changes = parse_step_sampling(given)
+    for name in changes:
+        if name not in method.step_names:
+            raise InputError(f"--step-sampling {name}.: {method.name} has the steps {', '.join(method.step_names)}")
+    samplings = {n: dataclasses.replace(s, **changes.get(n, {})) for n, s in method.sampling().items()}
+    for name, sampling in samplings.items():
+        _check_sampling(f"--step-sampling {name}.", sampling)
+    return dataclasses.replace(
+        method,
+        creation=dataclasses.replace(method.creation, sampling=samplings[CREATION]),
+        steps=tuple(dataclasses.replace(step, sampling=samplings[step.name]) for step in method.steps),
+    )
+
+
+_METHOD_FLAGS = {"turns": "magpie", "pre_query": "magpie", "rounds": "evol", "min_score": "backtranslate"}
+_FILES_OF_METHODS = {"documents": "backtranslate", "from_dataset": "evol"}
+
+
+def check_method_options(options: Options, entry: Entry) -> None:
+    """:raises InputError: an option that the method has no use for."""
+    asked, defaults = options.method, MethodOptions()
+    for name, owner in (_METHOD_FLAGS | _FILES_OF_METHODS).items():
+        if getattr(asked, name) != getattr(defaults, name) and entry.is_own and entry.name != owner:
+            flag = "--from" if name == "from_dataset" else flag_name(name)
+            raise InputError(f"{flag}: belongs to --method {owner}; leave it out")
+    if asked.step_sampling and entry.name == SELF_INSTRUCT:
+        raise InputError("--step-sampling: self-instruct has flags for that, such as --instruction.temperature")
+    if asked.preset == "paper" and entry.name != SELF_INSTRUCT:
+        raise InputError(f"--preset paper: belongs to --method {SELF_INSTRUCT}; leave it out")
+    if asked.method_option and entry.is_own:
+        raise InputError(f"--method-option {asked.method_option[0]}: is for methods of yours; {entry.name} has flags")
 
 
 _DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
@@ -333,7 +431,7 @@ _DEFAULT_SAMPLING = SAMPLING_PRESETS["default"]
 @Parameter(name="*", group=_SAMPLING, show_default=False)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """How each stage samples."""
+    """How each step of Self-Instruct samples."""
 
     instruction: Sampling = _DEFAULT_SAMPLING["instruction"]
     """Writing new instructions."""
@@ -345,10 +443,10 @@ class SamplingOptions:
     """Writing instances of classification tasks, label before input."""
 
     def __post_init__(self) -> None:
-        for stage, sampling in self.by_stage().items():
+        for stage, sampling in self.by_step().items():
             _check_sampling(f"{flag_name(stage)}.", sampling)
 
-    def by_stage(self) -> dict[str, Sampling]:
+    def by_step(self) -> dict[str, Sampling]:
         """The four, by the names that the plan uses."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
@@ -460,7 +558,7 @@ def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Opti
 
 NOT_SAVED = frozenset(
     {
-        *("seed_tasks", "prompts", "decontaminate"),
+        *("seed_tasks", "prompts", "decontaminate", "documents", "topics", "personas", "from_dataset"),
         *("quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"),
         *("metrics_port", "metrics_host", "dashboard", "dashboard_port"),
     }
@@ -505,31 +603,36 @@ def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:
     return {name: model for name, model in known.items() if model is not None}
 
 
-def stage_models(models: Mapping[str, str]) -> dict[str, str]:
-    """Those of `model_names` that are a stage's own and differ from the main one."""
+def role_models(models: Mapping[str, str]) -> dict[str, str]:
+    """Those of `model_names` that are a role's own and differ from the main one."""
     return {name: model for name, model in models.items() if name != "model" and model != models.get("model")}
 
 
-def run_configuration(
-    options: Options,
-    *,
-    model: str,
-    seeds: str,
-    prompts: str,
-    forbidden: str = "",
-    own_models: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """What a resume may not change, flat: option name to JSON value; of files, the fingerprints given.
+_CONTENTS = ("seed_tasks", "prompts", "decontaminate", "documents", "topics", "personas", "method_file")
+"""What a configuration holds of files: the fingerprints of their contents, by these names."""
 
-    ``own_models`` are the `stage_models`. A run in which one model does everything has no keys for them.
+
+def run_configuration(
+    options: Options, *, model: str, contents: Mapping[str, str], own_models: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What a resume may not change, flat: option name to JSON value. ``contents`` are fingerprints of files.
+
+    ``own_models`` are the `role_models`. A run in which one model does everything has no keys for them.
     """
     values = option_values(options.method) | option_values(options.similarity) | option_values(options.rules)
     del values["record_top_k"]  # changes what is recorded, not what is decided
+    del values["from_dataset"]  # its rows are the seed tasks
+    values["method"] = method_name(options.method.method)
     values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
-    for stage, sampling in options.sampling.by_stage().items():
-        values |= {f"{stage}.{name}": value for name, value in option_values(sampling).items()}
+    for step, sampling in options.sampling.by_step().items():
+        values |= {f"{step}.{name}": value for name, value in option_values(sampling).items()}
     values |= own_models or {}
-    return values | {"seed_tasks": seeds, "prompts": prompts, "decontaminate": forbidden}
+    return values | {name: contents.get(name, "") for name in _CONTENTS}
+
+
+def method_name(given: str) -> str:
+    """The name of ``--method``: of a file, that without the folder and the suffix."""
+    return Path(given).stem if given.endswith(".py") else given
 
 
 def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
@@ -540,7 +643,7 @@ def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any],
 
     :raises InputError: they differ; the message names the first three differences.
     """
-    defaults = run_configuration(Options(), model="", seeds="", prompts="")
+    defaults = run_configuration(Options(), model="", contents={})
     for name in ("model", "seed_tasks", "prompts"):
         del defaults[name]
     saved = {**defaults, **RULES_OF_EARLIER_RUNS, **saved}
@@ -553,6 +656,6 @@ def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any],
 
 
 def _difference(name: str, saved: object, asked: object) -> str:
-    if name in {"seed_tasks", "prompts", "decontaminate"}:
-        return f"other contents of {flag_name(name)}"
+    if name in _CONTENTS:
+        return f"other contents of {'--method' if name == 'method_file' else flag_name(name)}"
     return f"{flag_name(name)} {saved} (not {asked})"

@@ -15,22 +15,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fastgen import __version__
 from fastgen.errors import InputError, RunFolderError
 from fastgen.generate.health import RunHealth, steps_of_run
-from fastgen.generate.inputs import filter_of_forbidden
-from fastgen.generate.options import RefilterOptions
-from fastgen.methods.base import Commit, Created
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.generate.inputs import Inputs, filter_of_forbidden, method_of
+from fastgen.generate.options import NOT_SAVED, MethodOptions, Options, RefilterOptions
+from fastgen.methods.base import CREATION, Commit, Created, Method
+from fastgen.methods.catalogue import SELF_INSTRUCT, find_method
+from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts, read_prompt_files
-from fastgen.methods.self_instruct.rules import Method
-from fastgen.methods.self_instruct.seeds import read_seed_file
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.store.ledger import Ledger
 from fastgen.store.output import check_output
 from fastgen.store.reader import OpenRun, open_run
-from fastgen.store.run_folder import RunFolder, Store
+from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.types import Answer, Failure, Request, Sampling
 
 _UNLIMITED = 1 << 62
@@ -59,12 +59,14 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
         store.begin(run.configuration | decided, header.options | changes, __version__)
         prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
-        folder.save_inputs(read_seed_file(run.folder.seeds_path), prompts, run.folder.forbidden())
+        texts = {name: run.folder.texts(name) for name in TEXTS}
+        folder.save_inputs(run.folder.seeds_path.read_bytes(), prompts, texts)
         list(store.replay())
-        steps = steps_of_run(max_fruitless=_MAX_FRUITLESS, api=run.configuration["api"])
+        method = _method_of(run, options)
+        steps = steps_of_run(method, max_fruitless=_MAX_FRUITLESS, api=run.configuration["api"])
         steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
-        _write(store, _judged_again(run, options), RunHealth(steps, lambda _: None, say))
-        empty = _nothing_left(store.ledger, run.folder.ledger())
+        _write(store, _judged_again(run, options, method), RunHealth(steps, lambda _: None, say))
+        empty = _nothing_left(store.ledger, run.folder.ledger(), method.steps[-1].name)
         if empty is not None:
             store.close()
             folder.clear_unfinished()
@@ -87,11 +89,11 @@ def _check_is_free(folder: RunFolder) -> None:
         raise InputError(str(error).replace("--run-dir", "--output", 1)) from None
 
 
-def _nothing_left(after: Ledger, before: Ledger) -> str | None:
+def _nothing_left(after: Ledger, before: Ledger, last_step: str) -> str | None:
     """Return why the rebuilt run is useless, or ``None`` if it is not."""
-    if after.completions["instruction"] and not after.kept:
+    if after.completions[CREATION] and not after.kept:
         return f"these rules keep no instruction (rejected: {_listed(after.rejected)}); loosen those that rejected most"
-    if before.complete and after.completions["instance"] and not after.answers["instance.read"]:
+    if before.complete and after.completions[last_step] and not after.complete:
         rejected = _listed(after.rejected_instances)
         return f"these rules keep no instance (rejected: {rejected}); loosen those that rejected most"
     return None
@@ -115,22 +117,47 @@ def _write(store: Store, commits: Iterator[Commit], health: RunHealth) -> None:
     health.warn(at_the_end=True)
 
 
-def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
+def _method_of(run: OpenRun, options: RefilterOptions) -> Method:
+    """The run's method under the new rules. It asks nothing.
+
+    :raises InputError: the method was a file, which is not there any more or was changed.
+    """
+    configuration, folder = run.configuration, run.folder
+    saved: dict[str, Any] = {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in fields(MethodOptions)
+        if (value := configuration.get(field.name)) is not None and field.name not in NOT_SAVED
+    }
+    saved["method"] = folder.header().options.get("method", SELF_INSTRUCT)
+    given = Options(method=MethodOptions(**saved), rules=options.rules)
+    entry = find_method(given.method.method)
+    if entry.fingerprint != configuration.get("method_file", ""):
+        raise InputError(f"--method {entry.path}: was changed since the run was made; restore it from a copy")
+    inputs = Inputs(
+        entry=entry,
+        seeds=run.seeds,
+        prompts=load_prompts(configuration["api"], folder.prompts_path),
+        seed_file=b"",
+        prompt_files={},
+        texts={name: folder.texts(name) for name in TEXTS},
+    )
+    return method_of(given, inputs)
+
+
+def _judged_again(run: OpenRun, options: RefilterOptions, method: Method) -> Iterator[Commit]:
     now_s = 0.0
     similarity = options.similarity
     plan = Plan(
-        Method(rules=options.rules, sampling={}),
-        run.seeds,
-        load_prompts(run.configuration["api"], run.folder.prompts_path),
+        method,
         NoveltyFilter(**{field.name: getattr(similarity, field.name) for field in fields(similarity)}),
         target=_UNLIMITED,
         clock=lambda: now_s,
-        forbidden=filter_of_forbidden(run.folder.forbidden(), similarity),
+        forbidden=filter_of_forbidden(run.folder.texts("decontaminate"), similarity),
     )
     new_by_old: dict[int, int] = {}  # machine instruction numbers
     for old in run.folder.whole_commits():
         now_s = old.time_s
-        if (request := _request(old, len(run.seeds), new_by_old)) is None:
+        if (request := _request(old, len(run.seeds), new_by_old, plan)) is None:
             continue
         result = old.outcome if isinstance(old.outcome, Failure) else old.completion
         (judged,) = plan.judge([Answer(request, 0, result)])  # each choice as a separate request
@@ -142,17 +169,18 @@ def _judged_again(run: OpenRun, options: RefilterOptions) -> Iterator[Commit]:
         yield new
 
 
-def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int]) -> Request | None:
-    """Return the request as the new run would have sent it, or ``None`` if that run does not keep its instruction.
+def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int], plan: Plan) -> Request | None:
+    """Return the request as the new run would have sent it, or ``None`` if that run would not.
 
-    The demonstrations are those that the new run has too. ``seeds`` is the number of seed tasks.
+    It does not keep the instruction then, or has ended it. The demonstrations are those that the new run has too.
+    ``seeds`` is the number of seed tasks.
     """
     subject = None if old.subject is None else new_by_old.get(old.subject)
-    if old.subject is not None and subject is None:
+    if old.subject is not None and (subject is None or not plan.waits_for(subject, old.step)):
         return None
     demonstrations = []
     for index in old.demonstrations:
-        if index < seeds:
+        if index < seeds or plan.method.documents:
             demonstrations.append(index)
         elif (number := new_by_old.get(index - seeds)) is not None:
             demonstrations.append(seeds + number)
@@ -165,4 +193,5 @@ def _request(old: Commit, seeds: int, new_by_old: Mapping[int, int]) -> Request 
         () if subject is None else (subject,),
         tuple(demonstrations),
         shown=None if shown == len(demonstrations) else shown,
+        drawn=old.drawn,
     )

@@ -27,7 +27,7 @@ from fastgen.generate.options import Options, model_names, refuse_credentials, w
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import Commit
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.plan import Plan
 from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder, Store
@@ -140,12 +140,12 @@ class _Session:
         speed, backend = options.speed, serving.backend
         self.instruments = Instruments()
         self.scheduler = scheduler = Scheduler(
-            RoomAwareSource(plan, backend) if backend.is_staged else plan,
+            RoomAwareSource(plan, backend) if backend.is_split else plan,
             backend,
             limits_of(speed, serving),
             jitter=random.Random(),
             rates=rates_of(speed),
-            capacity=backend if backend.is_staged else None,
+            capacity=backend if backend.is_split else None,
             observe=self.instruments.observe_latency,
         )
         self.governor = governor_of(speed, serving, scheduler)
@@ -156,7 +156,7 @@ class _Session:
             say=reporter.say,
             stop_asking=scheduler.stop_asking,
         )
-        steps = steps_of_run(max_fruitless=speed.max_fruitless, api=options.server.api)
+        steps = steps_of_run(plan.method, max_fruitless=speed.max_fruitless, api=options.server.api)
         self.health = RunHealth(steps, scheduler.stop_asking, reporter.say)
         self.ledger_saved_s = 0.0
         stopper.scheduler = scheduler
@@ -265,9 +265,7 @@ class _Session:
         from fastgen.generate.audit import audit_of
 
         similarity = asdict(self.options.similarity)
-        return audit_of(
-            self.plan.state, self.options.rules, similarity, rate=speed.audit_rate, report=self.reporter.say
-        )
+        return audit_of(self.plan.state, similarity, rate=speed.audit_rate, report=self.reporter.say)
 
     def _monitor(self) -> Monitor:
         backend, governor = self.serving.backend, self.governor

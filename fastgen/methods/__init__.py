@@ -4,14 +4,18 @@ Methods are pure: no files (apart from shipped prompts and seeds), no network, n
 """
 
 PUBLIC = (
+    "admission",
     "base",
-    "self_instruct.admission",
-    "self_instruct.demonstrations",
+    "catalogue",
+    "chat_template",
+    "demonstrations",
+    "plan",
+    "self_instruct.filters",
     "self_instruct.instruction",
-    "self_instruct.plan",
+    "self_instruct.method",
     "self_instruct.prompts",
     "self_instruct.rules",
     "self_instruct.seeds",
-    "self_instruct.state",
+    "state",
 )
 """Modules that other rooms may import."""

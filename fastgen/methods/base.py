@@ -6,8 +6,8 @@ exports) handles commits of any method.
 
 **A subject's way.** A creation proposes instructions. Those that pass the rules and the similarity filter join the pool
 and become subjects. Each subject passes the steps one after another. It is *complete* when it has passed the last one.
-It ends early when a step rejects it or brings nothing: complete as well if it has an answer already (a conversation
-that ends sooner), else *empty*.
+It ends early when a step rejects it or brings nothing. It is *empty* then, or complete where that step is optional (a
+conversation that ends sooner).
 
 A `Commit` is one judged choice of one completion (or one failed request) and becomes one log line. It carries the raw
 completion and, as spans of it, everything that was decided about it. Replaying commits therefore rebuilds a run's state
@@ -21,11 +21,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from fastgen.methods.chat_template import ChatTemplate
+from fastgen.methods.demonstrations import Policy
 from fastgen.types import Completion, Failure, Message, Neighbour, Request, Sampling, SeedTask, Span
 
+CREATION: Final = "instruction"
+"""The name of every method's first step, in the log, in figures and in flags."""
 Prompt = str | tuple[Message, ...]
 """A text for ``/v1/completions`` or messages for ``/v1/chat/completions``."""
 Drawn = Mapping[str, str]
@@ -130,7 +133,7 @@ class Commit(NamedTuple):
 
     ``step`` is the name of the creation or step. ``subject`` is the machine instruction number that a step after the
     creation worked on. ``shown`` is how many demonstrations the prompt had where ``demonstrations`` does not list all
-    of them. ``ended`` is how the subject ended with this commit.
+    of them. ``end`` is how the subject ended with this commit, ``None`` where the outcome alone says it.
     """
 
     request: int
@@ -143,12 +146,22 @@ class Commit(NamedTuple):
     time_s: float
     shown: int | None = None
     drawn: Drawn | None = None
-    ended: Ended = ""
+    end: Ended | None = None
+
+    @property
+    def ended(self) -> Ended:
+        """How the subject ended with this commit."""
+        return ends_by(self.outcome) if self.end is None else self.end
 
     @property
     def demonstrations_shown(self) -> int:
         """How many demonstrations the prompt had."""
         return len(self.demonstrations) if self.shown is None else self.shown
+
+
+def trimmed(raw: str, span: Span) -> str:
+    """The text at a span, without whitespace at its ends."""
+    return raw[span[0] : span[1]].strip()
 
 
 # -- declarations ------------------------------------------------------------------------------------------------------
@@ -176,15 +189,22 @@ class Draw:
     """The random choices of one creating request, keyed by the run's seed and the request's number.
 
     ``demonstrations(count, machine)`` draws pool indexes by the run's policy (``--demonstrations``): ``machine`` of the
-    kept instructions (fewer while there are not as many), seeds for the rest.
+    kept instructions (fewer while there are not as many), seeds for the rest. ``unused()`` is the lowest number that no
+    creating request of the run has had as its source, for methods that use each document once.
     """
 
     def __init__(
-        self, number: int, run_seed: int, pool: Pool, demonstrations: Callable[[int, int], tuple[int, ...]]
+        self,
+        number: int,
+        run_seed: int,
+        pool: Pool,
+        demonstrations: Callable[[int, int], tuple[int, ...]],
+        unused: Callable[[], int] = lambda: 0,
     ) -> None:
         self.number = number
         self.pool = pool
         self.demonstrations = demonstrations
+        self.unused = unused
         self._run_seed = run_seed
 
     def random(self, name: str) -> random.Random:
@@ -203,7 +223,8 @@ class Turn(NamedTuple):
 class Subject:
     """A kept instruction on its way through the steps.
 
-    ``sources`` are the pool indexes (or document numbers) that its creation used, ``drawn`` what that drew. ``label`` is
+    ``sources`` are the pool indexes (or document numbers) that it was made from, ``source_text`` is the text of the
+    first of them, ``drawn`` what its creation drew. ``label`` is
     that of the last labelling step, ``turns`` are the conversation's finished turns, and ``message`` is the user's next
     message where a step has continued the conversation.
     """
@@ -215,6 +236,7 @@ class Subject:
     turns: tuple[Turn, ...] = ()
     message: str = ""
     sources: tuple[int, ...] = ()
+    source_text: str = ""
     drawn: Drawn = field(default_factory=dict)
 
     @property
@@ -251,29 +273,30 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """The first step: asks for new instructions.
+    """The first step, `CREATION`: asks for new instructions.
 
     ``read`` may use ``demonstrations``, ``drawn`` and ``first_number`` of the request. In a refilter its prompt is
-    empty. ``shrink`` gives a shorter prompt from fewer demonstrations where a prompt is too long for the model.
+    empty. ``shrink`` gives the prompt again with fewer demonstrations, where it is too long for the model.
     """
 
-    name: str
-    """Lower-case letters, digits and underscores. Names the step in the log, in figures and in flags."""
     sampling: Sampling
     ask: Callable[[Draw], Ask | None]
-    """What to ask, or ``None`` if nothing is left to ask for (such as the end of the documents)."""
+    """What to ask, or ``None`` if nothing is left to ask for (such as after the last document)."""
     read: Callable[[Completion, Request], Sequence[Item]]
-    shrink: Callable[[Sequence[int]], Prompt] | None = None
+    shrink: Callable[[Pool, Sequence[int], Drawn], Prompt] | None = None
     samples: int = 1
     """Completions of each prompt. Fewer are asked for near the target."""
     shows_pool: bool = False
     """Prompts show kept instructions, so that no more requests are sent at once than the pool can feed."""
+    has_sources: bool = False
+    """``Ask.demonstrations`` are what the new instruction is made from: its parents, or its document. Subjects get them
+    as ``sources``."""
     expected: float = 1.0
     """Instructions that a completion is expected to bring, until that is known."""
-    role: str = ""
-    """The servers that are asked (``--role``). Default: the step's name."""
+    role: str = CREATION
+    """The servers that are asked (``--role``)."""
     tokens_flag: str = ""
-    """The flag that sets its most tokens, for messages. Default: made from the name."""
+    """The flag that sets its most tokens, for messages. Default: the one for any step of any method."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,12 +307,16 @@ class Step:
     """
 
     name: str
+    """Lower-case letters, digits and underscores; not `CREATION`."""
     sampling: Sampling
     ask: Callable[[Subject], Ask]
     read: Callable[[Completion, Subject], StepOutcome]
     is_batched: bool = False
     """Several subjects may share a request. For short answers to completion prompts only."""
+    is_optional: bool = False
+    """A subject that has an answer is complete without this step. If it brings nothing, the subject ends there."""
     role: str = ""
+    """The servers that are asked (``--role``). Default: the step's name."""
     tokens_flag: str = ""
 
 
@@ -307,18 +334,22 @@ class Method:
     steps: tuple[Step, ...]
     seeds: Sequence[SeedTask] = ()
     check: Callable[[str], str | None] = lambda _: None
-    item_text: Callable[[str, Span], str] = lambda raw, span: raw[span[0] : span[1]].strip()
+    item_text: Callable[[str, Span], str] = trimmed
     documents: Sequence[str] = ()
     seed: int = 0
     """Keys every request's random draws, together with its number."""
-    demonstrations: Literal["uniform", "least-used", "diverse"] = "uniform"
+    demonstrations: Policy = "uniform"
     shown_seeds: Sequence[int] | None = None
     """Indexes of the seeds that prompts may show. Default: all."""
 
     @property
     def step_names(self) -> tuple[str, ...]:
         """The names of all steps, the creation first."""
-        return (self.creation.name, *(step.name for step in self.steps))
+        return (CREATION, *(step.name for step in self.steps))
+
+    def sampling(self) -> dict[str, Sampling]:
+        """How each step samples, by name."""
+        return {CREATION: self.creation.sampling} | {step.name: step.sampling for step in self.steps}
 
 
 # -- what a method is built from ---------------------------------------------------------------------------------------

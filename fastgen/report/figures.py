@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
 
-from fastgen.methods.base import Commit, Answered, Created
-from fastgen.methods.self_instruct.rules import Rules
+from fastgen.methods.base import Answered, Commit, Created
 from fastgen.report.options import ReportOptions
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import TornTail
@@ -29,7 +28,6 @@ from fastgen.store.reader import (
     finished_instructions,
     rejected_instructions,
 )
-from fastgen.types import SeedTask
 
 T = TypeVar("T")
 SPREAD_CAP: Final = 2_000
@@ -225,10 +223,10 @@ class RougeSpread:
 
 
 class RunFigures:
-    """What the commits up to now have made of a run with these seeds and rules. Sample sizes are the options'."""
+    """What the commits up to now have made of a run. Sample sizes are the options'."""
 
-    def __init__(self, seeds: Sequence[SeedTask], rules: Rules, options: ReportOptions) -> None:
-        self.seeds = tuple(seeds)
+    def __init__(self, run: OpenRun, options: ReportOptions) -> None:
+        self.seeds = run.seeds
         self.ledger = Ledger(seeds=len(self.seeds))
         self.timeline = Timeline()
         self.instruction_words, self.input_words, self.output_words = Spread(), Spread(), Spread()
@@ -241,7 +239,7 @@ class RunFigures:
         self.examples: dict[str, Reservoir[RejectedInstruction]] = {}
         self.newest_kept: deque[FinishedInstruction] = deque(maxlen=NEWEST)
         self.newest_rejected: deque[RejectedInstruction] = deque(maxlen=NEWEST)
-        self._rules = rules
+        self._run = run
         self._seed = options.seed
 
     @property
@@ -266,7 +264,7 @@ class RunFigures:
                 to_seed = kept.nearest_seed[1] if kept.nearest_seed is not None else 0.0
                 self.nearest_seed.add(to_seed)
                 self.nearest_any.add(max([to_seed, *(score for _, score in kept.nearest_checked)]))
-            for rejected in rejected_instructions((commit,), self._rules):
+            for rejected in rejected_instructions((commit,), self._run):
                 self._add_rejected(rejected)
         elif isinstance(commit.outcome, Answered):
             bin_.complete += bool(commit.outcome.instances)
@@ -300,7 +298,7 @@ def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
 
     :raises DamagedLogError: the run's log is damaged.
     """
-    figures = RunFigures(run.seeds, run.rules, options)
+    figures = RunFigures(run, options)
 
     def commits() -> Iterator[Commit]:
         for item in run.folder.commits():
@@ -308,6 +306,6 @@ def gather(run: OpenRun, options: ReportOptions) -> RunFigures:
                 figures.add_commit(item[0])
                 yield item[0]
 
-    for finished in finished_instructions(commits(), run.rules):
+    for finished in finished_instructions(commits(), run):
         figures.add_finished(finished)
     return figures

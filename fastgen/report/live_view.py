@@ -21,7 +21,7 @@ from typing import Final
 from markupsafe import Markup
 
 from fastgen.errors import InputError
-from fastgen.methods.base import Labelled, Commit, Answered, Created
+from fastgen.methods.base import Answered, Commit, Created, Labelled
 from fastgen.report import sections
 from fastgen.report.charts import short
 from fastgen.report.figures import RunFigures
@@ -101,7 +101,7 @@ class Follower:
             if not RunFolder(self.run_dir).exists():
                 return False
             self._run = open_run(self.run_dir)
-            self.figures = RunFigures(self._run.seeds, self._run.rules, _NO_SAMPLES)
+            self.figures = RunFigures(self._run, _NO_SAMPLES)
             self._pending = {}
             self.threshold, self.trouble = self._run.configuration["threshold"], None
         if self._items is None:
@@ -141,7 +141,7 @@ class Follower:
                 settles = isinstance(commit.outcome, Answered) or commit.outcome.settles
                 if settles and commit.subject in self._pending:
                     commits = [*self._pending.pop(commit.subject), commit]
-                    for finished in finished_instructions(commits, self._run.rules):
+                    for finished in finished_instructions(commits, self._run):
                         self.figures.add_finished(finished)
 
     def _restart_or_report(self, error: InputError) -> bool:

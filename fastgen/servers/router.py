@@ -1,7 +1,7 @@
 """Several endpoints as one backend: each request goes to the endpoint where it fills the smallest share of the limit.
 
-A stage with separate servers or a separate model has a group of endpoints. All other stages share the main group. The
-endpoints of all groups are one list: the main group's first, then each stage's, in the order given.
+A role with separate servers or a separate model has a group of endpoints. All other roles share the main group. The
+endpoints of all groups are one list: the main group's first, then each role's, in the order given.
 
 The share is ``(completions in flight + 1) / limit``, with the limits of `Router.set_limits` (all equal before). A
 server with twice the headroom gets twice the requests, and a slow one keeps no more than its share. No call waits
@@ -22,7 +22,7 @@ inside the router, and the router never repeats a request: the scheduler retries
   refuse too, the run stops and can be resumed.
 
 The scheduler has one number of requests in flight for all groups. So that a group with few servers does not take every
-slot, nothing is asked of a full group: `RoomAwareSource` tells the plan which stages to leave out, and `Router.reserve`
+slot, nothing is asked of a full group: `RoomAwareSource` tells the plan which roles to leave out, and `Router.reserve`
 tells the scheduler which retries must wait. This cannot stall. A group is full only while requests are in flight there,
 and each of them ends in an answer or a failure, after which the scheduler asks again. A group whose endpoints are all
 down has room, so its requests fail, wait for another attempt, and keep the run open. They cannot fill the retry queue,
@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """The endpoints of some stages, and the completions that will be asked of them, by request number.
+    """The endpoints of some roles, and the completions that will be asked of them, by request number.
 
     ``fits`` is how many completions in flight fit them.
     """
@@ -139,7 +139,7 @@ class _Member:
 class Router:
     """A `Backend` over at least one endpoint. Owns the backends it is given and closes them.
 
-    ``by_stage`` has the endpoints of the stages that do not use ``main``. The other arguments are in seconds: until an
+    ``by_role`` has the endpoints of the roles that do not use ``main``. The other arguments are in seconds: until an
     endpoint that was taken out is first probed, between looks at those that are in, how long one may take to answer a
     check of its health, until a fault is forgotten, and until an endpoint that refused is first tried again.
 
@@ -149,7 +149,7 @@ class Router:
     def __init__(
         self,
         main: Sequence[OpenAIBackend],
-        by_stage: Mapping[str, Sequence[OpenAIBackend]] | None = None,
+        by_role: Mapping[str, Sequence[OpenAIBackend]] | None = None,
         *,
         first_probe_s: float = FIRST_PROBE_S,
         check_every_s: float = CHECK_EVERY_S,
@@ -158,8 +158,8 @@ class Router:
         refused_pause_s: float = REFUSED_PAUSE_S,
     ) -> None:
         self._main = self._group(main)
-        self._by_stage = {stage: self._group(backends) for stage, backends in (by_stage or {}).items()}
-        self._groups = (self._main, *self._by_stage.values())
+        self._by_role = {role: self._group(backends) for role, backends in (by_role or {}).items()}
+        self._groups = (self._main, *self._by_role.values())
         self._members = [member for group in self._groups for member in group.members]
         self._first_probe_s = first_probe_s
         self._check_every_s = check_every_s
@@ -183,9 +183,9 @@ class Router:
         return tuple(member.backend for member in self._members)
 
     @property
-    def is_staged(self) -> bool:
-        """Whether any stage has separate endpoints."""
-        return bool(self._by_stage)
+    def is_split(self) -> bool:
+        """Whether any role has separate endpoints."""
+        return bool(self._by_role)
 
     async def complete(self, request: Request) -> tuple[Completion, ...]:
         """See `Backend.complete`. With no healthy endpoint a `TransientError` of kind ``all_down`` at once.
@@ -196,7 +196,7 @@ class Router:
 
         :raises StoppedError: the last endpoint that worked refuses now, and the user must fix that.
         """
-        group = self._by_stage.get(request.step, self._main)
+        group = self._by_role.get(request.server_role, self._main)
         group.expected.pop(request.number, None)
         if self._failure is not None:
             raise self._failure
@@ -306,30 +306,26 @@ class Router:
             member.limit = max(1, limit)
             member.group.fits += limit
 
-    def full_stages(self) -> frozenset[str]:
-        """The stages whose servers take nothing new now. None where all stages share their servers."""
-        if not self._by_stage:
-            return frozenset()
-        full = {
-            group
-            for group in self._groups
-            if group.is_full() or sum(group.pausing.values()) >= _MOST_PAUSING * group.fits
-        }
-        return frozenset(stage for stage in Stage if self._by_stage.get(stage, self._main) in full)
+    def is_full_for(self, role: str) -> bool:
+        """Whether the servers of a role take nothing new now. Never where all roles share their servers."""
+        if not self._by_role:
+            return False
+        group = self._by_role.get(role, self._main)
+        return group.is_full() or sum(group.pausing.values()) >= _MOST_PAUSING * group.fits
 
     def expect(self, request: Request) -> None:
         """Count a request that will be asked soon. Until then it takes room as one in flight does."""
-        self._by_stage.get(request.step, self._main).expected[request.number] = request.sequences
+        self._by_role.get(request.server_role, self._main).expected[request.number] = request.sequences
 
     def no_longer_expect(self, request: Request) -> None:
         """Forget a request that will not be asked. No effect where it was."""
-        group = self._by_stage.get(request.step, self._main)
+        group = self._by_role.get(request.server_role, self._main)
         group.expected.pop(request.number, None)
         group.pausing.pop(request.number, None)
 
     def reserve(self, request: Request) -> bool:
         """Expect a retry, if its servers have room. See `fastgen.engine.requests.Capacity`."""
-        group = self._by_stage.get(request.step, self._main)
+        group = self._by_role.get(request.server_role, self._main)
         if group.is_full():
             return False
         group.pausing.pop(request.number, None)
@@ -338,7 +334,7 @@ class Router:
 
     def backs_off(self, request: Request) -> None:
         """A request failed and waits for another attempt. See `fastgen.engine.requests.Capacity`."""
-        self._by_stage.get(request.step, self._main).pausing[request.number] = request.sequences
+        self._by_role.get(request.server_role, self._main).pausing[request.number] = request.sequences
 
     # -- standing ------------------------------------------------------------------------------------------------------
 
@@ -482,24 +478,24 @@ async def _first_answers(waits: Sequence[asyncio.Task[tuple[str, ...]]]) -> list
     return answered
 
 
-class StageSource(Source, Protocol):
-    """A scheduler's source that can leave stages out."""
+class RoleSource(Source, Protocol):
+    """A scheduler's source that can leave roles out."""
 
-    def next(self, without: Collection[str] = ()) -> Request | None:
-        """The next request of a stage that is not in ``without``."""
+    def next(self, is_full: Callable[[str], bool] = ...) -> Request | None:
+        """The next request of a role for which ``is_full`` is false."""
 
 
 class RoomAwareSource:
-    """A scheduler's `Source` that gives only requests that the servers of their stage have room for."""
+    """A scheduler's `Source` that gives only requests that the servers of their role have room for."""
 
-    def __init__(self, source: StageSource, router: Router) -> None:
+    def __init__(self, source: RoleSource, router: Router) -> None:
         self._source = source
         self._router = router
         self.shrink = source.shrink
 
     def next(self) -> Request | None:
         """See `fastgen.engine.requests.Source`."""
-        request = self._source.next(self._router.full_stages())
+        request = self._source.next(self._router.is_full_for)
         if request is not None:
             self._router.expect(request)
         return request

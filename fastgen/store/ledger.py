@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
-from fastgen.methods.base import Labelled, Commit, Answered, Created
+from fastgen.methods.base import CREATION, Answered, Commit, Created, Labelled, Rejected
 from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import MOST_TOKENS, Failure
 
@@ -23,22 +23,23 @@ _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinish
 def answer_kind(commit: Commit) -> AnswerKind | None:
     """The kind of a commit's answer, or ``None`` for a request that failed."""
     text, finish_reason = commit.completion.text, commit.completion.finish_reason
+    rules: Iterable[str] | None = None  # those that left nothing of the answer
     match commit.outcome:
+        case Failure():
+            return None
         case Created(kept, rejections):
-            return AnswerKind.READ if kept else _kind((one.rule for one in rejections), text, finish_reason)
-        case Answered(instances, rules):
-            return AnswerKind.READ if instances else _kind(rules, text, finish_reason)
-        case Labelled(is_classification, unread):
-            if is_classification:
-                return AnswerKind.READ
+            rules = None if kept else (one.rule for one in rejections)
+        case Answered(instances, rejected):
+            rules = None if instances else rejected
+        case Rejected(rule):
+            rules = (rule,)
+        case Labelled(value, unread) if value is not True:
             found = unread_kind(text, finish_reason)
             # Under the paper's rules every answer is a yes or a no. An empty one counts as empty here all the same.
-            return found if unread is not None or found in (AnswerKind.EMPTY, AnswerKind.THINKING) else AnswerKind.READ
-        case _:
-            return None
-
-
-def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> AnswerKind:
+            if unread is not None or found in (AnswerKind.EMPTY, AnswerKind.THINKING):
+                return found
+    if rules is None:
+        return AnswerKind.READ
     return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else AnswerKind.REJECTED
 
 
@@ -46,8 +47,8 @@ def _kind(rules: Iterable[str], text: str, finish_reason: str | None) -> AnswerK
 class Ledger:
     """Counts since the start of the run. Tokens are the server's figures.
 
-    ``complete`` instructions have at least one valid instance and are what ``--num-instructions`` counts. ``empty``
-    ones are finished without any. The rest of ``kept`` is pending.
+    ``complete`` instructions have passed every step, with at least one answer, and are what ``--num-instructions``
+    counts. ``empty`` ones have ended without. The rest of ``kept`` is pending.
     """
 
     kept: int = 0
@@ -58,45 +59,45 @@ class Ledger:
     empty_inputs: int = 0
     started_s: float = 0.0
     last_s: float = 0.0
-    completions: Counter[str] = field(default_factory=Counter)  # by stage
+    completions: Counter[str] = field(default_factory=Counter)  # by step
     prompt_tokens: Counter[str] = field(default_factory=Counter)
     completion_tokens: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)  # instructions, by rule
-    rejected_instances: Counter[str] = field(default_factory=Counter)
+    rejected_instances: Counter[str] = field(default_factory=Counter)  # by rule; also subjects that a step rejected
     failures: Counter[str] = field(default_factory=Counter)  # requests given up, by kind
-    answers: Counter[str] = field(default_factory=Counter)  # by stage and kind, such as "instance.empty"
+    answers: Counter[str] = field(default_factory=Counter)  # by step and kind, such as "instance.empty"
     seeds: int = 0  # seed tasks of the run: the pool indexes below this are theirs
     seed_only: int = 0  # instruction completions whose prompt showed seed tasks only
 
     def apply(self, commit: Commit) -> None:
         """Count one commit."""
-        stage = commit.step
+        step, outcome = commit.step, commit.outcome
         self.started_s = self.started_s or commit.time_s
         self.last_s = commit.time_s
-        self.prompt_tokens[stage] += commit.completion.prompt_tokens
-        self.completion_tokens[stage] += commit.completion.completion_tokens
-        if isinstance(commit.outcome, Failure):
-            self.failures[commit.outcome.kind] += 1
-            self.empty += commit.outcome.settles
+        self.prompt_tokens[step] += commit.completion.prompt_tokens
+        self.completion_tokens[step] += commit.completion.completion_tokens
+        self.complete += commit.ended == "complete"
+        self.empty += commit.ended == "empty"
+        if isinstance(outcome, Failure):
+            self.failures[outcome.kind] += 1
             return
-        self.completions[stage] += 1
+        self.completions[step] += 1
         if (kind := answer_kind(commit)) is not None:
-            self.answers[stage + "." + kind] += 1
-        if commit.step == "instruction":
-            # A rebuilt run may lack machine demonstrations that the prompt had. `shown` is set there.
-            self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
-        match commit.outcome:
+            self.answers[step + "." + kind] += 1
+        match outcome:
             case Created(kept, rejected):
                 self.kept += len(kept)
                 self.rejected.update(rejection.rule for rejection in rejected)
-            case Labelled(is_classification):
-                self.classification_tasks += is_classification
+                # A rebuilt run may lack machine demonstrations that the prompt had. `shown` is set there.
+                self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
+            case Labelled(value):
+                self.classification_tasks += value is True
             case Answered(instances, rules):
-                self.complete += len(instances) > 0
-                self.empty += len(instances) == 0
                 self.instances += len(instances)
                 self.empty_inputs += sum(i == (0, 0) for i, _ in instances)
                 self.rejected_instances.update(rules)
+            case Rejected(rule):
+                self.rejected_instances[rule] += 1
 
     @property
     def commits(self) -> int:
@@ -105,18 +106,18 @@ class Ledger:
 
     @property
     def pending(self) -> int:
-        """Kept instructions that have no instances yet."""
+        """Kept instructions that have not ended yet."""
         return self.kept - self.complete - self.empty
 
     @property
     def generated_tokens(self) -> int:
-        """Completion tokens of all stages."""
+        """Completion tokens of all steps."""
         return self.completion_tokens.total()
 
     @property
     def seed_only_share(self) -> float:
-        """Share of the instruction completions whose prompt showed no machine-generated instruction, 0..1."""
-        asked = self.completions["instruction"]
+        """Share of the creating completions whose prompt showed no machine-generated instruction, 0..1."""
+        asked = self.completions[CREATION]
         return self.seed_only / asked if asked else 0.0
 
     @property

@@ -6,18 +6,29 @@ Since the log only grows, each reading yields what earlier readings yielded, at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fastgen.errors import RunFolderError
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
-from fastgen.methods.self_instruct.instruction import item_text
+from fastgen.methods.base import (
+    Answered,
+    Commit,
+    Continued,
+    Created,
+    Drawn,
+    Ended,
+    Kept,
+    Labelled,
+    Rejected,
+    Turn,
+)
+from fastgen.methods.catalogue import SELF_INSTRUCT, item_text_of
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Failure, Instance, Neighbour, SeedTask
+from fastgen.types import Instance, Neighbour, SeedTask, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class OpenRun:
     configuration: dict[str, Any]
     seeds: tuple[SeedTask, ...]
     rules: Rules
+    item_text: Callable[[str, Span], str]
+    documents: tuple[str, ...] = ()
 
 
 def open_run(run_dir: Path) -> OpenRun:
@@ -36,7 +49,7 @@ def open_run(run_dir: Path) -> OpenRun:
     configuration = folder.header().configuration
     for name, value in RULES_OF_EARLIER_RUNS.items():
         configuration.setdefault(name, value)
-    seeds = load_seed_tasks(folder.seeds_path)
+    seeds = load_seed_tasks(folder.seeds_path) if folder.seeds_path.stat().st_size else ()
     if configuration.get("seed_tasks", expected := seed_fingerprint(seeds)) != expected:
         raise RunFolderError(
             f"{folder.seeds_path}: is not what the run was made with, so its pool indexes mean other texts; restore it "
@@ -44,7 +57,9 @@ def open_run(run_dir: Path) -> OpenRun:
         )
     saved: dict[str, Any] = {f.name: configuration[f.name] for f in fields(Rules) if f.name in configuration}
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return OpenRun(folder, configuration, seeds, Rules(**values))
+    rules = Rules(**values)
+    item_text = item_text_of(str(configuration.get("method", SELF_INSTRUCT)), rules)
+    return OpenRun(folder, configuration, seeds, rules, item_text, folder.texts("documents"))
 
 
 def unfinished(complete: int, target: int | None) -> str:
@@ -58,7 +73,9 @@ def unfinished(complete: int, target: int | None) -> str:
 class FinishedInstruction:
     """An instruction that the run has finished. Without instances, it is empty.
 
-    ``nearest_seed``, ``nearest_checked`` and ``demonstrations`` are pool indexes (see `pool_id`).
+    ``nearest_seed``, ``nearest_checked`` and ``demonstrations`` are pool indexes (see `pool_id`), or ``demonstrations``
+    is the number of its document. ``turns`` is the whole conversation where it has more than one turn. ``labels`` are
+    by step, ``drawn`` is what its prompt drew.
     """
 
     number: int
@@ -69,6 +86,9 @@ class FinishedInstruction:
     nearest_checked: tuple[Neighbour, ...]
     request: int
     demonstrations: tuple[int, ...]
+    turns: tuple[Turn, ...] = ()
+    labels: Mapping[str, bool | int | str] = field(default_factory=dict)
+    drawn: Drawn = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,58 +105,75 @@ class RejectedInstruction:
 class _Unfinished:
     kept: Kept
     text: str
-    request: int
-    demonstrations: tuple[int, ...]
-    is_classification: bool = False
+    input: str
+    made_by: Commit
+    labels: dict[str, bool | int | str] = field(default_factory=dict)
+    instances: tuple[Instance, ...] = ()
+    turns: list[Turn] = field(default_factory=list)
+    message: str = ""
 
-    def finish(self, instances: tuple[Instance, ...]) -> FinishedInstruction:
+    def answer(self, raw: str, spans: Sequence[tuple[Span, Span]]) -> None:
+        instances = tuple(Instance(raw[a:b] or self.input, raw[c:d]) for (a, b), (c, d) in spans)
+        if not instances:
+            return
+        if not self.instances:
+            self.instances = instances
+        asked = self.message or (f"{self.text}\n\n{self.input}" if self.input else self.text)
+        self.turns.append(Turn(asked, instances[0].output))
+
+    def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:
+        sources, instances = self.made_by.demonstrations, self.instances
+        if documents and not instances:
+            instances = (Instance("", documents[sources[0]]),)
         return FinishedInstruction(
             number=self.kept.number,
             instruction=self.text,
-            is_classification=self.is_classification,
-            instances=instances,
+            is_classification=self.labels.get("classification") is True,
+            instances=instances if ended == "complete" else (),
             nearest_seed=self.kept.nearest_seed,
             nearest_checked=self.kept.nearest_checked,
-            request=self.request,
-            demonstrations=self.demonstrations,
+            request=self.made_by.request,
+            demonstrations=sources,
+            turns=tuple(self.turns) if len(self.turns) > 1 else (),
+            labels=self.labels,
+            drawn=self.made_by.drawn or {},
         )
 
 
-def finished_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[FinishedInstruction]:
+def finished_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[FinishedInstruction]:
     """Every finished instruction, in the order in which they were finished."""
     pending: dict[int, _Unfinished] = {}
     for commit in commits:
-        text = commit.completion.text
-        match commit.outcome:
-            case Created(kept, _):
-                for k in kept:
-                    item = item_text(text, k.span, rules)
-                    pending[k.number] = _Unfinished(k, item, commit.request, commit.demonstrations)
-            case Labelled(is_classification):
-                pending[_subject(commit)].is_classification = is_classification
+        text, outcome = commit.completion.text, commit.outcome
+        if isinstance(outcome, Created):
+            for kept in outcome.kept:
+                given = "" if kept.input is None else text[slice(*kept.input)]
+                pending[kept.number] = _Unfinished(kept, run.item_text(text, kept.span), given, commit)
+            continue
+        if commit.subject is None:  # a creating request that failed
+            continue
+        match outcome:
+            case Labelled(value):
+                pending[commit.subject].labels[commit.step] = value
+            case Rejected(_, value) if value is not None:
+                pending[commit.subject].labels[commit.step] = value
+            case Continued((start, end)):
+                pending[commit.subject].message = text[start:end]
             case Answered(spans):
-                instances = tuple(Instance(text[a:b], text[c:d]) for (a, b), (c, d) in spans)
-                yield pending.pop(_subject(commit)).finish(instances)
-            case Failure(_, _, settles):
-                if settles:
-                    yield pending.pop(_subject(commit)).finish(())
+                pending[commit.subject].answer(text, spans)
+        if ended := commit.ended:
+            yield pending.pop(commit.subject).finish(ended, run.documents)
 
 
-def rejected_instructions(commits: Iterable[Commit], rules: Rules) -> Iterator[RejectedInstruction]:
+def rejected_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[RejectedInstruction]:
     """Every rejected instruction, in log order."""
     for commit in commits:
         if isinstance(commit.outcome, Created):
             for rejection in commit.outcome.rejected:
-                text = item_text(commit.completion.text, rejection.span, rules)
+                text = run.item_text(commit.completion.text, rejection.span)
                 yield RejectedInstruction(text, rejection.rule, rejection.neighbour, commit.request)
 
 
 def pool_id(index: int, seeds: Sequence[SeedTask]) -> str:
     """The id of a pool index in exports: a seed's id, or ``machine_N``."""
     return seeds[index].id if index < len(seeds) else f"machine_{index - len(seeds)}"
-
-
-def _subject(commit: Commit) -> int:
-    if commit.subject is None:
-        raise ValueError(f"request {commit.request}: a {commit.step} commit without a subject")
-    return commit.subject

@@ -5,37 +5,46 @@ state of a run without applying the rules again, and other rules can be applied 
 
 JSON keys of a line (the log adds ``crc``)::
 
-    req, choice, stage, t   request number, choice index, stage, Unix time (s)
-    subject                 machine instruction number that the request works on (stages after the first)
-    demos                   pool indexes of the demonstrations (instruction stage)
+    req, choice, stage, t   request number, choice index, name of the step, Unix time (s)
+    subject                 machine instruction number that the request works on (steps after the first)
+    demos                   pool indexes of the demonstrations, or of what the instruction is made from (first step)
     shown                   number of demonstrations in the prompt, where a rebuilt run does not have them all
+    drawn                   what else was drawn for the prompt, by name (first step)
     text, finish, tokens    raw completion, finish reason, [prompt tokens, completion tokens]
     first                   machine instruction number of the first kept one; the others follow it
     kept                    [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
-    rejected                instruction stage: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
-                            instance stage: [rule, ...]
-    is_classification       the classification stage's answer
-    unread                  why that answer was neither a yes nor a no (it then counts as a no); mostly absent
+    inputs                  [[start, end] | null, ...]: the inputs of those kept, if any has one
+    rejected                first step: [[start, end, rule], [start, end, rule, rouge_l, pool index], ...]
+                            answers: [rule, ...]
+    is_classification       the label that says whether it is a classification task
+    label                   any other label
+    unread                  why the answer was none that the step expects (the label is then a default); mostly absent
     instances               [[input start, input end, output start, output end], ...]
-    failed, detail, settles instead of an outcome: the request failed permanently; ``settles``: its instruction is empty
+    message                 [start, end] of the user's next message
+    rejected_by             the rule that ends the instruction, with ``label`` if it has one
+    failed, detail, settles instead of an outcome: the request failed permanently; ``settles``: no other is made
+    ended                   "complete", "empty" or "": how the instruction ended, where the outcome does not say it
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from fastgen.methods.base import (
-    Labelled,
-    Commit,
     Answered,
+    Commit,
+    Continued,
     Created,
     Kept,
+    Labelled,
     Outcome,
+    Rejected,
     Rejection,
+    ends_by,
 )
-from fastgen.types import Completion, Failure, str, token_count
+from fastgen.types import Completion, Failure, token_count
 
-_STAGES = {stage.value: stage for stage in Stage}  # several times faster than calling the enumeration
 SCORE_DIGITS = 3  # of ROUGE-L values in the log; decisions are made on exact values
 
 
@@ -53,26 +62,37 @@ def encode(commit: Commit) -> dict[str, Any]:
         line["demos"] = commit.demonstrations
     if commit.shown is not None:
         line["shown"] = commit.shown
+    if commit.drawn:
+        line["drawn"] = commit.drawn
     completion = commit.completion
     line["text"] = completion.text
     line["finish"] = completion.finish_reason
     line["tokens"] = (completion.prompt_tokens, completion.completion_tokens)
-    return line | _encode_outcome(commit.outcome)
+    line |= _encode_outcome(commit.outcome)
+    if commit.end is not None and commit.end != ends_by(commit.outcome):
+        line["ended"] = commit.end
+    return line
 
 
 def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Created(kept, rejected):
-            return {
+            line = {
                 "first": kept[0].number if kept else None,
                 "kept": [_encode_kept(k) for k in kept],
                 "rejected": [_encode_rejection(r) for r in rejected],
             }
-        case Labelled(is_classification, unread):
-            line = {"is_classification": is_classification}
-            return line if unread is None else line | {"unread": unread}
+            inputs = [one.input for one in kept]
+            return line | {"inputs": inputs} if any(inputs) else line
+        case Labelled(value, unread):
+            label = {"is_classification" if isinstance(value, bool) else "label": value}
+            return label if unread is None else label | {"unread": unread}
         case Answered(instances, rules):
             return {"instances": [(*i, *o) for i, o in instances], "rejected": rules}
+        case Continued(span):
+            return {"message": span}
+        case Rejected(rule, value):
+            return {"rejected_by": rule} if value is None else {"rejected_by": rule, "label": value}
         case Failure(kind, detail, settles):
             return {"failed": kind, "detail": detail, "settles": settles}
 
@@ -99,13 +119,15 @@ def decode(line: dict[str, Any]) -> Commit:
     return Commit(
         line["req"],
         line["choice"],
-        _STAGES[line["stage"]],
+        sys.intern(line["stage"]),
         line.get("subject"),
         tuple(line.get("demos", ())),
         Completion(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
         _decode_outcome(line),
         line["t"],
         line.get("shown"),
+        line.get("drawn"),
+        line.get("ended"),
     )
 
 
@@ -114,11 +136,20 @@ def _decode_outcome(line: dict[str, Any]) -> Outcome:
         return Failure(line["failed"], line["detail"], line["settles"])
     if "kept" in line:
         kept = tuple(_decode_kept(line["first"] + i, k) for i, k in enumerate(line["kept"]))
+        if "inputs" in line:
+            spans = [None if span is None else (span[0], span[1]) for span in line["inputs"]]
+            kept = tuple(one._replace(input=span) for one, span in zip(kept, spans, strict=True))
         return Created(kept, tuple(_decode_rejection(*r) for r in line["rejected"]))
     if "instances" in line:
         instances = tuple(((a, b), (c, d)) for a, b, c, d in line["instances"])
         return Answered(instances, tuple(line["rejected"]))
-    return Labelled(line["is_classification"], line.get("unread"))
+    if "message" in line:
+        start, end = line["message"]
+        return Continued((start, end))
+    if "rejected_by" in line:
+        return Rejected(line["rejected_by"], line.get("label"))
+    label = line["is_classification"] if "is_classification" in line else line["label"]
+    return Labelled(label, line.get("unread"))
 
 
 def _decode_kept(number: int, values: list[Any]) -> Kept:

@@ -9,6 +9,7 @@
     seed_tasks.jsonl       generate        the seed tasks, byte for byte as they were loaded
     prompts/*              generate        the prompts and demonstrations, byte for byte as they were loaded
     decontaminate.json     generate        texts that no kept instruction may resemble; only with --decontaminate
+    documents.json         generate        the texts of --documents; topics.json and personas.json likewise
     log/NNNNNN.jsonl       generate        the commits, the only source of truth (see `fastgen.store.log`)
     log/NNNNNN.jsonl.zst   generate        a closed segment of the log, compressed
     ledger.json            generate        [derived] counts of the log up to a position, the position up to which the
@@ -63,6 +64,8 @@ RUN_FORMAT = 1
 _UNFINISHED = "unfinished-run.json"
 _SERVER_LOG = re.compile(r"server(-\d+)?\.log")
 _BEGINNING = Position(0, 0, 0)
+TEXTS = ("decontaminate", "documents", "topics", "personas")
+"""The lists of texts that a run folder keeps, each in a file of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,6 @@ class RunFolder:
         self.prompts_path = path / "prompts"
         self.server_log_path = path / "server.log"
         self.checkpoint_path = path / "checkpoint.npz"
-        self._forbidden_path = path / "decontaminate.json"
         self._header_path = path / (_UNFINISHED if unfinished else "run.json")
         self.ledger_path = path / "ledger.json"
         self._warned_loss = False
@@ -246,8 +248,10 @@ class RunFolder:
         """
         return (item[0] for item in self.commits(start) if not isinstance(item, TornTail))
 
-    def save_inputs(self, seeds: bytes, prompts: Mapping[str, bytes], forbidden: Sequence[str] = ()) -> None:
-        """Write the seed file, prompt files (name to content) and forbidden texts of a new run.
+    def save_inputs(
+        self, seeds: bytes, prompts: Mapping[str, bytes], texts: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """Write the seed file, prompt files (name to content) and lists of texts (of `TEXTS`) of a new run.
 
         :raises DiskError: the folder cannot be written.
         """
@@ -258,23 +262,26 @@ class RunFolder:
         write_file(self.seeds_path, seeds)
         for name, content in prompts.items():
             write_file(self.prompts_path / name, content)
-        if forbidden:
-            write_file(self._forbidden_path, json.dumps(list(forbidden)).encode())
-        else:  # a start with other flags may have crashed before run.json was written
-            with contextlib.suppress(OSError):
-                self._forbidden_path.unlink()
+        for name in TEXTS:
+            path = self.path / f"{name}.json"
+            if given := (texts or {}).get(name):
+                write_file(path, json.dumps(list(given)).encode())
+            else:  # a start with other flags may have crashed before run.json was written
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
-    def forbidden(self) -> tuple[str, ...]:
-        """The texts that no kept instruction may resemble.
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts that the run was given (of `TEXTS`). Empty for none.
 
         :raises RunFolderError: the file is damaged.
         """
-        if not self._forbidden_path.exists():
+        path = self.path / f"{name}.json"
+        if not path.exists():
             return ()
         try:
-            return tuple(json.loads(self._forbidden_path.read_bytes()))
+            return tuple(json.loads(path.read_bytes()))
         except (OSError, ValueError):
-            raise RunFolderError(f"{self._forbidden_path}: damaged; restore it from a copy") from None
+            raise RunFolderError(f"{path}: damaged; restore it from a copy") from None
 
     def ledger(self) -> Ledger:
         """The counts as of now: those saved, and what the log has after them.

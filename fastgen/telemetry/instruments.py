@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-
 BOUNDS_S: Final = (
     *(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75),
     *(1.0, 1.5, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 35.0, 50.0, 75.0, 100.0, 200.0, 500.0),
@@ -58,7 +57,7 @@ def quantile(counts: Sequence[int], share: float) -> float:
 class Instruments:
     """The counters of one session: of commits, of the event loop and of requests."""
 
-    latencies: dict[str, Histogram] = field(default_factory=lambda: {stage: Histogram() for stage in Stage})
+    latencies: dict[str, Histogram] = field(default_factory=dict)
     """Seconds of one attempt, from sending a request to the last byte of a good answer."""
 
     batches: int = 0
@@ -88,9 +87,11 @@ class Instruments:
     _queued_max: int = 0
     _batch_began_s: float = 0.0
 
-    def observe_latency(self, stage: str, seconds: float) -> None:
+    def observe_latency(self, step: str, seconds: float) -> None:
         """Count a good answer."""
-        self.latencies[stage].observe(seconds)
+        if (latency := self.latencies.get(step)) is None:
+            latency = self.latencies[step] = Histogram()
+        latency.observe(seconds)
 
     def begin_batch(self, answers: int) -> None:
         """A batch of answers begins."""

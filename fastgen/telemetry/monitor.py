@@ -29,7 +29,7 @@ from fastgen.telemetry.figures import (
     StageSample,
     limit_of,
 )
-from fastgen.telemetry.instruments import Instruments, cores, quantile, rss_mb
+from fastgen.telemetry.instruments import Histogram, Instruments, cores, quantile, rss_mb
 from fastgen.telemetry.series import MetricsFile, every_s
 from fastgen.telemetry.yields import YieldWatch
 
@@ -81,10 +81,10 @@ class MetricsHub:
                 self._callbacks.remove(callback)
 
     def mean_latencies_s(self) -> dict[str, float]:
-        """Mean seconds of a good answer, by stage, so far in this session. Empty before the first."""
+        """Mean seconds of a good answer, by step, so far in this session. Empty before the first."""
         counters = None if self.reading is None else self.reading.counters
         latencies = {} if counters is None else counters.latencies
-        return {stage.value: one.total_s / sum(one.counts) for stage, one in latencies.items() if any(one.counts)}
+        return {step: one.total_s / sum(one.counts) for step, one in latencies.items() if any(one.counts)}
 
 
 class Monitor:
@@ -334,14 +334,14 @@ def between(then: Sample, now: Sample, *, maxima: tuple[float, int] = (0.0, 0)) 
 
 
 def _stages(before: Instruments, after: Instruments) -> dict[str, StageSample]:
-    """The stages that were answered meanwhile."""
+    """The steps that were answered meanwhile."""
     stages: dict[str, StageSample] = {}
-    for stage, latency in after.latencies.items():
-        earlier = before.latencies[stage]
+    for step, latency in after.latencies.items():
+        earlier = before.latencies.get(step, Histogram())
         counts = [a - b for a, b in zip(latency.counts, earlier.counts, strict=True)]
         if requests := sum(counts):
             mean_s = (latency.total_s - earlier.total_s) / requests
-            stages[stage.value] = StageSample(requests, mean_s, quantile(counts, 0.5), quantile(counts, 0.99))
+            stages[step] = StageSample(requests, mean_s, quantile(counts, 0.5), quantile(counts, 0.99))
     return stages
 
 

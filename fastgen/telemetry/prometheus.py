@@ -242,13 +242,13 @@ def _session_families(counters: Instruments) -> Iterator[Metric]:
     yield _by_label("thread_cpu_seconds", "CPU seconds of a thread.", "thread", threads)
     parts = {part: getattr(counters, f"{part}_s") for part in _COMMIT_PARTS}
     yield _by_label("commit_seconds", "Seconds of committing, by part.", "part", parts)
-    text = "Seconds from sending a request to the last byte of a good answer, by stage."
+    text = "Seconds from sending a request to the last byte of a good answer, by step."
     latencies = HistogramMetricFamily("fastgen_request_seconds", text, labels=["stage"])
-    for stage, latency in counters.latencies.items():
+    for step, latency in counters.latencies.items():
         if any(latency.counts):
             bounds = (*map(str, BOUNDS_S), "+Inf")
             buckets = [*zip(bounds, map(float, accumulate(latency.counts)), strict=True)]
-            latencies.add_metric([stage.value], buckets, latency.total_s)
+            latencies.add_metric([step], buckets, latency.total_s)
     yield latencies
 
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
+from fastgen.methods.base import CREATION
 from fastgen.store.ledger import Ledger
 from fastgen.telemetry.figures import DECAYED
 
@@ -70,7 +71,7 @@ class YieldWatch:
         if self.ended_by is None and (reason := self._stop_reason()) is not None:
             self.ended_by = reason
             self._say(f"{reason}; no new requests are sent, and those in progress are finished")
-            self._stop_asking(("instruction",))
+            self._stop_asking((CREATION,))
 
     @property
     def is_full(self) -> bool:
@@ -111,8 +112,8 @@ class YieldWatch:
     def _count(self) -> _Counts:
         ledger = self._ledger
         return _Counts(
-            *(ledger.completions["instruction"], ledger.kept, ledger.complete),
-            *(ledger.completion_tokens["instruction"], ledger.generated_tokens),
+            *(ledger.completions[CREATION], ledger.kept, ledger.complete),
+            *(ledger.completion_tokens[CREATION], ledger.generated_tokens),
         )
 
     def _warning(self) -> str | None:

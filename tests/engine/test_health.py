@@ -323,9 +323,7 @@ def test_a_sample_is_short_and_holds_no_control_characters() -> None:
 
 
 def test_a_log_line_without_a_reason_is_read_as_before() -> None:
-    commit = Commit(
-        1, 0, "classification", 0, (), Completion("No", "stop", 5, 1), Labelled(False), 1.0
-    )
+    commit = Commit(1, 0, "classification", 0, (), Completion("No", "stop", 5, 1), Labelled(False), 1.0)
     assert "unread" not in encode(commit)
     assert decode(encode(commit)) == commit
     with_reason = commit._replace(outcome=Labelled(False, "no_answer"))

@@ -132,7 +132,9 @@ def test_licence_and_terms_are_the_users_or_marked_as_open(run: Path, tmp_path: 
 
 def test_a_card_says_which_rows_were_chosen_and_what_was_kept_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", numbered(30))
-    RunFolder(run).save_inputs(open_run(run).folder.seeds_path.read_bytes(), {}, ["one text", "another"])
+    RunFolder(run).save_inputs(
+        open_run(run).folder.seeds_path.read_bytes(), {}, {"decontaminate": ["one text", "another"]}
+    )
     text = card(run, tmp_path / "out", "--format", "parquet", "--max-instructions", "12", "--seed", "4")
     assert "At most 12 instructions were taken, drawn with seed 4." in text
     assert "resemble one of 2 texts of evaluation tasks" in text

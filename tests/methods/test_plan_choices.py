@@ -131,9 +131,7 @@ def test_each_sample_of_a_prompt_is_a_separate_commit(prompts: PromptSet) -> Non
 
 def test_more_samples_do_not_change_the_draws(prompts: PromptSet) -> None:
     one, four = make(prompts, target=5000), make(prompts, target=5000, samples_per_prompt=4)
-    assert [take(one, "instruction").prompt for _ in range(2)] == [
-        take(four, "instruction").prompt for _ in range(2)
-    ]
+    assert [take(one, "instruction").prompt for _ in range(2)] == [take(four, "instruction").prompt for _ in range(2)]
 
 
 def test_fewer_samples_are_asked_for_when_the_target_needs_fewer(prompts: PromptSet) -> None:

@@ -34,13 +34,9 @@ def numbered(first: int, kept: list[tuple[Any, ...]]) -> tuple[Kept, ...]:
 
 REJECTION = st.builds(Rejection, SPAN, st.sampled_from(["too_short", "similar"]), st.none() | NEIGHBOUR)
 OUTCOMES: dict[str, st.SearchStrategy[Any]] = {
-    "instruction": st.builds(
-        Created, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)
-    ),
+    "instruction": st.builds(Created, st.builds(numbered, NUMBER, st.lists(KEPT)), st.lists(REJECTION).map(tuple)),
     "classification": st.builds(Labelled, st.booleans(), st.none() | st.just("no_answer")),
-    "instance": st.builds(
-        Answered, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)
-    ),
+    "instance": st.builds(Answered, st.lists(st.tuples(SPAN, SPAN)).map(tuple), st.lists(st.text()).map(tuple)),
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

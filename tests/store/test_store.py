@@ -221,11 +221,11 @@ def test_a_folder_in_which_a_run_was_only_about_to_begin_is_free_for_one(tmp_pat
     path = tmp_path / "run"
     folder = RunFolder(path)
     Store(folder).close()
-    folder.save_inputs(b"seeds", {"base.toml": b"prompts"}, ["forbidden"])
+    folder.save_inputs(b"seeds", {"base.toml": b"prompts"}, {"decontaminate": ["forbidden"]})
     (path / ".run.json.tmp").write_bytes(b"{")
     assert not folder.exists()
     folder.save_inputs(b"seeds", {"base.toml": b"prompts"})
-    assert folder.forbidden() == ()
+    assert folder.texts("decontaminate") == ()
     (path / "lock").unlink()
     with pytest.raises(RunFolderError, match="holds files but no run"):
         folder.exists()
@@ -420,12 +420,12 @@ def test_the_forbidden_texts_are_kept_and_a_damaged_list_is_named(tmp_path: Path
     path = tmp_path / "run"
     begin(path).close()
     folder = RunFolder(path)
-    assert folder.forbidden() == ()
-    folder.save_inputs(b"", {}, ["Name a river.", "\u00e9"])
-    assert folder.forbidden() == ("Name a river.", "\u00e9")
+    assert folder.texts("decontaminate") == ()
+    folder.save_inputs(b"", {}, {"decontaminate": ["Name a river.", "\u00e9"]})
+    assert folder.texts("decontaminate") == ("Name a river.", "\u00e9")
     (path / "decontaminate.json").write_bytes(b"[")
     with pytest.raises(RunFolderError, match=r"decontaminate\.json: damaged"):
-        folder.forbidden()
+        folder.texts("decontaminate")
 
 
 def test_sync_makes_what_was_appended_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

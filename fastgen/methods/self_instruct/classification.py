@@ -12,8 +12,6 @@ from fastgen.methods.base import Labelled
 from fastgen.text import answer_span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from fastgen.methods.self_instruct.prompts import PromptSet
     from fastgen.methods.self_instruct.rules import Rules
     from fastgen.types import Completion, Message
@@ -39,18 +37,9 @@ _STATED: Final = re.compile(
 )
 
 
-def build_prompts(instructions: Sequence[str], prompts: PromptSet) -> str | tuple[str, ...] | tuple[Message, ...]:
-    """Return what one request asks about the instructions: a prompt as it is, several as a tuple of texts.
-
-    :raises ValueError: several instructions with chat prompts, which hold one question each.
-    """
-    built = [prompts.classification.fill(instruction=instruction.strip()) for instruction in instructions]
-    if len(built) == 1:
-        return built[0]
-    texts = tuple(prompt for prompt in built if isinstance(prompt, str))
-    if len(texts) < len(built):
-        raise ValueError("several chat prompts in one request")
-    return texts
+def build_prompt(instruction: str, prompts: PromptSet) -> str | tuple[Message, ...]:
+    """Return the prompt that asks whether an instruction is a classification task."""
+    return prompts.classification.fill(instruction=instruction.strip())
 
 
 def parse(completion: Completion, rules: Rules) -> Labelled:

@@ -19,11 +19,12 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from fastgen.methods.base import Item
 from fastgen.methods.self_instruct.structured import NUMBER_NAMES, read_records
 from fastgen.text import CLOSE, COLON, NOWHERE, OPEN, answer_span, is_chatter, is_closing, is_cut, lines, strip, trim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fastgen.methods.self_instruct.prompts import PromptSet
     from fastgen.methods.self_instruct.rules import Rules
@@ -36,24 +37,23 @@ UNCLOSED_THINKING: Final = "unclosed_thinking"
 """The rule that rejects a completion of nothing but thinking that never ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedItem:
-    """One list item: its span, its text, and the parser's own reason for rejecting it, if any."""
-
-    span: Span
-    text: str
-    rule: str | None
-
-
-def build_prompt(demos: Sequence[str], prompts: PromptSet, *, classification_only: bool) -> str | tuple[Message, ...]:
+def build_prompt(
+    demos: Sequence[str], prompts: PromptSet, *, classification_only: bool, drawn: Mapping[str, str] | None = None
+) -> str | tuple[Message, ...]:
     """Return the prompt that lists ``demos`` and asks for the items after them.
 
     Each demonstration is on one line, without a colon at its end. ``classification_only`` asks for classification
-    tasks.
+    tasks. A topic or persona in ``drawn`` is named in a line before the list, where the prompts begin to differ anyway.
     """
     template = prompts.instruction_classification if classification_only else prompts.instruction
-    listed = (f"{i}. {' '.join(demo.split()).rstrip(':')}" for i, demo in enumerate(demos, 1))
-    return template.fill(instructions="\n".join(listed), next_number=str(len(demos) + 1))
+    listed = "\n".join(f"{i}. {' '.join(demo.split()).rstrip(':')}" for i, demo in enumerate(demos, 1))
+    return template.fill(instructions=_about(drawn or {}) + listed, next_number=str(len(demos) + 1))
+
+
+def _about(drawn: Mapping[str, str]) -> str:
+    topic = f" about this topic: {drawn['topic']}" if "topic" in drawn else ""
+    persona = f" by this person: {drawn['persona']}" if "persona" in drawn else ""
+    return f"The new tasks are asked{persona}{topic}\n\n" if topic or persona else ""
 
 
 def item_text(raw: str, span: Span, rules: Rules) -> str:
@@ -68,7 +68,7 @@ def item_text(raw: str, span: Span, rules: Rules) -> str:
     return text.capitalize() if rules.capitalise else text
 
 
-def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[ParsedItem]:
+def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[Item]:
     """Return the items of the completion, in order. Empty ones are left out.
 
     ``first_number`` is the number at which the prompt ends. A completion prompt writes that number itself, so that the
@@ -94,8 +94,8 @@ _BOLD_START: Final = re.compile(r"^\*\*(?=\S)((?:(?!\*\*).)++)(?<=\S)\*\*")
 _PAPER_BREAK: Final = re.compile(r"\n\d+\s?\. ")
 
 
-def _items(text: str, spans: tuple[Span, ...], rules: Rules, rule: str | None) -> list[ParsedItem]:
-    return [ParsedItem(span, item_text(text, span, rules), rule) for span in spans]
+def _items(text: str, spans: tuple[Span, ...], rules: Rules, rule: str | None) -> list[Item]:
+    return [Item(span, item_text(text, span, rules), rule) for span in spans]
 
 
 def _paper_spans(text: str) -> tuple[Span, ...]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fastgen.errors import InputError, flag_name
-from fastgen.methods.self_instruct.demonstrations import Policy
 from fastgen.types import Sampling
 
 Style = Literal["lenient", "paper"]
@@ -163,28 +162,3 @@ CHAT_SAMPLING_PRESETS: Final[Mapping[str, Mapping[str, Sampling]]] = MappingProx
     {"default": MappingProxyType(_CHAT_SAMPLING), "paper": MappingProxyType(_PAPER_SAMPLING)}
 )
 """The same for ``/v1/chat/completions``; ``paper`` knows no chat, so its figures are the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """Self-Instruct's parameters, apart from the seeds, the prompts and the similarity filter.
-
-    ``sampling`` is by stage (`SamplingOptions.by_stage`). It is empty where nothing is asked, as in a refilter.
-    """
-
-    rules: Rules
-    sampling: Mapping[str, Sampling]
-    seed: int = 0
-    """Keys every request's random draws, together with its number."""
-    num_prompt_instructions: int = 8
-    """Demonstrations of an instruction prompt."""
-    num_machine_instructions: int = 2
-    """How many of them are machine-generated, once there are any."""
-    demonstrations: Policy = "uniform"
-    samples_per_prompt: int = 1
-    classification_only: bool = False
-
-    @property
-    def classification_tokens(self) -> int:
-        """Most tokens of a classification answer (0 in a method that does not sample)."""
-        return self.sampling["classification"].max_tokens if "classification" in self.sampling else 0

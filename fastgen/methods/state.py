@@ -14,15 +14,26 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
-from fastgen.methods.self_instruct import instruction
-from fastgen.methods.self_instruct.demonstrations import Demonstrations
-from fastgen.methods.self_instruct.rules import Method
+from fastgen.methods.base import (
+    CREATION,
+    Answered,
+    Commit,
+    Continued,
+    Created,
+    Drawn,
+    Kept,
+    Labelled,
+    Method,
+    StepOutcome,
+    Subject,
+    Turn,
+)
+from fastgen.methods.demonstrations import Demonstrations
 from fastgen.similarity.novelty import NoveltyFilter
-from fastgen.types import Failure, SeedTask
+from fastgen.types import Failure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,22 +41,15 @@ if TYPE_CHECKING:
     from fastgen.similarity.layout import StoredArrays
     from fastgen.similarity.pool import CandidateIndex
 
-
-class State(IntEnum):
-    """Where a kept instruction stands."""
-
-    KEPT = 0  # not yet classified
-    GENERATION = 1  # not a classification task; instances to come
-    CLASSIFICATION = 2  # a classification task; instances to come
-    COMPLETE = 3  # has instances
-    EMPTY = 4  # finished without instances
-
-
-_UNSETTLED = re.compile(rb"[\x00-\x02]")
+COMPLETE: Final = 0xFE
+EMPTY: Final = 0xFF
+"""States of instructions that have ended. Any lower one is the place of the step that an instruction waits for."""
+_UNSETTLED: Final = re.compile(rb"[^\xfe\xff]")
+_MOST_DEPTH: Final = 255
 
 
 class PoolColumn(NamedTuple):
-    """One of the three arrays of a pool: its name, dtype in numpy's notation, and flat memory."""
+    """One of the arrays of a pool: its name, dtype in numpy's notation, and flat memory."""
 
     name: str
     dtype: str
@@ -53,7 +57,7 @@ class PoolColumn(NamedTuple):
 
 
 class InstructionPool:
-    """The kept machine instructions: append-only texts, packed end to end, and one state byte each.
+    """The kept machine instructions: append-only texts, packed end to end, one state byte and one depth byte each.
 
     The index is the machine instruction number. A million instructions take about 100 MB, several times less than
     Python strings and objects would.
@@ -63,23 +67,26 @@ class InstructionPool:
         self._bytes = bytearray()
         self._ends = array("Q", [0])
         self._states = bytearray()
+        self._depths = bytearray()
 
     def __len__(self) -> int:
         return len(self._states)
 
-    def append(self, text: str) -> None:
-        """Add one instruction in state KEPT. Lone surrogates survive."""
+    def append(self, text: str, depth: int = 1) -> None:
+        """Add one instruction that waits for the first step. Lone surrogates survive."""
         encoded = text.encode("utf-8", "surrogatepass")
         try:
             self._bytes += encoded
             self._ends.append(len(self._bytes))
-            self._states.append(State.KEPT)
+            self._depths.append(depth)
+            self._states.append(0)
         except BufferError:  # a caller still holds `columns`: it keeps the memory, the pool continues in a copy
             count = len(self._states)
             self._bytes = self._bytes[: self._ends[count]] + encoded
             self._ends = self._ends[: count + 1]
             self._ends.append(len(self._bytes))
-            self._states = self._states[:count] + bytes([State.KEPT])
+            self._depths = self._depths[:count] + bytes([depth])
+            self._states = self._states[:count] + bytes([0])
 
     def text(self, number: int) -> str:
         """The instruction's text.
@@ -90,43 +97,67 @@ class InstructionPool:
 
     def memory_bytes(self) -> int:
         """Bytes held, including room to grow."""
-        return sum(map(sys.getsizeof, (self._bytes, self._ends, self._states)))
+        return sum(map(sys.getsizeof, (self._bytes, self._ends, self._states, self._depths)))
 
-    def state(self, number: int) -> State:
-        """The instruction's state."""
-        return State(self._states[number])
+    def depth(self, number: int) -> int:
+        """How many creations lead to the instruction from a seed, 1 to 255."""
+        return self._depths[number]
 
-    def set_state(self, number: int, state: State) -> None:
+    def state(self, number: int) -> int:
+        """`COMPLETE`, `EMPTY`, or the place of the step that the instruction waits for."""
+        return self._states[number]
+
+    def set_state(self, number: int, state: int) -> None:
         """Set the instruction's state."""
         self._states[number] = state
 
-    def unsettled(self) -> Iterator[tuple[int, State]]:
+    def unsettled(self) -> Iterator[tuple[int, int]]:
         """Number and state of every instruction that still needs a step, in ascending order."""
-        return ((found.start(), State(self._states[found.start()])) for found in _UNSETTLED.finditer(self._states))
+        return ((found.start(), self._states[found.start()]) for found in _UNSETTLED.finditer(self._states))
 
-    def columns(self) -> tuple[PoolColumn, PoolColumn, PoolColumn]:
+    def columns(self) -> tuple[PoolColumn, ...]:
         """The pool as flat memory, not copied. While a caller holds it, the next `append` copies the pool."""
         wide = "<u8" if sys.byteorder == "little" else ">u8"
         return (
             PoolColumn("texts", "|u1", memoryview(self._bytes)),
             PoolColumn("ends", wide, memoryview(self._ends).cast("B")),
             PoolColumn("states", "|u1", memoryview(self._states)),
+            PoolColumn("depths", "|u1", memoryview(self._depths)),
         )
 
     @classmethod
-    def from_columns(cls, texts: bytearray, ends: bytearray, states: bytearray) -> Self:
-        """The inverse of `columns`. :raises ValueError: the three do not fit together."""
+    def from_columns(cls, texts: bytearray, ends: bytearray, states: bytearray, depths: bytearray) -> Self:
+        """The inverse of `columns`. :raises ValueError: they do not fit together."""
         pool = cls()
-        pool._bytes, pool._states, pool._ends = texts, states, array("Q")
+        pool._bytes, pool._states, pool._depths, pool._ends = texts, states, depths, array("Q")
         pool._ends.frombytes(ends)
-        if len(pool._ends) != len(states) + 1 or pool._ends[-1] != len(texts):
+        if len(pool._ends) != len(states) + 1 or pool._ends[-1] != len(texts) or len(depths) != len(states):
             raise ValueError("the columns of a pool do not fit together")
         return pool
 
 
+@dataclass(slots=True)
+class _Notes:
+    """What later steps need to know about an instruction on its way, apart from its text."""
+
+    input: str = ""
+    label: bool | int | str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    message: str = ""
+    sources: tuple[int, ...] = ()
+    drawn: Drawn = field(default_factory=dict)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`, from JSON values."""
+        notes = cls(**values)
+        notes.turns, notes.sources = [Turn(*turn) for turn in notes.turns], tuple(notes.sources)
+        return notes
+
+
 REPLAY_BATCH = 4096  # texts that the similarity filter takes in at once on resume
 REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
-_PLAIN = ("complete", "settled", "refused", "last_refusal")
+_PLAIN = ("complete", "settled", "refused", "last_refusal", "next_source")
 
 
 class RunningMean:
@@ -154,11 +185,11 @@ class RunningMean:
 class RunState:
     """The pool, the yield that was observed, and the target. See the module's docstring.
 
-    ``novelty`` is the similarity filter over the same pool. Only this class adds to it.
+    ``novelty`` is the similarity filter over the same pool. Only this class adds to it. The state is the
+    `fastgen.methods.base.Pool` of the method's draws.
     """
 
-    def __init__(self, method: Method, seeds: Sequence[SeedTask], novelty: NoveltyFilter, *, target: int) -> None:
-        self.seeds = seeds
+    def __init__(self, method: Method, novelty: NoveltyFilter, *, target: int) -> None:
         self.target = target
         self.pool = InstructionPool()
         self.complete = 0
@@ -168,29 +199,61 @@ class RunState:
         self.requests = 0  # one more than the highest committed request number
         self.failures: dict[int, int] = {}  # requests that failed permanently, by subject
         self.alone: set[int] = set()  # subjects whose last request failed: each gets a request without others
+        self.next_source = 0  # one more than the highest source (document) that was used
+        self.unused_sources: set[int] = set()  # those below it that were not
         # High guesses: asking a little later costs less than making instructions beyond the target.
-        self.kept_per_completion = RunningMean(6.0)
+        self.kept_per_completion = RunningMean(method.creation.expected)
         self.complete_share = RunningMean(0.9)
+        self.method = method
         self.demonstrations = Demonstrations(
             method.demonstrations,
-            seeds=[i for i, s in enumerate(seeds) if s.is_classification or not method.classification_only],
-            first_machine=len(seeds),
-            text=self.pool_text,
+            seeds=range(len(method.seeds)) if method.shown_seeds is None else method.shown_seeds,
+            first_machine=len(method.seeds),
+            text=self.text,
             run_seed=method.seed,
         )
-        self._rules = method.rules
+        self._notes: dict[int, _Notes] = {}
+        self._places = {step.name: place for place, step in enumerate(method.steps)}
         self._novelty = novelty
-        novelty.add_seeds([seed.instruction for seed in seeds])
+        novelty.add_seeds([seed.instruction for seed in method.seeds])
 
     @property
     def done(self) -> bool:
         """Whether the target is reached."""
         return self.complete >= self.target
 
-    def pool_text(self, index: int) -> str:
+    @property
+    def seeds(self) -> int:
+        """How many seeds the pool begins with."""
+        return len(self.method.seeds)
+
+    @property
+    def kept(self) -> int:
+        """How many instructions were kept."""
+        return len(self.pool)
+
+    def text(self, index: int) -> str:
         """The instruction at a pool index, seed or machine."""
-        seeds = len(self.seeds)
-        return self.seeds[index].instruction if index < seeds else self.pool.text(index - seeds)
+        seeds = self.method.seeds
+        return seeds[index].instruction if index < len(seeds) else self.pool.text(index - len(seeds))
+
+    def depth(self, index: int) -> int:
+        """See `fastgen.methods.base.Pool.depth`."""
+        return 0 if index < self.seeds else self.pool.depth(index - self.seeds)
+
+    def subject(self, number: int) -> Subject:
+        """The instruction as its next step sees it."""
+        text = self.pool.text(number)
+        if (notes := self._notes.get(number)) is None:
+            return Subject(number, text)
+        source_text = self._source_text(notes.sources[0]) if notes.sources else ""
+        return Subject(
+            *(number, text, notes.input, notes.label, tuple(notes.turns), notes.message),
+            *(notes.sources, source_text, notes.drawn),
+        )
+
+    def _source_text(self, source: int) -> str:
+        return self.method.documents[source] if self.method.documents else self.text(source)
 
     def memory_bytes(self) -> int:
         """Bytes of the pool's texts and states and of the similarity index."""
@@ -229,18 +292,20 @@ class RunState:
     def _apply(self, commit: Commit) -> Sequence[str]:
         """Apply everything but the filter's part and return the texts that were kept."""
         self.requests = max(self.requests, commit.request + 1)
-        if commit.step == "instruction":
-            self.demonstrations.see(commit.demonstrations)
         self._note_refusal(commit)
-        match commit.outcome:
-            case Created(kept, _):
-                return self._keep(commit.completion.text, kept)
-            case Labelled(is_classification):
-                self._classify(subject_of(commit), is_classification=is_classification)
-            case Answered(instances, _):
-                self._settle(subject_of(commit), State.COMPLETE if instances else State.EMPTY)
-            case Failure(_, _, settles) if commit.subject is not None:
-                self._note_failure(commit.subject, settles=settles)
+        if commit.step == CREATION:
+            self.demonstrations.see(commit.demonstrations)
+            if self.method.documents:
+                self._use_sources(commit.demonstrations)
+            return self._keep(commit, commit.outcome.kept) if isinstance(commit.outcome, Created) else ()
+        subject, outcome = subject_of(commit), commit.outcome
+        if commit.ended:
+            self._settle(subject, COMPLETE if commit.ended == "complete" else EMPTY)
+        elif isinstance(outcome, Failure):
+            self.failures[subject] = self.failures.get(subject, 0) + 1
+            self.alone.add(subject)
+        elif not isinstance(outcome, Created):
+            self._advance(commit, subject, outcome)
         return ()
 
     def _note_refusal(self, commit: Commit) -> None:
@@ -251,31 +316,51 @@ class RunState:
         else:
             self.refused = 0
 
-    def _keep(self, raw: str, kept: Sequence[Kept]) -> list[str]:
-        texts = [instruction.item_text(raw, one.span, self._rules) for one in kept]
-        for text in texts:
-            self.pool.append(text)
+    def _use_sources(self, sources: Sequence[int]) -> None:
+        for source in sources:
+            self.unused_sources.update(range(self.next_source, source))
+            self.unused_sources.discard(source)
+            self.next_source = max(self.next_source, source + 1)
+
+    def _keep(self, commit: Commit, kept: Sequence[Kept]) -> list[str]:
+        raw, method = commit.completion.text, self.method
+        sources = commit.demonstrations if method.creation.has_sources else ()
+        depth = 1
+        if sources and not method.documents:
+            depth = min(1 + max(map(self.depth, sources)), _MOST_DEPTH)
+        texts = [method.item_text(raw, one.span) for one in kept]
+        for one, text in zip(kept, texts, strict=True):
+            if sources or one.input is not None or commit.drawn:
+                given = "" if one.input is None else raw[slice(*one.input)]
+                self._notes[len(self.pool)] = _Notes(given, sources=sources, drawn=commit.drawn or {})
+            self.pool.append(text, depth)
         self.kept_per_completion.see(len(kept))
         return texts
 
-    def _classify(self, subject: int, *, is_classification: bool) -> None:
+    def _advance(self, commit: Commit, subject: int, outcome: StepOutcome) -> None:
+        """The subject has passed a step that is not its last."""
         self.alone.discard(subject)
-        self.pool.set_state(subject, State.CLASSIFICATION if is_classification else State.GENERATION)
+        self.pool.set_state(subject, self._places[commit.step] + 1)
+        notes = self._notes.setdefault(subject, _Notes())
+        match outcome:
+            case Labelled(value):
+                notes.label = value
+            case Answered(instances):
+                (_, (start, end)), *_ = instances
+                asked = notes.message or self.subject(subject).task
+                notes.turns.append(Turn(asked, commit.completion.text[start:end]))
+                notes.message = ""
+            case Continued((start, end)):
+                notes.message = commit.completion.text[start:end]
 
-    def _note_failure(self, subject: int, *, settles: bool) -> None:
-        if settles:
-            self._settle(subject, State.EMPTY)
-        else:
-            self.failures[subject] = self.failures.get(subject, 0) + 1
-            self.alone.add(subject)
-
-    def _settle(self, subject: int, state: State) -> None:
+    def _settle(self, subject: int, state: int) -> None:
         self.pool.set_state(subject, state)
         self.failures.pop(subject, None)
         self.alone.discard(subject)
+        self._notes.pop(subject, None)
         self.settled += 1
-        self.complete += state is State.COMPLETE
-        self.complete_share.see(state is State.COMPLETE)
+        self.complete += state == COMPLETE
+        self.complete_share.see(state == COMPLETE)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -286,6 +371,8 @@ class RunState:
             "requests": self.requests,
             "failures": [*self.failures.items()],
             "alone": sorted(self.alone),
+            "unused_sources": sorted(self.unused_sources),
+            "notes": [(number, asdict(notes)) for number, notes in self._notes.items()],
             "kept_per_completion": self.kept_per_completion.observed,
             "complete_share": self.complete_share.observed,
         }
@@ -315,6 +402,8 @@ class RunState:
         self.requests = folded["requests"]
         self.failures = dict(folded["failures"])
         self.alone = {*folded["alone"]}
+        self.unused_sources = {*folded["unused_sources"]}
+        self._notes = {number: _Notes.from_values(values) for number, values in folded["notes"]}
         self.kept_per_completion.observed = folded["kept_per_completion"]
         self.complete_share.observed = folded["complete_share"]
         self.demonstrations.restore_counts(shown)
@@ -326,7 +415,7 @@ class RunState:
 
 
 def subject_of(commit: Commit) -> int:
-    """The subject of a downstream commit. :raises ValueError: it has none."""
+    """The subject of a commit after the creation. :raises ValueError: it has none."""
     if commit.subject is None:
-        raise ValueError("a downstream commit without a subject")
+        raise ValueError("a commit of a later step without a subject")
     return commit.subject

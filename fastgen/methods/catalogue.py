@@ -1,0 +1,330 @@
+"""The methods that exist, by name, and methods from a user's file or an installed package.
+
+A method from elsewhere is code that fastgen runs: ``--method FILE.py`` or an entry point of the group
+``fastgen.methods``, with a function ``build(setup) -> Method`` (see ``docs/methods.md``). What it returns is wrapped:
+an exception or a value of another kind becomes an `InputError` that names the file, the step and the line. `rehearse`
+finds one that loops. Reading a finished run never runs such code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import FrameType, MappingProxyType, ModuleType
+from typing import Any, Final, TypeVar
+
+from fastgen.errors import InputError
+from fastgen.methods.base import (
+    CREATION,
+    Answered,
+    Ask,
+    Continued,
+    Draw,
+    Item,
+    Labelled,
+    Method,
+    Pool,
+    Rejected,
+    Setup,
+    Step,
+    StepOutcome,
+    Subject,
+    trimmed,
+)
+from fastgen.methods.self_instruct.instruction import item_text
+from fastgen.methods.self_instruct.rules import Rules
+from fastgen.text import printable
+from fastgen.types import Completion, Message, Request, Sampling, Span
+
+SELF_INSTRUCT: Final = "self-instruct"
+ENTRY_POINTS: Final = "fastgen.methods"
+REHEARSAL_S: Final = 10.0
+"""Seconds that one call of a user's method may take when it is tried before a run."""
+_REHEARSED: Final = ("", "A task.", "1. A task.\n2. Another.", '{"score": 3}', "Score: 3", "\x00" * 50, "na " * 5000)
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A method that a run can use.
+
+    ``options`` are its own options with their defaults. ``rules`` are defaults of the filter's rules that differ from
+    those of Self-Instruct, whose instructions are short. ``fingerprint`` is the SHA-256 of a user's file, in
+    hexadecimal, and empty for fastgen's own methods.
+    """
+
+    name: str
+    summary: str
+    source: str
+    module: str = ""
+    uses_seeds: bool = False
+    needs_template: bool = False
+    needs_documents: bool = False
+    prefers_chat: bool = True
+    options: Mapping[str, object] = field(default_factory=dict)
+    rules: Mapping[str, object] = field(default_factory=dict)
+    fingerprint: str = ""
+    path: Path | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of fastgen's own."""
+        return not self.fingerprint
+
+    def build(self, setup: Setup) -> Method:
+        """The method for a run.
+
+        :raises InputError: a user's method cannot be built.
+        """
+        if self.is_own:
+            method: Method = importlib.import_module(self.module).build(setup)
+            return method
+        build = getattr(_load(self), "build", None)
+        if not callable(build):
+            raise InputError(f"--method {self.path}: has no function build(setup); see docs/methods.md")
+        guard = _Guard(self)
+        method = guard.call("build", Method, build, setup)
+        _check_declaration(method, f"--method {self.path}")
+        return guard.wrapped(replace(method, name=self.name, item_text=trimmed))
+
+
+_LONG_TEXTS: Final = MappingProxyType({"max_words": 1000, "max_characters": 8000})
+METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            Entry(
+                SELF_INSTRUCT,
+                "instructions from examples, classification, instances; works with a base model",
+                "Wang et al., ACL 2023, arXiv 2212.10560",
+                uses_seeds=True,
+                prefers_chat=False,
+            ),
+        )
+    }
+)
+"""fastgen's own methods, by name."""
+
+
+def find_method(name: str) -> Entry:
+    """The method of a name, of an installed package's entry point, or in a file whose name ends in ``.py``.
+
+    :raises InputError: there is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name.endswith(".py"):
+        path = Path(name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"--method {name}: cannot be read ({error.strerror}); check the path") from None
+        digest = hashlib.sha256(content).hexdigest()
+        return Entry(path.stem, "a method of yours", str(path), uses_seeds=True, fingerprint=digest, path=path)
+    found = [one for one in entry_points(group=ENTRY_POINTS) if one.name == name]
+    if found:
+        origin = importlib.util.find_spec(found[0].module)
+        if origin is not None and origin.origin is not None:
+            path = Path(origin.origin)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            return Entry(name, "from an installed package", found[0].value, "", True, fingerprint=digest, path=path)
+    others = sorted({*METHODS, *(one.name for one in entry_points(group=ENTRY_POINTS))})
+    raise InputError(f"--method {name}: there is none; there are {', '.join(others)}, or name a file that ends in .py")
+
+
+def item_text_of(method: str, rules: Rules) -> Callable[[str, Span], str]:
+    """How instructions are taken out of raw completions, for a method by its name."""
+    return partial(item_text, rules=rules) if method == SELF_INSTRUCT else trimmed
+
+
+def rehearse(method: Method) -> None:
+    """Try a user's method with a few subjects and answers, so that its mistakes show before any server is asked.
+
+    Only in the main thread. One call may take `REHEARSAL_S`.
+
+    :raises InputError: it raises, loops, or returns something else than it should.
+    """
+    with _alarm(REHEARSAL_S):
+        asked = method.creation.ask(Draw(0, method.seed, _NoPool(), lambda _c, _m: (), lambda: 0))
+        sources, drawn = ((), None) if asked is None else (asked.demonstrations, asked.drawn)
+        request = Request(0, CREATION, "", method.creation.sampling, (), sources, drawn=drawn)
+        for text in _REHEARSED:
+            method.creation.read(Completion(text, "stop"), request)
+            for step in method.steps:
+                subject = Subject(0, text or "A task.", "its input", 1, (), text, sources, text, drawn or {})
+                step.ask(subject)
+                step.read(Completion(text, "length"), subject)
+
+
+class _NoPool:
+    """A pool with one seed, for the rehearsal."""
+
+    seeds, kept = 1, 0
+
+    def text(self, _index: int) -> str:
+        return "Name three rivers."
+
+    def depth(self, _index: int) -> int:
+        return 0
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Break off what runs longer, by an exception in the main thread."""
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"it does not come to an end within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _load(entry: Entry) -> ModuleType:
+    assert entry.path is not None, "a method from elsewhere has a file"  # noqa: S101 - as it is built
+    name = f"fastgen_method_{entry.name}"
+    spec = spec_from_loader(name, SourceFileLoader(name, str(entry.path)))
+    assert spec is not None, "a loader is given"  # noqa: S101
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look it up
+    _Guard(entry).call("the file", type(None), lambda: spec.loader.exec_module(module) if spec.loader else None)
+    return module
+
+
+def _check_declaration(method: Method, where: str) -> None:
+    """:raises InputError: the names of the steps cannot be used."""
+    names = [step.name for step in method.steps]
+    if not names:
+        raise InputError(f"{where}: build() declares no step after the creation; add at least one")
+    for name in names:
+        if not _NAME.fullmatch(name) or name == CREATION:
+            raise InputError(f"{where}: a step is called {name!r}; use lower-case letters, digits and underscores")
+    if len({*names}) < len(names):
+        raise InputError(f"{where}: two steps have the same name; give each its own")
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Turns the mistakes of a user's method into errors that name the file, the step and the line."""
+
+    entry: Entry
+
+    def wrapped(self, method: Method) -> Method:
+        creation = method.creation
+        shrink = creation.shrink
+        guarded = replace(
+            creation,
+            ask=lambda draw: self.call(CREATION, (Ask, type(None)), creation.ask, draw, check=_check_ask),
+            read=lambda completion, request: self._items(creation.read, completion, request),
+            shrink=None if shrink is None else partial(self._shrink, shrink),
+        )
+        check = method.check
+        return replace(
+            method,
+            creation=guarded,
+            steps=tuple(map(self._step, method.steps)),
+            check=lambda text: self.call(CREATION, (str, type(None)), check, text),
+        )
+
+    def _shrink(self, shrink: Callable[..., Any], pool: Pool, shown: Any, drawn: Any) -> Any:  # noqa: ANN401
+        return self.call(CREATION, (str, tuple), shrink, pool, shown, drawn)
+
+    def _items(self, read: Callable[..., Any], completion: Completion, request: Request) -> list[Item]:
+        def checked() -> list[Item]:
+            items = []
+            for item in read(completion, request):
+                if not isinstance(item, Item):
+                    raise TypeError(f"read() gave {_shown(item)}, not an Item")
+                _check_spans([item.span, item.input or item.span], completion.text)
+                items.append(item._replace(text=trimmed(completion.text, item.span)))
+            return items
+
+        items: list[Item] = self.call(CREATION, list, checked)
+        return items
+
+    def _step(self, step: Step) -> Step:
+        def read(completion: Completion, subject: Subject) -> StepOutcome:
+            kinds = (Labelled, Answered, Continued, Rejected)
+            outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject)
+            spans = [outcome.span] if isinstance(outcome, Continued) else []
+            if isinstance(outcome, Answered):
+                spans = [span for pair in outcome.instances for span in pair]
+            self.call(step.name, type(None), _check_spans, spans, completion.text)
+            return outcome
+
+        return replace(
+            step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=_check_ask)
+        )
+
+    def call(
+        self,
+        step: str,
+        kind: type[_T] | tuple[type, ...],
+        function: Callable[..., Any],
+        *arguments: Any,  # noqa: ANN401
+        check: Callable[[Any], None] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """:raises InputError: the function raised, or gave something of another kind."""
+        try:
+            result = function(*arguments)
+            if check is not None:
+                check(result)
+        except Exception as error:  # noqa: BLE001 - whatever a user's code raises
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if self._is_own_file(frame)]
+            place = f"{self.entry.path}:{lines[-1]}" if lines else str(self.entry.path)
+            said = printable(str(error))[:200]
+            raise InputError(f"--method {place}: {step}: {type(error).__name__}: {said}; fix the method") from None
+        if not isinstance(result, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            names = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+            raise InputError(f"--method {self.entry.path}: {step}: gave {_shown(result)}, not {names}; fix the method")
+        return result
+
+    def _is_own_file(self, frame: traceback.FrameSummary) -> bool:
+        return frame.filename == str(self.entry.path)
+
+
+def _check_ask(ask: Ask | None) -> None:
+    if ask is None:
+        return
+    prompt = ask.prompt
+    is_messages = isinstance(prompt, tuple) and bool(prompt) and all(isinstance(one, Message) for one in prompt)
+    if not isinstance(prompt, str) and not is_messages:
+        raise TypeError(f"the prompt is {_shown(prompt)}, neither a text nor a tuple of Message")
+    if ask.sampling is not None and not isinstance(ask.sampling, Sampling):
+        raise TypeError(f"the sampling is {_shown(ask.sampling)}, not a Sampling")
+    for name, value in (ask.drawn or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"drawn holds {_shown(value)}, not a text")
+
+
+def _check_spans(spans: Sequence[Any], text: str) -> None:
+    for span in spans:
+        _check_span(span, text)
+
+
+def _check_span(span: Any, text: str) -> None:  # noqa: ANN401
+    start, end = span
+    if not 0 <= start <= end <= len(text):
+        raise ValueError(f"the span {span} lies outside the completion of {len(text)} characters")
+
+
+def _shown(value: object) -> str:
+    return printable(f"{type(value).__name__} {value!r}")[:80]
