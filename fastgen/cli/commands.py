@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from fastgen.errors import INTERRUPTED, InputError
 from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelOptions
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.generate.options import JOB, MAX_PORT, STAGES_WITH_SERVERS, AskSpeed, Options, RefilterOptions
+from fastgen.generate.options import JOB, MAX_PORT, AskSpeed, Options, RefilterOptions
 from fastgen.judge.options import JudgeOptions, ScopeOptions
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
@@ -61,9 +61,11 @@ def generate(
 
     require_target(options)
     server = options.server
-    stages = {stage: server.of_stage(stage) for stage in STAGES_WITH_SERVERS}
-    by_stage = {s: api_key(one.api_key_env, one.api_key_file, f"--{s}-api-key") for s, one in stages.items()}
-    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_stage)
+    by_role = {
+        name: api_key(role.api_key_env, role.api_key_file, role.flag("api-key"))
+        for name, role in server.roles().items()
+    }
+    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_role)
     return session.run(Place(run_dir, cache_dir(), keys), options)
 
 

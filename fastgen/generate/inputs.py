@@ -144,8 +144,12 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         prompt_files={name: file.content for name, file in prompt_files.items()},
         texts=texts,
     )
+    method = method_of(options, inputs, _ANY_TEMPLATE)
     if not entry.is_own:
-        rehearse(method_of(options, inputs, _ANY_TEMPLATE))
+        rehearse(method)
+    for name in options.server.roles():
+        if name not in method.roles:
+            raise InputError(f"--role {name}: {method.name} has the roles {', '.join(method.roles)}")
     return inputs
 
 

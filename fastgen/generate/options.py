@@ -93,23 +93,53 @@ class JobOptions:
                 raise InputError(f"{flag_name(name)}: {value} is not a number of at least 0")
 
 
-STAGES_WITH_SERVERS = ("instance", "classification")
-"""Stages that may have their own servers, by the names that their options begin with."""
+_ROLES_WITH_FLAGS = ("instance", "classification")
+"""Roles whose servers have flags of their own, which begin with these names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageServer:
-    """The options of a stage's own servers; without any, the stage uses those of the other stages."""
+class RoleServer:
+    """The servers of one role; without any URL, the model is at the servers of the other roles."""
 
-    base_url: tuple[str, ...]
-    model: str | None
-    api_key_env: str | None
-    api_key_file: Path | None
+    name: str
+    base_url: tuple[str, ...] = ()
+    model: str | None = None
+    api_key_env: str | None = None
+    api_key_file: Path | None = None
 
     @property
     def has_key(self) -> bool:
         """Whether a key for these servers is named."""
         return self.api_key_env is not None or self.api_key_file is not None
+
+    def flag(self, part: str) -> str:
+        """The flag that sets a part, such as ``model``, for messages."""
+        return f"--{self.name}-{part}" if self.name in _ROLES_WITH_FLAGS else f"--role {self.name}"
+
+
+def parse_roles(given: Sequence[str]) -> dict[str, RoleServer]:
+    """``--role`` as servers by role. Several of one role share its work.
+
+    :raises InputError: one is not of the form NAME=URL[,MODEL[,KEY_ENV]], or two disagree.
+    """
+    found: dict[str, RoleServer] = {}
+    for one in given:
+        name, is_set, rest = one.partition("=")
+        parts = [part.strip() or None for part in rest.split(",")]
+        if not (name and is_set and any(parts)) or len(parts) > 3:  # noqa: PLR2004 - URL, model, key
+            raise InputError(f"--role {name}: write NAME=URL,MODEL or NAME=,MODEL (KEY_ENV may follow)")
+        url, model, key = (*parts, None, None)[:3]
+        before = found.get(name, RoleServer(name=name, model=model, api_key_env=key))
+        if (before.model, before.api_key_env) != (model, key):
+            raise InputError(f"--role {name}: is given twice with another model or key; give the same one each time")
+        found[name] = dataclasses.replace(before, base_url=(*before.base_url, *((url,) if url else ())))
+    return found
+
+
+def _redact_role(given: str) -> str:
+    name, _, rest = given.partition("=")
+    url, *others = rest.split(",")
+    return f"{name}={','.join([redact_url(url) if url else '', *others])}"
 
 
 @Parameter(name="*", group=_SERVER)
@@ -163,6 +193,9 @@ class ServerOptions:
     """Name of the environment variable with the key of --classification-base-url."""
     classification_api_key_file: Path | None = None
     """File that holds that key on its first line."""
+    role: tuple[str, ...] = ()
+    """Separate servers or another model for the steps of one role, as NAME=URL,MODEL or NAME=,MODEL; a third part names
+    the environment variable of a key. 'fastgen methods' lists the roles. May be given several times."""
 
     def __post_init__(self) -> None:
         check_seconds("--server-timeout", self.server_timeout)
@@ -174,27 +207,43 @@ class ServerOptions:
             parse_server_args(self.server_args)  # unused, but kept in the run folder
         else:
             check_server_args(self.server_args, self.num_servers)
-        _check_urls("--", self.base_url, has_key=self.api_key_env is not None or self.api_key_file is not None)
-        for stage in STAGES_WITH_SERVERS:
-            self._check_stage(stage)
+        has_key = self.api_key_env is not None or self.api_key_file is not None
+        for url in self.base_url:
+            _check_url("--base-url", url, "--api-key-env", has_key=has_key)
+        for own in self.roles().values():
+            self._check_role(own)
 
-    def _check_stage(self, stage: str) -> None:
-        own = self.of_stage(stage)
-        _check_urls(f"--{stage}-", own.base_url, has_key=own.has_key)
+    def _check_role(self, own: RoleServer) -> None:
+        for url in own.base_url:
+            _check_url(own.flag("base-url"), url, own.flag("api-key-env"), has_key=own.has_key)
         if own.base_url:
             return
         if own.model is not None and not self.base_url:
             raise InputError(
-                f"--{stage}-model {own.model}: name its server with --{stage}-base-url (or --base-url, if all models "
-                "are there); a server that fastgen starts has one model"
+                f"{own.flag('model')} {own.model}: name its server with {own.flag('base-url')} (or --base-url, if all "
+                "models are there); a server that fastgen starts has one model"
             )
         if own.has_key:
-            raise InputError(f"--{stage}-api-key-env, --{stage}-api-key-file: belong to --{stage}-base-url; give that")
+            keys = ", ".join(dict.fromkeys((own.flag("api-key-env"), own.flag("api-key-file"))))
+            raise InputError(f"{keys}: belong to {own.flag('base-url')}; give that")
 
-    def of_stage(self, stage: str) -> StageServer:
-        """The options of the servers of one of `STAGES_WITH_SERVERS`."""
-        names = [one.name for one in dataclasses.fields(StageServer)]
-        return StageServer(**{name: getattr(self, f"{stage}_{name}") for name in names})
+    def roles(self) -> dict[str, RoleServer]:
+        """The roles that have separate servers, another model or a key.
+
+        :raises InputError: a value of ``--role`` is not of its form, or a role is given in two ways.
+        """
+        found = parse_roles(self.role)
+        parts = [field.name for field in dataclasses.fields(RoleServer) if field.name != "name"]
+        for name in _ROLES_WITH_FLAGS:
+            own = RoleServer(name=name, **{part: getattr(self, f"{name}_{part}") for part in parts})
+            if own == RoleServer(name=name):
+                continue
+            if name in found:
+                raise InputError(
+                    f"--role {name}: the flags that begin with --{name}- say the same; give one of the two"
+                )
+            found[name] = own
+        return found
 
     def extra_fields(self) -> dict[str, Any]:
         """``--extra-body`` as an object.
@@ -212,13 +261,10 @@ class ServerOptions:
         return body
 
 
-def _check_urls(prefix: str, urls: tuple[str, ...], *, has_key: bool) -> None:
-    for url in urls:
-        normalised = normalise_base_url(url, f"{prefix}base-url")
-        if has_key and (shown := redact_url(normalised)) != normalised:
-            raise InputError(
-                f"{prefix}base-url {shown}: give either user:password in the URL or {prefix}api-key-env, not both"
-            )
+def _check_url(flag: str, url: str, key_flag: str, *, has_key: bool) -> None:
+    normalised = normalise_base_url(url, flag)
+    if has_key and (shown := redact_url(normalised)) != normalised:
+        raise InputError(f"{flag} {shown}: give either user:password in the URL or {key_flag}, not both")
 
 
 def _refuse_constant(name: str) -> None:
@@ -571,8 +617,9 @@ def saved_values(options: Options) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         values |= option_values(getattr(options, field.name))
-    for name in ("base_url", *(f"{stage}_base_url" for stage in STAGES_WITH_SERVERS)):
+    for name in ("base_url", *(f"{role}_base_url" for role in _ROLES_WITH_FLAGS)):
         values[name] = [redact_url(url) for url in getattr(options.server, name)]
+    values["role"] = [_redact_role(one) for one in options.server.role]
     values["server_args"] = without_secrets(options.server.server_args)
     return {name: value for name, value in values.items() if value is not None and name not in NOT_SAVED}
 
@@ -596,11 +643,12 @@ def _json_value(value: Any) -> Any:  # noqa: ANN401
 def model_names(options: Options, saved: Mapping[str, Any]) -> dict[str, str]:
     """The models that are known before any server is asked: as given, else as in ``saved``, a run's configuration.
 
-    By option name: ``model``, ``instance_model``, ``classification_model``.
+    By option name: ``model``, and ``ROLE_model`` for the roles that have another one.
     """
-    names = ("model", *(f"{stage}_model" for stage in STAGES_WITH_SERVERS))
-    known = {name: getattr(options.server, name) or saved.get(name) for name in names}
-    return {name: model for name, model in known.items() if model is not None}
+    own = {f"{name}_model": role.model for name, role in options.server.roles().items() if role.model is not None}
+    before = {name: str(value) for name, value in saved.items() if name.endswith("_model") or name == "model"}
+    named = {} if options.server.model is None else {"model": options.server.model}
+    return {**before, **named, **own}
 
 
 def role_models(models: Mapping[str, str]) -> dict[str, str]:

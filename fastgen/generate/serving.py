@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from fastgen.engine.backend import ServerMetrics
 from fastgen.errors import InputError
-from fastgen.generate.options import STAGES_WITH_SERVERS, Options, SpeedOptions
+from fastgen.generate.options import Options, RoleServer, SpeedOptions
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.fleet import Fleet, start_fleet
@@ -37,19 +37,19 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """API keys: of the main servers, and of stages that have separate servers."""
+    """API keys: of the main servers, and of roles that have separate servers."""
 
     main: str | None = field(default=None, repr=False)
-    by_stage: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    by_role: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
 class Serving:
     """Servers that answer, for as long as the run.
 
-    ``models`` are names by option: ``model``, and ``instance_model``, ``classification_model`` for stages with servers
-    or a model of their own. ``sizes`` are the initial limits: how many completions in flight are expected to fit each
-    of the router's endpoints. ``most_in_flight`` is how many requests this process can have connections for.
+    ``models`` are names by option: ``model``, and ``ROLE_model`` for roles with servers or a model of their own.
+    ``sizes`` are the initial limits: how many completions in flight are expected to fit each of the router's endpoints.
+    ``most_in_flight`` is how many requests this process can have connections for.
     """
 
     backend: Router
@@ -110,18 +110,20 @@ async def serve(
             )
             urls, key, model, sizes = fleet.base_urls, None, fleet.model, [spec.concurrency for spec in specs]
         say = report if fleet is None else lambda _: None  # the fleet itself reports on its servers
-        main, model, absent = await _connect(options, "", urls, key, model, say)
+        main, model, absent = await _connect(options, "--model", urls, key, model, say)
         names = {"model": model}
-        by_stage: dict[str, list[OpenAIBackend]] = {}
-        for stage in STAGES_WITH_SERVERS:
-            own_urls, own_model = server.of_stage(stage).base_url, models.get(f"{stage}_model")
+        by_role: dict[str, list[OpenAIBackend]] = {}
+        roles = server.roles()
+        saved = {name.removesuffix("_model"): RoleServer(name=name) for name in models if name.endswith("_model")}
+        for name, role in (saved | roles).items():
+            own_urls, own_model = role.base_url, models.get(f"{name}_model")
             if own_urls or own_model not in (None, model):
-                own_key = keys.by_stage.get(stage) if own_urls else key
-                by_stage[stage], names[f"{stage}_model"], also_absent = await _connect(
-                    options, f"{stage}-", own_urls or urls, own_key, own_model, report
+                own_key = keys.by_role.get(name) if own_urls else key
+                by_role[name], names[f"{name}_model"], also_absent = await _connect(
+                    options, role.flag("model"), own_urls or urls, own_key, own_model, report
                 )
                 absent += also_absent
-        router = Router(main, by_stage)
+        router = Router(main, by_role)
         stack.push_async_callback(router.close)
         router.begin_without(absent)
         sizes += [START_CONCURRENCY] * (len(router.backends) - len(sizes))
@@ -131,11 +133,11 @@ async def serve(
 
 
 async def _connect(
-    options: Options, prefix: str, urls: Sequence[str], key: str | None, model: str | None, report: Report
+    options: Options, flag: str, urls: Sequence[str], key: str | None, model: str | None, report: Report
 ) -> tuple[list[OpenAIBackend], str, list[OpenAIBackend]]:
     """Wait until one of these servers answers: the backends, the model's name, and those that do not answer yet.
 
-    ``prefix`` is what the names of the servers' options begin with.
+    ``flag`` is the one that names the model.
     """
     asking = Router(_backends(options, urls, key, ""))
     try:
@@ -143,7 +145,7 @@ async def _connect(
         healthy = [one.healthy for one in asking.statistics().endpoints]
     finally:
         await asking.close()
-    name = _model_name(f"--{prefix}model", model, offered)
+    name = _model_name(flag, model, offered)
     backends = _backends(options, urls, key, name)
     return backends, name, [backend for backend, answers in zip(backends, healthy, strict=True) if not answers]
 

@@ -347,6 +347,11 @@ class Method:
         """The names of all steps, the creation first."""
         return (CREATION, *(step.name for step in self.steps))
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of all steps, each once."""
+        return tuple(dict.fromkeys((self.creation.role, *(step.role or step.name for step in self.steps))))
+
     def sampling(self) -> dict[str, Sampling]:
         """How each step samples, by name."""
         return {CREATION: self.creation.sampling} | {step.name: step.sampling for step in self.steps}
