@@ -275,6 +275,7 @@ _ASSISTANT: Final = re.compile(
 )
 
 _QUOTES: Final = {'"': '"', "\u201c": "\u201d", "\u00ab": "\u00bb", "\u300c": "\u300d", "'": "'", "**": "**"}
+_HALVES: Final = re.compile('["\u201c\u201d\u201e\u00ab\u00bb]|[*][*]')
 _DESCRIBES_ASSISTANT: Final = re.compile(
     r"""you(?:[ ]are|['\u2019]re)[ ](?:[^.!?\n ]{1,40}+[ ]){0,9}?(?:assistant|ai|chatbot|language[ ]model)\b
         [^.!?\n]{0,300}+(?:[.!]\s*+|$)
@@ -342,19 +343,18 @@ def _first_mark(text: str, start: int, end: int) -> re.Match[str] | None:
 
 
 def _unquoted(text: str, start: int, end: int) -> Span:
-    """Return the span without blanks and quotation marks around it, or a mark without its other half."""
+    """Return the span without blanks and quotation marks around it, or a mark whose other half is missing."""
     start, end = trim(text, start, end)
     for opening, closing in _QUOTES.items():
         inner = (start + len(opening), end - len(closing))
-        if text.startswith(opening, start, end) and text.endswith(closing, start, end) and inner[0] <= inner[1]:
-            if closing not in text[slice(*inner)]:
-                start, end = trim(text, *inner)
-        elif opening == "'":
-            continue  # an apostrophe
-        elif text.startswith(opening, start, end) and text.find(closing, inner[0], end) < 0:
-            start, end = trim(text, inner[0], end)
-        elif text.endswith(closing, start, end) and text.find(opening, start, inner[1]) < 0:
-            start, end = trim(text, start, inner[1])
+        wrapped = text.startswith(opening, start, end) and text.endswith(closing, start, end) and inner[0] <= inner[1]
+        if wrapped and closing not in text[slice(*inner)]:
+            start, end = trim(text, *inner)
+    marks = _HALVES.findall(text, start, end)
+    if len(marks) == 1 and text.startswith(marks[0], start, end):
+        start, end = trim(text, start + len(marks[0]), end)
+    elif len(marks) == 1 and text.endswith(marks[0], start, end):
+        start, end = trim(text, start, end - len(marks[0]))
     return start, end
 
 

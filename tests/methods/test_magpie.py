@@ -188,6 +188,7 @@ UGLY: Mapping[str, tuple[str, str | None, tuple[str, str | None] | None]] = {
     "quoted": ('"How do magnets work?"\n', "stop", ("How do magnets work?", None)),
     "curly quotes": ("\u201cHow do magnets work?\u201d", "stop", ("How do magnets work?", None)),
     "half a quote": ('"How do magnets work?', "stop", ("How do magnets work?", None)),
+    "mixed quotes": ('Name it \u201cThe Perk"', "stop", ('Name it \u201cThe Perk"', None)),
     "two quotations": ('"Be" or "not": which?', "stop", ('"Be" or "not": which?', None)),
     "bold": ("**How do magnets work?**", "stop", ("How do magnets work?", None)),
     "bold title": ("**Magnets**\nHow do they work?", "stop", ("**Magnets**\nHow do they work?", None)),
