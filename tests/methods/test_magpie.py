@@ -463,6 +463,7 @@ def test_a_follow_up_prompt_for_llama_3_and_without_a_system_message() -> None:
         ("You're welcome!", "stop", "assistant_voice"),
         ("I'm glad I could help.", "stop", "assistant_voice"),
         ("name a BIRD", "stop", "repeats_turn"),
+        ("Name: a bird.", "stop", None),
         ("Where does", "length", "unfinished"),
         ("<|im_end|>", "stop", "no_message"),
         ("", "stop", "no_message"),
