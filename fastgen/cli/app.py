@@ -23,6 +23,7 @@ from fastgen import __version__
 from fastgen.cli import commands
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
 from fastgen.generate.options import preset_values
+from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, Rules
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import StderrHandler, tell
@@ -54,7 +55,15 @@ embedded_app = App(name="embedded", help="The small CPU server that fastgen can 
 app.command(seeds_app)
 app.command(embedded_app)
 for command in (
-    *(commands.generate, commands.status, commands.refilter, commands.audit, commands.export, commands.dedup),
+    *(
+        commands.generate,
+        commands.methods,
+        commands.status,
+        commands.refilter,
+        commands.audit,
+        commands.export,
+        commands.dedup,
+    ),
     *(commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
 ):
     app.command(command)
@@ -184,12 +193,13 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
             fill_from(saved_options(Path(run_dir)), f"{run_dir}/run.json")
         preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
         if preset in PRESETS:
-            fill_from(preset_values(preset, api), f"--preset {preset}")
+            method = _given(arguments, "--method") or SELF_INSTRUCT
+            fill_from(preset_values(preset, api, method), f"--preset {preset}")
     elif commands == ("refilter",):
         run_dir, given = _given(arguments, "--run-dir"), _given(arguments, "--preset")
         values = {} if run_dir is None else saved_options(Path(run_dir))
         if given is not None and given in PRESETS:
-            values |= preset_values(given, "completions")
+            values |= preset_values(given, "completions", values.get("method", SELF_INSTRUCT))
         names = [field.name for part in (SimilarityOptions, Rules) for field in fields(part)]
         fill_from({name: values[name] for name in names if name in values}, "the run's options")
 

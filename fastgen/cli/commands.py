@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -67,6 +67,35 @@ def generate(
     }
     keys = Keys(api_key(server.api_key_env, server.api_key_file), by_role)
     return session.run(Place(run_dir, cache_dir(), keys), options)
+
+
+def methods(*, json: bool = False) -> int:
+    """List the methods that 'fastgen generate --method' knows: steps, roles, options and sources.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object a line instead.
+    """
+    from fastgen.methods.catalogue import METHODS, outline
+
+    for entry in METHODS.values():
+        found = outline(entry)
+        put(as_json(found) if json else render_method(found))
+    if not json:
+        put("Your own: --method FILE.py, with a function build(setup); see docs/methods.md.")
+    return 0
+
+
+def render_method(found: dict[str, Any]) -> str:
+    """What `fastgen.methods.catalogue.outline` says of a method, as text."""
+    lines = [f"{found['name']}: {found['summary']}", f"  source   {found['source']}"]
+    for step in found["steps"]:
+        figures = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in step["sampling"].items())
+        lines.append(f"  step     {step['name']} (role {step['role']}): {figures}")
+    lines += [f"  option   {flag}, default {value}" for flag, value in found["options"].items()]
+    lines += [f"  needs    {need}" for need in found["needs"]]
+    return "\n".join(lines) + "\n"
 
 
 def status(*, run_dir: Path, json: bool = False) -> int:

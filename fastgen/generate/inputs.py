@@ -270,7 +270,7 @@ def method_of(options: Options, inputs: Inputs, template: ChatTemplate | None = 
         seed=asked.seed,
         seeds=inputs.seeds,
         check=partial(check_instruction, rules=options.rules),
-        options=asked.own_options(),
+        options=inputs.entry.own(asked.own_options()),
         context=context,
         documents=texts["documents"],
         template=template,

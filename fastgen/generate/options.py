@@ -21,7 +21,7 @@ from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError, at_least, check_seconds, flag_name, within
 from fastgen.methods.base import CREATION, Method
-from fastgen.methods.catalogue import SELF_INSTRUCT, Entry
+from fastgen.methods.catalogue import METHODS, RULES_FOR_LONG_TEXTS, SELF_INSTRUCT, Entry
 from fastgen.methods.demonstrations import Policy
 from fastgen.methods.self_instruct.rules import (
     CHAT_SAMPLING_PRESETS,
@@ -385,8 +385,8 @@ class MethodOptions:
     method_option: tuple[str, ...] = ()
     """An option of a method of yours, as NAME=VALUE. May be given several times."""
     step_sampling: tuple[str, ...] = ()
-    """How a step of a method other than self-instruct samples, such as answer.temperature=0.7. May be given several
-    times; the names are those of the sampling flags below."""
+    """How a step of a method other than self-instruct samples, or all steps of a role: answer.temperature=0.7. May be
+    given several times; the names are those of the sampling flags below."""
     seed: int = 0
     """Keys every random draw together with the request's number."""
 
@@ -439,10 +439,15 @@ def with_sampling(method: Method, given: Sequence[str]) -> Method:
     :raises InputError: it has no such step, or a figure is out of range.
     """
     changes = parse_step_sampling(given)
+    names = dict.fromkeys((*method.roles, *method.step_names))
     for name in changes:
-        if name not in method.step_names:
-            raise InputError(f"--step-sampling {name}.: {method.name} has the steps {', '.join(method.step_names)}")
-    samplings = {n: dataclasses.replace(s, **changes.get(n, {})) for n, s in method.sampling().items()}
+        if name not in names:
+            raise InputError(f"--step-sampling {name}.: {method.name} has the steps and roles {', '.join(names)}")
+    roles = {CREATION: method.creation.role} | {step.name: step.role or step.name for step in method.steps}
+    samplings = {
+        name: dataclasses.replace(sampling, **changes.get(roles[name], {}) | changes.get(name, {}))
+        for name, sampling in method.sampling().items()
+    }
     for name, sampling in samplings.items():
         _check_sampling(f"--step-sampling {name}.", sampling)
     return dataclasses.replace(
@@ -573,10 +578,11 @@ def refuse_credentials(options: Options) -> None:
 # -- presets -----------------------------------------------------------------------------------------------------------
 
 
-def preset_values(preset: str, api: str) -> dict[str, Any]:
-    """The values of ``--preset`` under ``--api``, by option name, as JSON values."""
-    stages = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
-    values = option_values(PRESETS[preset]) | {name: option_values(sampling) for name, sampling in stages.items()}
+def preset_values(preset: str, api: str, method: str = SELF_INSTRUCT) -> dict[str, Any]:
+    """The values of ``--preset`` under ``--api`` for a method, by option name, as JSON values."""
+    steps = (CHAT_SAMPLING_PRESETS if api == "chat" else SAMPLING_PRESETS)[preset]
+    values = option_values(PRESETS[preset]) | {name: option_values(sampling) for name, sampling in steps.items()}
+    values |= METHODS[method].rules if method in METHODS else RULES_FOR_LONG_TEXTS
     if preset == "paper":
         values |= {"tokenizer": "rouge", "index": "exact"}
     return values

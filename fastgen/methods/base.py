@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
+from fastgen.errors import InputError
 from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.demonstrations import Policy
 from fastgen.types import Completion, Failure, Message, Neighbour, Request, Sampling, SeedTask, Span
@@ -387,11 +388,20 @@ class Setup:
     seeds: Sequence[SeedTask] = ()
     check: Callable[[str], str | None] = lambda _: None
     """The rule of the run's filter that rejects an instruction (``--min-words`` and the like), if any."""
-    sampling: Mapping[str, Sampling] = field(default_factory=dict)
-    """By step, where the user or the model's preset sets it."""
     options: Mapping[str, object] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     documents: Sequence[str] = ()
     template: ChatTemplate | None = None
     samples: int = 1
     """``--samples-per-prompt``."""
+
+    def number(self, option: str, default: int) -> int:
+        """An option as a whole number.
+
+        :raises InputError: it is none.
+        """
+        value = self.options.get(option, default)
+        try:
+            return int(str(value))
+        except ValueError:
+            raise InputError(f"--method-option {option}={value}: is not a whole number") from None

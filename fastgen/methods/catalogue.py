@@ -44,7 +44,9 @@ from fastgen.methods.base import (
     trimmed,
 )
 from fastgen.methods.self_instruct.instruction import item_text
-from fastgen.methods.self_instruct.rules import Rules
+from fastgen.methods.self_instruct.method import self_instruct
+from fastgen.methods.self_instruct.prompts import load_prompts
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Rules
 from fastgen.text import printable
 from fastgen.types import Completion, Message, Request, Sampling, Span
 
@@ -80,9 +82,24 @@ class Entry:
     path: Path | None = None
 
     @property
+    def needs(self) -> list[str]:
+        """What a run must have for it, for people."""
+        said = {
+            "seed tasks (--seed-tasks, default: those that ship with fastgen)": self.uses_seeds,
+            "a chat template, which the server tells through /tokenize, or --pre-query TEXT": self.needs_template,
+            "documents (--documents FILE)": self.needs_documents,
+            "an instruct model": self.prefers_chat,
+        }
+        return [need for need, is_needed in said.items() if is_needed]
+
+    @property
     def is_own(self) -> bool:
         """Whether it is one of fastgen's own."""
         return not self.fingerprint
+
+    def own(self, options: Mapping[str, object]) -> dict[str, object]:
+        """Those options that the method has. A user's method gets all."""
+        return {name: value for name, value in options.items() if not self.is_own or name in self.options}
 
     def build(self, setup: Setup) -> Method:
         """The method for a run.
@@ -101,7 +118,8 @@ class Entry:
         return guard.wrapped(replace(method, name=self.name, item_text=trimmed))
 
 
-_LONG_TEXTS: Final = MappingProxyType({"max_words": 1000, "max_characters": 8000})
+RULES_FOR_LONG_TEXTS: Final = MappingProxyType({"max_words": 1000, "max_characters": 8000})
+"""Defaults of the filter's rules for methods whose instructions may hold code or a text to work on."""
 METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
     {
         entry.name: entry
@@ -112,6 +130,15 @@ METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
                 "Wang et al., ACL 2023, arXiv 2212.10560",
                 uses_seeds=True,
                 prefers_chat=False,
+            ),
+            Entry(
+                "magpie",
+                "a chat model writes the users' messages itself, then answers them; no seeds, conversations of turns",
+                "Xu et al., 2024, arXiv 2406.08464",
+                "fastgen.methods.magpie",
+                needs_template=True,
+                options={"turns": 1},
+                rules=RULES_FOR_LONG_TEXTS,
             ),
         )
     }
@@ -143,6 +170,28 @@ def find_method(name: str) -> Entry:
             return Entry(name, "from an installed package", found[0].value, "", True, fingerprint=digest, path=path)
     others = sorted({*METHODS, *(one.name for one in entry_points(group=ENTRY_POINTS))})
     raise InputError(f"--method {name}: there is none; there are {', '.join(others)}, or name a file that ends in .py")
+
+
+def outline(entry: Entry) -> dict[str, Any]:
+    """One of fastgen's own methods as JSON values: steps with roles and main sampling figures, options, needs."""
+    if entry.name == SELF_INSTRUCT:
+        prompts = load_prompts("completions")
+        method = self_instruct(PRESETS["default"], (), prompts, SAMPLING_PRESETS["default"])
+    else:
+        method = entry.build(Setup(options=entry.options, documents=("A text.",)))
+    roles = {CREATION: method.creation.role} | {step.name: step.role or step.name for step in method.steps}
+    shown = ("temperature", "top_p", "max_tokens")
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "source": entry.source,
+        "steps": [
+            {"name": name, "role": roles[name], "sampling": {one: getattr(sampling, one) for one in shown}}
+            for name, sampling in method.sampling().items()
+        ],
+        "options": {f"--{name.replace('_', '-')}": value for name, value in entry.options.items()},
+        "needs": entry.needs,
+    }
 
 
 def item_text_of(method: str, rules: Rules) -> Callable[[str, Span], str]:

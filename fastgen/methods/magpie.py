@@ -25,6 +25,7 @@ from typing import Final
 
 from fastgen.errors import InputError
 from fastgen.methods.base import (
+    CREATION,
     Answered,
     Ask,
     Continued,
@@ -40,27 +41,24 @@ from fastgen.methods.base import (
     Subject,
 )
 from fastgen.methods.chat_template import ChatTemplate
-from fastgen.text import COLON, NOWHERE, answer_span, is_cut, quoted, trim, without_template_marks
+from fastgen.text import COLON, NOWHERE, answer_span, is_cut, trim, without_template_marks
 from fastgen.types import Completion, Message, Request, Sampling, Span
-
-MOST_TURNS: Final = 8
-"""Most turns of a conversation."""
 
 # The paper samples instructions at temperatures of 1 to 1.25 and a top_p of 0.99 to 1 (its table 7) and answers
 # greedily. A message of 1024 tokens has, in most languages, more characters than the rules of a run allow. The paper's
 # answers take 390 to 580 tokens on average, with deviations of up to 416 (table 4).
-_SAMPLING: Final = {"instruction": Sampling(1.0, 1.0, 1024), "answer": Sampling(0.0, 1.0, 2048)}
+_MESSAGE: Final = Sampling(1.0, 1.0, 1024)
+_ANSWER: Final = Sampling(0.0, 1.0, 2048)
 _MOST_STOPS: Final = 4  # that a server takes
 
 
 def build(setup: Setup) -> Method:
-    """Return the method. ``turns`` (1 to `MOST_TURNS`, default 1) is its only option.
+    """Return the method. ``turns`` (default 1) is its only option.
 
-    :raises InputError: an option is unknown or out of range, or there are topics or personas and the model's chat
-        template takes no system message.
+    :raises InputError: there are topics or personas, and the model's chat template takes no system message.
     """
-    turns = _turns(setup)
     template = setup.template
+    message = replace(_MESSAGE, stop=_stops(template))
     steered = setup.context.topics or setup.context.personas
     if steered and template is not None and (template.before_system is None or template.system_to_user is None):
         raise InputError(
@@ -82,37 +80,24 @@ def build(setup: Setup) -> Method:
     def read_next(completion: Completion, subject: Subject) -> StepOutcome:
         return _read_follow_up(completion, subject, check)
 
-    steps = [_answer_step(setup, 1)]
-    for turn in range(2, turns + 1):
+    steps = [_answer_step(1)]
+    for turn in range(2, setup.number("turns", 1) + 1):
         follow_up = Step(
             name=f"follow_up_{turn}",
-            sampling=_message_sampling(setup, f"follow_up_{turn}"),
+            sampling=message,
             ask=ask_next,
             read=read_next,
-            role="instruction",
-            tokens_flag="--instruction.max-tokens",
+            is_optional=True,
+            role=CREATION,
         )
-        steps += (follow_up, _answer_step(setup, turn))
+        steps += (follow_up, _answer_step(turn))
     creation = Creation(
-        name="instruction",
-        sampling=_message_sampling(setup, "instruction"),
+        sampling=message,
         ask=ask,
         read=_read_instruction,
         samples=setup.samples,
     )
     return Method(name="magpie", creation=creation, steps=tuple(steps), check=check, seed=setup.seed)
-
-
-def _turns(setup: Setup) -> int:
-    """:raises InputError: there is another option, or the number is out of range."""
-    if unknown := sorted(setup.options.keys() - {"turns"}):
-        raise InputError(f"--method-option: {quoted(unknown[0], 40)} is no option of magpie; it has turns")
-    given = setup.options.get("turns", 1)
-    if isinstance(given, str) and given.isascii() and given.isdecimal():
-        given = int(given[:3])
-    if type(given) is not int or not 1 <= given <= MOST_TURNS:
-        raise InputError(f"--turns: {quoted(str(given), 40)} is not a whole number from 1 to {MOST_TURNS}")
-    return given
 
 
 def _known(template: ChatTemplate | None) -> ChatTemplate:
@@ -122,27 +107,15 @@ def _known(template: ChatTemplate | None) -> ChatTemplate:
     return template
 
 
-def _answer_step(setup: Setup, turn: int) -> Step:
-    name = "answer" if turn == 1 else f"answer_{turn}"
+def _answer_step(turn: int) -> Step:
     return Step(
-        name=name,
-        sampling=_sampling(setup, name, "answer"),
+        name="answer" if turn == 1 else f"answer_{turn}",
+        sampling=_ANSWER,
         ask=_ask_answer,
         read=_read_answer,
+        is_optional=turn > 1,
         role="answer",
-        tokens_flag="--answer.max-tokens",
     )
-
-
-def _sampling(setup: Setup, name: str, kind: str) -> Sampling:
-    """The sampling of a step: its own, or that of its kind, or the method's."""
-    return setup.sampling.get(name) or setup.sampling.get(kind) or _SAMPLING[kind]
-
-
-def _message_sampling(setup: Setup, name: str) -> Sampling:
-    """The same for a user's message, with the stop texts of the template unless some are given."""
-    sampling = _sampling(setup, name, "instruction")
-    return sampling if sampling.stop else replace(sampling, stop=_stops(setup.template))
 
 
 def _stops(template: ChatTemplate | None) -> tuple[str, ...]:
