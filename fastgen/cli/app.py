@@ -64,7 +64,7 @@ for command in (
         commands.export,
         commands.dedup,
     ),
-    *(commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
+    *(commands.dedup, commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
 ):
     app.command(command)
 seeds_app.command(commands.check)
