@@ -3,5 +3,5 @@
 Other commands ask batches of questions through `batch`. `run.py` shows the whole loop.
 """
 
-PUBLIC = ("audit", "batch", "options", "refilter", "run", "serving", "session", "runtime")
+PUBLIC = ("audit", "batch", "model_presets", "options", "refilter", "run", "serving", "session", "runtime")
 """Modules that other rooms may import."""

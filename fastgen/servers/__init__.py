@@ -3,5 +3,5 @@
 Every network fault becomes one of the errors of `fastgen.errors`.
 """
 
-PUBLIC = ("choose", "embedded", "endpoint", "fleet", "openai", "router", "spec")
+PUBLIC = ("choose", "describe", "embedded", "endpoint", "fleet", "openai", "router", "spec")
 """Modules that other rooms may import."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 KEEPALIVE_S = 4.0  # below uvicorn's (vLLM's) 5 s: a connection that idled longer may be closing under our next POST
-_SMALL_CALL = aiohttp.ClientTimeout(total=5.0)  # for what a server answers from memory: health, models, metrics
+SMALL_CALL_S = 5.0  # for what a server answers from memory: health, models, metrics
 MAX_PAGE_BYTES = 8 << 20  # a metrics page of many engines, a hosted service's list of models
 REPORT_EVERY_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between probes at the start
@@ -121,7 +121,7 @@ class OpenAIBackend:
         :raises InputError: the key is refused, or the URL redirects.
         :raises TransientError: the server does not answer, or not yet.
         """
-        answer = await self._get(self.endpoint.display_url + "/models")
+        answer = await self.ask(self.endpoint.display_url + "/models")
         if answer.status == HTTPStatus.OK:
             return _read_models(answer.body)
         error = from_refusal(answer, self.endpoint)
@@ -133,7 +133,7 @@ class OpenAIBackend:
     async def metrics(self) -> ServerMetrics | None:
         """The server's own figures, or ``None`` where it has no vLLM metrics page or does not answer now."""
         try:
-            answer = await self._get(self.endpoint.root_url + "/metrics")
+            answer = await self.ask(self.endpoint.root_url + "/metrics")
         except FastgenError:
             return None
         return parse_metrics(answer.body) if answer.status == HTTPStatus.OK else None
@@ -141,7 +141,7 @@ class OpenAIBackend:
     async def is_answering(self) -> bool:
         """Whether the server answers ``/health`` without a 5xx, which means that it is broken or still loading."""
         try:
-            answer = await self._get(self.endpoint.root_url + "/health")
+            answer = await self.ask(self.endpoint.root_url + "/health")
         except FastgenError:
             return False
         return answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -185,12 +185,20 @@ class OpenAIBackend:
         if session is not None:
             await session.close()
 
-    async def _get(self, url: str) -> HttpAnswer:
-        """Read a page, of which at most a little more than `MAX_PAGE_BYTES` are read."""
+    async def ask(self, url: str, body: object = None, *, timeout_s: float = SMALL_CALL_S) -> HttpAnswer:
+        """``GET`` a page, or ``POST`` a JSON body: for small things beside completions. It is not counted.
+
+        The answer may have any status. At most a little more than `MAX_PAGE_BYTES` of it are read.
+
+        :raises TransientError: the server does not answer within ``timeout_s``.
+        :raises InputError: the URL cannot be used.
+        """
         session = self._session or self._open()
+        method, data = ("GET", None) if body is None else ("POST", orjson.dumps(body))
+        allowed = aiohttp.ClientTimeout(total=timeout_s)
         failure = None
         try:
-            async with session.get(URL(url), timeout=_SMALL_CALL, allow_redirects=False) as response:
+            async with session.request(method, URL(url), data=data, timeout=allowed, allow_redirects=False) as response:
                 received = await response.content.readany()
                 while len(received) <= MAX_PAGE_BYTES and (more := await response.content.readany()):
                     received += more
