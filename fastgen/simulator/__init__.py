@@ -5,15 +5,19 @@
 
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.batching import ENGINES, Batch, EngineModel, EngineSequence, Lengths, ideal_tokens_per_s
+from fastgen.simulator.chat import TEMPLATES, AnswerForm, ChatFormat, Schemas, ServedModel
 from fastgen.simulator.engine import Clock, Load, LoopClock, SimulatedEngine, SlotEngine, VirtualClock, Work
 from fastgen.simulator.faults import USUAL_FAULTS, Change, Event, Fault, FaultPlan, Reply
 from fastgen.simulator.server import FaultServer, ServerCounters, in_a_thread
 
 __all__ = [
     "ENGINES",
+    "TEMPLATES",
     "USUAL_FAULTS",
+    "AnswerForm",
     "Batch",
     "Change",
+    "ChatFormat",
     "Clock",
     "EngineModel",
     "EngineSequence",
@@ -25,6 +29,8 @@ __all__ = [
     "Load",
     "LoopClock",
     "Reply",
+    "Schemas",
+    "ServedModel",
     "ServerCounters",
     "SimulatedEngine",
     "SlotEngine",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastgen.errors import InputError, flag_name
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.batching import ENGINES, EngineModel
+from fastgen.simulator.chat import TEMPLATES, AnswerForm, Schemas, ServedModel
 from fastgen.simulator.engine import LoopClock, SimulatedEngine, SlotEngine
 from fastgen.simulator.faults import USUAL_FAULTS, Fault, FaultPlan, read_timed
 from fastgen.simulator.server import FaultServer
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastgen.simulator",
-        description="A test server with OpenAI's API as vLLM serves it. It writes plausible Self-Instruct answers, "
+        description="A test server with OpenAI's API as vLLM serves it. It writes plausible data, "
         "fails on command, and can take the time that a GPU would. Prints 'listening on URL' when it is ready.",
     )
     server = parser.add_argument_group("server")
@@ -68,6 +69,31 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--apis", default="completions,chat", help="routes that exist (default: %(default)s)")
     server.add_argument("--instances", type=int, default=1, help="servers, on consecutive ports (default: 1)")
     server.add_argument("--processes", action="store_true", help="run each server in its own process")
+
+    kind = parser.add_argument_group("kind of model", "What the model and its server can do.")
+    kind.add_argument(
+        "--template",
+        choices=[*TEMPLATES, "none"],
+        default="chatml",
+        help="chat template; 'none' is a base model, which refuses chats (default: %(default)s)",
+    )
+    kind.add_argument("--no-tokenize", action="store_true", help="have no /tokenize and no /detokenize")
+    kind.add_argument(
+        "--answer-form",
+        choices=[*AnswerForm],
+        default=AnswerForm.PLAIN,
+        help="where the reasoning of a chat answer is (default: %(default)s, without any)",
+    )
+    kind.add_argument(
+        "--always-thinks", action="store_true", help="ignore enable_thinking and reasoning_effort in requests"
+    )
+    kind.add_argument("--ignore-n", action="store_true", help="return one choice, however many are asked for")
+    kind.add_argument(
+        "--schemas",
+        choices=[*Schemas],
+        default=Schemas.IGNORE,
+        help="what becomes of response_format and structured_outputs (default: %(default)s)",
+    )
 
     text = parser.add_argument_group("text")
     text.add_argument("--seed", type=int, default=0, help="seed of texts and faults (default: 0)")
@@ -179,6 +205,14 @@ def _make_server(given: argparse.Namespace) -> FaultServer:
         slow_s=given.slow,
         schedule=[read_timed(text) for text in given.at],
         seed=given.seed,
+        kind=ServedModel(
+            template=TEMPLATES.get(given.template),
+            form=AnswerForm(given.answer_form),
+            switches_thinking=not given.always_thinks,
+            ignores_n=given.ignore_n,
+            schemas=Schemas(given.schemas),
+            tokenizes=not given.no_tokenize,
+        ),
     )
 
 

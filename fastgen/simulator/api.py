@@ -35,15 +35,26 @@ class CompletionRequest:
     n: int
     max_tokens: int
     stop: tuple[str, ...]
+    seed: int | None = None
+    effort: str = "medium"
+    """How much a chat model is to reason: ``none``, or a value of ``reasoning_effort``."""
+    schema: Mapping[str, Any] | None = None
+    """The JSON schema that the answer has to fit, ``None`` where it is free text."""
+    messages: object = None
+    """Of a chat, as they came."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion. ``text`` is ``None`` where all tokens were reasoning, which a server removes from the answer."""
+    """One completion. ``text`` is ``None`` where all tokens were reasoning, which a server removes from the answer.
+
+    ``reasoning`` is what was removed, where the server returns it: the name of the message's field, and the text.
+    """
 
     text: str | None
     finish_reason: str
     tokens: int
+    reasoning: tuple[str, str] | None = None
 
 
 class BadRequestError(ValueError):
@@ -66,7 +77,18 @@ def read_request(body: bytes, *, chat: bool) -> CompletionRequest:
     if not isinstance(n, int) or not isinstance(max_tokens, int) or n < 1 or max_tokens < 1:
         raise BadRequestError("n and max_tokens must be at least 1")
     _check_sampling(asked)
-    return CompletionRequest(str(asked.get("model", "")), prompts, n, max_tokens, _read_stop(asked.get("stop")))
+    seed = asked.get("seed")
+    return CompletionRequest(
+        model=str(asked.get("model", "")),
+        prompts=prompts,
+        n=n,
+        max_tokens=max_tokens,
+        stop=_read_stop(asked.get("stop")),
+        seed=seed if isinstance(seed, int) else None,
+        effort=_read_effort(asked),
+        schema=_read_schema(asked),
+        messages=asked.get("messages"),
+    )
 
 
 def _default(asked: dict[str, Any], name: str, value: object) -> object:
@@ -106,6 +128,37 @@ def _read_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
+def _read_effort(asked: dict[str, Any]) -> str:
+    """Return the effort of reasoning. As in vLLM, the template's switch counts more than ``reasoning_effort``."""
+    effort = _default(asked, "reasoning_effort", "medium")
+    template = _default(asked, "chat_template_kwargs", {})
+    if not isinstance(effort, str) or not isinstance(template, dict):
+        raise BadRequestError("reasoning_effort must be a string, and chat_template_kwargs an object")
+    if "enable_thinking" not in template:
+        return effort
+    return "none" if not template["enable_thinking"] else "medium" if effort == "none" else effort
+
+
+def _read_schema(asked: dict[str, Any]) -> Mapping[str, Any] | None:
+    """Return the schema of ``response_format``, or of vLLM's ``structured_outputs`` (``json`` or ``choice``)."""
+    wanted: Any = _default(asked, "response_format", {})
+    ours: Any = _default(asked, "structured_outputs", {})
+    try:
+        if "json" in ours:
+            schema = orjson.loads(ours["json"]) if isinstance(ours["json"], str) else ours["json"]
+        elif "choice" in ours:
+            schema = {"enum": ours["choice"]}
+        elif wanted.get("type") == "json_schema":
+            schema = wanted["json_schema"]["schema"]
+        else:
+            schema = {"type": "object"} if wanted.get("type") == "json_object" else None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise BadRequestError(f"no JSON schema: {error!r}") from None
+    if schema is not None and not isinstance(schema, dict):
+        raise BadRequestError("a JSON schema must be an object")
+    return schema
+
+
 def cut(text: str | None, asked: CompletionRequest, room_tokens: int) -> Completion:
     """Return ``text`` as a sampler would have ended it: at the first stop string or at the token limit.
 
@@ -133,7 +186,10 @@ def answer(
         "object": "chat.completion" if chat else "text_completion",
         "created": 0,
         "model": asked.model,
-        "choices": [choice(i, one.text, one.finish_reason, chat=chat) for i, one in enumerate(completions)],
+        "choices": [
+            choice(i, one.text, one.finish_reason, chat=chat, reasoning=one.reasoning)
+            for i, one in enumerate(completions)
+        ],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "total_tokens": prompt_tokens + generated,
@@ -142,9 +198,13 @@ def answer(
     }
 
 
-def choice(index: int, text: str | None, finish_reason: str, *, chat: bool) -> dict[str, Any]:
-    """Return one choice."""
-    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text or ""}
+def choice(
+    index: int, text: str | None, finish_reason: str, *, chat: bool, reasoning: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """Return one choice, with the field and the text of its reasoning where a chat has one."""
+    said: dict[str, Any] = {"text": text or ""}
+    if chat:
+        said = {"message": {"role": "assistant", "content": text} | dict([reasoning] if reasoning else [])}
     return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason, "stop_reason": None}
 
 

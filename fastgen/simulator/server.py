@@ -1,9 +1,11 @@
 """The test server: OpenAI's API as vLLM serves it, with faults on command.
 
-Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names) and
-``/tokenize``. ``GET /faults`` returns the counters as JSON. ``POST /faults`` with ``{"script": [...], "rate": 0.1,
-"kinds": [...], "seed": 0}`` plans new faults. Texts depend only on the prompt (`answers`), times on the engine
-(`engine`), faults on the order of arrival (`faults`).
+Routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``, ``/health``, ``/metrics`` (vLLM's names),
+``/tokenize`` and ``/detokenize``. ``GET /faults`` returns the counters as JSON. ``POST /faults`` with
+``{"script": [...], "rate": 0.1, "kinds": [...], "seed": 0}`` plans new faults. Texts depend only on the prompt
+(`answers`) and on the kind of model (`chat`), times on the engine (`engine`), faults on the order of arrival
+(`faults`). Only a prompt that ends where a user's text begins is asked again and again for other texts: these also
+depend on the request's ``seed``, or else on how often the server has seen the prompt.
 
 With a simulated engine there are three more. ``GET /sim/stats`` returns the present figures, the CPU time of the
 process, and what happened in each simulated second since the first request (`Timeline`). ``POST /sim/ideal`` with
@@ -29,12 +31,14 @@ import orjson
 
 from fastgen.errors import InputError
 from fastgen.simulator import api
-from fastgen.simulator.answers import Writer
+from fastgen.simulator.answers import Writer, is_pre_query
 from fastgen.simulator.api import count_tokens
 from fastgen.simulator.batching import block_hashes, ideal_tokens_per_s
+from fastgen.simulator.chat import NO_TEMPLATE, Schemas, ServedModel, Tokenizer, tokens_asked
 from fastgen.simulator.engine import SimulatedEngine, SlotEngine, Work
 from fastgen.simulator.faults import Change, Event, Fault, FaultPlan, inject_instead, inject_into, read_change
 from fastgen.simulator.protocol import Connection, Exchange
+from fastgen.simulator.schemas import fitting_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -95,11 +99,13 @@ class FaultServer:
 
     ``script`` is short for a `FaultPlan` of that script. ``apis`` are the routes that exist. ``api_key``, if given, is
     required under ``/v1`` as in vLLM. Without an engine answers come at once. ``write`` returns the text for a prompt
-    and the number of its choice, or ``None`` for a chat answer whose content is null. While ``loading`` is true (it may
-    be set at any time) ``/health`` and everything under ``/v1`` answer 503, as llama.cpp's server does.
+    and the number of its choice, or ``None`` for a chat answer whose content is null. ``kind`` is the kind of
+    model. While ``loading`` is true (it may be set at any time) ``/health`` and everything under ``/v1`` answer 503, as
+    llama.cpp's server does.
 
     ``schedule`` holds changes of a simulated engine and the simulated seconds after the first request at which they
-    happen. ``seed`` keys the faults of a change. ``received`` has the last requests for completions.
+    happen. ``seed`` keys the faults of a change, reasoning and JSON. ``received`` has the last requests for
+    completions.
     """
 
     def __init__(
@@ -116,14 +122,20 @@ class FaultServer:
         slow_s: float = 1.0,
         schedule: Iterable[tuple[float, Change]] = (),
         seed: int = 0,
+        kind: ServedModel | None = None,
     ) -> None:
         self.model = model
+        self.kind = kind or ServedModel()
         self.faults = faults or FaultPlan(script)
         self.engine = engine or SlotEngine()
         self.loading = False
         self.counters = ServerCounters()
         self.received: deque[Exchange] = deque(maxlen=KEPT_REQUESTS)
         self._write = write or Writer().answer
+        self._think = Writer(seed).reasoning
+        template = self.kind.template
+        self._tokenizer = Tokenizer(template.bos, template.writes_blank) if template else Tokenizer()
+        self._asked_again: Counter[str] = Counter()  # how often each prompt that ends where a user begins was seen
         self._max_model_len = max_model_len
         self._api_key = api_key
         self._slow_s = slow_s
@@ -207,10 +219,12 @@ class FaultServer:
             ),
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
-            ("POST", "/tokenize"): self._tokenize,
             ("GET", "/faults"): self._report,
             ("POST", "/faults"): self._plan_faults,
         }
+        if self.kind.tokenizes:
+            routes["POST", "/tokenize"] = self._tokenize
+            routes["POST", "/detokenize"] = self._detokenize
         if "completions" in apis:
             routes["POST", "/v1/completions"] = lambda exchange: self._arrive(exchange, chat=False)
         if "chat" in apis:
@@ -258,18 +272,24 @@ class FaultServer:
         exchange.respond(200, page, content_type="text/plain; version=0.0.4")
 
     def _tokenize(self, exchange: Exchange) -> None:
+        def answer(asked: dict[str, Any]) -> dict[str, Any]:
+            tokens = tokens_asked(asked, self.kind, self._tokenizer)
+            return {"count": len(tokens), "max_model_len": self._max_model_len, "tokens": tokens, "token_strs": None}
+
+        self._answer_small(exchange, answer)
+
+    def _detokenize(self, exchange: Exchange) -> None:
+        self._answer_small(exchange, lambda asked: {"prompt": self._tokenizer.decode(asked.get("tokens") or ())})
+
+    def _answer_small(self, exchange: Exchange, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Respond with what ``answer`` makes of the body, or with a 400."""
         try:
             asked = orjson.loads(exchange.body)
-            text = (
-                str(asked["prompt"]) if "prompt" in asked else "\n".join(str(m["content"]) for m in asked["messages"])
-            )
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            exchange.respond(400, api.error_body(400, f"cannot tokenize: {error!r}", "BadRequestError"))
-            return
-        count = count_tokens(text)
-        exchange.respond_json(
-            orjson.dumps({"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))})
-        )
+            if not isinstance(asked, dict):
+                raise api.BadRequestError("the body must be an object")  # noqa: TRY301 - one place answers
+            exchange.respond_json(orjson.dumps(answer(asked)))
+        except (orjson.JSONDecodeError, api.BadRequestError, TypeError) as error:
+            exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
 
     def _report(self, exchange: Exchange) -> None:
         load = self.engine.load()
@@ -312,6 +332,9 @@ class FaultServer:
         except api.BadRequestError as error:
             exchange.respond(400, api.error_body(400, str(error), "BadRequestError"))
             return
+        if refused := self._refuses(asked, chat=chat):
+            exchange.respond(400, api.error_body(400, refused, "BadRequestError"))
+            return
         prompt_tokens = [count_tokens(prompt) for prompt in asked.prompts]
         if asked.model != self.model:
             exchange.respond(
@@ -326,9 +349,9 @@ class FaultServer:
         self, exchange: Exchange, asked: api.CompletionRequest, tokens: list[int], fault: Fault | None, *, chat: bool
     ) -> None:
         completions = [
-            api.cut(self._write(prompt, i), asked, self._max_model_len - count)
+            completion
             for prompt, count in zip(asked.prompts, tokens, strict=True)
-            for i in range(asked.n)
+            for completion in self._complete(prompt, asked, self._max_model_len - count, chat=chat)
         ]
         if not isinstance(self.engine, SimulatedEngine):  # which counts itself
             for prompt in asked.prompts:
@@ -355,6 +378,37 @@ class FaultServer:
         exchange.on_gone = gone
         work = Work(prompt_tokens, tuple(completion.tokens for completion in completions), asked.prompts)
         cancel = self._submit(work, done, fault)
+
+    def _refuses(self, asked: api.CompletionRequest, *, chat: bool) -> str:
+        """Return why such a server refuses the request, an empty text where it does not."""
+        if chat and self.kind.template is None:
+            return NO_TEMPLATE
+        if chat and self.kind.template is not None:
+            try:
+                self.kind.template.check(asked.messages)
+            except api.BadRequestError as error:
+                return str(error)
+        if asked.schema is not None and self.kind.schemas is Schemas.REFUSE:
+            return "response_format and structured_outputs are not supported by this server."
+        return ""
+
+    def _complete(
+        self, prompt: str, asked: api.CompletionRequest, room_tokens: int, *, chat: bool
+    ) -> Iterator[api.Completion]:
+        """Yield the completions of one prompt."""
+        first = 0
+        if is_pre_query(prompt):
+            first = asked.n * (self._asked_again[prompt] if asked.seed is None else asked.seed)
+            self._asked_again[prompt] += 1
+        for i in range(first, first + (1 if self.kind.ignores_n else asked.n)):
+            if asked.schema is not None and self.kind.schemas is Schemas.HONOUR:
+                text: str | None = fitting_json(asked.schema, prompt, i, self._seed)
+            else:
+                text = self._write(prompt, i)
+            if chat:
+                yield self.kind.complete(asked, text, partial(self._think, prompt, i), room_tokens)
+            else:
+                yield api.cut(text, asked, room_tokens)
 
     def _submit(self, work: Work, done: Callable[[], None], fault: Fault | None) -> Callable[[], None]:
         """Start the work. A hang never ends, a slow answer ignores the engine."""

@@ -239,7 +239,8 @@ def test_models_metrics_tokens_and_health_are_served() -> None:
             assert re.search(r"^vllm:num_requests_running\{.*\} 0\.0$", page, re.MULTILINE)
             _, tokens = await post(server, "/tokenize")
             assert tokens["count"] == len(tokens["tokens"]) == len(PROMPT) // 4 + 1
-            assert (await post(server, "/tokenize", prompt=None, messages=3))[0] == 200
+            assert (await post(server, "/tokenize", prompt=None, messages=[{"role": "user", "content": "x"}]))[0] == 200
+            assert (await post(server, "/tokenize", prompt=None, messages=3))[0] == 400
             assert (await post(server, "/v1/embeddings"))[0] == 404
 
     run(test())
