@@ -51,7 +51,9 @@ _NO_TEMPLATE: Final = re.compile(
     re.IGNORECASE,
 )
 """Words of transformers, vLLM and others for a model without one. Templates that refuse a conversation say others."""
-_NAMES_A_BASE: Final = re.compile(r"(?:^|[-_./:])(?:base|pretrained|pt)(?=$|[-_./:])", re.IGNORECASE)
+_NAMES_A_BASE: Final = re.compile(r"(?:^|[-_.:])(?:base|pretrained)(?=$|[-_.:])|gemma.*-pt(?=$|[-_.:])", re.IGNORECASE)
+_NAMES_A_CHAT: Final = re.compile(r"(?:^|[-_.:])(?:instruct|chat|it|sft|dpo)(?=$|[-_.:])", re.IGNORECASE)
+_LONGEST_NAME: Final = 200
 _NO_ROUTE: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 
 _Render = Callable[[Sequence[Message]], Awaitable[str]]
@@ -103,7 +105,7 @@ async def describe(backend: OpenAIBackend, read_template: ReadTemplate) -> Serve
             _MARKS,
         )
     except _NoTemplateError:
-        is_chat, reason = False, f"{printable(model)} has no chat template; {REMEDY}"
+        is_chat, reason = False, f"{_shown(model)} has no chat template; {REMEDY}"
     except (FastgenError, ValueError) as error:
         reason = _because(str(error))
     root, owned_by = _text(card, "root"), _text(card, "owned_by")
@@ -117,7 +119,7 @@ async def choose_api(facts: ServerFacts, backend: OpenAIBackend) -> tuple[Api, s
     that it is a base model: several base models carry the template of their chat siblings. Where the server does not
     tell, a chat request of one token does.
     """
-    name = printable(facts.model)
+    name = _shown(facts.model)
     if facts.is_chat is False:
         return "completions", f"{name} has no chat template: --api completions"
     if names_a_base_model(facts.model):
@@ -129,7 +131,7 @@ async def choose_api(facts: ServerFacts, backend: OpenAIBackend) -> tuple[Api, s
 
 async def _try_chat(facts: ServerFacts, backend: OpenAIBackend) -> tuple[Api, str]:
     """Ask for a chat answer of one token."""
-    name = printable(facts.model)
+    name = _shown(facts.model)
     endpoint = backend.endpoint
     tiny = {"model": facts.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     body = {key: value for key, value in (tiny | dict(endpoint.extra_body)).items() if value is not None}
@@ -147,7 +149,8 @@ async def _try_chat(facts: ServerFacts, backend: OpenAIBackend) -> tuple[Api, st
 
 def names_a_base_model(model: str) -> bool:
     """Whether a model's name has a part that marks base models: ``Qwen3-8B-Base``, ``gemma-3-4b-pt``."""
-    return _NAMES_A_BASE.search(model.rstrip("/").rpartition("/")[2]) is not None
+    name = model.rstrip("/").rpartition("/")[2]
+    return _NAMES_A_BASE.search(name) is not None and _NAMES_A_CHAT.search(name) is None
 
 
 def _is_client_error(answer: HttpAnswer) -> bool:
@@ -347,6 +350,10 @@ def _text(card: Mapping[str, Any], name: str) -> str:
 
 def _tokens(value: object) -> int | None:
     return value if type(value) is int and 0 < value <= MOST_TOKENS else None
+
+
+def _shown(model: str) -> str:
+    return printable(model)[:_LONGEST_NAME] or "the model"
 
 
 def _because(reason: str) -> str:
