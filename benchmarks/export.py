@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.export.options import FORMATS
 from fastgen.generate.options import JobOptions, Options, run_configuration, saved_values
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
+from fastgen.methods.base import Answered, Commit, Created, Kept, Labelled
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.types import Completion, Span
@@ -57,7 +57,9 @@ def write_run(path: Path, count: int, seed: int = 0) -> None:
     options = Options(job=JobOptions(num_instructions=count))
     fingerprint = seed_fingerprint(load_seed_tasks(default_seed_path()))
     store.begin(
-        run_configuration(options, model="synthetic", seeds=fingerprint, prompts=""), saved_values(options), "0"
+        run_configuration(options, model="synthetic", contents={"seed_tasks": fingerprint, "prompts": ""}),
+        saved_values(options),
+        "0",
     )
     list(store.replay())
     store.folder.save_inputs(default_seed_path().read_bytes(), {})

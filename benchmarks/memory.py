@@ -27,7 +27,7 @@ from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOp
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper, return_large_blocks
 from fastgen.methods.base import Commit
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.plan import Plan
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import Store
 from fastgen.telemetry.progress import QuietReporter

@@ -30,12 +30,13 @@ import orjson
 
 from benchmarks.harness import finish, print_table
 from fastgen.errors import TransientError
+from fastgen.methods.admission import SIMILAR
 from fastgen.methods.base import Created
-from fastgen.methods.self_instruct.admission import SIMILAR
+from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.instruction import item_text
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.openai import OpenAIBackend
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import BinaryIO
 
-    from fastgen.methods.base import Commit
+    from fastgen.methods.base import Commit, Method
 
 BASE = "default"
 DRAWS = 2000
@@ -61,16 +62,17 @@ _WITHOUT_THE_SERVER = {
 }
 
 
-def _method(sampling: Sampling = _INSTRUCTION, **changes: Any) -> Method:  # noqa: ANN401 - fields of Method
-    return Method(rules=PRESETS["default"], sampling={**_DEFAULT, "instruction": sampling}, **changes)
+def _method(sampling: Sampling = _INSTRUCTION, **changes: Any) -> Method:  # noqa: ANN401 - options of the method
+    seeds, prompts = load_seed_tasks(default_seed_path()), load_prompts("completions")
+    return self_instruct(PRESETS["default"], seeds, prompts, {**_DEFAULT, "instruction": sampling}, **changes)
 
 
 SETTINGS = {
     BASE: _method(),
     "least-used": _method(demonstrations="least-used"),
     "diverse": _method(demonstrations="diverse"),
-    "2 samples": _method(samples_per_prompt=2),
-    "4 samples": _method(samples_per_prompt=4),
+    "2 samples": _method(samples=2),
+    "4 samples": _method(samples=4),
     "4 machine": _method(num_machine_instructions=4),
     "temperature 0.5": _method(replace(_INSTRUCTION, temperature=0.5)),
     "temperature 1": _method(replace(_INSTRUCTION, temperature=1.0)),
@@ -88,8 +90,7 @@ class Trial:
 
     def __init__(self, name: str, method: Method) -> None:
         self.name = name
-        seeds, prompts = load_seed_tasks(default_seed_path()), load_prompts("completions")
-        self.plan = Plan(method, seeds, prompts, NoveltyFilter(), target=UNLIMITED, clock=time.time)
+        self.plan = Plan(method, NoveltyFilter(), target=UNLIMITED, clock=time.time)
         self.tokens = 0
 
     def next(self) -> Request:

@@ -179,9 +179,9 @@ class OriginalLoop:
         return best <= THRESHOLD
 
     def _classify(self, kept: list[str]) -> list[bool]:
-        prompts = [_text(classification.build_prompts([text], self._prompts)) for text in kept]
+        prompts = [_text(classification.build_prompt(text, self._prompts)) for text in kept]
         answers = self._ask_all(prompts, self._sampling["classification"])
-        return [classification.parse(answer, self._rules).is_classification for answer in answers]
+        return [classification.parse(answer, self._rules).value is True for answer in answers]
 
     def _write_instances(self, kept: list[str], are_classification: list[bool]) -> int:
         complete = 0

@@ -35,10 +35,11 @@ import orjson
 from benchmarks.harness import ROOT, finish, print_table
 from fastgen.generate.checkpoint import capture, load_checkpoint, make_copy_memory, write_checkpoint
 from fastgen.generate.options import Options, run_configuration, saved_values
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.base import Answered, Commit, Created, Kept, Labelled
+from fastgen.methods.plan import Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter, warm_up
 from fastgen.store.log import open_segment, segment_files
@@ -97,15 +98,19 @@ def _instruction_commit(texts: list[str], first: int, request: int) -> Commit:
 
 def fresh_plan(index: IndexKind) -> Plan:
     """A plan with the shipped seeds and prompts, as `generate` makes it."""
-    method = Method(rules=PRESETS["default"], sampling=SAMPLING_PRESETS["default"])
     seeds, prompts = load_seed_tasks(default_seed_path()), load_prompts("completions")
-    return Plan(method, seeds, prompts, NoveltyFilter(index=index), target=1 << 60, clock=time.time)
+    method = self_instruct(PRESETS["default"], seeds, prompts, SAMPLING_PRESETS["default"])
+    return Plan(method, NoveltyFilter(index=index), target=1 << 60, clock=time.time)
 
 
 def make_run(path: Path, count: int, index: IndexKind) -> dict[str, float]:
     """Write the run and its two checkpoints (``stale.npz`` next to the folder)."""
     store = Store(RunFolder(path))
-    store.begin(run_configuration(Options(), model="m", seeds="s", prompts="p"), saved_values(Options()), "0")
+    store.begin(
+        run_configuration(Options(), model="m", contents={"seed_tasks": "s", "prompts": "p"}),
+        saved_values(Options()),
+        "0",
+    )
     plan, texts, request = fresh_plan(index), instructions(count), 0
     plan.resume(store.replay())
     stale_at, stale = int(count * (1 - _STALE_SHARE)), path.with_name("stale.npz")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import finish
-from fastgen.methods.base import Labelled, Commit, Answered, Created
+from fastgen.methods.base import Answered, Commit, Created, Labelled
 from fastgen.methods.self_instruct import instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.instruction import item_text

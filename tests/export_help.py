@@ -13,7 +13,7 @@ import orjson
 
 from fastgen.cli import app as cli
 from fastgen.generate.options import JobOptions, Options, run_configuration, saved_values
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept, Rejection
+from fastgen.methods.base import Answered, Commit, Created, Kept, Labelled, Rejection
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder, Store
 from fastgen.types import Completion, Span
@@ -62,7 +62,7 @@ def make_run(
     seeds = b"".join(orjson.dumps(seed) + b"\n" for seed in SEEDS)
     folder.seeds_path.write_bytes(seeds)
     fingerprint = seed_fingerprint(load_seed_tasks(folder.seeds_path))
-    what = run_configuration(options, model=model, seeds=fingerprint, prompts="p") | more
+    what = run_configuration(options, model=model, contents={"seed_tasks": fingerprint, "prompts": "p"}) | more
     store.begin(what, saved_values(options), "1.2.3")
     list(store.replay())
     folder.save_inputs(seeds, {})

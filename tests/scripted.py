@@ -124,14 +124,14 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def at(stage: str, number: int) -> Request:
-    return replace(request(number), stage=stage)
+    return replace(request(number), step=stage)
 
 
 class Rooms:
     """So many places for each stage's retries; a place is free again when its request has ended."""
 
     def __init__(self, **places: int) -> None:
-        self.places = {stage: count for stage, count in places.items()}
+        self.places = dict(places)
         self.taken: list[int] = []
 
     def reserve(self, request: Request) -> bool:

@@ -22,7 +22,13 @@ ROOMS = (
     *("dedup", "export", "judge", "evaluate", "tune", "report", "simulator", "cli"),
 )
 PURE = {"similarity", "methods", "types", "text", "errors", "store.records", "store.ledger"}
-READS_FILES = {"methods.catalogue", "methods.self_instruct.prompts", "methods.self_instruct.seeds", "similarity.jit", "similarity.layout"}
+READS_FILES = {
+    "methods.catalogue",
+    "methods.self_instruct.prompts",
+    "methods.self_instruct.seeds",
+    "similarity.jit",
+    "similarity.layout",
+}
 NO_ASYNCIO = PURE | {"store", "export", "dedup", "report.status", "generate.options", "generate.audit"}
 FILE_MODULES = {"pathlib", "os", "io", "shutil", "tempfile"}
 KNOWS_NO_METHOD = {

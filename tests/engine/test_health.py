@@ -14,7 +14,10 @@ import pytest
 
 from fastgen.engine.health import FIRST, QUESTION_LIMIT, Raw, Step, StepHealth
 from fastgen.generate.health import steps_of_run
-from fastgen.methods.base import Labelled, Commit
+from fastgen.methods.base import Commit, Labelled
+from fastgen.methods.self_instruct.method import self_instruct
+from fastgen.methods.self_instruct.prompts import load_prompts
+from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer, in_a_thread
@@ -35,7 +38,7 @@ GOOD = Writer(similar_share=0.0).answer
 CHAT_ABOUT_THE_WEATHER = "What a\x1b[31m lovely day."
 
 
-def stage_of(prompt: str) -> Stage:
+def stage_of(prompt: str) -> str:
     """Which step a prompt belongs to, by what the writer makes of it."""
     said = GOOD(prompt)
     if said in (" Yes", " No"):
@@ -45,7 +48,7 @@ def stage_of(prompt: str) -> Stage:
 
 def but_at(stage: str, said: str | None) -> Write:
     """A model that is good at everything but one step, where it always says the same."""
-    return lambda prompt, choice: said if stage_of(prompt) is stage else GOOD(prompt, choice)
+    return lambda prompt, choice: said if stage_of(prompt) == stage else GOOD(prompt, choice)
 
 
 def generate(run: Path, server: FaultServer, count: int, *more: str) -> Said:
@@ -264,7 +267,8 @@ def seen(step: Step, kinds: Iterable[AnswerKind], text: str = "text") -> tuple[S
     return health, stopped
 
 
-STEPS = steps_of_run(max_fruitless=1000, api="completions")
+METHOD = self_instruct(PRESETS["default"], [], load_prompts("completions"), {})
+STEPS = steps_of_run(METHOD, max_fruitless=1000, api="completions")
 
 
 def test_steps_with_few_usable_answers_never_stop() -> None:

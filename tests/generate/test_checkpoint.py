@@ -32,10 +32,11 @@ from fastgen.generate.checkpoint import (
     write_checkpoint,
 )
 from fastgen.methods.base import Commit
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.plan import Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
-from fastgen.methods.self_instruct.state import InstructionPool, RunState, State
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.methods.state import InstructionPool, RunState
 from fastgen.similarity import jit
 from fastgen.similarity.novelty import IndexKind, NoveltyFilter
 from fastgen.simulator.answers import Writer as Model
@@ -52,14 +53,14 @@ SEEDS = [
         (verb, thing) for verb in ("Describe", "Compare", "Rank") for thing in ("rivers", "stones", "violins", "comets")
     )
 ]
-METHOD = Method(
-    PRESETS["default"], SAMPLING_PRESETS["default"], demonstrations="least-used", samples_per_prompt=2, seed=5
+METHOD = self_instruct(
+    *(PRESETS["default"], SEEDS, PROMPTS, SAMPLING_PRESETS["default"]), demonstrations="least-used", samples=2, seed=5
 )
 
 
 def fresh(index: IndexKind = "exhaustive", *, target: int = 100_000) -> Plan:
     novelty = NoveltyFilter(index=index)
-    return Plan(METHOD, SEEDS, PROMPTS, novelty, target=target, clock=lambda: 7.0, classification_batch=3)
+    return Plan(METHOD, novelty, target=target, clock=lambda: 7.0, batch=3)
 
 
 @dataclass
@@ -380,7 +381,7 @@ def test_a_pool_grows_also_while_its_memory_is_held() -> None:
         assert [bytes(view) for view in views] == before
         assert [pool.text(n) for n in range(len(pool))] == ["Name a river.", "Name a stone \ud800.", "Name a comet."]
         again = InstructionPool.from_columns(*(bytearray(column.data) for column in pool.columns()))
-        assert [*again.unsettled()] == [(n, State.KEPT) for n in range(3)]
+        assert [*again.unsettled()] == [(n, 0) for n in range(3)]
     with pytest.raises(ValueError, match="do not fit together"):
         InstructionPool.from_columns(bytearray(b"abc"), bytearray(8), bytearray(1))
 

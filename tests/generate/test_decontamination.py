@@ -10,10 +10,11 @@ import pytest
 
 from fastgen.errors import InputError
 from fastgen.generate.inputs import filter_of_forbidden, fingerprint, load_forbidden
-from fastgen.methods.self_instruct.admission import CONTAMINATED
-from fastgen.methods.self_instruct.plan import Plan
+from fastgen.methods.admission import CONTAMINATED
+from fastgen.methods.plan import Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.types import Answer, Completion, Instance, SeedTask
@@ -51,10 +52,9 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path, name: s
 def test_what_resembles_a_forbidden_text_is_rejected_with_its_neighbour_and_counts_for_nothing() -> None:
     seeds = [SeedTask("s", "s", "Count the vowels of a word in silence.", (Instance("", "x"),), False)]
     forbidden = filter_of_forbidden(["Something else entirely, about boats.", TASK], SimilarityOptions())
-    method = Method(PRESETS["default"], SAMPLING_PRESETS["default"])
+    method = self_instruct(PRESETS["default"], seeds, load_prompts("completions"), SAMPLING_PRESETS["default"])
     novelty = NoveltyFilter(index="exhaustive")
-    prompts = load_prompts("completions")
-    plan = Plan(method, seeds, prompts, novelty, target=9, clock=lambda: 0.0, forbidden=forbidden)
+    plan = Plan(method, novelty, target=9, clock=lambda: 0.0, forbidden=forbidden)
     request = plan.next()
     assert request is not None
     near = TASK.replace("modern", "simple")

@@ -33,7 +33,7 @@ from rouge_score.tokenize import tokenize
 import fastgen.generate.checkpoint
 from fastgen.cli.app import run as command_line
 from fastgen.generate.checkpoint import Checkpointer
-from fastgen.methods.base import Commit, Answered, Created
+from fastgen.methods.base import Answered, Commit, Created
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.rules import PRESETS

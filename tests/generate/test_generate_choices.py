@@ -24,7 +24,7 @@ from fastgen.generate.options import (
 )
 from fastgen.generate.run import Outcome, Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import Labelled, Commit, Answered
+from fastgen.methods.base import Answered, Commit, Labelled
 from fastgen.simulator.faults import Event, Fault, FaultPlan, Reply
 from fastgen.simulator.server import FaultServer
 from fastgen.store.records import decode
@@ -119,7 +119,7 @@ def test_a_refused_batch_is_asked_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_run_from_before_these_options_resumes_with_its_own_values() -> None:
-    now = run_configuration(Options(), model="m", seeds="s", prompts="p")
+    now = run_configuration(Options(), model="m", contents={"seed_tasks": "s", "prompts": "p"})
     old = {name: value for name, value in now.items() if name not in {"samples_per_prompt", "demonstrations"}}
     check_same_configuration(old, now, Path("run"))
     for changed in ({"samples_per_prompt": 2}, {"demonstrations": "diverse"}):

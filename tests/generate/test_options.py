@@ -70,13 +70,13 @@ def test_the_paper_preset_changes_rules_sampling_tokenizer_and_index(
 ) -> None:
     options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--preset", "paper")
     assert options.rules == PRESETS["paper"]
-    assert options.sampling.by_stage() == dict(SAMPLING_PRESETS["paper"])
+    assert options.sampling.by_step() == dict(SAMPLING_PRESETS["paper"])
     assert (options.similarity.tokenizer, options.similarity.index) == ("rouge", "exact")
 
 
 def test_chat_has_its_own_sampling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = options_for(monkeypatch, "--run-dir", str(tmp_path), "--api", "chat")
-    assert options.sampling.by_stage() == dict(CHAT_SAMPLING_PRESETS["default"])
+    assert options.sampling.by_step() == dict(CHAT_SAMPLING_PRESETS["default"])
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_bad_config_file_is_one_line(
 
 
 def configuration(options: Options) -> dict[str, Any]:
-    return run_configuration(options, model="m", seeds="s", prompts="p")
+    return run_configuration(options, model="m", contents={"seed_tasks": "s", "prompts": "p"})
 
 
 def test_the_configuration_covers_the_method_and_leaves_speed_out() -> None:
@@ -331,7 +331,7 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
     )
     begun = dataclasses.replace(Options(), rules=older)
     seeds = load_seed_tasks(default_seed_path())
-    what = run_configuration(begun, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    what = run_configuration(begun, model="m", contents={"seed_tasks": seed_fingerprint(seeds), "prompts": "p"})
     store = Store(folder := RunFolder(tmp_path / "run"))
     prompts = files("fastgen.methods.self_instruct").joinpath("prompt_files", "base.toml").read_bytes()
     folder.save_inputs(default_seed_path().read_bytes(), {"base.toml": prompts})
@@ -343,7 +343,7 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
     check_same_configuration(folder.header().configuration, what, folder.path)
     assert open_run(folder.path).rules == older
     stricter = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"), "--reject-contradictions")
-    asked = run_configuration(stricter, model="m", seeds=seed_fingerprint(seeds), prompts="p")
+    asked = run_configuration(stricter, model="m", contents={"seed_tasks": seed_fingerprint(seeds), "prompts": "p"})
     with pytest.raises(InputError, match=r"--reject-contradictions False \(not True\); leave that as it was, or name"):
         check_same_configuration(folder.header().configuration, asked, folder.path)
     assert cli.run(["refilter", "--run-dir", str(folder.path), "--output", str(tmp_path / "same")]) == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgen.methods.self_instruct.classification import build_prompts, parse
+from fastgen.methods.self_instruct.classification import build_prompt, parse
 from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.types import Completion
@@ -33,12 +33,12 @@ NO = [
 
 @pytest.mark.parametrize("answer", YES)
 def test_a_yes_is_read_in_every_form(answer: str) -> None:
-    assert parse(Completion(answer, "stop"), DEFAULT).is_classification
+    assert parse(Completion(answer, "stop"), DEFAULT).value
 
 
 @pytest.mark.parametrize("answer", NO)
 def test_anything_else_is_a_no(answer: str) -> None:
-    assert not parse(Completion(answer, "stop"), DEFAULT).is_classification
+    assert not parse(Completion(answer, "stop"), DEFAULT).value
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_anything_else_is_a_no(answer: str) -> None:
     ],
 )
 def test_the_paper_preset_takes_the_bare_word_only(answer: str, expected: bool) -> None:
-    assert parse(Completion(answer, "length"), PAPER).is_classification is expected
+    assert parse(Completion(answer, "length"), PAPER).value is expected
 
 
 @settings(deadline=None)  # the time depends on what else the machine does
@@ -64,12 +64,12 @@ def test_the_paper_preset_takes_the_bare_word_only(answer: str, expected: bool) 
     )
 )
 def test_any_text_is_a_yes_or_a_no_and_a_bare_yes_is_one_in_both_styles(text: str) -> None:
-    lenient, paper = (parse(Completion(text, None), rules).is_classification for rules in (DEFAULT, PAPER))
+    lenient, paper = (parse(Completion(text, None), rules).value for rules in (DEFAULT, PAPER))
     assert lenient or not paper
 
 
 def test_the_prompt_ends_in_the_question_about_the_task() -> None:
-    prompt = build_prompts([" Sort {x}. "], load_prompts("completions"))
+    prompt = build_prompt(" Sort {x}. ", load_prompts("completions"))
     assert isinstance(prompt, str)
     assert prompt.endswith("\n\nTask: Sort {x}.\nIs it classification?")
     assert (prompt.count("classification? Yes\n"), prompt.count("classification? No\n")) == (12, 19)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgen.methods.self_instruct.demonstrations import CANDIDATES, Demonstrations, Policy
+from fastgen.methods.demonstrations import CANDIDATES, Demonstrations, Policy
 
 POLICIES = get_args(Policy)
 SEEDS = 20

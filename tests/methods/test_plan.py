@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from fastgen.methods.base import Commit, Answered, Created
-from fastgen.methods.self_instruct.admission import MAX_SUBJECT_FAILURES
-from fastgen.methods.self_instruct.plan import FIRST_INSTRUCTIONS, Plan
+from fastgen.methods.admission import MAX_SUBJECT_FAILURES
+from fastgen.methods.base import Answered, Commit, Created
+from fastgen.methods.plan import FIRST_CREATIONS, Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
-from fastgen.methods.self_instruct.state import State
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.methods.state import EMPTY
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.text import CHARACTERS_PER_TOKEN
@@ -66,8 +67,8 @@ def seeds(count: int = 20, classification: int = 5) -> list[SeedTask]:
 
 
 def make(prompts: PromptSet, *, target: int = 50, **method: Any) -> Plan:
-    settings = Method(rules=PRESETS["default"], sampling=SAMPLING_PRESETS["default"], **method)
-    return Plan(settings, seeds(), prompts, NoveltyFilter(index="exhaustive"), target=target, clock=lambda: 1.0)
+    settings = self_instruct(PRESETS["default"], seeds(), prompts, SAMPLING_PRESETS["default"], **method)
+    return Plan(settings, NoveltyFilter(index="exhaustive"), target=target, clock=lambda: 1.0)
 
 
 def written(request: Request) -> Completion:
@@ -119,20 +120,20 @@ def test_machine_demonstrations_do_not_always_come_first_or_last(prompts: Prompt
 
 def test_a_request_is_the_same_whatever_was_in_flight_when_it_was_asked(prompts: PromptSet) -> None:
     one, many = make(prompts, target=5000), make(prompts, target=5000)
-    alone = [one.next() for _ in range(FIRST_INSTRUCTIONS)]
-    assert take(many, FIRST_INSTRUCTIONS) == alone
+    alone = [one.next() for _ in range(FIRST_CREATIONS)]
+    assert take(many, FIRST_CREATIONS) == alone
     other_seed = make(prompts, target=5000, seed=1)
-    assert take(other_seed, FIRST_INSTRUCTIONS) != alone
+    assert take(other_seed, FIRST_CREATIONS) != alone
 
 
 def test_a_few_instruction_requests_are_in_flight_until_something_is_kept(prompts: PromptSet) -> None:
     plan = make(prompts, target=5000)
     first = take(plan, 1000)
-    assert len(first) == FIRST_INSTRUCTIONS
+    assert len(first) == FIRST_CREATIONS
     nothing = Completion("", "stop")
     for commit in plan.judge([Answer(request, 0, nothing) for request in first]):
         plan.apply(commit)
-    assert len(take(plan, 1000)) == FIRST_INSTRUCTIONS
+    assert len(take(plan, 1000)) == FIRST_CREATIONS
 
 
 def test_instruction_requests_in_flight_grow_with_the_pool(prompts: PromptSet) -> None:
@@ -146,9 +147,9 @@ def test_instruction_requests_in_flight_grow_with_the_pool(prompts: PromptSet) -
             if request.step == "instruction":
                 requests.append(request)
         counts.append(len(requests))
-        assert len(requests) == max(FIRST_INSTRUCTIONS, len(plan.state.pool))
+        assert len(requests) == max(FIRST_CREATIONS, len(plan.state.pool))
         assert all(any(index >= 20 for index in request.demonstrations) for request in requests)
-    assert counts[1] > 3 * counts[0] > 3 * FIRST_INSTRUCTIONS
+    assert counts[1] > 3 * counts[0] > 3 * FIRST_CREATIONS
 
 
 def test_a_method_without_machine_demonstrations_has_nothing_to_wait_for(prompts: PromptSet) -> None:
@@ -286,7 +287,7 @@ def test_an_instruction_without_instances_stays_in_the_pool_but_does_not_count(p
     assert isinstance(commit.outcome, Answered)
     assert commit.outcome.instances == ()
     plan.apply(commit)
-    assert plan.state.pool.state(subject) is State.EMPTY
+    assert plan.state.pool.state(subject) == EMPTY
     assert (plan.state.settled, plan.state.complete) == (1, 0)
 
 
@@ -304,7 +305,7 @@ def test_a_subject_is_given_up_after_some_failed_requests_and_the_run_continues(
         (commit,) = plan.judge([Answer(request, 0, Failure("http_500", "down"))])
         plan.apply(commit)
     assert subject is not None
-    assert plan.state.pool.state(subject) is State.EMPTY
+    assert plan.state.pool.state(subject) == EMPTY
     assert plan.state.settled == 1
 
 

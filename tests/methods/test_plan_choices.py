@@ -10,12 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.methods.base import Labelled, Commit, Answered
-from fastgen.methods.self_instruct.admission import MAX_SUBJECT_FAILURES
-from fastgen.methods.self_instruct.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
+from fastgen.methods.admission import MAX_SUBJECT_FAILURES
+from fastgen.methods.base import Answered, Commit, Labelled
+from fastgen.methods.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
+from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
-from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Method
-from fastgen.methods.self_instruct.state import State
+from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
+from fastgen.methods.state import EMPTY
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.store.records import decode, encode
@@ -38,9 +39,9 @@ def seeds() -> list[SeedTask]:
 
 
 def make(prompts: PromptSet, *, target: int = TARGET, batch: int = 8, sampling: Any = None, **method: Any) -> Plan:
-    settings = Method(PRESETS["default"], sampling or SAMPLING_PRESETS["default"], **method)
+    settings = self_instruct(PRESETS["default"], seeds(), prompts, sampling or SAMPLING_PRESETS["default"], **method)
     novelty = NoveltyFilter(index="exhaustive")
-    return Plan(settings, seeds(), prompts, novelty, target=target, clock=lambda: 1.0, classification_batch=batch)
+    return Plan(settings, novelty, target=target, clock=lambda: 1.0, batch=batch)
 
 
 def texts(request: Request) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ def take(plan: Plan, stage: str) -> Request:
     """The next request, which is of this stage."""
     request = plan.next()
     assert request is not None
-    assert request.step is stage
+    assert request.step == stage
     return request
 
 
@@ -120,51 +121,51 @@ def settled(log: Sequence[Commit]) -> Counter[int | None]:
 
 
 def test_each_sample_of_a_prompt_is_a_separate_commit(prompts: PromptSet) -> None:
-    plan = make(prompts, samples_per_prompt=3)
+    plan = make(prompts, samples=3)
     request = take(plan, "instruction")
     assert (request.n, request.prompts, request.sequences) == (3, 1, 3)
     commits = commit(plan, written(request))
     assert [(one.request, one.choice, one.subject) for one in commits] == [(0, 0, None), (0, 1, None), (0, 2, None)]
     assert len({one.completion.text for one in commits}) == 3
-    assert plan._instructions_out == 0
+    assert plan._creations_out == 0
 
 
 def test_more_samples_do_not_change_the_draws(prompts: PromptSet) -> None:
-    one, four = make(prompts, target=5000), make(prompts, target=5000, samples_per_prompt=4)
+    one, four = make(prompts, target=5000), make(prompts, target=5000, samples=4)
     assert [take(one, "instruction").prompt for _ in range(2)] == [take(four, "instruction").prompt for _ in range(2)]
 
 
 def test_fewer_samples_are_asked_for_when_the_target_needs_fewer(prompts: PromptSet) -> None:
-    plan = make(prompts, target=20, samples_per_prompt=100)
+    plan = make(prompts, target=20, samples=100)
     assert take(plan, "instruction").n == 4  # of 6 kept each and 0.9 of them complete
     assert plan.next() is None
 
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2)])
 def test_what_is_missing_of_the_samples_is_accounted_for_exactly(prompts: PromptSet, lost: tuple[int, ...]) -> None:
-    plan = make(prompts, target=5000, samples_per_prompt=4)
+    plan = make(prompts, target=5000, samples=4)
     request, other = take(plan, "instruction"), take(plan, "instruction")
-    assert plan._instructions_out == 8
+    assert plan._creations_out == 8
     answers = [lose(a) if a.choice in lost else a for a in written(request)]
     commits = commit(plan, answers)
-    assert plan._instructions_out == 4
+    assert plan._creations_out == 4
     assert [one.choice for one in commits if isinstance(one.outcome, Failure)] == [*lost]
     assert all("--samples-per-prompt 1" in one.outcome.detail for one in commits if isinstance(one.outcome, Failure))
     plan.give_back(other)
-    assert plan._instructions_out == 0
+    assert plan._creations_out == 0
 
 
 def test_a_failed_request_fails_for_each_of_its_samples(prompts: PromptSet) -> None:
-    plan = make(prompts, target=5000, samples_per_prompt=4)
+    plan = make(prompts, target=5000, samples=4)
     request = take(plan, "instruction")
     commits = commit(plan, [Answer(request, 0, Failure("rejected", "no"))])
     assert [(one.request, one.choice) for one in commits] == [(0, 0), (0, 1), (0, 2), (0, 3)]
-    assert plan._instructions_out == 0
+    assert plan._creations_out == 0
     assert plan.state.refused == 1, "requests are counted, not samples"
 
 
 def test_a_prompt_that_is_too_long_keeps_its_samples(prompts: PromptSet) -> None:
-    plan = make(prompts, target=5000, samples_per_prompt=4)
+    plan = make(prompts, target=5000, samples=4)
     shorter = plan.shrink(take(plan, "instruction"))
     assert shorter is not None
     assert (shorter.n, len(shorter.demonstrations)) == (4, 4)
@@ -219,7 +220,8 @@ def test_each_subject_gets_its_own_answer(prompts: PromptSet) -> None:
     commits = commit(plan, answers)
     assert {one.subject for one in commits} == set(request.subjects)
     for subject in request.subjects:
-        assert plan.state.pool.state(subject) is (State.GENERATION if subject % 3 else State.CLASSIFICATION)
+        assert plan.waits_for(subject, "instance")
+        assert plan.state.subject(subject).label is (subject % 3 == 0)
 
 
 def test_only_the_subject_whose_answer_was_lost_is_asked_again_and_by_itself(prompts: PromptSet) -> None:
@@ -264,7 +266,7 @@ def test_an_answered_batch_resets_the_count_of_refused_ones(prompts: PromptSet) 
     for refused, good in zip(batches[::2], batches[1::2], strict=False):
         assert plan.shrink(refused) is not None
         commit(plan, written(good))
-    assert plan._classification_batch == 2
+    assert plan._batch == 2
 
 
 def test_a_failed_batch_counts_once_against_each_subject_which_is_then_asked_by_itself(prompts: PromptSet) -> None:
@@ -275,9 +277,9 @@ def test_a_failed_batch_counts_once_against_each_subject_which_is_then_asked_by_
     alone = [r for r in iter(plan.next, None) if set(r.subjects) & set(range(8))]
     assert [r.subjects for r in alone] == [(i,) for i in range(8)]
     for _ in range(MAX_SUBJECT_FAILURES - 1):
-        assert plan.state.pool.state(0) is State.KEPT
+        assert plan.state.pool.state(0) == 0
         commit(plan, [Answer(alone[0], 0, Failure("http_500", "after 8 attempts"))])
-    assert plan.state.pool.state(0) is State.EMPTY
+    assert plan.state.pool.state(0) == EMPTY
     assert plan.state.settled == 1
 
 
@@ -294,7 +296,7 @@ def test_a_batch_that_is_given_back_is_asked_again_in_its_order(prompts: PromptS
 
 def whole_run(prompts: PromptSet, policy: str) -> list[Commit]:
     """A run in which choices of different requests are mixed, some lost, as they come back from disk."""
-    plan = make(prompts, samples_per_prompt=4, demonstrations=policy)
+    plan = make(prompts, samples=4, demonstrations=policy)
     log = run_to_the_end(plan, random.Random(1))
     assert max(one.choice for one in log if one.step == "instruction") == 3
     assert max(one.choice for one in log if one.step == "classification") >= 3
@@ -311,9 +313,9 @@ def test_a_run_cut_off_after_any_line_resumes_without_anything_lost_or_doubled(p
     torn = 0
     for cut in cuts(log):
         before = log[:cut]
-        plan = make(prompts, samples_per_prompt=4, demonstrations=policy)
+        plan = make(prompts, samples=4, demonstrations=policy)
         plan.resume(before)
-        assert plan._instructions_out == 0
+        assert plan._creations_out == 0
         torn += bool(before) and any(one.request == before[-1].request for one in log[cut:])
         both = before + run_to_the_end(plan, random.Random(2))
         assert plan.state.complete == TARGET
@@ -325,9 +327,9 @@ def test_a_run_cut_off_after_any_line_resumes_without_anything_lost_or_doubled(p
 
 
 def test_a_resumed_plan_has_shown_its_demonstrations_as_often_as_the_live_one(prompts: PromptSet) -> None:
-    live = make(prompts, samples_per_prompt=2, demonstrations="least-used")
+    live = make(prompts, samples=2, demonstrations="least-used")
     log = run_to_the_end(live, random.Random(3))
-    resumed = make(prompts, samples_per_prompt=2, demonstrations="least-used", target=TARGET + 50)
+    resumed = make(prompts, samples=2, demonstrations="least-used", target=TARGET + 50)
     resumed.resume(log)
     live.state.target = TARGET + 50
     everything = range(12 + len(live.state.pool))

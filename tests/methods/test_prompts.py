@@ -42,7 +42,7 @@ def text_of(prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
 
 def task_prompts(prompts: PromptSet, task: str) -> list[str]:
     return [
-        text_of(classification.build_prompts([task], prompts)),
+        text_of(classification.build_prompt(task, prompts)),
         text_of(instance.build_prompt(task, False, prompts)),
         text_of(instance.build_prompt(task, True, prompts)),
     ]

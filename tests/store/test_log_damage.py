@@ -22,7 +22,7 @@ from fastgen.generate.checkpoint import write_archive
 from fastgen.generate.options import JobOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import Labelled, Commit
+from fastgen.methods.base import Commit, Labelled
 from fastgen.simulator.server import FaultServer
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, Position, TornTail, compress_segment, read_log, seal, segment_files

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.methods.base import (
-    Labelled,
-    Commit,
     Answered,
+    Commit,
     Created,
     Kept,
+    Labelled,
     Outcome,
     Rejection,
 )

@@ -18,7 +18,7 @@ import pytest
 from fastgen.errors import DamagedLogError, DiskError, FastgenError, InputError, RunFolderError
 from fastgen.generate.options import Options, run_configuration, saved_values
 from fastgen.generate.run import free_bytes
-from fastgen.methods.base import Labelled, Commit, Answered, Created, Kept, Rejection
+from fastgen.methods.base import Answered, Commit, Created, Kept, Labelled, Rejection
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import LogWriter, TornTail, seal, segment_files
@@ -444,7 +444,11 @@ def begin_with_seeds(path: Path) -> RunFolder:
     store = Store(folder)
     folder.save_inputs(default_seed_path().read_bytes(), {})
     fingerprint = seed_fingerprint(load_seed_tasks(folder.seeds_path))
-    store.begin(run_configuration(Options(), model="m", seeds=fingerprint, prompts="p"), saved_values(Options()), "0")
+    store.begin(
+        run_configuration(Options(), model="m", contents={"seed_tasks": fingerprint, "prompts": "p"}),
+        saved_values(Options()),
+        "0",
+    )
     store.close()
     return folder
 

@@ -130,7 +130,7 @@ NOW = replace(
     faults={"http_429": 2, "timeout": 1},
     servers=(ServerSample("http://a/v1"),),
     counters=Instruments(
-        latencies={stage: Histogram() for stage in Stage}
+        latencies={stage: Histogram() for stage in ("instruction", "classification", "instance")}
         | {"instance": Histogram([0, 4] + [0] * (len(BOUNDS_S) - 1), 0.032)},
         server_s=20.0,
         rate_limited_s=4.0,
