@@ -7,6 +7,11 @@ returns ASCII without control characters. `without_template_marks` leaves no mar
 **A model's answer** comes with more than was asked for: reasoning before it, end-of-turn tokens after it, Markdown
 around it. `answer_span` and the functions after it work on offsets of the raw text, so that whatever a parser takes
 out is a span of the completion. They never raise and take time linear in the text.
+
+**Reasoning** is marked in two ways: between ``<think>`` and ``</think>`` (Qwen, DeepSeek, Magistral and others), or by
+*harmony*, the format of gpt-oss, as messages of the channels ``analysis`` and ``commentary`` before one of the channel
+``final`` (https://github.com/openai/harmony/blob/main/docs/format.md). Most servers take it out of the text. Others
+leave it there, with the marks or, where they leave out special tokens, with what is left of them.
 """
 
 from __future__ import annotations
@@ -120,11 +125,32 @@ OPEN: Final = rf"[ \t{_INVISIBLE}]*+(?:[-*+•>#]++[ \t]++)?(?P<mark>\*\*|__|\*|
 CLOSE: Final = r"[ \t]*+(?(mark)(?:(?P=mark))?)"
 COLON: Final = r"[:\uff1a]"
 
-_THINK: Final = r"(?:think|thinking|thought|reasoning)"
+_BLANKS: Final = re.compile(rf"[\s{_INVISIBLE}]*+")
+_THINK: Final = r"(?:think|thinking|thought|reasoning|seed:think)"
 _THINK_OPEN: Final = re.compile(rf"[\s{_INVISIBLE}]*+(?:<{_THINK}>|\[THINK\])", re.IGNORECASE)
-_THINK_CLOSE: Final = re.compile(rf"</{_THINK}>|\[/THINK\]", re.IGNORECASE)
+_THINK_MARK: Final = re.compile(
+    rf"(?P<close></{_THINK}>|\[/THINK\])(?P<line_end>[ \t]*+(?:\n|\Z))?+"
+    rf"|(?P<line_start>\n[ \t]*+)?+(?P<open><{_THINK}>|\[THINK\])",
+    re.IGNORECASE,
+)
+_HARMONY_OPEN: Final = re.compile(rf"[\s{_INVISIBLE}]*+(?:<\|start\|>assistant)?+<\|channel\|>")
+_HARMONY_HEADER: Final = re.compile(
+    r"<\|channel\|>[ \t]*+(?P<channel>analysis|commentary|final)"
+    r"(?:[^<\n]{0,200}+(?:<\|constrain\|>[^<\n]{0,100}+)?+<\|message\|>)?+"
+)
+_HARMONY_END: Final = re.compile(r"<\|(?:end|return)\|>\s*+(?:<\|start\|>assistant(?:<\|message\|>)?+)?+")
+_HARMONY_TAIL: Final = ("<|end|>", "<|call|>", "<|start|>assistant", "<|start|>")
+_BARE_OPEN: Final = re.compile(r"\s*+analysis(?=\S)")
+_BARE_CUT: Final = re.compile(r"\s*+analysis(?:We|The|User|I|Let|Need|Okay|So|This|It|They)(?=[ '\u2019])")
+_BARE_FINAL: Final = "assistantfinal"  # what special tokens leave of the final message's header
+_BARE_FINAL_ALONE: Final = re.compile(rf"(?<=[\s.?!…)\"”'*`]){_BARE_FINAL}(?![a-z])")
+_MARK: Final = re.compile(
+    rf"</?{_THINK}>|\[/?THINK\]|<\|start\|>assistant|<\|(?:start|end|call|return)\|>|{_HARMONY_HEADER.pattern}",
+    re.IGNORECASE,
+)
 _END_TOKEN: Final = re.compile(
-    r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text)\|>|</s>|<end_of_turn>|<eos>"
+    r"<\|(?:im_end|im_start|endoftext|eot_id|end|eom_id|end_of_text|return|call|start|channel)\|>"
+    r"|</s>|<end_of_turn>|<eos>"
 )
 _ALL_FENCED: Final = re.compile(r"\s*+```[^\n`]*+\n(?P<body>(?:[^`]++|`(?!``))*+)```\s*+", re.DOTALL)
 _CHATTER: Final = re.compile(
@@ -148,7 +174,6 @@ _CLOSING_LINE: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _LONGEST_JSON: Final = 100_000  # characters, reasoning included
-_JSON_THINKING: Final = re.compile(r"\A\s*<think>.*</think>", re.DOTALL)
 _JSON_FENCE: Final = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n[ \t]*```\Z", re.DOTALL | re.IGNORECASE)
 
 
@@ -158,16 +183,17 @@ class AnswerKind(StrEnum):
     READ = "read"  # something of it is used
     REJECTED = "rejected"  # it was read, and the rules rejected all of it
     EMPTY = "empty"  # no text
-    THINKING = "thinking"  # reasoning that never ends
+    THINKING = "thinking"  # reasoning without an answer
     CUT = "cut"  # the token limit came before anything that can be used
     UNREADABLE = "unreadable"  # text of another form than was asked for
 
 
-def unread_kind(text: str, finish_reason: str | None) -> AnswerKind:
-    """Return why nothing was found in an answer."""
+def unread_kind(text: str, finish_reason: str | None, reasoning: str = "") -> AnswerKind:
+    """Return why nothing was found in an answer. ``reasoning`` is what the server sent apart from the text."""
     if not text.strip():
-        return AnswerKind.EMPTY
-    if answer_span(text) is None:
+        return AnswerKind.THINKING if reasoning.strip() else AnswerKind.EMPTY
+    span = answer_span(text)
+    if span is None or (not text[slice(*span)].strip() and reasoning_span(text) is not None):
         return AnswerKind.THINKING
     return AnswerKind.CUT if finish_reason in CUT_REASONS else AnswerKind.UNREADABLE
 
@@ -176,9 +202,12 @@ def bounded(completion: Completion, max_tokens: int) -> Completion:
     """Return the completion, cut to the length that ``max_tokens`` allow.
 
     That is `CHARACTERS_PER_TOKEN` characters for each token and at least `SHORTEST_BOUND`. Longer text comes from a
-    server that does not keep to the limit. The finish reason of what is cut becomes ``length``.
+    server that does not keep to the limit. The finish reason of what is cut becomes ``length``. The same bound cuts
+    `Completion.reasoning`, without which the answer is still whole.
     """
     most = max(SHORTEST_BOUND, CHARACTERS_PER_TOKEN * max_tokens)
+    if len(completion.reasoning) > most:
+        completion = replace(completion, reasoning=completion.reasoning[:most])
     if len(completion.text) <= most:
         return completion
     return replace(completion, text=completion.text[:most], finish_reason="length")
@@ -190,34 +219,135 @@ def is_cut(completion: Completion) -> bool:
 
 
 def answer_span(text: str) -> Span | None:
-    """Return where the answer is in ``text``: after thinking, before an end-of-turn token, inside an outer code fence.
+    """Return where the answer is in ``text``: after reasoning, before an end-of-turn token, inside an outer code fence.
 
-    A thinking block may have been opened by the chat template, so that only its end shows. ``None`` when thinking was
-    opened and never closed: there is no answer.
+    Reasoning may have been opened by the chat template, so that only its end shows. An answer ends where the model
+    begins to reason again. ``None`` when reasoning was opened and never closed: there is no answer.
     """
-    start = 0
-    while opened := _THINK_OPEN.match(text, start):
-        closed = _THINK_CLOSE.search(text, opened.end())
-        if closed is None:
-            return None
-        start = closed.end()
-    if start == 0 and (closed := _THINK_CLOSE.search(text)):
-        start = closed.end()
-    ended = _END_TOKEN.search(text, start)
-    end = ended.start() if ended else len(text)
+    answer, _ = _parts(text)
+    if answer is None:
+        return None
+    start, end = answer
+    ended = _END_TOKEN.search(text, start, end)
+    end = ended.start() if ended else end
     fenced = _ALL_FENCED.fullmatch(text, start, end)
     return fenced.span("body") if fenced else (start, end)
+
+
+def reasoning_span(text: str) -> Span | None:
+    """Return where the reasoning before the answer is in ``text``, or ``None`` where there is none.
+
+    Several blocks in a row are one span, with the marks between them. `reasoning_of` takes these out.
+    """
+    _, reasoning = _parts(text)
+    return None if reasoning == NOWHERE else reasoning
+
+
+def reasoning_of(completion: Completion) -> str:
+    """Return what the model thought before its answer, sent apart or inside the text. Empty if there is nothing."""
+    if completion.reasoning:
+        return completion.reasoning.strip()
+    span = reasoning_span(completion.text)
+    return "" if span is None else _MARK.sub("", completion.text[slice(*span)]).strip()
+
+
+# The functions of parts return two spans: the answer with its end-of-turn tokens (`None` where reasoning never ends), and
+# the reasoning (`NOWHERE` where there is none).
+
+
+def _parts(text: str) -> tuple[Span | None, Span]:
+    if "<|channel|>" in text and (found := _harmony_parts(text)) is not None:
+        return found
+    if (_BARE_FINAL in text or _BARE_OPEN.match(text)) and (found := _bare_harmony_parts(text)) is not None:
+        return found
+    return _thinking_parts(text) if "<" in text or "[" in text else ((0, len(text)), NOWHERE)
+
+
+def _harmony_parts(text: str) -> tuple[Span | None, Span] | None:
+    """The parts of a text with headers of messages. ``None`` where they are only written about."""
+    opened = _HARMONY_OPEN.match(text) is not None  # if not, the chat template wrote the first header
+    begin, last = 0, None
+    for header in _HARMONY_HEADER.finditer(text):
+        if header["channel"] == "final":
+            return (header.end(), len(text)), _without_tail(text, begin, header.start())
+        begin = header.end() if opened and last is None else begin
+        last = header
+    if not opened:
+        return None
+    ended = None if last is None else _HARMONY_END.search(text, last.end())
+    if ended is not None and last is not None and last["channel"] == "analysis" and text[ended.end() :].strip():
+        return (ended.end(), len(text)), _without_tail(text, begin, ended.start())  # no header before the answer
+    return None, _without_tail(text, begin, len(text))
+
+
+def _bare_harmony_parts(text: str) -> tuple[Span | None, Span] | None:
+    """The parts of a text whose special tokens were left out, so that headers are words glued to other words."""
+    opened = _BARE_OPEN.match(text)
+    begin = opened.end() if opened else 0
+    if opened is None:
+        found = _BARE_FINAL_ALONE.search(text)
+        final = -1 if found is None else found.start()
+    else:
+        final = text.find(_BARE_FINAL, begin)
+    if final >= 0:
+        return (final + len(_BARE_FINAL), len(text)), _without_tail(text, begin, final)
+    return (None, _without_tail(text, begin, len(text))) if _BARE_CUT.match(text) else None
+
+
+def _without_tail(text: str, start: int, end: int) -> Span:
+    """The span without blanks at its ends and without the marks of harmony that end a message."""
+    while end > start:
+        if text[end - 1].isspace():
+            end -= 1
+        elif tail := next((mark for mark in _HARMONY_TAIL if text.endswith(mark, start, end)), ""):
+            end -= len(tail)
+        else:
+            break
+    return strip(text, start, end)
+
+
+def _thinking_parts(text: str) -> tuple[Span | None, Span]:
+    """The parts of a text with ``<think>``.
+
+    Opening marks count at the start of a line or after another block, so that an answer may speak of them. A second
+    closing mark counts at the end of a line: some models close what they did not open.
+    """
+    opened = _THINK_OPEN.match(text)
+    is_open = opened is not None
+    begin = opened.end() if opened else 0
+    start, solid, end, reasoned = 0, 0, len(text), begin
+    for mark in _THINK_MARK.finditer(text, begin):
+        if mark["close"]:
+            if start and not is_open and mark["line_end"] is None:
+                continue
+            start, reasoned, is_open, end = mark.end("close"), mark.start(), False, len(text)
+            solid = _BLANKS.match(text, start).end()  # type: ignore[union-attr]  # it matches nothing as well
+        elif is_open:
+            continue
+        elif start and mark.start() <= solid:
+            is_open = True
+        elif mark["line_start"] is not None:
+            end = min(end, mark.start())
+            if start:
+                break
+            begin = begin or mark.end()
+    if is_open:
+        return None, strip(text, begin, len(text))
+    return (start, end), strip(text, begin, reasoned) if start else NOWHERE
 
 
 def parse_json_object(answer: str) -> dict[str, Any] | None:
     """Return the JSON object that makes up the whole answer, or ``None``. Never raises.
 
-    A closed ``<think>`` block before the object and one code fence around it are ignored. An object with a field twice
-    is refused as ambiguous, and so is an answer of more than 100,000 characters.
+    Reasoning before the object and one code fence around it are ignored. An object with a field twice is refused as
+    ambiguous, and so is an answer of more than 100,000 characters.
     """
     if len(answer) > _LONGEST_JSON:
         return None
-    text = _JSON_THINKING.sub("", answer, count=1).strip()
+    text = answer.strip()
+    if not text.startswith(("{", "`")):  # marks of reasoning inside an object are its text
+        span = answer_span(text)
+        text = "" if span is None else text[slice(*span)].strip()
     if fenced := _JSON_FENCE.match(text):
         text = fenced[1]
     try:

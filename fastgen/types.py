@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Span = tuple[int, int]
 Neighbour = tuple[int, float]
@@ -76,6 +77,7 @@ class Request:
     - ``subjects`` are the machine instruction numbers that a later step works on.
     - ``demonstrations`` are pool indexes in prompt order. ``shown`` is how many the prompt has where
       ``demonstrations`` does not list all of them. ``drawn`` is what else was drawn for the prompt, by name.
+    - ``extra`` are more fields of the body, such as ``response_format``. The user's own (``--extra-body``) win.
     """
 
     number: int
@@ -88,6 +90,13 @@ class Request:
     shown: int | None = None
     role: str = ""
     drawn: Mapping[str, str] | None = None
+    extra: Mapping[str, Any] | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the prompt is messages, which only ``/v1/chat/completions`` takes."""
+        prompt = self.prompt
+        return type(prompt) is tuple and bool(prompt) and isinstance(prompt[0], Message)
 
     @property
     def server_role(self) -> str:
@@ -129,13 +138,15 @@ class Completion:
     """One choice of one response.
 
     ``finish_reason`` is the server's (``"stop"``, ``"length"``, ...), ``None`` where it gave none. Token counts are the
-    server's usage, 0 where it states none. The prompts' are counted on the first choice only.
+    server's usage, 0 where it states none. The prompts' are counted on the first choice only. ``reasoning`` is what the
+    model thought before its answer, where the server sent that apart from the text.
     """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str = ""
 
     @property
     def is_lost(self) -> bool:

@@ -214,10 +214,11 @@ class Draw:
 
 
 class Turn(NamedTuple):
-    """One question of the user and the model's answer."""
+    """One question of the user and the model's answer, with what the model thought before it, where that is known."""
 
     user: str
     assistant: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

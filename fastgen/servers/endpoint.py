@@ -26,6 +26,17 @@ _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 _ROUTES = ("/chat/completions", "/completions", "/models")
 _RESERVED = ("model", "prompt", "messages", "n", "stream")
+_TEMPLATE_FIELD = "chat_template_kwargs"
+"""An object of independent settings of the chat template, so that two of them are merged name by name."""
+
+
+def with_fields(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a body with ``more`` over them. ``chat_template_kwargs`` of both are merged name by name."""
+    merged = {**fields, **more}
+    below, above = fields.get(_TEMPLATE_FIELD), more.get(_TEMPLATE_FIELD)
+    if isinstance(below, Mapping) and isinstance(above, Mapping):
+        merged[_TEMPLATE_FIELD] = {**below, **above}
+    return merged
 
 
 def check_extra_body(body: Mapping[str, Any]) -> None:
@@ -113,8 +124,10 @@ class Endpoint:
 
     ``base_url`` is normalised (`normalise_base_url`). ``display_url`` is the same without credentials. The URL may
     carry ``user:password@`` (sent as basic authentication, instead of ``api_key``). ``model`` may be empty where only
-    the server's list of models is needed. ``extra_body`` is merged last into every request's body: it may replace
+    the server's list of models is needed. ``api`` is the one that most prompts are for, and what messages name: each
+    request goes to the API of its own prompt. ``extra_body`` is merged last into every request's body: it may replace
     sampling fields, and ``null`` removes a field (``{"max_tokens": null, "max_completion_tokens": 512}``).
+    ``chat_body`` are fields of chat requests only, which those of ``extra_body`` and of the request replace.
     ``max_body_bytes`` bounds a response, per choice.
 
     :raises InputError: a bad URL, API, timeout or body, in one line that names the flag.
@@ -125,6 +138,7 @@ class Endpoint:
     api: Api = "completions"
     api_key: str | None = field(default=None, repr=False)
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    chat_body: Mapping[str, Any] = field(default_factory=dict)
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     max_body_bytes: int = 1 << 20
     display_url: str = field(init=False)
@@ -146,11 +160,11 @@ class Endpoint:
         object.__setattr__(self, "display_url", display_url)
         object.__setattr__(self, "api_key", key)
         object.__setattr__(self, "extra_body", MappingProxyType(dict(self.extra_body)))
+        object.__setattr__(self, "chat_body", MappingProxyType(dict(self.chat_body)))
 
-    @property
-    def completions_url(self) -> str:
-        """The URL of completions, without credentials."""
-        return self.display_url + ("/chat/completions" if self.api == "chat" else "/completions")
+    def url(self, *, chat: bool) -> str:
+        """The URL of chat completions or of completions, without credentials."""
+        return self.display_url + ("/chat/completions" if chat else "/completions")
 
     @property
     def root_url(self) -> str:

@@ -53,7 +53,7 @@ class OpenAIBackend:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.counters = ServerState(endpoint.display_url)
-        self._url = URL(endpoint.completions_url)
+        self._urls = (URL(endpoint.url(chat=False)), URL(endpoint.url(chat=True)))
         self._session: aiohttp.ClientSession | None = None
         self._timeouts: dict[int, aiohttp.ClientTimeout] = {}
 
@@ -74,9 +74,9 @@ class OpenAIBackend:
             tokens = request.sampling.max_tokens
             allowed = self._timeouts.get(tokens) or self._timeout(tokens)
             session = self._session or self._open()
-            failure = None
+            url, failure = self._urls[request.is_chat], None
             try:
-                async with session.post(self._url, data=body, timeout=allowed, allow_redirects=False) as response:
+                async with session.post(url, data=body, timeout=allowed, allow_redirects=False) as response:
                     received = await response.content.readany()
                     while len(received) <= limit and (more := await response.content.readany()):
                         received += more
@@ -109,7 +109,7 @@ class OpenAIBackend:
         if is_unknown_model(answer, self.endpoint):
             with contextlib.suppress(FastgenError):  # the list is only for the message
                 offered = await self.probe()
-        error = from_refusal(answer, self.endpoint, offered=offered)
+        error = from_refusal(answer, self.endpoint, request, offered=offered)
         if request.prompts > 1 and isinstance(error, RequestRejected):
             # it may be about any one of the prompts: asked one by one, the others may be answered
             return PromptTooLong(f"{request.prompts} prompts in one request: {error}")

@@ -1,9 +1,9 @@
 """The OpenAI format: requests as JSON, JSON as completions, and what each error of a server or of aiohttp means.
 
 Reading is strict: an answer either is what was asked for, choice by choice, or raises. Where only some choices came,
-those are used and the others are marked as lost (`Completion.is_lost`). Only the usage figures are read leniently,
-because a wrong count is no reason to lose text. ``reasoning_content`` and ``reasoning`` are ignored: the answer is
-``content``.
+those are used and the others are marked as lost (`Completion.is_lost`). Only the usage figures and the reasoning are
+read leniently, because neither is a reason to lose text. The answer is ``content``. ``reasoning_content`` (vLLM,
+SGLang, llama.cpp, DeepSeek) or ``reasoning`` (newer vLLM, OpenRouter) becomes `Completion.reasoning`.
 
 Every aiohttp client error and every HTTP status that is not a success becomes one of fastgen's errors here. No other
 module catches them. Messages are one line, carry the endpoint's address without credentials, and never a key, also
@@ -26,7 +26,7 @@ import orjson
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
-from fastgen.servers.endpoint import Endpoint, redact_url
+from fastgen.servers.endpoint import Endpoint, redact_url, with_fields
 from fastgen.types import LOST_REASONS, Completion, Request, token_count
 
 if TYPE_CHECKING:
@@ -37,22 +37,20 @@ MAX_STOP_STRINGS = 4  # OpenAI's limit; more is a 400 there
 
 
 def encode_request(endpoint: Endpoint, request: Request) -> bytes:
-    """The body of one request.
+    """The body of one request, in the form of the API that its prompt is for.
 
     ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties only if not 0. A ``top_p`` of 0 keeps the
-    likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead.
+    likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead. Fields of the endpoint's
+    ``chat_body``, of the request's ``extra`` and of the endpoint's ``extra_body`` follow, each over those before.
 
-    :raises RequestRejected: the prompt is not valid Unicode, or is of the other API's kind.
+    :raises RequestRejected: the prompt is not valid Unicode.
     :raises PromptTooLong: one of several prompts is not valid Unicode.
     """
-    sampling, prompt = request.sampling, request.prompt
-    is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
-    if is_text == (endpoint.api == "chat"):
-        raise RequestRejected(f"the prompt is not of the kind that --api {endpoint.api} takes")
+    sampling, is_chat = request.sampling, request.is_chat
     greedy = sampling.top_p <= 0
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages" if endpoint.api == "chat" else "prompt": prompt,
+        "messages" if is_chat else "prompt": request.prompt,
         "max_tokens": sampling.max_tokens,
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
@@ -65,8 +63,13 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
         body["stop"] = sampling.stop[:MAX_STOP_STRINGS]
     if request.n > 1:
         body["n"] = request.n
+    more: Mapping[str, Any] = endpoint.chat_body if is_chat else {}
+    if request.extra:
+        more = with_fields(more, request.extra)
     if endpoint.extra_body:
-        body = {key: value for key, value in (body | dict(endpoint.extra_body)).items() if value is not None}
+        more = with_fields(more, endpoint.extra_body)
+    if more:
+        body = {key: value for key, value in (body | dict(more)).items() if value is not None}
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
@@ -85,7 +88,7 @@ def decode_completions(body: bytes, endpoint: Endpoint, request: Request) -> tup
         about the first of them or about all of them joined.
     """
     try:
-        read, usage = _read_choices(body, request, chat=endpoint.api == "chat")
+        read, usage = _read_choices(body, request, chat=request.is_chat)
         return _completions(read, request.sequences, usage)
     except _BrokenError as broken:
         message, kind = f"{endpoint.display_url}: {endpoint.redact(str(broken))[:240]}", broken.kind
@@ -102,8 +105,12 @@ class _BrokenError(Exception):
         self.kind = kind
 
 
-def _read_choices(body: bytes, request: Request, *, chat: bool) -> tuple[dict[int, tuple[str, str | None]], object]:
-    """Text and finish reason by index, and the usage as it is. A lone choice may leave its index out."""
+_Read = tuple[str, str | None, str]
+"""Text, finish reason and reasoning of a choice."""
+
+
+def _read_choices(body: bytes, request: Request, *, chat: bool) -> tuple[dict[int, _Read], object]:
+    """The choices by index, and the usage as it is. A lone choice may leave its index out."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -126,26 +133,34 @@ def _read_choices(body: bytes, request: Request, *, chat: bool) -> tuple[dict[in
     return read, answer.get("usage")
 
 
-def _read_choice(choice: dict[str, Any], *, chat: bool) -> tuple[str, str | None]:
+def _read_choice(choice: dict[str, Any], *, chat: bool) -> _Read:
     reason = choice.get("finish_reason")
     if reason is not None and type(reason) is not str:
         raise _BrokenError(f"finish_reason is a {type(reason).__name__}")
     if reason in LOST_REASONS:  # the text is incomplete, or missing
-        return "", reason
-    text = choice.get("text")
+        return "", reason, ""
+    text, reasoning = choice.get("text"), ""
     if chat:
         message = choice.get("message")
         text = message.get("content") if type(message) is dict else None
         if text is None and reason is not None and type(message) is dict:
             text = ""  # legal: all tokens went into reasoning, or the model refused; unusable but not broken
+        if type(message) is dict:
+            reasoning = _read_reasoning(message)
     if type(text) is not str:
         raise _BrokenError(f"the text is a {type(text).__name__}")
-    return text, reason
+    return text, reason, reasoning
 
 
-def _completions(read: Mapping[int, tuple[str, str | None]], count: int, usage: object) -> tuple[Completion, ...]:
+def _read_reasoning(message: dict[str, Any]) -> str:
+    """What a message says of its reasoning. Servers in transition send it under both names."""
+    named = (message.get("reasoning_content"), message.get("reasoning"))
+    return next((text for text in named if type(text) is str and text), "")
+
+
+def _completions(read: Mapping[int, _Read], count: int, usage: object) -> tuple[Completion, ...]:
     """Share the tokens over the good choices. The others are lost for the reason that they carry."""
-    good = [index for index, (_, reason) in read.items() if reason not in LOST_REASONS]
+    good = [index for index, (_, reason, _) in read.items() if reason not in LOST_REASONS]
     if not good:
         raise _BrokenError(f"the server aborted every sequence (finish_reason {read[min(read)][1]})", "aborted")
     counts = usage if isinstance(usage, dict) else {}
@@ -153,11 +168,11 @@ def _completions(read: Mapping[int, tuple[str, str | None]], count: int, usage: 
     share, rest = divmod(token_count(counts.get("completion_tokens")), len(good))
     done: list[Completion] = []
     for index in range(count):
-        text, reason = read.get(index, ("", "missing"))
+        text, reason, reasoning = read.get(index, ("", "missing", ""))
         if reason in LOST_REASONS:
             done.append(Completion("", reason))
         else:
-            done.append(Completion(text, reason, prompt_tokens, share + (rest > 0)))
+            done.append(Completion(text, reason, prompt_tokens, share + (rest > 0), reasoning))
             prompt_tokens, rest = 0, max(0, rest - 1)
     return tuple(done)
 
@@ -269,15 +284,20 @@ def is_unknown_model(answer: HttpAnswer, endpoint: Endpoint) -> bool:
 
 
 def from_refusal(
-    answer: HttpAnswer, endpoint: Endpoint, *, offered: Sequence[str] = (), now_s: float | None = None
+    answer: HttpAnswer,
+    endpoint: Endpoint,
+    request: Request | None = None,
+    *,
+    offered: Sequence[str] = (),
+    now_s: float | None = None,
 ) -> FastgenError:
     """What an HTTP answer other than 2xx means.
 
-    ``offered`` are the server's models, for the message. ``now_s`` is the Unix time that a Retry-After date is compared
-    with (default: the clock's).
+    ``request`` is what was asked, if it was a completion. ``offered`` are the server's models, for the message.
+    ``now_s`` is the Unix time that a Retry-After date is compared with (default: the clock's).
     """
     said = f"{answer.status}: {answer.detail(endpoint.redact)}"
-    if (problem := _users_problem(answer, endpoint, offered, said)) is not None:
+    if (problem := _users_problem(answer, endpoint, request, offered, said)) is not None:
         return InputError(problem)
     where = f"{endpoint.display_url} ({said})"
     if answer.status >= HTTPStatus.BAD_REQUEST and _TOO_LONG.search(answer.text()):
@@ -288,9 +308,12 @@ def from_refusal(
     return RequestRejected(where)
 
 
-def _users_problem(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str], said: str) -> str | None:
+def _users_problem(
+    answer: HttpAnswer, endpoint: Endpoint, request: Request | None, offered: Sequence[str], said: str
+) -> str | None:
     """What the user must fix, in one line, or ``None`` where that is not the cause."""
     status, where, problem = answer.status, endpoint.display_url, None
+    is_chat = endpoint.api == "chat" if request is None else request.is_chat
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         problem = f"{where} refuses the key ({said}): name the variable of a valid one with --api-key-env"
         if endpoint.authorization() is None:
@@ -301,9 +324,12 @@ def _users_problem(answer: HttpAnswer, endpoint: Endpoint, offered: Sequence[str
     elif is_unknown_model(answer, endpoint):
         problem = _model_message(endpoint, offered, said)
     elif status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED) or status < HTTPStatus.BAD_REQUEST:
-        problem = _route_message(endpoint, answer, said)
-    elif status == HTTPStatus.BAD_REQUEST and endpoint.api == "chat" and "chat template" in answer.text():
+        problem = _route_message(endpoint, request, answer, said)
+    elif status == HTTPStatus.BAD_REQUEST and is_chat and "chat template" in answer.text():
         problem = f"--api chat: {endpoint.model} has no chat template ({said}); use --api completions"
+        if request is not None and endpoint.api != "chat":
+            remedy = f"name a chat model for it with --role {request.server_role}=URL,MODEL"
+            problem = f"the step {request.step} asks a chat model, and {endpoint.model} is none ({said}); {remedy}"
     return problem
 
 
@@ -315,12 +341,19 @@ def _model_message(endpoint: Endpoint, offered: Sequence[str], said: str) -> str
     return f"--model {endpoint.model}: {endpoint.display_url} has no such model; it offers {listed}"
 
 
-def _route_message(endpoint: Endpoint, answer: HttpAnswer, said: str) -> str:
+def _route_message(endpoint: Endpoint, request: Request | None, answer: HttpAnswer, said: str) -> str:
     if target := answer.headers.get("Location"):
         shown = endpoint.redact(redact_url(target))
         return f"--base-url {endpoint.display_url} redirects to {shown}: give the final URL"
-    other = "completions" if endpoint.api == "chat" else "chat"
-    return f"{endpoint.completions_url} does not exist ({said}): use --api {other}, or check --base-url"
+    main_is_chat = endpoint.api == "chat"
+    if request is not None and request.is_chat != main_is_chat:  # the method needs both APIs
+        role = request.server_role
+        return (
+            f"{endpoint.url(chat=request.is_chat)}, which the step {request.step} asks, does not exist ({said}): name "
+            f"a server that has it with --role {role}=URL,MODEL, or check --base-url"
+        )
+    other = "completions" if main_is_chat else "chat"
+    return f"{endpoint.url(chat=main_is_chat)} does not exist ({said}): use --api {other}, or check --base-url"
 
 
 def parse_retry_after(headers: Mapping[str, str], now_s: float) -> float | None:

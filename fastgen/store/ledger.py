@@ -22,7 +22,7 @@ _NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinish
 
 def answer_kind(commit: Commit) -> AnswerKind | None:
     """The kind of a commit's answer, or ``None`` for a request that failed."""
-    text, finish_reason = commit.completion.text, commit.completion.finish_reason
+    completion = commit.completion
     rules: Iterable[str] | None = None  # those that left nothing of the answer
     match commit.outcome:
         case Failure():
@@ -34,13 +34,15 @@ def answer_kind(commit: Commit) -> AnswerKind | None:
         case Rejected(rule):
             rules = (rule,)
         case Labelled(value, unread) if value is not True:
-            found = unread_kind(text, finish_reason)
+            found = unread_kind(completion.text, completion.finish_reason, completion.reasoning)
             # Under the paper's rules every answer is a yes or a no. An empty one counts as empty here all the same.
             if unread is not None or found in (AnswerKind.EMPTY, AnswerKind.THINKING):
                 return found
     if rules is None:
         return AnswerKind.READ
-    return unread_kind(text, finish_reason) if _NOTHING_FOUND.issuperset(rules) else AnswerKind.REJECTED
+    if not _NOTHING_FOUND.issuperset(rules):
+        return AnswerKind.REJECTED
+    return unread_kind(completion.text, completion.finish_reason, completion.reasoning)
 
 
 @dataclass(slots=True)

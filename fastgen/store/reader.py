@@ -28,7 +28,8 @@ from fastgen.methods.catalogue import SELF_INSTRUCT, item_text_of
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Instance, Neighbour, SeedTask, Span
+from fastgen.text import reasoning_of
+from fastgen.types import Completion, Instance, Neighbour, SeedTask, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class FinishedInstruction:
 
     ``nearest_seed``, ``nearest_checked`` and ``demonstrations`` are pool indexes (see `pool_id`), or ``demonstrations``
     is the number of its document. ``turns`` is the whole conversation where it has more than one turn. ``labels`` are
-    by step, ``drawn`` is what its prompt drew.
+    by step, ``drawn`` is what its prompt drew. ``reasoning`` is what the model thought before it wrote the instances.
     """
 
     number: int
@@ -89,6 +90,7 @@ class FinishedInstruction:
     turns: tuple[Turn, ...] = ()
     labels: Mapping[str, bool | int | str] = field(default_factory=dict)
     drawn: Drawn = field(default_factory=dict)
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,15 @@ class _Unfinished:
     turns: list[Turn] = field(default_factory=list)
     message: str = ""
 
-    def answer(self, raw: str, spans: Sequence[tuple[Span, Span]]) -> None:
+    def answer(self, completion: Completion, spans: Sequence[tuple[Span, Span]]) -> None:
+        raw = completion.text
         instances = tuple(Instance(raw[a:b] or self.input, raw[c:d]) for (a, b), (c, d) in spans)
         if not instances:
             return
         if not self.instances:
             self.instances = instances
         asked = self.message or (f"{self.text}\n\n{self.input}" if self.input else self.text)
-        self.turns.append(Turn(asked, instances[0].output))
+        self.turns.append(Turn(asked, instances[0].output, reasoning_of(completion)))
 
     def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:
         sources, instances = self.made_by.demonstrations, self.instances
@@ -137,6 +140,7 @@ class _Unfinished:
             turns=tuple(self.turns) if len(self.turns) > 1 else (),
             labels=self.labels,
             drawn=self.made_by.drawn or {},
+            reasoning=self.turns[0].reasoning if self.turns else "",
         )
 
 
@@ -160,7 +164,7 @@ def finished_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[F
             case Continued((start, end)):
                 pending[commit.subject].message = text[start:end]
             case Answered(spans):
-                pending[commit.subject].answer(text, spans)
+                pending[commit.subject].answer(commit.completion, spans)
         if ended := commit.ended:
             yield pending.pop(commit.subject).finish(ended, run.documents)
 

@@ -11,6 +11,7 @@ JSON keys of a line (the log adds ``crc``)::
     shown                   number of demonstrations in the prompt, where a rebuilt run does not have them all
     drawn                   what else was drawn for the prompt, by name (first step)
     text, finish, tokens    raw completion, finish reason, [prompt tokens, completion tokens]
+    reasoning               what the model thought before it, where the server sent that apart from the text
     first                   machine instruction number of the first kept one; the others follow it
     kept                    [[start, end, nearest seed | null, rouge_l | null, pool index, rouge_l, ...], ...]
     inputs                  [[start, end] | null, ...]: the inputs of those kept, if any has one
@@ -68,6 +69,8 @@ def encode(commit: Commit) -> dict[str, Any]:
     line["text"] = completion.text
     line["finish"] = completion.finish_reason
     line["tokens"] = (completion.prompt_tokens, completion.completion_tokens)
+    if completion.reasoning:
+        line["reasoning"] = completion.reasoning
     line |= _encode_outcome(commit.outcome)
     if commit.end is not None and commit.end != ends_by(commit.outcome):
         line["ended"] = commit.end
@@ -122,7 +125,10 @@ def decode(line: dict[str, Any]) -> Commit:
         sys.intern(line["stage"]),
         line.get("subject"),
         tuple(line.get("demos", ())),
-        Completion(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
+        Completion(
+            *(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
+            reasoning=line.get("reasoning", ""),
+        ),
         _decode_outcome(line),
         line["t"],
         line.get("shown"),
