@@ -23,11 +23,10 @@ QUESTION_LIMIT: Final = 128
 """Answers in a row to a judge's or benchmark's questions that may be unreadable."""
 SHOWN: Final = 200
 """Characters of a raw answer in a message."""
-THINKING_OFF: Final = """'{"chat_template_kwargs": {"enable_thinking": false}}'"""
 
 
 class Raw(NamedTuple):
-    """An answer as received. ``tokens`` is 0 if the server states none."""
+    """An answer as received, or its reasoning if that is all. ``tokens`` is 0 if the server states none."""
 
     text: str
     finish_reason: str | None
@@ -53,7 +52,9 @@ class Step:
     api: str = "completions"
     api_flag: str = "--api"
     tokens_flag: str = "--max-tokens"
-    body_flag: str = "--extra-body"
+    thinking_flag: str = "--thinking"
+    is_thinking_off: bool = False
+    """Whether ``thinking_flag`` turns reasoning off already."""
     others: str = "another --model"
     seeds: str = "another --model"
     """What helps against answers that are read and rejected."""
@@ -71,13 +72,17 @@ class Step:
         if kind is AnswerKind.CUT:
             return f"raise {self.tokens_flag}{self.anew}"
         other = "completions" if self.api == "chat" else "chat"
+        if kind is AnswerKind.THINKING and self.is_thinking_off:
+            return f"raise {self.tokens_flag} or try {self.others}{self.anew}: the model reasons all the same"
         if kind is AnswerKind.THINKING or (
-            kind is AnswerKind.EMPTY and (self.api == "chat" or raw.finish_reason == "length")
+            kind is AnswerKind.EMPTY
+            and not self.is_thinking_off
+            and (self.api == "chat" or raw.finish_reason == "length")
         ):
             with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
             return (
-                f"turn reasoning off with {with_chat}{self.body_flag} {THINKING_OFF}, or raise {self.tokens_flag}"
-                f"{self.anew}: a reasoning model uses up its tokens before it answers"
+                f"turn reasoning off with {with_chat}{self.thinking_flag} off, or raise {self.tokens_flag}{self.anew}: "
+                "a reasoning model uses up its tokens before it answers"
             )
         return f"try {self.api_flag} {other} or {self.others}{self.anew}"
 

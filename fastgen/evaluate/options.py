@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
-from fastgen.generate.options import AskSpeed, Options, endpoint_options
+from fastgen.generate.options import AskSpeed, Options, Thinking, endpoint_options
 from fastgen.servers.endpoint import Api, normalise_base_url
 
 BenchmarkName = Literal["superni", "user-oriented"]
@@ -56,6 +56,8 @@ class ModelOptions:
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
     """File that holds the server's key, on its first line."""
+    thinking: Thinking = "auto"
+    """Whether a model that can reason does so before it answers a chat request. auto: as the server decides."""
     extra_body: str = "{}"
     """JSON object merged into every request."""
     server_args: str = ""
@@ -89,6 +91,8 @@ class JudgeModelOptions:
     """Name of the environment variable that holds the judge's key."""
     judge_api_key_file: Path | None = None
     """File that holds the judge's key, on its first line."""
+    judge_thinking: Thinking = "auto"
+    """Whether a judge that can reason does so before it grades. auto: as its server decides."""
     judge_extra_body: str = "{}"
     """JSON object merged into every request to the judge; '{"response_format": null}' for servers that refuse it."""
 
@@ -109,6 +113,7 @@ class JudgeModelOptions:
             api=self.judge_api,
             api_key_env=self.judge_api_key_env,
             api_key_file=self.judge_api_key_file,
+            thinking=self.judge_thinking,
             extra_body=extra_body,
             server_timeout=server_timeout,
         )

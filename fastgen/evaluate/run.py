@@ -98,11 +98,12 @@ def evaluate_model(
         "api": model.api,
         "max_tokens": benchmark.max_tokens,
         "extra_body": model.options(AskSpeed()).server.extra_fields(),
+        **({} if model.thinking == "auto" else {"thinking": model.thinking}),
     }
 
     def is_unreadable(reply: Reply) -> bool:
         is_empty = not clean_up(reply.text, benchmark.benchmark)
-        return is_empty or unread_kind(reply.text, reply.finish_reason) is AnswerKind.THINKING
+        return is_empty or unread_kind(reply.text, reply.finish_reason, reply.reasoning) is AnswerKind.THINKING
 
     answered = ask_all(
         [Question(case.number, build_prompt(case, model.api), greedy) for case in asked],
@@ -113,7 +114,7 @@ def evaluate_model(
         cache_dir=cache_dir,
         api_key=api_key,
         is_unreadable=is_unreadable,
-        step=Step("evaluate", api=model.api, anew=" (with another --output)"),
+        step=Step("evaluate", api=model.api, is_thinking_off=model.thinking == "off", anew=" (with another --output)"),
         shorten=shortener(asked, model.api),
     )
     if answered is None:

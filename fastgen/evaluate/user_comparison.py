@@ -59,7 +59,7 @@ SCHEMA: Final = {
 RESPONSE_FORMAT: Final = {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": SCHEMA}}
 """Asks servers that support it for such an object only; answers are checked in any case."""
 _MOST_CHARACTERS: Final = 6000
-_FLAG: Final = re.compile(r"--(?=(?:base-url|model|api|api-key-env|api-key-file|extra-body)\b)")
+_FLAG: Final = re.compile(r"--(?=(?:base-url|model|api|api-key-env|api-key-file|thinking|extra-body)\b)")
 
 Pairs = Sequence[tuple[Prediction, Prediction]]
 
@@ -115,7 +115,8 @@ def compare_user_oriented(
                 api=api,
                 api_flag="--judge-api",
                 tokens_flag="max_tokens in --judge-extra-body",
-                body_flag="--judge-extra-body",
+                thinking_flag="--judge-thinking",
+                is_thinking_off=judge.judge_thinking == "off",
                 others="another --judge-model",
                 anew=" (with another --output)",
             ),

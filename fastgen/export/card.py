@@ -298,7 +298,7 @@ def _usual(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would have meant with its preset and API alone, by flat option name."""
     preset, api = str(configuration["preset"]), str(configuration["api"])
     values = option_values(MethodOptions()) | option_values(SimilarityOptions()) | preset_values(preset, api)
-    flat = {"extra_body": "{}", "api": "completions"}
+    flat = {"extra_body": "{}", "api": "completions", "thinking": "auto"}
     for name, value in values.items():
         flat |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat

@@ -68,6 +68,8 @@ class Reply:
     failure: str | None = None
     shortened: bool = False
     """Whether the prompt was too long for the model, so that a shorter form of it was asked."""
+    reasoning: str = ""
+    """What the model thought before, where the server sent that apart from the text."""
 
 
 class AnswerLog(JobFolder):
@@ -141,7 +143,8 @@ def _encode(reply: Reply) -> dict[str, Any]:
         return {"number": reply.number, "failure": reply.failure}
     tokens = (reply.prompt_tokens, reply.completion_tokens)
     body = {"number": reply.number, "text": reply.text, "reason": reply.finish_reason, "tokens": tokens}
-    return body | ({"shortened": True} if reply.shortened else {})
+    body |= {"shortened": True} if reply.shortened else {}
+    return body | ({"reasoning": reply.reasoning} if reply.reasoning else {})
 
 
 def _decode(body: dict[str, Any]) -> Reply:
@@ -151,6 +154,7 @@ def _decode(body: dict[str, Any]) -> Reply:
     return Reply(
         *(body["number"], body["text"], body["reason"], token_count(prompt_tokens), token_count(completion_tokens)),
         shortened=body.get("shortened", False),
+        reasoning=body.get("reasoning", ""),
     )
 
 
@@ -232,7 +236,7 @@ def _reply(answer: Answer, *, shortened: bool) -> Reply:
     if isinstance(result, Failure):
         return Reply(number, "", failure=f"{result.kind}: {' '.join(result.detail.split())}")
     tokens = result.prompt_tokens, result.completion_tokens
-    return Reply(number, result.text, result.finish_reason, *tokens, shortened=shortened)
+    return Reply(*(number, result.text, result.finish_reason), *tokens, shortened=shortened, reasoning=result.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +320,11 @@ class AskMeter:
 def _observe_health(health: StepHealth, job: Job, replies: Iterable[Reply]) -> None:
     for reply in replies:
         if reply.failure is None:
-            kind = unread_kind(reply.text, reply.finish_reason) if job.is_unreadable(reply) else AnswerKind.READ
-            health.see(kind, Raw(reply.text, reply.finish_reason, reply.completion_tokens))
+            kind = AnswerKind.READ
+            if job.is_unreadable(reply):
+                kind = unread_kind(reply.text, reply.finish_reason, reply.reasoning)
+            shown = reply.text if reply.text.strip() else reply.reasoning
+            health.see(kind, Raw(shown, reply.finish_reason, reply.completion_tokens))
 
 
 def require_readable(job: Job) -> None:

@@ -18,7 +18,7 @@ from fastgen.text import AnswerKind
 _LEAST_LIMIT: Final = 32
 
 
-def steps_of_run(method: Method, *, max_fruitless: int, api: str) -> dict[str, Step]:
+def steps_of_run(method: Method, *, max_fruitless: int, api: str, is_thinking_off: bool = False) -> dict[str, Step]:
     """The steps of a run in order, by name.
 
     ``max_fruitless`` (``--max-fruitless``) creating completions in a row may bring nothing new. The limit for
@@ -33,6 +33,7 @@ def steps_of_run(method: Method, *, max_fruitless: int, api: str) -> dict[str, S
             limit=quarter,
             unread_limit=quarter,
             api=api,
+            is_thinking_off=is_thinking_off,
             tokens_flag=flag or f"--step-sampling {name}.max-tokens=N",
             others=others,
             seeds=others,
@@ -75,7 +76,8 @@ class RunHealth:
         if (kind := answer_kind(commit)) is not None:
             completion, raw = commit.completion, READ
             if kind is not AnswerKind.READ:
-                raw = Raw(completion.text, completion.finish_reason, completion.completion_tokens)
+                shown = completion.text if completion.text.strip() else completion.reasoning
+                raw = Raw(shown, completion.finish_reason, completion.completion_tokens)
             self._steps[commit.step].see(kind, raw)
 
     def warn(self, *, at_the_end: bool = False) -> None:

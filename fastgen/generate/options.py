@@ -36,6 +36,7 @@ from fastgen.similarity.options import METHOD_GROUP, SimilarityOptions
 from fastgen.store.files import check_storable
 from fastgen.types import Sampling
 
+Thinking = Literal["auto", "on", "off"]
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535
 JOB = Group("The job", sort_key=0)
@@ -159,6 +160,9 @@ class ServerOptions:
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
     """File that holds the server's key on its first line."""
+    thinking: Thinking = "auto"
+    """Whether a model that can reason does so before it answers a chat request. auto: as the server decides. Fields of
+    --extra-body win; fixed for a run's life."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
@@ -550,7 +554,9 @@ class RefilterOptions:
         return option_values(self.similarity) | option_values(self.rules) | preset
 
 
-_ENDPOINT_FIELDS = ("base_url", "model", "api", "api_key_env", "api_key_file", "server_args", "server_timeout")
+_ENDPOINT_FIELDS = (
+    *("base_url", "model", "api", "thinking", "api_key_env", "api_key_file", "server_args", "server_timeout"),
+)
 
 
 def endpoint_options(endpoint: Any, extra_body: str, speed: SpeedOptions) -> Options:  # noqa: ANN401 - see below
@@ -677,7 +683,8 @@ def run_configuration(
     del values["record_top_k"]  # changes what is recorded, not what is decided
     del values["from_dataset"]  # its rows are the seed tasks
     values["method"] = method_name(options.method.method)
-    values |= {"api": options.server.api, "extra_body": options.server.extra_body, "model": model}
+    server = options.server
+    values |= {"api": server.api, "thinking": server.thinking, "extra_body": server.extra_body, "model": model}
     for step, sampling in options.sampling.by_step().items():
         values |= {f"{step}.{name}": value for name, value in option_values(sampling).items()}
     values |= own_models or {}

@@ -156,7 +156,13 @@ class _Session:
             say=reporter.say,
             stop_asking=scheduler.stop_asking,
         )
-        steps = steps_of_run(plan.method, max_fruitless=speed.max_fruitless, api=options.server.api)
+        server = options.server
+        steps = steps_of_run(
+            plan.method,
+            max_fruitless=speed.max_fruitless,
+            api=server.api,
+            is_thinking_off=server.thinking == "off",
+        )
         self.health = RunHealth(steps, scheduler.stop_asking, reporter.say)
         self.ledger_saved_s = 0.0
         stopper.scheduler = scheduler

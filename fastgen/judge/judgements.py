@@ -34,6 +34,7 @@ _FLAGS: Final = {
     "top_p": "--top-p",
     "max_tokens": "--max-tokens",
     "extra_body": "--extra-body",
+    "thinking": "--thinking",
 }
 
 

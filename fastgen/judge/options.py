@@ -10,7 +10,7 @@ from typing import Final, Literal
 from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
-from fastgen.generate.options import AskSpeed, Options, endpoint_options
+from fastgen.generate.options import AskSpeed, Options, Thinking, endpoint_options
 
 MAX_VOTES: Final = 100
 Constraint = Literal["auto", "vllm", "json-schema", "none"]
@@ -58,8 +58,10 @@ class JudgeOptions:
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
     """File that holds the server's key, on its first line."""
+    thinking: Thinking = "auto"
+    """Whether a judge that can reason does so before it answers. auto: as its server decides."""
     extra_body: str = "{}"
-    """JSON object merged into every request, such as '{"chat_template_kwargs": {"enable_thinking": false}}'."""
+    """JSON object merged into every request, such as '{"min_p": 0.05}'."""
     output_constraint: Constraint = "auto"
     """How the form of an answer is enforced: vllm (its structured_outputs), json-schema (OpenAI's response_format),
     none (the prompt alone), auto (vllm if the servers are vLLM, else none). Answers are always checked."""

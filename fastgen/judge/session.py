@@ -164,6 +164,7 @@ def _job(run: OpenRun, scope: ScopeOptions, judge: JudgeOptions, model: str) -> 
             "top_p": judge.top_p,
             "max_tokens": judge.max_tokens,
             "extra_body": judge.extra_body,
+            **({} if judge.thinking == "auto" else {"thinking": judge.thinking}),
         },
     )
     sampling = Sampling(judge.temperature, judge.top_p, judge.max_tokens)
@@ -182,6 +183,12 @@ def _job(run: OpenRun, scope: ScopeOptions, judge: JudgeOptions, model: str) -> 
         questions=questions,
         expected=round(ledger.instances * share) * scope.votes,
         is_unreadable=questionnaire.is_unreadable,
-        step=Step("judge", api=judge.api, others="another judge (--model)", anew=" (under another --name)"),
+        step=Step(
+            "judge",
+            api=judge.api,
+            is_thinking_off=judge.thinking == "off",
+            others="another judge (--model)",
+            anew=" (under another --name)",
+        ),
         again=questionnaire.second_attempt,
     )
