@@ -251,8 +251,8 @@ def reasoning_of(completion: Completion) -> str:
     return "" if span is None else _MARK.sub("", completion.text[slice(*span)]).strip()
 
 
-# The functions of parts return two spans: the answer with its end-of-turn tokens (`None` where reasoning never ends), and
-# the reasoning (`NOWHERE` where there is none).
+# The functions of parts return two spans: the answer with its end-of-turn tokens (`None` where reasoning never ends),
+# and the reasoning (`NOWHERE` where there is none).
 
 
 def _parts(text: str) -> tuple[Span | None, Span]:

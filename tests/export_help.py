@@ -39,6 +39,7 @@ class Task:
     instruction: str
     instances: Sequence[tuple[str, str]] | None = INSTANCES
     is_classification: bool = False
+    reasoning: str = ""
 
 
 def numbered(count: int, first: int = 0) -> list[Task]:
@@ -95,16 +96,16 @@ def _commits(tasks: Sequence[Task], first: int) -> Iterator[Commit]:
         answer = Labelled(task.is_classification)
         yield Commit(3 * number + 1, 0, "classification", number, (), Completion(" No", "stop", 50, 1), answer, 1e9)
         if task.instances is not None:
-            yield _instance_commit(3 * number + 2, number, task.instances)
+            yield _instance_commit(3 * number + 2, number, task.instances, task.reasoning)
 
 
-def _instance_commit(request: int, number: int, instances: Sequence[tuple[str, str]]) -> Commit:
+def _instance_commit(request: int, number: int, instances: Sequence[tuple[str, str]], reasoning: str) -> Commit:
     text, spans = "", list[tuple[Span, Span]]()
     for source, output in instances:
         middle = len(text) + len(source)
         spans.append(((len(text), middle) if source else (0, 0), (middle, middle + len(output))))
         text += source + output
-    completion = Completion(text, "stop", 90, 30)
+    completion = Completion(text, "stop", 90, 30, reasoning)
     return Commit(request, 0, "instance", number, (), completion, Answered(tuple(spans), ()), 1e9)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from fastgen.errors import flag_name
 from fastgen.export.entries import Entry
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import INSTRUCTION_FORMATS, Feature
+from fastgen.export.rows import Feature, format_spec
 from fastgen.generate.options import MethodOptions, option_values, preset_values
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.similarity.options import SimilarityOptions
@@ -115,7 +115,7 @@ def _front_matter(facts: CardFacts) -> Iterator[str]:
     yield from ("task_categories:", "- text-generation")
     yield from ("size_categories:", f"- {next((n for limit, n in _SIZES.items() if rows < limit), 'n>1T')}")
     yield from ("dataset_info:", "  features:")
-    yield from _feature_lines(INSTRUCTION_FORMATS[facts.form].columns)
+    yield from _feature_lines(format_spec(facts.form, with_reasoning=facts.choice.with_reasoning).columns)
     yield from ("configs:", "- config_name: default", "  data_files:")
     for split, name in facts.files.items():
         yield from (f"  - split: {split}", f"    path: {name}")
@@ -148,7 +148,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def _contents(facts: CardFacts) -> Iterator[str]:
-    yield INSTRUCTION_FORMATS[facts.form].card_text
+    yield format_spec(facts.form, with_reasoning=facts.choice.with_reasoning).card_text
     yield ""
     yield "| split | file | rows | instructions |"
     yield "|---|---|---|---|"

@@ -18,7 +18,7 @@ from fastgen.export.card import CardFacts, Figures, write_card
 from fastgen.export.entries import InstanceScores, entries
 from fastgen.export.hub import connect, upload
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import INSTRUCTION_FORMATS, rejected_row
+from fastgen.export.rows import INSTRUCTION_FORMATS, format_spec, rejected_row
 from fastgen.export.writers import JsonLines, Row, RowWriter
 from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
 from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
@@ -103,7 +103,8 @@ class _Job:
     def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
         self.figures = Figures()
         self._run = run
-        self._spec = INSTRUCTION_FORMATS.get(form)  # `None`: rejected instructions
+        is_rejected = form not in INSTRUCTION_FORMATS
+        self._spec = None if is_rejected else format_spec(form, with_reasoning=choice.with_reasoning)
         self._form = form
         self._choice = choice
         self._scores = scores

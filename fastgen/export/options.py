@@ -37,7 +37,7 @@ _TOLERANCE: Final = 1e-9
 @Parameter(name="*", group=_CHOICE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceOptions:
-    """Which instructions and instances are written, and how they are divided."""
+    """Which instructions and instances are written, with what, and how they are divided."""
 
     include_empty: Annotated[bool, Parameter(negative=())] = False
     """raw only: also instructions that were finished without any instance."""
@@ -49,6 +49,9 @@ class ChoiceOptions:
     min_judge_score: float | None = None
     """Only instances that 'fastgen judge' gave this score or more (the median of all votes on it, of all
     judges); seed tasks stay."""
+    with_reasoning: Annotated[bool, Parameter(negative=())] = False
+    """Also what the model thought before it answered: a field 'reasoning', null where there is nothing. In messages it
+    is the field 'thinking' of the assistant's turn, as TRL and the chat template of gpt-oss read it."""
     split: str | None = None
     """Names and shares, such as train=0.9,test=0.1: one file each in the folder --output. By instruction, and an
     instruction stays in its split while the run grows."""
@@ -75,6 +78,8 @@ class ChoiceOptions:
         """:raises InputError: an option that this format has no use for."""
         if self.include_empty and form != "raw":
             raise InputError(f"--include-empty: --format {form} has no place for them; leave it out or choose raw")
+        if self.with_reasoning and form in ("prompt-completion", "rejected"):
+            raise InputError(f"--with-reasoning: --format {form} has no place for it; choose messages or instances")
         given = {
             "--include-seeds": self.include_seeds,
             "--max-instructions": self.max_instructions is not None,

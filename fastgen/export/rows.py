@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -169,6 +170,7 @@ def _named(neighbour: Neighbour | None, seeds: tuple[SeedTask, ...]) -> Row | No
     return None if neighbour is None else {"id": pool_id(neighbour[0], seeds), "rouge_l": neighbour[1]}
 
 
+MakeRows = Callable[[Entry, OpenRun, int], Iterator[Row]]
 Feature = str | dict[str, "Feature"] | list["Feature"]
 """A value's type, an object's fields, or a list of one kind."""
 
@@ -181,7 +183,7 @@ class FormatSpec:
     rows, which would go wrong where those have no neighbour or no judge's score.
     """
 
-    rows: Callable[[Entry, OpenRun, int], Iterator[Row]]
+    rows: MakeRows
     """From an instruction of the run to its rows; the number is the export's seed."""
     columns: Mapping[str, Feature]
     card_text: str
@@ -208,6 +210,12 @@ PARQUET_COLUMNS: Final = {  # pyarrow's names of the types, with ? where a value
     "instance_model": "string?",
     "request_id": "int64?",
 }
+
+
+def _parquet(columns: Mapping[str, str]) -> Callable[[IO[bytes], Path, int], RowWriter]:
+    return lambda sink, _scratch, _seed: Parquet(sink, columns)
+
+
 INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
     "raw": FormatSpec(
         _raw_rows,
@@ -259,8 +267,47 @@ INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
         {name: kind.removesuffix("?") for name, kind in PARQUET_COLUMNS.items()},
         "One instance a row, with the `id` of its instruction, its number among the instruction's instances "
         "and where it comes from.",
-        lambda sink, _scratch, _seed: Parquet(sink, PARQUET_COLUMNS),
+        _parquet(PARQUET_COLUMNS),
         ".parquet",
     ),
 }
 """Every format of instructions; ``rejected`` is the one other format."""
+
+
+def format_spec(form: Format, *, with_reasoning: bool = False) -> FormatSpec:
+    """How one of `INSTRUCTION_FORMATS` is written, also with the reasoning.
+
+    With it, every row has a field more, null where the answer had none: ``reasoning``, or in ``messages``
+    ``thinking`` beside the assistant's ``content``. That is the key that TRL documents for harmony
+    (https://huggingface.co/docs/trl/dataset_formats, "Harmony") and that the chat template of gpt-oss reads.
+    """
+    spec = INSTRUCTION_FORMATS[form]
+    if not with_reasoning:
+        return spec
+    if form == "messages":
+        columns: dict[str, Feature] = {"messages": [{"role": "string", "content": "string", "thinking": "string"}]}
+        text = f"{spec.card_text} `thinking` is the assistant's reasoning before the answer."
+        return replace(spec, rows=partial(_thinking_rows, spec.rows), columns=columns, card_text=text)
+    spec = replace(
+        spec,
+        rows=partial(_reasoning_rows, spec.rows),
+        columns={**spec.columns, "reasoning": "string"},
+        card_text=f"{spec.card_text} `reasoning` is what the model wrote before it answered.",
+    )
+    return replace(spec, writer=_parquet({**PARQUET_COLUMNS, "reasoning": "string?"})) if form == "parquet" else spec
+
+
+def _reasoning(entry: Entry) -> str | None:
+    return (entry.finished.reasoning or None) if entry.finished else None
+
+
+def _reasoning_rows(rows: MakeRows, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
+    for row in rows(entry, run, seed):
+        yield {**row, "reasoning": _reasoning(entry)}
+
+
+def _thinking_rows(rows: MakeRows, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
+    for row in rows(entry, run, seed):
+        *before, answer = row["messages"]
+        thought = {"role": answer["role"], "thinking": _reasoning(entry), "content": answer["content"]}
+        yield {"messages": [*before, thought]}

@@ -14,14 +14,14 @@ import pytest
 
 from fastgen.engine.health import FIRST, QUESTION_LIMIT, Raw, Step, StepHealth
 from fastgen.generate.health import steps_of_run
-from fastgen.methods.base import Commit, Labelled
+from fastgen.methods.base import Answered, Commit, Labelled
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer, in_a_thread
-from fastgen.store.ledger import Ledger
+from fastgen.store.ledger import Ledger, answer_kind
 from fastgen.store.records import decode, encode
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.figures import Limit, Sample, ServerSample, limit_of
@@ -98,7 +98,7 @@ def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: 
     assert any(stage.value in warning for warning in warnings(said))
     assert f"fastgen: {stage.value}: 0 of the last" in said.last
     assert "a reasoning model uses up its tokens" in said.last
-    assert """--extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'""" in said.last
+    assert "turn reasoning off with --thinking off, or raise" in said.last
     assert "max-tokens" in said.last
     assert 40 <= status(tmp_path / "run")["answers"][f"{stage}.empty"] < 60
 
@@ -122,7 +122,7 @@ def test_thinking_that_never_ends_stops_the_run_and_is_named(tmp_path: Path) -> 
         said = generate(tmp_path / "run", server, 10)
     assert said.code == 3, said.err
     assert "instruction: 0 of the last" in said.last
-    assert "turn reasoning off with --api chat and --extra-body" in said.last
+    assert "turn reasoning off with --api chat and --thinking off" in said.last
     assert 40 <= status(tmp_path / "run")["answers"]["instruction.thinking"] < 60
 
 
@@ -338,3 +338,28 @@ def test_a_log_line_without_a_reason_is_read_as_before() -> None:
 def test_thinking_without_an_end_is_named_whatever_ended_the_text(text: str) -> None:
     for finish_reason in ("stop", "length"):
         assert unread_kind(text, finish_reason) is AnswerKind.THINKING
+
+
+def test_reasoning_that_was_sent_apart_makes_an_empty_answer_thinking() -> None:
+    assert unread_kind("", "stop", "Let me see.") is AnswerKind.THINKING
+    assert unread_kind(" \n", "length", " \n") is AnswerKind.EMPTY
+    assert unread_kind("Some text", "stop", "Let me see.") is AnswerKind.UNREADABLE
+    completion = Completion("", "length", 5, 300, "Let me see.")
+    commit = Commit(1, 0, "instance", 0, (), completion, Answered((), ("no_instance",)), 1.0)
+    assert answer_kind(commit) is AnswerKind.THINKING
+    assert answer_kind(commit._replace(completion=Completion("", "length", 5, 300))) is AnswerKind.EMPTY
+
+
+def test_reasoning_without_an_answer_inside_the_text_is_thinking() -> None:
+    assert unread_kind("<think>hm</think>\n<|im_end|>", "stop") is AnswerKind.THINKING
+    assert unread_kind("<think></think>\n", "stop") is AnswerKind.UNREADABLE
+
+
+def test_a_remedy_does_not_name_the_flag_that_is_given_already() -> None:
+    raw = Raw("Let me see.", "length", 300)
+    step = Step("answer", api="chat", tokens_flag="--answer.max-tokens")
+    assert "--thinking off" in step.remedy(AnswerKind.THINKING, raw)
+    off = replace(step, is_thinking_off=True)
+    for kind in (AnswerKind.THINKING, AnswerKind.EMPTY):
+        assert "--thinking" not in off.remedy(kind, raw)
+    assert "--answer.max-tokens" in off.remedy(AnswerKind.THINKING, raw)

@@ -136,6 +136,50 @@ def test_parquet_has_one_fixed_schema_with_and_without_seeds_and_scores(run: Pat
     assert b.slice(0, 1).to_pylist()[0]["model"] is None
 
 
+THINKING_TASKS = [
+    Task("Describe thing number 0 in plain words.", reasoning="First, what is it?\n"),
+    Task("Describe thing number 1 in plain words."),
+]
+
+
+def test_reasoning_is_a_field_of_every_row_where_it_is_asked_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", THINKING_TASKS)
+    raw = rows(run, "--with-reasoning", "--include-seeds")
+    assert [row["reasoning"] for row in raw] == [*[None] * 4, "First, what is it?", None]
+    for form in ("raw", "instances"):
+        plain = rows(run, "--format", form)
+        assert all("reasoning" not in row for row in plain)
+        with_it = rows(run, "--format", form, "--with-reasoning")
+        assert [{name: row[name] for name in row if name != "reasoning"} for row in with_it] == plain
+    assert call(run, tmp_path / "a.json", "--format", "alpaca", "--with-reasoning").code == 0
+    found = [row["reasoning"] for row in orjson.loads((tmp_path / "a.json").read_bytes())]
+    assert found == ["First, what is it?"] * 2 + [None] * 2
+    assert call(run, tmp_path / "a.parquet", "--format", "parquet", "--with-reasoning").code == 0
+    assert pq.read_table(tmp_path / "a.parquet").column("reasoning").to_pylist() == found
+
+
+def test_messages_have_the_reasoning_as_the_assistants_thinking(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", THINKING_TASKS)
+    first, *_, last = rows(run, "--format", "messages", "--with-reasoning")
+    user = {"role": "user", "content": "Describe thing number 0 in plain words."}
+    assistant = {"role": "assistant", "thinking": "First, what is it?", "content": "An answer."}
+    assert first == {"messages": [user, assistant]}
+    assert last["messages"][-1]["thinking"] is None
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_card_names_the_column_of_the_reasoning(tmp_path: Path, form: Format) -> None:
+    run = make_run(tmp_path / "run", THINKING_TASKS)
+    said = call(run, tmp_path / "out", "--format", form, "--with-reasoning", "--card")
+    if form in ("prompt-completion", "rejected"):
+        assert said.code == 2
+        assert "--with-reasoning" in said.line or form == "rejected"
+    else:
+        assert said.code == 0, said.line
+        name = "thinking" if form == "messages" else "reasoning"
+        assert f"- name: {name}\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_parquet_row_groups_are_written_as_they_fill(run: Path, tmp_path: Path) -> None:
     opened = open_run(run)
     with (tmp_path / "a.parquet").open("wb") as sink:

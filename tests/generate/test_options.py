@@ -23,6 +23,7 @@ from fastgen.generate.options import (
     saved_values,
     with_paper_server,
 )
+from fastgen.generate.serving import thinking_fields
 from fastgen.methods.self_instruct.rules import (
     BANNED_WORDS,
     CHAT_SAMPLING_PRESETS,
@@ -192,6 +193,22 @@ def test_an_option_that_came_after_a_run_was_begun_has_its_default_there() -> No
     for change in ({"classification_only": True}, {"threshold": 0.6}):
         with pytest.raises(InputError, match="name a new run folder"):
             check_same_configuration(older, base | change, Path("run"))
+
+
+def test_thinking_is_fixed_for_a_runs_life_and_auto_in_runs_from_before_it() -> None:
+    base = configuration(Options())
+    older = {name: value for name, value in base.items() if name != "thinking"}
+    check_same_configuration(older, base, Path("run"))
+    with pytest.raises(InputError, match=r"--thinking auto \(not off\)"):
+        check_same_configuration(older, configuration(Options(server=ServerOptions(thinking="off"))), Path("run"))
+
+
+def test_thinking_is_a_setting_of_the_chat_template_or_an_effort() -> None:
+    assert thinking_fields("Qwen/Qwen3-8B", "auto") == {}
+    assert thinking_fields("Qwen/Qwen3-8B", "off") == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert thinking_fields("Qwen/Qwen3-8B", "on") == {"chat_template_kwargs": {"enable_thinking": True}}
+    assert thinking_fields("openai/gpt-oss-20b", "off") == {"reasoning_effort": "low"}
+    assert thinking_fields("openai/gpt-oss-20b", "on") == {"reasoning_effort": "medium"}
 
 
 def test_many_changes_are_summed_up_in_one_line() -> None:

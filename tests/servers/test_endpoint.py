@@ -100,7 +100,7 @@ def test_no_password_shows_in_anything_made_of_a_url(password: str) -> None:
     except InputError as error:
         shown = str(error)
     else:
-        shown = f"{endpoint} {endpoint.completions_url} {endpoint.root_url}"
+        shown = f"{endpoint} {endpoint.url(chat=False)} {endpoint.url(chat=True)} {endpoint.root_url}"
     assert secret not in shown
 
 
@@ -125,7 +125,8 @@ def test_credentials_survive_a_copy_with_another_model() -> None:
     endpoint = Endpoint("http://user:pass@host", "", api="chat")
     copy = replace(endpoint, model="m")
     assert copy.authorization() == endpoint.authorization() is not None
-    assert copy.completions_url == "http://host/v1/chat/completions"
+    assert copy.url(chat=True) == "http://host/v1/chat/completions"
+    assert copy.url(chat=False) == "http://host/v1/completions"
 
 
 @pytest.mark.parametrize("key", ["", "  ", "a\nb", "schlüssel", "a\x7f"])

@@ -20,9 +20,11 @@ from multidict import CIMultiDict
 from fastgen.errors import FastgenError, InputError, PromptTooLong, RequestRejected, TransientError
 from fastgen.servers.endpoint import Endpoint
 from fastgen.servers.protocol import HttpAnswer, from_client_error, from_refusal, parse_retry_after
+from fastgen.types import Message, Request, Sampling
 
 ENDPOINT = Endpoint("http://host", "org/model-7b", api_key="sk-secret")
 CHAT = Endpoint("http://host", "org/model-7b", api="chat")
+SAMPLING = Sampling(0.7, 0.5, 32)
 
 MEANINGS = {
     "ClientConnectionError": "connection",
@@ -242,6 +244,29 @@ def test_a_redirect_names_the_url_to_use_without_its_secrets() -> None:
     assert isinstance(error, InputError)
     assert "https://host/v1/completions" in str(error)
     assert "hidden" not in str(error)
+
+
+@pytest.mark.parametrize("endpoint", [ENDPOINT, CHAT])
+def test_an_api_that_one_step_alone_needs_names_the_step_and_its_role(endpoint: Endpoint) -> None:
+    texts = Request(1, "pre_query", "<|user|>", SAMPLING, role="instruction")
+    messages = Request(1, "answer", (Message("user", "hi"),), SAMPLING)
+    request, role = (messages, "answer") if endpoint is ENDPOINT else (texts, "instruction")
+    error = from_refusal(HttpAnswer(404, {}, b'{"detail": "Not Found"}'), endpoint, request)
+    assert isinstance(error, InputError)
+    assert f"which the step {request.step} asks" in str(error)
+    assert f"--role {role}=URL,MODEL" in str(error)
+    assert endpoint.url(chat=request.is_chat) in str(error)
+    other = texts if request is messages else messages
+    assert "--role" not in str(from_refusal(HttpAnswer(404, {}, b"{}"), endpoint, other))
+
+
+def test_a_step_that_needs_a_chat_model_says_so() -> None:
+    body = b'{"error": {"message": "default chat template is no longer allowed"}}'
+    request = Request(1, "answer", (Message("user", "hi"),), SAMPLING)
+    error = from_refusal(HttpAnswer(400, {}, body), ENDPOINT, request)
+    assert isinstance(error, InputError)
+    assert "--role answer=URL,MODEL" in str(error)
+    assert "--api completions" in str(from_refusal(HttpAnswer(400, {}, body), CHAT, request))
 
 
 def test_a_model_without_a_chat_template_names_the_other_api() -> None:

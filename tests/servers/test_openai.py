@@ -117,6 +117,27 @@ def test_faults_mean_the_same_under_uvloop(fault: Fault) -> None:
     uvloop.run(asyncio.wait_for(test(), GUARD_S))
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_one_endpoint_answers_texts_and_messages(api: str) -> None:
+    async def test() -> None:
+        async with FaultServer() as server, backend_for(server, api=api) as backend:
+            both = await asyncio.gather(backend.complete(REQUEST), backend.complete(CHAT_REQUEST))
+            assert all(completion.text for (completion,) in both)
+
+    run(test())
+
+
+def test_a_server_that_lacks_the_api_of_a_prompt_is_named_with_it() -> None:
+    async def test() -> None:
+        async with FaultServer(apis=["completions"]) as server, backend_for(server) as backend:
+            assert (await backend.complete(REQUEST))[0].text
+            error = await fault_of(backend, CHAT_REQUEST)
+            assert isinstance(error, InputError)
+            assert "/v1/chat/completions, which the step instruction asks" in str(error)
+
+    run(test())
+
+
 @pytest.mark.parametrize("fault", sorted(HARMLESS))
 def test_what_a_completion_can_do_without_loses_no_text(fault: Fault) -> None:
     async def test() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,6 +17,9 @@ from fastgen.types import Completion, Message, Request, Sampling
 
 COMPLETIONS = Endpoint("http://host", "m")
 CHAT = Endpoint("http://host", "m", api="chat")
+
+
+MESSAGES = Request(1, "instruction", (Message("user", "hi"),), Sampling(0.7, 0.5, 32))
 
 
 def request(prompt: str | tuple[Message, ...] = "Say hi", n: int = 1, **sampling: Any) -> Request:
@@ -87,12 +91,34 @@ def test_several_prompts_are_sent_as_a_list() -> None:
     assert body(COMPLETIONS, several("a", "b", "c"))["prompt"] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "prompt"), [(CHAT, "text"), (CHAT, ("two", "texts")), (COMPLETIONS, (Message("user", "hi"),))]
-)
-def test_a_prompt_of_the_other_api_is_rejected(endpoint: Endpoint, prompt: Any) -> None:
-    with pytest.raises(RequestRejected, match="--api"):
-        encode_request(endpoint, request(prompt))
+def test_the_prompt_decides_which_api_is_asked_whatever_the_runs_own_is() -> None:
+    for endpoint in (COMPLETIONS, CHAT):
+        assert body(endpoint, request("text"))["prompt"] == "text"
+        assert body(endpoint, several("two", "texts"))["prompt"] == ["two", "texts"]
+        assert body(endpoint, MESSAGES)["messages"] == [{"role": "user", "content": "hi"}]
+
+
+def test_fields_for_chats_are_below_all_others_and_not_in_completions() -> None:
+    chat: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+    extra = {"chat_template_kwargs": {"custom": 1}, "reasoning_effort": "high"}
+    endpoint = Endpoint("http://host", "m", chat_body=chat, extra_body=extra)
+    sent = body(endpoint, MESSAGES)
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False, "custom": 1}
+    assert sent["reasoning_effort"] == "high"
+    assert body(endpoint, request())["chat_template_kwargs"] == {"custom": 1}
+    users = Endpoint("http://host", "m", chat_body=chat, extra_body={"chat_template_kwargs": {"enable_thinking": True}})
+    assert body(users, MESSAGES)["chat_template_kwargs"] == {"enable_thinking": True}
+    removed = Endpoint("http://host", "m", chat_body=chat, extra_body={"chat_template_kwargs": None})
+    assert "chat_template_kwargs" not in body(removed, MESSAGES)
+
+
+def test_a_request_may_carry_fields_which_the_users_replace() -> None:
+    form = {"type": "json_object"}
+    asked = replace(MESSAGES, extra={"response_format": form, "min_p": 0.2, "temperature": 0.1})
+    assert body(CHAT, asked)["response_format"] == form
+    sent = body(Endpoint("http://host", "m", extra_body={"min_p": 0.1, "response_format": None}), asked)
+    assert (sent["min_p"], sent["temperature"]) == (0.1, 0.1)
+    assert "response_format" not in sent
 
 
 def test_a_prompt_that_is_no_unicode_is_rejected() -> None:
@@ -138,16 +164,35 @@ def test_unusable_usage_counts_nothing_and_loses_no_text(usage: Any) -> None:
     assert decode_completions(answer(choice(), usage=usage), COMPLETIONS, request()) == (Completion("hi", "stop"),)
 
 
-def test_reasoning_next_to_the_content_is_ignored() -> None:
-    message = {"role": "assistant", "content": "yes", "reasoning_content": "hmm", "reasoning": "hmm"}
-    decoded = decode_completions(answer({"index": 0, "message": message, "finish_reason": "stop"}), CHAT, request())
-    assert decoded == (Completion("yes", "stop"),)
+def said(finish_reason: str = "stop", **message: Any) -> tuple[Completion, ...]:
+    one = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return decode_completions(answer(one), CHAT, MESSAGES)
 
 
-def test_a_chat_answer_that_is_all_reasoning_is_an_empty_completion() -> None:
-    message = {"role": "assistant", "content": None, "reasoning_content": "hmm"}
-    decoded = decode_completions(answer({"index": 0, "message": message, "finish_reason": "length"}), CHAT, request())
-    assert decoded == (Completion("", "length"),)
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"reasoning_content": "hm", "reasoning": "hm"}, "hm"),
+        ({"reasoning_content": "hm"}, "hm"),
+        ({"reasoning": "hm"}, "hm"),
+        ({"reasoning_content": None, "reasoning": "hm"}, "hm"),
+        ({"reasoning_content": "", "reasoning": "hm"}, "hm"),
+        ({"reasoning_content": ["hm"], "reasoning": {"text": "hm"}}, ""),
+        ({"reasoning": 7}, ""),
+        ({}, ""),
+    ],
+)
+def test_reasoning_is_kept_beside_the_answer_and_never_loses_it(fields: dict[str, Any], expected: str) -> None:
+    assert said(content="yes", **fields) == (Completion("yes", "stop", reasoning=expected),)
+
+
+def test_a_chat_answer_that_is_all_reasoning_is_an_empty_completion_with_reasoning() -> None:
+    assert said("length", content=None, reasoning_content="hm") == (Completion("", "length", reasoning="hm"),)
+
+
+def test_a_completion_has_no_reasoning_of_its_own() -> None:
+    one = {"index": 0, "text": "hi", "finish_reason": "stop", "reasoning": "hm"}
+    assert decode_completions(answer(one), CHAT, request()) == (Completion("hi", "stop"),)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 def commits(draw: st.DrawFn) -> Commit:
     stage = draw(st.sampled_from([*OUTCOMES]))
     outcome: Outcome = draw(OUTCOMES[stage] | st.builds(Failure, TEXT, TEXT, st.booleans()))
-    completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(TOKENS), draw(TOKENS))
+    completion = Completion(draw(TEXT), draw(st.none() | st.just("stop")), draw(TOKENS), draw(TOKENS), draw(TEXT))
     subject = None if stage == "instruction" else draw(NUMBER)
     demonstrations = tuple(draw(st.lists(NUMBER, max_size=8))) if stage == "instruction" else ()
     time_s = draw(st.integers(0, 10**12)) / 100
@@ -55,6 +55,13 @@ def commits(draw: st.DrawFn) -> Commit:
 @given(commits())
 def test_decoding_what_was_encoded_gives_the_same_commit(commit: Commit) -> None:
     assert decode(orjson.loads(orjson.dumps(encode(commit)))) == commit
+
+
+def test_only_a_completion_with_reasoning_has_it_in_its_line() -> None:
+    silent = Commit(1, 0, "classification", 0, (), Completion("No", "stop", 5, 1), Labelled(False), 1.0)
+    assert "reasoning" not in encode(silent)
+    thought = silent._replace(completion=Completion("No", "stop", 5, 1, "It is open-ended."))
+    assert encode(thought) == encode(silent) | {"reasoning": "It is open-ended."}
 
 
 def test_a_full_completion_takes_at_most_500_bytes_beyond_its_text_and_spans_replace_copies() -> None:
