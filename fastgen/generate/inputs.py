@@ -120,7 +120,8 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         seed_file = _seeds_of_dataset(asked.from_dataset)
     elif entry.uses_seeds:
         seed_file = read_seed_file(seeds_path)
-    prompt_files = read_prompt_files(asked.prompts or (folder.prompts_path if begun else None))
+    stored = folder.prompts_path if begun else None
+    prompt_files = read_prompt_files(asked.prompts, stored=stored, preset=asked.preset)
     seeds = parse_seed_tasks(seeds_path, seed_file) if seed_file else ()
     if asked.classification_only and not any(seed.is_classification for seed in seeds):
         raise InputError(

@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from fastgen.generate.options import JobOptions, MethodOptions, Options, ServerOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.self_instruct.prompts import FILES
+from fastgen.methods.self_instruct.prompts import FILES, read_prompt_files
 from fastgen.methods.self_instruct.seeds import default_seed_path
 from fastgen.simulator.server import FaultServer, in_a_thread
 from fastgen.store.reader import open_run
@@ -79,3 +80,34 @@ def test_files_that_are_edited_while_a_server_starts_do_no_harm(tmp_path: Path, 
     with in_a_thread(FaultServer()) as server:
         more = ("--base-url", server.base_url, "--num-instructions", "8")
         assert fastgen("generate", "--run-dir", run, *more).code == 0
+
+
+def test_a_run_keeps_the_prompts_that_shipped_when_it_was_begun(tmp_path: Path) -> None:
+    """Also one that was begun with ``--prompts``, where the user's folder has only some of the files."""
+    run, earlier, own = tmp_path / "run", tmp_path / "earlier", tmp_path / "own"
+    earlier.mkdir()
+    own.mkdir()
+    for name, file in read_prompt_files(None, preset="paper").items():  # those of the default preset, until it had more
+        (earlier / name).write_bytes(file.content)
+    demonstration = {"instruction": "Is it raining? Say yes or no.", "is_classification": True}
+    for folder in (earlier, own):
+        (folder / "classification.jsonl").write_text(json.dumps(demonstration) + "\n")
+    with in_a_thread(FaultServer()) as server:
+        begun = ("generate", "--run-dir", run, "--base-url", server.base_url, "--num-instructions")
+        assert fastgen(*begun, "5", "--prompts", earlier).code == 0
+        stored = {path.name: path.read_bytes() for path in (run / "prompts").iterdir()}
+        assert fastgen(*begun, "8").code == 0
+        assert fastgen(*begun, "10", "--prompts", own).code == 0
+        (own / "classification.jsonl").write_text(json.dumps(demonstration | {"instruction": "Is it dry?"}) + "\n")
+        refused = fastgen(*begun, "12", "--prompts", own)
+    assert refused.code == 2
+    assert {path.name: path.read_bytes() for path in (run / "prompts").iterdir()} == stored
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_a_new_run_stores_the_prompts_of_its_preset(tmp_path: Path, preset: Literal["default", "paper"]) -> None:
+    with in_a_thread(FaultServer()) as server:
+        flags = ("--base-url", server.base_url, "--num-instructions", "5", "--preset", preset)
+        assert fastgen("generate", "--run-dir", tmp_path / "run", *flags).code == 0
+    stored = {path.name: path.read_bytes() for path in (tmp_path / "run" / "prompts").iterdir()}
+    assert stored == {name: file.content for name, file in read_prompt_files(None, preset=preset).items()}

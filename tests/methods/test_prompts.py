@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from fastgen.errors import InputError
 from fastgen.methods.self_instruct import classification, instance, instruction
-from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
-from fastgen.types import Message
+from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts, read_prompt_files
+from fastgen.methods.self_instruct.rules import PRESETS
+from fastgen.types import Completion, Message
 
 SHIPPED = files("fastgen.methods.self_instruct").joinpath("prompt_files")
 APIS = pytest.mark.parametrize("api", ["completions", "chat"])
 STAGES = ("instruction", "instruction_classification", "classification", "input_first", "output_first")
+DEFAULT = PRESETS["default"]
 BRACES = 'Explain {instruction} and {x} in {"a": 1} to {} {{me}}.'
 
 
@@ -31,8 +34,11 @@ def shipped(name: str) -> str:
     return SHIPPED.joinpath(name).read_text(encoding="utf-8")
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in shipped(name).split("\n") if line]
+def rows(name: str, preset: str = "paper") -> list[dict[str, Any]]:
+    """The demonstrations of a preset. All of the paper's are the default's too."""
+    own = SHIPPED.joinpath(preset, name)
+    file = own if own.is_file() else SHIPPED.joinpath(name)
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def text_of(prompt: str | tuple[str, ...] | tuple[Message, ...]) -> str:
@@ -48,7 +54,7 @@ def task_prompts(prompts: PromptSet, task: str) -> list[str]:
     ]
 
 
-def test_the_demonstrations_are_as_many_and_of_the_kinds_that_the_method_asks_for() -> None:
+def test_the_paper_preset_has_the_demonstrations_that_the_method_asks_for() -> None:
     answers = [row["is_classification"] for row in rows("classification.jsonl")]
     assert (answers.count(True), answers.count(False)) == (12, 19)
     input_first = [row["examples"] for row in rows("input_first.jsonl")]
@@ -61,14 +67,77 @@ def test_the_demonstrations_are_as_many_and_of_the_kinds_that_the_method_asks_fo
     assert all(len({example["label"] for example in examples}) == len(examples) for examples in output_first)
 
 
+@pytest.mark.parametrize(
+    ("api", "fingerprint"),
+    [
+        ("completions", "457a24b79621c5c258c589b171b0e0e896da091e511573324b9ea4590702a63c"),
+        ("chat", "fd373f3931d07cae737b6c544e79a040114255af7bb7439f5c366449e606ec27"),
+    ],
+)
+def test_the_prompts_of_the_paper_preset_never_change(api: Any, fingerprint: str) -> None:
+    assert load_prompts(api, preset="paper").fingerprint == fingerprint
+
+
+def test_the_default_adds_long_outputs_and_questions_without_an_input() -> None:
+    for name in ("input_first.jsonl", "output_first.jsonl"):
+        kept = [row for row in rows(name, "default") if row in rows(name)]
+        assert kept == rows(name)
+    added = [row for row in rows("input_first.jsonl", "default") if row not in rows("input_first.jsonl")]
+    words = [len(example["output"].split()) for row in added for example in row["examples"]]
+    assert len(words) == len(added) == 4
+    assert all(100 <= count <= 250 for count in words)
+    added = [row for row in rows("output_first.jsonl", "default") if row not in rows("output_first.jsonl")]
+    assert [[example["input"] for example in row["examples"]] for row in added] == [[""], [""]]
+
+
+def test_the_code_that_a_demonstration_shows_is_right() -> None:
+    (output,) = (
+        row["examples"][0]["output"] for row in rows("input_first.jsonl", "default") if "balanced" in row["instruction"]
+    )
+    scope: dict[str, Any] = {}
+    exec(output.partition("\n\n")[0], scope)  # noqa: S102 - our own demonstration
+    is_balanced = scope["is_balanced"]
+    assert all(map(is_balanced, ["", "a", "()", "f(x[1], {2: (3)})"]))
+    assert not any(map(is_balanced, ["(", ")", "(]", "([)]", "())", "{()"]))
+
+
+@APIS
+def test_every_demonstration_is_read_back_as_it_was_written(api: Any) -> None:
+    for name, is_classification, output in (("input_first", False, "output"), ("output_first", True, "label")):
+        prompt = text_of(instance.build_prompt("The end.", is_classification, load_prompts(api)))
+        for row in rows(f"{name}.jsonl", "default"):
+            task = f"Task: {row['instruction']}\n"
+            assert prompt.count(task) == 1
+            answer = re.split(r"\n+(?=Task: |Here is another task)", prompt.partition(task)[2])[0]
+            read = instance.parse(Completion(answer, "stop"), is_classification, DEFAULT, row["instruction"])
+            pairs = [(answer[slice(*one.input)], answer[slice(*one.output)]) for one in read.instances]
+            wanted = [(example["input"].removeprefix("Input: "), example[output]) for example in row["examples"]]
+            assert (pairs, read.rejected) == (wanted, ())
+
+
+def test_the_default_prompts_say_what_the_rules_reject() -> None:
+    for api in ("completions", "chat"):
+        prompts = load_prompts(api)
+        for template in (prompts.instruction, prompts.instruction_classification):
+            fixed = f"{template.system or ''}{template.parts[0]}"
+            for word in ("picture", "sound", "file", "link", "web page", "news"):
+                assert word in fixed, (api, word)
+        if api == "completions":  # a list that a base model continues: the header, the tasks, the next number
+            assert template.parts[0].endswith("choose from:\n")
+            assert template.parts[-1] == "."
+    for name in ("classification", "input_first", "output_first"):
+        for row in rows(f"{name}.jsonl", "default"):
+            assert check_instruction(row["instruction"], DEFAULT) is None
+
+
 def test_the_demonstrations_are_no_seed_tasks_and_none_is_shown_twice() -> None:
     shown = [
         row["instruction"]
         for name in ("classification", "input_first", "output_first")
-        for row in rows(f"{name}.jsonl")
+        for row in rows(f"{name}.jsonl", "default")
     ]
     for name in ("classification", "input_first", "output_first"):
-        tasks = [row["instruction"] for row in rows(f"{name}.jsonl")]
+        tasks = [row["instruction"] for row in rows(f"{name}.jsonl", "default")]
         assert len(set(tasks)) == len(tasks)
     seeds = Path(__file__).parents[2] / "seeds" / "seed_tasks.jsonl"
     if not seeds.is_file():
@@ -82,9 +151,23 @@ def test_the_demonstrations_are_no_seed_tasks_and_none_is_shown_twice() -> None:
 def test_a_few_shot_prompt_leaves_room_for_a_long_task_in_a_small_context(
     api: Any, index: int, most_tokens: int
 ) -> None:
+    prompt = task_prompts(load_prompts(api, preset="paper"), "Sort the words.")[index]
+    assert tokens(prompt) < most_tokens * 1.1
+
+
+@pytest.mark.parametrize(("index", "most_tokens"), [(0, 700), (1, 1850), (2, 1400)])
+@APIS
+def test_the_long_demonstrations_leave_room_in_a_context_of_4096_tokens(api: Any, index: int, most_tokens: int) -> None:
     prompt = task_prompts(load_prompts(api), "Sort the words.")[index]
-    # Words, numbers and marks one by one: 5 to 15 % above the counts of the tokenizers of SmolLM2 and GPT-2.
-    assert len(re.findall(r"\w+|[^\w\s]|\n", prompt)) < most_tokens * 1.1
+    assert tokens(prompt) < most_tokens * (1.1 if index != 1 else 1)
+
+
+def tokens(prompt: str) -> int:
+    """Words, numbers and marks one by one.
+
+    5 to 15 % above the counts of the tokenizers of SmolLM2 and GPT-2, and 10 % below where there is code.
+    """
+    return len(re.findall(r"\w+|[^\w\s]|\n", prompt))
 
 
 @APIS
@@ -134,7 +217,7 @@ def test_a_chat_prompt_is_a_system_message_and_a_user_message() -> None:
 
 
 def test_the_shipped_demonstrations_pass_the_rules_that_their_kind_is_read_with() -> None:
-    for row in rows("input_first.jsonl"):
+    for row in rows("input_first.jsonl", "default"):
         for example in row["examples"]:
             assert example["output"]
             assert example["input"] != example["output"]
@@ -163,6 +246,34 @@ def test_a_folder_replaces_only_the_files_that_it_has(tmp_path: Path) -> None:
     assert "Task: Is it {odd}?\nIs it classification? Yes\n\nTask: T\nIs it classification?" in question
     assert generation == task_prompts(COMPLETIONS, "T")[1]
     assert mine.fingerprint != COMPLETIONS.fingerprint
+
+
+def test_a_folder_without_a_file_gets_that_of_the_preset_or_of_the_run_that_has_begun(tmp_path: Path) -> None:
+    own, stored = tmp_path / "own", tmp_path / "stored"
+    own.mkdir()
+    stored.mkdir()
+    write(own, "classification.jsonl", '{"instruction": "Mine?", "is_classification": true}')
+    for name in ("base.toml", "classification.jsonl", "input_first.jsonl"):
+        write(stored, name, f"as stored: {name}")
+    read = read_prompt_files(own, preset="paper")
+    assert read["base.toml"].content == SHIPPED.joinpath("paper", "base.toml").read_bytes() != BASE.encode()
+    read = read_prompt_files(own, stored=stored)
+    assert read["classification.jsonl"].text() == '{"instruction": "Mine?", "is_classification": true}'
+    assert read["base.toml"].text() == "as stored: base.toml"
+    assert read["chat.toml"].text() == shipped("chat.toml")
+    assert read_prompt_files(None, stored=stored)["classification.jsonl"].text() == "as stored: classification.jsonl"
+
+
+def test_prompts_from_before_a_key_was_known_are_the_same_as_then(tmp_path: Path) -> None:
+    for name in ("base.toml", "chat.toml", "input_first.jsonl", "output_first.jsonl"):
+        write(tmp_path, name, SHIPPED.joinpath("paper", name).read_text(encoding="utf-8"))
+    assert load_prompts("completions", tmp_path) == load_prompts("completions", preset="paper")
+    write(tmp_path, "output_first.jsonl", '{"instruction": "Is it?", "examples": [{"label": "Yes", "input": ""}]}')
+    assert (
+        "Task: Is it?\nClass label: Yes\n\n\nTask: T\n" in task_prompts(load_prompts("completions", tmp_path), "T")[2]
+    )
+    (tmp_path / "base.toml").unlink()
+    assert "Task: Is it?\nClass label: Yes\n\nTask: T\n" in task_prompts(load_prompts("completions", tmp_path), "T")[2]
 
 
 @pytest.mark.parametrize("name", ["base.toml", "classification.jsonl", "input_first.jsonl", "output_first.jsonl"])

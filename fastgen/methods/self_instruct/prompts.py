@@ -1,9 +1,13 @@
 """The prompt set: templates (TOML) and demonstrations (JSON lines), read, checked, and rendered once.
 
 A folder given with ``--prompts`` may hold any of ``base.toml`` (completions) or ``chat.toml`` (chat),
-``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``. The shipped files replace what it lacks. In
-a template, ``{name}`` is a placeholder. Other braces are plain text. Every defect is an `InputError` of one line that
-names file, line and field.
+``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``. The shipped files of the preset replace what
+it lacks. In a template, ``{name}`` is a placeholder. Other braces are plain text. Every defect is an `InputError` of
+one line that names file, line and field.
+
+The shipped files are those of the preset ``default``. The folder ``paper`` beside them holds the ones that differ under
+``--preset paper``: templates without remarks about what the rules reject, and as many demonstrations as the original
+has (Wang et al., ACL 2023). What they say is part of every such run's configuration, so they never change.
 
 Building a prompt is a concatenation. The demonstrations are rendered when the set is loaded, and a task's own text is
 never formatted, so braces in it mean nothing. In the shipped prompts all fixed text comes first, where a server's
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 
 Api = Literal["completions", "chat"]
+Preset = Literal["default", "paper"]
 
 _LIST: Final = frozenset({"instructions", "next_number"})
 _TASK: Final = frozenset({"demonstrations", "instruction"})
@@ -50,9 +55,11 @@ _RENDERING: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     "output_first": {
         "demonstration": frozenset({"instruction", "examples"}),
         "example": frozenset({"number", "label", "input"}),
+        "example_without_input": frozenset({"number", "label"}),
     },
 }
 """Further keys of the sections with demonstrations, and the placeholders of each."""
+_MAY_LACK: Final = frozenset({("output_first", "example_without_input")})  # which came after the other keys
 _OPTIONAL: Final = frozenset({"demonstrations", "next_number", "number"})  # every other placeholder is required
 _TEMPLATE_FILE: Final[Mapping[Api, str]] = {"completions": "base.toml", "chat": "chat.toml"}
 FILES: Final = (*_TEMPLATE_FILE.values(), *(f"{name}.jsonl" for name in _RENDERING))
@@ -91,12 +98,12 @@ class PromptSet:
     fingerprint: str
 
 
-def load_prompts(api: Api, directory: Path | None = None) -> PromptSet:
-    """Return the shipped prompt set, with the files of ``directory`` in place of those of the same name.
+def load_prompts(api: Api, directory: Path | None = None, *, preset: Preset = "default") -> PromptSet:
+    """Return the preset's prompt set, with the files of ``directory`` in place of those of the same name.
 
     :raises InputError: a file cannot be read or used.
     """
-    return parse_prompts(api, read_prompt_files(directory))
+    return parse_prompts(api, read_prompt_files(directory, preset=preset))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -129,29 +136,44 @@ PromptFiles = dict[str, PromptFile]
 """All of `FILES`, by file name."""
 
 
-def read_prompt_files(directory: Path | None) -> PromptFiles:
-    """Read each prompt file once: the folder's, or the shipped one where the folder has none of that name.
+def read_prompt_files(directory: Path | None, *, stored: Path | None = None, preset: Preset = "default") -> PromptFiles:
+    """Read each prompt file once: from ``directory``, else from ``stored``, else as shipped for ``preset``.
 
-    :raises InputError: the folder holds none of the files, or one of them cannot be read.
+    ``directory`` is what the user named, ``stored`` the prompts of a run that has begun. A resume with the same
+    ``--prompts`` thus finds the files that began the run, also where the user's folder lacks one and another ships now.
+
+    :raises InputError: the first folder holds none of the files, or one of them cannot be read.
     """
-    own: list[str] = []
-    if directory is not None:
-        try:
-            own = [name for name in FILES if (directory / name).is_file()]
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror}); check its permissions"
-            raise InputError(f"--prompts {directory}: {reason}") from None
-        if not own:
-            raise InputError(
-                f"--prompts {directory}: holds none of {', '.join(FILES)}; name a folder with at least one"
-            )
-    shipped = files("fastgen.methods.self_instruct").joinpath("prompt_files")
+    folders = [folder for folder in (directory, stored) if folder is not None]
+    read: PromptFiles = {}
+    for folder in folders:
+        own = _read_folder(folder)
+        if not own and folder == folders[0]:
+            raise InputError(f"--prompts {folder}: holds none of {', '.join(FILES)}; name a folder with at least one")
+        read = own | read
+    return {name: read.get(name) or _shipped(name, preset) for name in FILES}
+
+
+def _shipped(name: str, preset: Preset) -> PromptFile:
+    """Read the preset's own file, or the default's where it has none."""
+    folder = files("fastgen.methods.self_instruct").joinpath("prompt_files")
+    own = folder.joinpath(preset, name)
+    return PromptFile(name, (own if own.is_file() else folder.joinpath(name)).read_bytes())
+
+
+def _read_folder(folder: Path) -> PromptFiles:
+    """Read the prompt files that the folder has.
+
+    :raises InputError: the folder or one of the files cannot be read.
+    """
+    try:
+        names = [name for name in FILES if (folder / name).is_file()]
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); check its permissions"
+        raise InputError(f"--prompts {folder}: {reason}") from None
     read = {}
-    for name in FILES:
-        if directory is None or name not in own:
-            read[name] = PromptFile(name, shipped.joinpath(name).read_bytes())
-            continue
-        path = directory / name
+    for name in names:
+        path = folder / name
         try:
             read[name] = PromptFile(str(path), path.read_bytes())
         except OSError as error:
@@ -205,6 +227,8 @@ def _check_section(file: PromptFile, text: str, name: str, table: object, keys: 
         if key not in keys:
             raise file.error(_line_of(text, name, key), f"{name}.{key}: unknown key; known: {', '.join(keys)}")
     for key, placeholders in keys.items():
+        if key not in table and (name, key) in _MAY_LACK:
+            continue
         if not isinstance(template := table.get(key), str):
             raise file.error(_line_of(text, name, key), f"{name}.{key}: has to be a text in quotation marks")
         found = frozenset(_PLACEHOLDER.findall(template))
