@@ -1,4 +1,4 @@
-"""Answers made to hold a parser up: half a megabyte of what makes a careless pattern try everything twice."""
+"""Texts made to hold a parser up: half a megabyte of what makes a careless pattern try everything twice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from fastgen.methods.self_instruct import classification, instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.media import asks_for_media
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.text import CHARACTERS_PER_TOKEN, SHORTEST_BOUND, bounded
 from fastgen.types import Completion
@@ -46,18 +47,25 @@ HOSTILE = [  # what comes first, what comes again and again, what comes last
     ("analysis", "assistant ", "assistantfinalyes"),
     ("answer", " ", "yes"),
     ("answer: ", "*", "no"),
+    ("1", "0", ". a"),
+]
+INSTRUCTION_CHARACTERS = 120_000  # of an instruction, which is read no further than --max-characters by default
+HOSTILE_REQUESTS = [
     ("Create ", "a ", "picture"),
     ("draw ", "draw the ", "line"),
     ("", "the following ", "file"),
     ("创建", "一个", "图片"),
     ("Dessine ", "une ", "image"),
-    ("1", "0", ". a"),
+    ("What is ", "in the picture shown ", "to"),
+    ("图片 그림 चित्र ", "https://", "的"),
+    ("사진 ", "http://a!", "의"),
+    ("इस ", "चित्र को ", "देख"),
+    ("", "ดูภาพ", "นี้"),
 ]
 
 
-def text_of(number: int) -> str:
-    first, again, last = HOSTILE[number]
-    return first + again * (CHARACTERS // len(again)) + last
+def text_of(first: str, again: str, last: str, characters: int = CHARACTERS) -> str:
+    return first + again * (characters // len(again)) + last
 
 
 def read_everything(text: str) -> None:
@@ -91,6 +99,9 @@ def test_a_completion_is_read_as_far_as_its_tokens_can_reach(max_tokens: int) ->
 
 
 if __name__ == "__main__":
-    for number, pattern in enumerate(HOSTILE):
+    for pattern in HOSTILE:
         print(pattern, flush=True)  # noqa: T201 - read when the time is up
-        read_everything(text_of(number))
+        read_everything(text_of(*pattern))
+    for pattern in HOSTILE_REQUESTS:
+        print(pattern, flush=True)  # noqa: T201
+        asks_for_media(text_of(*pattern, INSTRUCTION_CHARACTERS))
