@@ -151,7 +151,7 @@ async def _measure(
         return await raw_loop(bodies, server.base_url, concurrency)
     if name == "bare":
         return await bare_loop(bodies, server.base_url, concurrency)
-    router = Router([OpenAIBackend(Endpoint(server.base_url, "test-model"))])
+    router = Router([OpenAIBackend(Endpoint(server.base_url, "test-model-base"))])
     try:
         return await backend_loop(requests, router, concurrency)
     finally:
@@ -162,7 +162,7 @@ def run(completions: int, concurrency: int, repeats: int) -> dict[str, dict[str,
     """Medians for each loop: completions/s, CPU per completion here and on the server, new connections."""
     requests = make_requests(completions)
     with test_server() as server:
-        bodies = [encode_request(Endpoint(server.base_url, "test-model"), request) for request in requests]
+        bodies = [encode_request(Endpoint(server.base_url, "test-model-base"), request) for request in requests]
         seen: dict[str, list[dict[str, float]]] = {"raw": [], "bare": [], "fastgen": []}
         for repeat in range(-1, repeats):  # the first round warms both processes up
             for name, figures in seen.items():

@@ -44,7 +44,7 @@ def main() -> None:
 
     config = InferenceConfig(
         server_type="endpoint",
-        model_name_or_path="test-model",
+        model_name_or_path="test-model-base",
         use_chat=False,
         endpoint_url=given.base_url.removesuffix("/v1"),
         max_concurrent_generations=given.in_flight,

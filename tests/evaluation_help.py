@@ -67,7 +67,7 @@ def knowing(prompt: str, _: int) -> str:
 
 @contextmanager
 def served(
-    write: Callable[[str, int], str] = knowing, model: str = "test-model", max_model_len: int = 1 << 20
+    write: Callable[[str, int], str] = knowing, model: str = "test-model-base", max_model_len: int = 1 << 20
 ) -> Iterator[FaultServer]:
     """A server in a separate thread."""
     with in_a_thread(FaultServer(write=write, model=model, max_model_len=max_model_len)) as server:

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     server.add_argument("--port", type=int, default=8000, help="0 chooses a free port (default: %(default)s)")
-    server.add_argument("--model", default="test-model", help="name of the only model (default: %(default)s)")
+    server.add_argument("--model", default="test-model-base", help="name of the only model (default: %(default)s)")
     server.add_argument(
         "--max-model-len",
         type=int,

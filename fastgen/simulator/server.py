@@ -111,7 +111,7 @@ class FaultServer:
     def __init__(
         self,
         *,
-        model: str = "test-model",
+        model: str = "test-model-base",
         script: Iterable[Event] = (),
         faults: FaultPlan | None = None,
         engine: SlotEngine | SimulatedEngine | None = None,

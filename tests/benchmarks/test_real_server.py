@@ -49,7 +49,7 @@ def test_the_client_asks_every_prompt_once_for_its_number_of_tokens() -> None:
 @pytest.mark.parametrize("concurrency", [4, "auto"])
 def test_all_prompts_are_answered_at_any_concurrency(concurrency: int) -> None:
     with started_server() as server:
-        found = uvloop.run(replay(server.base_url, "test-model", PROMPTS, SAMPLING, concurrency))
+        found = uvloop.run(replay(server.base_url, "test-model-base", PROMPTS, SAMPLING, concurrency))
         assert server.ask("/faults")["answered"] == len(PROMPTS)
     assert found.completions == len(PROMPTS)
     assert found.tokens > 0

@@ -22,7 +22,7 @@ def test_a_model_that_knows_everything_gets_everything(tmp_path: Path, api: str)
         bodies = [json.loads(received.body) for received in server.received if b'"m' in received.body]
     assert said.code == 0, said.err
     scores = json.loads((tmp_path / "out" / "scores.json").read_bytes())
-    assert scores["model"] == "test-model"
+    assert scores["model"] == "test-model-base"
     assert scores["overall"]["exact_match"]["mean"] == 100.0
     assert all(body["temperature"] == 0 and "seed" not in body for body in bodies)
     first = next(p for p in read_results(tmp_path / "out").predictions if p.id == "t1-0")
@@ -70,7 +70,7 @@ def test_answers_of_two_models_are_not_mixed(tmp_path: Path) -> None:
         other_questions = call(*flags, "--per-task", "3")
         given = call("--data", data, "--output", out, "--predictions", "x.jsonl")
     assert (other_model.code, other_questions.code, given.code) == (2, 2, 2)
-    assert "holds answers of the model 'test-model', not of 'other'" in other_model.err
+    assert "holds answers of the model 'test-model-base', not of 'other'" in other_model.err
     assert "holds answers to other questions, with data" in other_questions.err
     assert "holds a model's answers" in given.err
 

@@ -96,7 +96,7 @@ def test_a_judge_grades_both_models_and_what_cannot_be_read_is_counted(tmp_path:
         bodies = [json.loads(one.body) for one in server.received if b'"max_tokens"' in one.body]
     assert said.code == 0, said.err
     found = json.loads((tmp_path / "out" / "grades.json").read_bytes())
-    assert found["judge"] == "test-model"
+    assert found["judge"] == "test-model-base"
     assert [m["grades"] for m in found["models"]] == [
         {"A": 0, "B": 0, "C": 11, "D": 0, "unreadable": 1},
         {"A": 11, "B": 0, "C": 0, "D": 0, "unreadable": 1},

@@ -744,7 +744,7 @@ def test_an_invalid_run_path_is_refused(finished: Path, tmp_path: Path, capsys: 
     (newer / "run.json").write_bytes(orjson.dumps(header | {"format": 99, "fastgen": "9.9"}))
     damaged = shutil.copytree(finished, tmp_path / "damaged")
     text = (damaged / "run.json").read_text()
-    (damaged / "run.json").write_text(text.replace("test-model", "test-modem"))
+    (damaged / "run.json").write_text(text.replace("test-model-base", "test-modem"))
     gone = shutil.copytree(finished, tmp_path / "gone")
     (gone / "log" / "000000.jsonl").unlink()
     for run, named in (

@@ -326,7 +326,7 @@ def test_forbidden_texts_are_rejected_saved_and_part_of_the_configuration(server
 def test_an_unknown_model_and_an_empty_run_are_reported_in_one_line(server: str, tmp_path: Path) -> None:
     unknown = generate(tmp_path / "run", server, 5, "--model", "nope")
     assert unknown.returncode == 2
-    assert "test-model" in unknown.stderr.splitlines()[-1]
+    assert "test-model-base" in unknown.stderr.splitlines()[-1]
     run = tmp_path / "begun"
     with start(run, server, 10, "--concurrency", "1") as process:
         wait_for_commits(run, process, 1)

@@ -16,7 +16,7 @@ from fastgen.servers.openai import OpenAIBackend
 from fastgen.simulator import TEMPLATES, FaultServer, ServedModel
 from fastgen.simulator.protocol import Exchange
 
-MODEL = "test-model"
+MODEL = "test-model-base"
 USER = {"role": "user", "content": "MARK"}
 
 
@@ -120,11 +120,11 @@ def test_a_base_model_has_no_template() -> None:
             facts = await facts_of(server)
             assert (facts.is_chat, facts.template) == (False, None)
             assert facts.reason == (
-                "test-model has no chat template; give the text that precedes a question with --pre-query TEXT"
+                "test-model-base has no chat template; give the text that precedes a question with --pre-query TEXT"
             )
             assert await chosen(server, facts) == (
                 "completions",
-                "test-model has no chat template: --api completions",
+                "test-model-base has no chat template: --api completions",
             )
 
     run(test())
@@ -208,7 +208,7 @@ def test_a_server_that_does_not_tell_is_normal(route: Callable[[Exchange], None]
             server.add_route("POST", "/tokenize", route)
             facts = await facts_of(server)
             assert (facts.is_chat, facts.template, facts.reason) == (None, None, UNKNOWN + reason + REMEDY)
-            assert await chosen(server, facts) == ("chat", "test-model answers chat requests: --api chat")
+            assert await chosen(server, facts) == ("chat", "test-model-base answers chat requests: --api chat")
 
     run(test())
 
@@ -245,7 +245,7 @@ def test_a_server_that_is_gone_fails_nothing() -> None:
         assert facts.reason.startswith(UNKNOWN + "the server does not answer (")
         api, sentence = await chosen(server, facts)
         assert api == "completions"
-        assert sentence.startswith("test-model did not answer a chat request (")
+        assert sentence.startswith("test-model-base did not answer a chat request (")
 
     run(test())
 

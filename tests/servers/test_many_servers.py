@@ -270,7 +270,7 @@ def managed(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def started(run: Path, job: Job, times: int) -> None:
     """Wait until this many starts were reported as successful."""
-    job.wait_for(lambda: job.said.read_text().count("serves test-model") >= times)
+    job.wait_for(lambda: job.said.read_text().count("serves test-model-base") >= times)
 
 
 def server_processes(job: Job) -> list[int]:

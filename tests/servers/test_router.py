@@ -381,7 +381,7 @@ async def mute() -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def over(*urls: str) -> AsyncIterator[Router]:
     """A router over addresses that looks for silence all the time, and notices it in a few hundredths of a second."""
-    backends = [OpenAIBackend(Endpoint(url, "test-model")) for url in urls]
+    backends = [OpenAIBackend(Endpoint(url, "test-model-base")) for url in urls]
     router = Router(backends, first_probe_s=QUICK_S, check_every_s=0.0, check_within_s=0.02)
     try:
         yield router

@@ -74,7 +74,7 @@ class Endless:
 
 def test_each_stage_is_asked_of_its_own_servers() -> None:
     async def test() -> None:
-        main, own = FaultServer(), FaultServer(model="test-model")
+        main, own = FaultServer(), FaultServer(model="test-model-base")
         async with staged([main], [own]) as backend:
             for number, stage in enumerate(("instruction", "instance", "classification", "instance")):
                 await backend.complete(request(number, stage))

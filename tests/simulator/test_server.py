@@ -324,7 +324,7 @@ def test_a_refused_server_listens_again_on_the_same_port() -> None:
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 
-BODY = orjson.dumps({"model": "test-model", "prompt": "Say hi", "max_tokens": 8})
+BODY = orjson.dumps({"model": "test-model-base", "prompt": "Say hi", "max_tokens": 8})
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\ncontent-length: %d\r\n" % len(BODY)
 
 

@@ -219,7 +219,7 @@ def simulated(*schedule: tuple[float, Change], speed: float = 1000.0, model: Eng
 
 
 def ask(server: FaultServer, **more: object) -> Coroutine[Any, Any, tuple[int, Any]]:
-    return post(server, "/v1/completions", {"model": "test-model", "prompt": TEXT, "max_tokens": 400} | more)
+    return post(server, "/v1/completions", {"model": "test-model-base", "prompt": TEXT, "max_tokens": 400} | more)
 
 
 def test_the_page_of_metrics_has_vllms_names_and_the_engines_figures() -> None:
