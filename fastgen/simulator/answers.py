@@ -109,10 +109,14 @@ _DRAWS: Final = 192  # 16-bit draws computed for one answer; no answer uses more
 _NEXT_NUMBER: Final = re.compile(r"(?:^|\n)[ \t]*(\d{1,4})[ \t]*[.)][ \t]*$")
 _LISTED: Final = re.compile(r"(?m)^[ \t]*(\d{1,4})[.)][ \t]+(\S.{8,})$")
 
-_USER_BEGINS: Final = re.compile(
-    r"(?:<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>\n\n|<start_of_turn>user\n"
-    r"|<\|start\|>user<\|message\|>|<\|user\|>\n?|<\uff5cUser\uff5c>|\[INST\] ?)\Z"
+_USER_BEGINS: Final = (
+    "<|im_start|>user\n",
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+    "<start_of_turn>user\n",
+    "<|start|>user<|message|>",
+    *("<|user|>", "<|user|>\n", "<\uff5cUser\uff5c>", "[INST]", "[INST] "),
 )
+"""What common chat templates write before a user's text."""
 _REWRITE: Final = re.compile(
     r"\b(?:rewrit\w*|evolv\w*|(?:more|less) (?:complex|difficult|complicated)|harder|inspir\w*|same domain)\b"
     r".{0,200}?\b(?:prompt|instruction|task|question)s?\b",
@@ -190,7 +194,7 @@ class Writer:
 
 def is_pre_query(prompt: str) -> bool:
     """Whether a prompt ends where the text of a user begins, so that the model writes that text."""
-    return _USER_BEGINS.search(prompt[-200:]) is not None
+    return prompt.endswith(_USER_BEGINS)
 
 
 def _other_answer(draws: Iterator[int], prompt: str) -> str:
