@@ -62,6 +62,10 @@ class Sampling:
     """Subtracted once per occurrence (-2..2)."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion (at most 4)."""
+    top_k: int = 0
+    """Most tokens that are sampled from (0: no such limit). An extension of OpenAI's API, as is ``min_p``."""
+    min_p: float = 0.0
+    """Least probability of a token, as a share of the likeliest one's (0..1; 0: no such limit)."""
 
 
 @dataclass(frozen=True, slots=True)

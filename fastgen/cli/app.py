@@ -22,9 +22,9 @@ from cyclopts import App, Parameter
 from fastgen import __version__
 from fastgen.cli import commands
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
-from fastgen.generate.options import preset_values
+from fastgen.generate.options import OPTIONS_OF_EARLIER_RUNS, preset_values
 from fastgen.methods.catalogue import SELF_INSTRUCT
-from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, Rules
+from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, SAMPLING_PRESETS, Rules
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import StderrHandler, tell
 from fastgen.text import printable
@@ -55,15 +55,7 @@ embedded_app = App(name="embedded", help="The small CPU server that fastgen can 
 app.command(seeds_app)
 app.command(embedded_app)
 for command in (
-    *(
-        commands.generate,
-        commands.methods,
-        commands.status,
-        commands.refilter,
-        commands.audit,
-        commands.export,
-        commands.dedup,
-    ),
+    *(commands.generate, commands.methods, commands.status, commands.refilter, commands.audit, commands.export),
     *(commands.dedup, commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
 ):
     app.command(command)
@@ -192,6 +184,8 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         if (run_dir := _given(arguments, "--run-dir")) is not None:
             fill_from(saved_options(Path(run_dir)), f"{run_dir}/run.json")
         preset, api = _given(arguments, "--preset") or "default", _given(arguments, "--api") or "completions"
+        if figures := _sampling_given(arguments):
+            fill_from({"sampling_given": figures}, "the command line")
         if preset in PRESETS:
             method = _given(arguments, "--method") or SELF_INSTRUCT
             fill_from(preset_values(preset, api, method), f"--preset {preset}")
@@ -215,6 +209,13 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
     return None
 
 
+def _sampling_given(arguments: ArgumentCollection) -> list[str]:
+    """The figures of sampling that have a value so far, such as ``instruction.temperature``."""
+    steps = SAMPLING_PRESETS["default"]
+    names = [argument.name.removeprefix("--").replace("-", "_") for argument in arguments if argument.tokens]
+    return [name for name in names if name.partition(".")[0] in steps and "." in name]
+
+
 def saved_options(run_dir: Path) -> dict[str, Any]:
     """The options saved in the run folder, if there is a run. Rules that are newer than the run are off.
 
@@ -223,7 +224,7 @@ def saved_options(run_dir: Path) -> dict[str, Any]:
     from fastgen.store.run_folder import RunFolder
 
     folder = RunFolder(run_dir)
-    return {**RULES_OF_EARLIER_RUNS, **folder.header().options} if folder.exists() else {}
+    return {**RULES_OF_EARLIER_RUNS, **OPTIONS_OF_EARLIER_RUNS, **folder.header().options} if folder.exists() else {}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from fastgen import __version__
 from fastgen.errors import InputError
 from fastgen.generate.checkpoint import CheckpointEnd, load_checkpoint
 from fastgen.generate.options import (
+    MethodOptions,
     Options,
     check_method_options,
     check_same_configuration,
@@ -33,6 +34,7 @@ from fastgen.generate.options import (
     role_models,
     run_configuration,
     saved_values,
+    with_api,
     with_sampling,
 )
 from fastgen.methods.base import Context, Method, Setup
@@ -41,14 +43,16 @@ from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.method import self_instruct
-from fastgen.methods.self_instruct.prompts import PromptSet, parse_prompts, read_prompt_files
+from fastgen.methods.self_instruct.prompts import PromptFiles, PromptSet, parse_prompts, read_prompt_files
 from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_tasks, read_seed_file, seed_fingerprint
+from fastgen.servers.describe import choose_api, describe
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.store.tables import read_texts
 from fastgen.types import SeedTask
 
 if TYPE_CHECKING:
+    from fastgen.servers.openai import OpenAIBackend
     from fastgen.similarity.bands import Bands
     from fastgen.similarity.novelty import NoveltyFilter
 
@@ -96,8 +100,9 @@ class Inputs:
     seeds: tuple[SeedTask, ...]
     prompts: PromptSet
     seed_file: bytes
-    prompt_files: Mapping[str, bytes]
+    prompt_files: PromptFiles
     texts: Mapping[str, Sequence[str]]
+    template: ChatTemplate | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """Of all contents, by option name, for the run's configuration."""
@@ -140,12 +145,13 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
     inputs = Inputs(
         entry=entry,
         seeds=seeds,
-        prompts=parse_prompts(options.server.api, prompt_files),
+        prompts=_prompts(options.server.api, prompt_files),
         seed_file=seed_file,
-        prompt_files={name: file.content for name, file in prompt_files.items()},
+        prompt_files=prompt_files,
         texts=texts,
+        template=_known_template(folder, asked) if begun or asked.pre_query else None,
     )
-    method = method_of(options, inputs, _ANY_TEMPLATE)
+    method = method_of(options, replace(inputs, template=_ANY_TEMPLATE))
     if not entry.is_own:
         rehearse(method)
     for name in options.server.roles():
@@ -154,7 +160,54 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
     return inputs
 
 
-_ANY_TEMPLATE: Final = ChatTemplate("<user>", "<assistant>", "<user>")
+def _prompts(api: str, files: PromptFiles) -> PromptSet:
+    """The prompts of an API; of completions where it is not known yet, after a look at both."""
+    if api == "auto":
+        parse_prompts("chat", files)
+    return parse_prompts("chat" if api == "chat" else "completions", files)
+
+
+def _known_template(folder: RunFolder, asked: MethodOptions) -> ChatTemplate | None:
+    """The chat template that a run was begun with, or that ``--pre-query`` gives."""
+    if folder.exists():
+        stored = folder.header().configuration.get("chat_template")
+        return None if stored is None else ChatTemplate.from_json(stored)
+    try:
+        return ChatTemplate.from_pre_query(asked.pre_query)
+    except ValueError as error:
+        raise InputError(f"--pre-query: {error}") from None
+
+
+def needs_server(options: Options, inputs: Inputs) -> bool:
+    """Whether the run's plan needs to know something that only a server can tell."""
+    return options.server.api == "auto" or (inputs.entry.needs_template and inputs.template is None)
+
+
+async def ask_server(
+    options: Options, inputs: Inputs, backend: OpenAIBackend, say: Callable[[str], None]
+) -> tuple[Options, Inputs]:
+    """What was missing to begin a new run, from the server of its first step: the API and the chat template.
+
+    :raises InputError: the method needs the chat template, and the server does not tell it.
+    """
+    facts = await describe(backend, ChatTemplate.from_renderings)
+    if options.server.api == "auto":
+        api, sentence = await choose_api(facts, backend)
+        if inputs.entry.prefers_chat and facts.is_chat:
+            api, sentence = "chat", f"--method {inputs.entry.name} is for chats: --api chat"
+        say(sentence)
+        options = with_api(options, api)
+        inputs = replace(inputs, prompts=parse_prompts(api, inputs.prompt_files))
+        if api == "completions" and inputs.entry.prefers_chat:
+            say(f"warning: --method {inputs.entry.name} is made for instruct models; name one with --model")
+    if inputs.entry.needs_template and inputs.template is None:
+        if facts.template is None:
+            raise InputError(f"--method {inputs.entry.name}: {facts.reason}")
+        inputs = replace(inputs, template=facts.template)
+    return options, inputs
+
+
+_ANY_TEMPLATE: Final = ChatTemplate("<user>", "<assistant>", "<user>", "<system>", "<user>")
 _MOST_LINE: Final = 4000  # characters of a topic or persona
 
 
@@ -207,40 +260,45 @@ COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
 
 
 @asynccontextmanager
-async def planned(options: Options, inputs: Inputs, say: Callable[[str], None]) -> AsyncIterator[asyncio.Future[Plan]]:
+async def planned(
+    known: Awaitable[tuple[Options, Inputs]], options: Options, say: Callable[[str], None]
+) -> AsyncIterator[asyncio.Future[Plan]]:
     """Make the plan of a run in the background, and load the filter's kernels, while the block runs.
 
-    The first error of that work ends the block, so that a run that cannot start does not wait for servers. Unfinished
-    work is abandoned at the end of the block.
+    ``known`` gives the final options and inputs, at once or when a server has told what was missing. The similarity
+    options are final already. The first error of the work ends the block, so that a run that cannot start does not wait
+    for servers. Unfinished work is abandoned at the end of the block.
 
     :raises InputError: the similarity options do not fit together.
     """
     made: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
+
+    async def make() -> None:
+        novelty = await asyncio.to_thread(_make_filter, options, say)
+        made.set_result(await asyncio.to_thread(_make_plan, novelty, *(await known)))
+        await _prepare(novelty, say)
+
     try:
         async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(_plan_and_prepare(made, options, inputs, say))
+            work = tasks.create_task(make())
             yield made
             work.cancel()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
 
-async def _plan_and_prepare(
-    made: asyncio.Future[Plan], options: Options, inputs: Inputs, say: Callable[[str], None]
-) -> None:
-    plan, novelty = await asyncio.to_thread(_make_plan, options, inputs, say)
-    made.set_result(plan)
-    await _prepare(novelty, say)
-
-
-def _make_plan(options: Options, inputs: Inputs, say: Callable[[str], None]) -> tuple[Plan, NoveltyFilter]:
-    """The plan and its filter. Too slow for the event loop."""
+def _make_filter(options: Options, say: Callable[[str], None]) -> NoveltyFilter:
     from fastgen.similarity.novelty import NoveltyFilter
 
     novelty = NoveltyFilter(**asdict(options.similarity))
     if novelty.bands is not None:
         say(_shown(novelty.bands))
-    plan = Plan(
+    return novelty
+
+
+def _make_plan(novelty: NoveltyFilter, options: Options, inputs: Inputs) -> Plan:
+    """The plan. Too slow for the event loop."""
+    return Plan(
         method_of(options, inputs),
         novelty,
         target=options.job.num_instructions,
@@ -248,10 +306,9 @@ def _make_plan(options: Options, inputs: Inputs, say: Callable[[str], None]) -> 
         forbidden=filter_of_forbidden(inputs.texts["decontaminate"], options.similarity),
         batch=options.speed.classification_batch,
     )
-    return plan, novelty
 
 
-def method_of(options: Options, inputs: Inputs, template: ChatTemplate | None = None) -> Method:
+def method_of(options: Options, inputs: Inputs) -> Method:
     """The run's method from its options and inputs."""
     asked, texts = options.method, inputs.texts
     context = Context(texts["topics"], texts["personas"])
@@ -267,14 +324,14 @@ def method_of(options: Options, inputs: Inputs, template: ChatTemplate | None = 
             context=context,
         )
     setup = Setup(
-        api=options.server.api,
+        api="completions" if options.server.api == "auto" else options.server.api,
         seed=asked.seed,
         seeds=inputs.seeds,
         check=partial(check_instruction, rules=options.rules),
         options=inputs.entry.own(asked.own_options()),
         context=context,
         documents=texts["documents"],
-        template=template,
+        template=inputs.template,
         samples=asked.samples_per_prompt,
     )
     return with_sampling(inputs.entry.build(setup), asked.step_sampling)
@@ -363,12 +420,14 @@ def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Ma
 
     :raises DiskError: the folder cannot be written.
     """
-    store.folder.save_inputs(inputs.seed_file, inputs.prompt_files, inputs.texts)
+    prompts = {name: file.content for name, file in inputs.prompt_files.items()}
+    store.folder.save_inputs(inputs.seed_file, prompts, inputs.texts)
     store.begin(_configuration(options, inputs, models), saved_values(options), __version__)
     plan.resume(store.replay())
 
 
 def _configuration(options: Options, inputs: Inputs, models: Mapping[str, str]) -> dict[str, Any]:
-    return run_configuration(
+    values = run_configuration(
         options, model=models["model"], contents=inputs.fingerprints(), own_models=role_models(models)
     )
+    return values if inputs.template is None else values | {"chat_template": inputs.template.to_json()}

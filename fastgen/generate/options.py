@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -30,7 +31,7 @@ from fastgen.methods.self_instruct.rules import (
     SAMPLING_PRESETS,
     Rules,
 )
-from fastgen.servers.endpoint import check_extra_body, normalise_base_url, redact_url, secret_name_in
+from fastgen.servers.endpoint import Api, check_extra_body, normalise_base_url, redact_url, secret_name_in
 from fastgen.servers.spec import check_server_args, has_flag, parse_server_args, without_secrets
 from fastgen.similarity.options import METHOD_GROUP, SimilarityOptions
 from fastgen.store.files import check_storable
@@ -154,15 +155,19 @@ class ServerOptions:
     model: str | None = None
     """The model's name at the server, or the model to serve. Default: the server's only model, or Qwen/Qwen3-4B-Base
     on a GPU."""
-    api: Literal["completions", "chat"] = "completions"
-    """completions: for base models, as in the original; chat: for instruct models and services without completions."""
+    api: Literal["auto", "completions", "chat"] = "auto"
+    """completions: for base models, as in the original; chat: for instruct models and services without completions;
+    auto: as the server's model has a chat template or not, which the run says; fixed for a run's life."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
     """File that holds the server's key on its first line."""
     thinking: Thinking = "auto"
-    """Whether a model that can reason does so before it answers a chat request. auto: as the server decides. Fields of
-    --extra-body win; fixed for a run's life."""
+    """Whether a model that can reason does so before it answers a chat request. auto: as --model-preset says, else as
+    the server decides. Fields of --extra-body win; fixed for a run's life."""
+    model_preset: Literal["auto", "none", "qwen3", "llama3", "gpt-oss", "smollm3", "gemma3", "base"] = "auto"
+    """How the model's authors recommend to sample its answers to chat requests, and whether it reasons. auto: by the
+    model's name; sampling flags win (docs/models.md)."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
@@ -496,14 +501,18 @@ class SamplingOptions:
     """Writing instances, input before output."""
     instance_output_first: Sampling = _DEFAULT_SAMPLING["instance_output_first"]
     """Writing instances of classification tasks, label before input."""
+    sampling_given: Annotated[tuple[str, ...], Parameter(show=False)] = ()
+    """The figures that the user has set, such as ``instruction.temperature``. Set by the command line. The others are
+    those of the preset for the API that ``--api auto`` finds."""
 
     def __post_init__(self) -> None:
         for stage, sampling in self.by_step().items():
             _check_sampling(f"{flag_name(stage)}.", sampling)
 
     def by_step(self) -> dict[str, Sampling]:
-        """The four, by the names that the plan uses."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The four, by the names that the method uses."""
+        names = ("instruction", "classification", "instance_input_first", "instance_output_first")
+        return {name: getattr(self, name) for name in names}
 
 
 def _check_sampling(prefix: str, sampling: Sampling) -> None:
@@ -516,6 +525,8 @@ def _check_sampling(prefix: str, sampling: Sampling) -> None:
         value = getattr(sampling, name.replace("-", "_"))
         if not low <= value <= high:
             raise InputError(f"{prefix}{name}: {value} is not within {low:g} to {high:g}")
+    at_least(f"{prefix}top-k", sampling.top_k, 0)
+    within(f"{prefix}min-p", sampling.min_p, 0, 1)
     if not 0 < sampling.top_p <= 1:
         raise InputError(f"{prefix}top-p: {sampling.top_p} is not above 0 and at most 1")
 
@@ -612,11 +623,30 @@ def with_paper_server(options: Options, saved: Mapping[str, Any] | None) -> Opti
     return dataclasses.replace(options, server=dataclasses.replace(server, server_args=arguments))
 
 
+OPTIONS_OF_EARLIER_RUNS = MappingProxyType({"api": "completions", "model_preset": "none"})
+"""The values of options that came, or changed their default, after a run was begun that does not have them."""
+
+
+def with_api(options: Options, api: Api) -> Options:
+    """The options for the API that was found, with the preset's sampling for it where the user set none."""
+    preset = preset_values(options.method.preset, api)
+    given = options.sampling.sampling_given
+    steps: dict[str, Any] = {}
+    for step, sampling in options.sampling.by_step().items():
+        values: dict[str, Any] = {n: v for n, v in preset[step].items() if f"{step}.{n}" not in given}
+        if "stop" in values:
+            values["stop"] = tuple(values["stop"])
+        steps[step] = dataclasses.replace(sampling, **values)
+    server, sampled = dataclasses.replace(options.server, api=api), dataclasses.replace(options.sampling, **steps)
+    return dataclasses.replace(options, server=server, sampling=sampled)
+
+
 # -- what a run folder remembers ---------------------------------------------------------------------------------------
 
 NOT_SAVED = frozenset(
     {
         *("seed_tasks", "prompts", "decontaminate", "documents", "topics", "personas", "from_dataset"),
+        "sampling_given",
         *("quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"),
         *("metrics_port", "metrics_host", "dashboard", "dashboard_port"),
     }
@@ -684,7 +714,8 @@ def run_configuration(
     del values["from_dataset"]  # its rows are the seed tasks
     values["method"] = method_name(options.method.method)
     server = options.server
-    values |= {"api": server.api, "thinking": server.thinking, "extra_body": server.extra_body, "model": model}
+    values |= {"api": server.api, "extra_body": server.extra_body, "model": model}
+    values |= {"thinking": server.thinking, "model_preset": server.model_preset}
     for step, sampling in options.sampling.by_step().items():
         values |= {f"{step}.{name}": value for name, value in option_values(sampling).items()}
     values |= own_models or {}
@@ -707,7 +738,7 @@ def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any],
     defaults = run_configuration(Options(), model="", contents={})
     for name in ("model", "seed_tasks", "prompts"):
         del defaults[name]
-    saved = {**defaults, **RULES_OF_EARLIER_RUNS, **saved}
+    saved = {**defaults, **RULES_OF_EARLIER_RUNS, **OPTIONS_OF_EARLIER_RUNS, **saved}
     changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
     if not changed:
         return

@@ -22,11 +22,20 @@ from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import FastgenError, InputError, StoppedError
 from fastgen.generate.checkpoint import CheckpointEnd, Checkpointer
 from fastgen.generate.health import RunHealth, steps_of_run
-from fastgen.generate.inputs import begin, check_models, load_inputs, models_of_begun, planned, resume
-from fastgen.generate.options import Options, model_names, refuse_credentials, with_paper_server
+from fastgen.generate.inputs import (
+    ask_server,
+    begin,
+    check_models,
+    load_inputs,
+    models_of_begun,
+    needs_server,
+    planned,
+    resume,
+)
+from fastgen.generate.options import Options, model_names, refuse_credentials, with_api, with_paper_server
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
-from fastgen.methods.base import Commit
+from fastgen.methods.base import CREATION, Commit
 from fastgen.methods.plan import Plan
 from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
@@ -100,12 +109,16 @@ async def _generate(
     store: Store, place: Place, options: Options, reporter: Reporter, stopper: Stopper, hub: MetricsHub
 ) -> Outcome:
     folder, inputs = store.folder, load_inputs(store.folder, options)
+    if folder.exists() and options.server.api == "auto":
+        options = with_api(options, folder.header().configuration["api"])
     begun = models_of_begun(folder, options, inputs)
     if begun is None:
         refuse_credentials(options)
     options = with_paper_server(options, None if begun is None else folder.header().options)
-    checkpoint = None
-    async with planned(options, inputs, reporter.say) as making_plan:
+    checkpoint, known = None, asyncio.get_running_loop().create_future()
+    if not needs_server(options, inputs):
+        known.set_result((options, inputs))
+    async with planned(known, options, reporter.say) as making_plan:
         if begun is not None:  # a resumed run: its plan is the replay of its log
             plan = await making_plan
             checkpoint = await resume(store, plan, options, reporter.say)
@@ -113,6 +126,10 @@ async def _generate(
                 return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
         models = begun or model_names(options, {})
         async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
+            if not known.done():
+                backend = serving.backend.member(CREATION)
+                known.set_result(await ask_server(options, inputs, backend, reporter.say))
+            options, inputs = await known
             plan = await making_plan
             if begun is None:
                 begin(store, plan, options, inputs, serving.models)

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from fastgen.engine.backend import ServerMetrics
 from fastgen.errors import InputError
-from fastgen.generate.options import Options, RoleServer, SpeedOptions, Thinking
+from fastgen.generate.model_presets import PRESETS, ModelPreset, preset_of, thinking_fields
+from fastgen.generate.options import Options, RoleServer, SpeedOptions
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
 from fastgen.servers.fleet import Fleet, start_fleet
@@ -152,21 +153,18 @@ async def _connect(
 
 def _backends(options: Options, urls: Sequence[str], key: str | None, model: str) -> list[OpenAIBackend]:
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
-    api, extra = options.server.api, options.server.extra_fields()
-    chat = thinking_fields(model, options.server.thinking)
+    server = options.server
+    api, extra = "completions" if server.api == "auto" else server.api, server.extra_fields()
+    chat = thinking_fields(chosen_preset(options, model), server.thinking)
     return [OpenAIBackend(Endpoint(url, model, api, key, extra, chat, timeout)) for url in urls]
 
 
-def thinking_fields(model: str, thinking: Thinking) -> dict[str, Any]:
-    """The fields of a chat request that turn a model's reasoning on or off.
-
-    Chat templates that know no such setting ignore it. gpt-oss has levels of reasoning instead, and always reasons.
-    """
-    if thinking == "auto":
-        return {}
-    if "gpt-oss" in model.lower():
-        return {"reasoning_effort": "medium" if thinking == "on" else "low"}
-    return {"chat_template_kwargs": {"enable_thinking": thinking == "on"}}
+def chosen_preset(options: Options, model: str) -> ModelPreset | None:
+    """What ``--model-preset`` means for a model. ``--preset paper`` keeps the original's figures."""
+    name = options.server.model_preset
+    if name == "none" or options.method.preset == "paper":
+        return None
+    return preset_of(model) if name == "auto" else PRESETS[name]
 
 
 def _most_in_flight(speed: SpeedOptions, servers: int, file_limit: int, report: Report) -> int:

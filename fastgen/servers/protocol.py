@@ -36,12 +36,16 @@ if TYPE_CHECKING:
 MAX_STOP_STRINGS = 4  # OpenAI's limit; more is a 400 there
 
 
+_UNLESS_ZERO: Final = ("presence_penalty", "frequency_penalty", "top_k", "min_p")
+
+
 def encode_request(endpoint: Endpoint, request: Request) -> bytes:
     """The body of one request, in the form of the API that its prompt is for.
 
-    ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties only if not 0. A ``top_p`` of 0 keeps the
-    likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead. Fields of the endpoint's
-    ``chat_body``, of the request's ``extra`` and of the endpoint's ``extra_body`` follow, each over those before.
+    ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties, ``top_k`` and ``min_p`` only if not 0.
+    A ``top_p`` of 0 keeps the likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead. Fields
+    of the endpoint's ``chat_body``, of the request's ``extra`` and of the endpoint's ``extra_body`` follow, each over
+    those before.
 
     :raises RequestRejected: the prompt is not valid Unicode.
     :raises PromptTooLong: one of several prompts is not valid Unicode.
@@ -55,10 +59,9 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
     }
-    if sampling.presence_penalty:
-        body["presence_penalty"] = sampling.presence_penalty
-    if sampling.frequency_penalty:
-        body["frequency_penalty"] = sampling.frequency_penalty
+    for name in _UNLESS_ZERO:
+        if value := getattr(sampling, name):
+            body[name] = value
     if sampling.stop:
         body["stop"] = sampling.stop[:MAX_STOP_STRINGS]
     if request.n > 1:

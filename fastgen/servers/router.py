@@ -182,6 +182,11 @@ class Router:
         """Every endpoint's backend, in the order of `statistics` and `metrics`."""
         return tuple(member.backend for member in self._members)
 
+    def member(self, role: str) -> OpenAIBackend:
+        """One endpoint of a role, one that is healthy if there is any."""
+        members = self._by_role.get(role, self._main).members
+        return next((one for one in members if one.healthy), members[0]).backend
+
     @property
     def is_split(self) -> bool:
         """Whether any role has separate endpoints."""

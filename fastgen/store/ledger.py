@@ -91,7 +91,8 @@ class Ledger:
                 self.kept += len(kept)
                 self.rejected.update(rejection.rule for rejection in rejected)
                 # A rebuilt run may lack machine demonstrations that the prompt had. `shown` is set there.
-                self.seed_only += commit.shown is None and all(index < self.seeds for index in commit.demonstrations)
+                shown = commit.demonstrations if commit.shown is None else ()
+                self.seed_only += bool(shown) and all(index < self.seeds for index in shown)
             case Labelled(value):
                 self.classification_tasks += value is True
             case Answered(instances, rules):
