@@ -226,9 +226,9 @@ class Subject:
     """A kept instruction on its way through the steps.
 
     ``sources`` are the pool indexes (or document numbers) that it was made from, ``source_text`` is the text of the
-    first of them, ``drawn`` what its creation drew. ``label`` is
-    that of the last labelling step, ``turns`` are the conversation's finished turns, and ``message`` is the user's next
-    message where a step has continued the conversation.
+    first of them, ``drawn`` what its creation drew. ``label`` is that of the last labelling step, ``turns`` are the
+    conversation's finished turns, and ``message`` is the user's next message where a step has continued the
+    conversation.
     """
 
     number: int
@@ -343,7 +343,6 @@ class Method:
     demonstrations: Policy = "uniform"
     shown_seeds: Sequence[int] | None = None
     """Indexes of the seeds that prompts may show. Default: all."""
-
     @property
     def step_names(self) -> tuple[str, ...]:
         """The names of all steps, the creation first."""
