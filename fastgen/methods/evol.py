@@ -50,6 +50,7 @@ from fastgen.text import (
     is_closing,
     is_cut,
     lines,
+    quoted,
     trim,
     without_template_marks,
 )
@@ -282,9 +283,7 @@ def build(setup: Setup) -> Method:
 
     def read_evolved(completion: Completion, _request: Request) -> Sequence[Item]:
         item = read_task(completion, chat=chat)
-        if item is None or item.rule is not None:
-            return () if item is None else (item,)
-        return (item._replace(rule=setup.check(" ".join(item.text.split()))),)
+        return () if item is None else (item,)
 
     return Method(
         name="evol",
@@ -308,7 +307,7 @@ def build(setup: Setup) -> Method:
             Step(name="answer", sampling=sampling["answer"], ask=ask_to_answer, read=read_answer),
         ),
         seeds=setup.seeds,
-        check=setup.check,
+        check=lambda text: setup.check(" ".join(text.split())),
         seed=setup.seed,
         threshold=THRESHOLD,
     )
@@ -316,10 +315,10 @@ def build(setup: Setup) -> Method:
 
 def _rounds(options: Mapping[str, object]) -> int:
     if unknown := sorted(options.keys() - {"rounds"}):
-        raise InputError(f"evol has no option {unknown[0]!r}: its only option is rounds")
+        raise InputError(f"--method-option: evol has no option {quoted(unknown[0], 40)}; it has rounds")
     value = str(options.get("rounds", ROUNDS))
     if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= MOST_ROUNDS):
-        raise InputError(f"evol: rounds is {value[:40]!r}: use a whole number of 1 to {MOST_ROUNDS}")
+        raise InputError(f"--method-option rounds: {quoted(value, 40)} is not a whole number of 1 to {MOST_ROUNDS}")
     return int(value)
 
 

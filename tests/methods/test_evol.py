@@ -213,16 +213,16 @@ def test_the_answer_is_asked_as_a_turn_or_below_the_task() -> None:
 
 
 def test_the_rules_of_the_run_see_the_text_without_line_breaks() -> None:
-    seen: list[str] = []
+    method = build(Setup(api="chat", seeds=SEEDS, check=lambda text: text))
+    assert method.check("Sort:\n\n3 1 2") == "Sort: 3 1 2"
 
-    def check(text: str) -> str | None:
-        seen.append(text)
-        return "too_short"
 
-    creation = build(Setup(api="chat", seeds=SEEDS, check=check)).creation
-    (item,) = creation.read(Completion("Sort:\n\n3 1 2", "stop"), Request(0, "evolve", "", creation.sampling))
-    assert (item.text, item.rule, seen) == ("Sort:\n\n3 1 2", "too_short", ["Sort: 3 1 2"])
-    assert creation.read(Completion("\n ", "stop"), Request(0, "evolve", "", creation.sampling)) == ()
+def test_a_completion_has_one_item_or_none() -> None:
+    creation = build(Setup(api="chat", seeds=SEEDS)).creation
+    request = Request(0, "evolve", "", creation.sampling)
+    (item,) = creation.read(Completion("Sort:\n\n3 1 2", "stop"), request)
+    assert (item.text, item.rule) == ("Sort:\n\n3 1 2", None)
+    assert creation.read(Completion("\n ", "stop"), request) == ()
 
 
 @pytest.mark.parametrize(("words", "above"), [(18, True), (40, True), (60, True), (80, False)])
