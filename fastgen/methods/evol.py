@@ -398,8 +398,8 @@ _LABEL_COLON: Final = rf"{COLON}[#\]]*+(?(mark)(?:(?P=mark))?)"
 _LABEL_END: Final = rf"{_MARKS}{CLOSE}(?:{_LABEL_COLON}|[ \t\r]*+(?=\n))"
 # At the start of the answer anything may be a label that says "new" of a task. Further down it takes a clear one.
 _NEW_LABEL: Final = re.compile(
-    rf"{OPEN}[#\[ \t]*+(?:{_ARTICLE}{_CHANGED}(?:,?[ ](?:and[ ])?{_CHANGED}){{0,2}}(?:[ ]{_TASK})?|{_OTHER_LABELS})"
-    rf"{_LABEL_END}",
+    rf"{OPEN}[#\[ \t]*+(?:{_ARTICLE}{_CHANGED}(?:,?[ ](?:and[ ])?{_CHANGED}){{0,2}}(?:[ ]{_TASK}"
+    rf"(?:[ ]of[ ](?:the|your|this)[ ]{_TASK})?(?:[ ](?:is|reads))?)?|{_OTHER_LABELS}){_LABEL_END}",
     re.IGNORECASE,
 )
 _LATER_LABEL: Final = re.compile(
@@ -410,12 +410,14 @@ _LATER_LABEL: Final = re.compile(
 _OLD_LABEL: Final = re.compile(
     rf"{OPEN}[#\[ \t]*+(?:(?:(?:the|given|original|old|initial|first|input)[ ]){{0,3}}"
     rf"(?:prompt|task|instruction|question)|(?:原始?|给定)?的?(?:任务|提示|指令)|元の?タスク|タスク|aufgabe|tâche|tarea|tarefa|задание|задача)"
-    rf"{_MARKS}{CLOSE}{_LABEL_COLON}",
+    rf"{_LABEL_END}",
     re.IGNORECASE,
 )
-_PREAMBLE: Final = re.compile(  # what a line before the task says, besides being chatter
-    rf"\b(?:re-?writ\w+|re-?wrote|revis\w+|evolved|updated|modified|harder|complicated|more[ ](?:complex|difficult"
-    rf"|challenging|demanding|specific|detailed)|(?:new|different|created)[ ](?:[\w-]++[ ]){{0,3}}?{_TASK})\b"
+_PREAMBLE: Final = re.compile(  # what a line before the task says, up to its colon or its end, besides being chatter
+    rf"\b{_CHANGED}(?:[ ][\w-]++){{0,3}}?[ ](?:{_TASK}|one)"
+    r"(?=\W*+(?:\Z|(?:of|for|that|which|based|inspired|with|in|by|i)\b))"
+    rf"|\b(?:re-?writ\w+|re-?wrote|re-?word\w+|made|make|making)[ ](?:it|this|that|(?:the|your)[ ]{_TASK})\b"
+    r"|\bhere[ ](?:you[ ]go|it[ ]is)\b"
     r"|改写|重写|新的?任务|書き換え|書き直|新しい|réécri|nouvelle|reescri|nueva|umgeschrieben|neue[ ]aufgabe"
     r"|переписан|новое",
     re.IGNORECASE,
@@ -429,18 +431,28 @@ _ANSWER_LABEL: Final = re.compile(
     rf"{OPEN}(?:(?:sample|example|model|possible|expected|suggested|my|the|an?|here[ ]is|here['\u2019]s)[ ]){{0,3}}"
     r"(?:answer|response|solution|réponse|antwort|lösung|respuesta|solución|resposta|solução|ответ|решение|答案|回答|解答"
     r"|回答例|解答例|explanation|explication|erklärung|explicación|解释|説明|rationale|justification|(?:key[ ])?changes"
-    rf"(?:[ ]made)?|what[ ]changed|added[ ]constraints?)[ \t]*+{CLOSE}(?:{COLON}|[ \t\r]*+(?=\n))",
+    rf"(?:[ ]made)?|word[ ]count|what[ ]changed|added[ ]constraints?)[ \t]*+{CLOSE}(?:{COLON}|[ \t\r]*+(?=\n))",
     re.IGNORECASE,
 )
 _COMMENT: Final = re.compile(
-    rf"""[\s*_(\[>]*+(?:(?:this|the|in[ ]this|in[ ]the)[ ]{_CHANGED}[ ]{_TASK}\b
-    |i(?:['\u2019]ve|[ ]have)?[ ](?:re-?wrote|re-?written|re-?worded)\b
-    |i(?:['\u2019]ve|[ ]have)?[ ](?:added|made|replaced|changed|increased|introduced|included)\b[^\n.]{{0,80}}
+    rf"""[\s*_\[>]*+(?:\(?(?:this|the|in[ ]this|in[ ]the)[ ]{_CHANGED}[ ]{_TASK}\b
+    |\(?this[ ](?:version|revision|re-?writ\w+|adds|increases|makes[ ](?:it|the[ ]task))\b
+    |\((?:added|changes?|word[ ]count|\+?\d++[ ](?:words?[ ]added|(?:more|new|extra|additional)[ ]words?)
+      |note\b[^\n]{{0,200}}\b(?:words?|constraints?|version|prompt|added|complexity))\b
+    |\(?i(?:['\u2019]ve|[ ]have)?[ ](?:re-?wrote|re-?written|re-?worded)\b
+    |\(?i(?:['\u2019]ve|[ ]have)?[ ](?:added|made|replaced|changed|increased|introduced|included)\b[^\n.]{{0,80}}
      \b(?:task|prompt|constraints?|requirements?|conditions?|complex\w*|difficult\w*|version)\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _QUOTES: Final = ('""', "''", "“”", "„“", "„”", "«»", "»«", "‘’", "「」", "『』")
-_TAG: Final = re.compile(r"<((?:new_|rewritten_|harder_)?(?:task|prompt|instruction|version))>", re.IGNORECASE)
+_TAG: Final = re.compile(
+    r"<((?:new_|rewritten_|harder_)?(?:task|prompt|instruction|version|question|answer|output|response))>",
+    re.IGNORECASE,
+)
+_MARKER: Final = re.compile(r"(?:>|[-*•]|1[.)])[ \t]++")
+_WORDS_ADDED: Final = re.compile(
+    r"[(\[]\+?\d{1,3}[ ](?:words?[ ]added|(?:more|new|extra|additional)[ ]words?)[)\]]\.?", re.IGNORECASE
+)
 _MOST_LAYERS: Final = 6
 _COPIED: Final = re.compile(
     r"""\#\s?(?:the[ ])?(?:given|new|rewritten|created|evolved)[ ](?:prompt|task)\s?\#
@@ -481,13 +493,14 @@ def _item(text: str, span: Span, rule: str | None) -> Item:
 def _task_span(text: str, start: int, end: int, *, chat: bool) -> Span:
     """Return where the task is: after chatter and labels, before an answer or a comment. Ends are not trimmed."""
     start, is_labelled = _after_preambles(text, start, end)
-    if chat and not is_labelled:  # a completion prompt ends in the label, so that further ones begin further tasks
+    if chat:  # a completion prompt ends in the label, so that further ones begin further tasks
         starts = (line for line, _ in lines(text, start, end))
-        later = next(filter(None, (_LATER_LABEL.match(text, line, end) for line in starts)), None)
-        echoed = _OLD_LABEL.match(text, trim(text, start, end)[0], end)
+        labels = (_LATER_LABEL.match(text, line, end) for line in starts if not is_labelled)
+        later = next(filter(None, labels), None)
         if later is not None and trim(text, later.end(), end) != NOWHERE:
             start, _ = _after_preambles(text, later.end(), end)
-        elif echoed is not None and trim(text, echoed.end(), end) != NOWHERE:
+        echoed = _OLD_LABEL.match(text, trim(text, start, end)[0], end)
+        if echoed is not None and trim(text, echoed.end(), end) != NOWHERE:
             start = echoed.end()
     return start, _end_of_task(text, start, end, chat=chat)
 
@@ -570,21 +583,35 @@ def _unwrap(text: str, start: int, end: int) -> Span:
 
 
 def _inside(text: str, start: int, end: int) -> Span | None:
+    """Return what is inside the outermost of these, ``None`` if there is none."""
     if text.startswith("```", start):
         fenced = answer_span(text[start:end])
         return (start + fenced[0], start + fenced[1]) if fenced and fenced[0] else None
-    if text.startswith('"""', start, end) and text.find('"""', start + 3, end) == end - 3:
-        return start + 3, end - 3
-    for mark in ("**", "__", "`", "*"):
+    if (tag := _TAG.match(text, start, end)) and text[start:end].lower().endswith(f"</{tag[1].lower()}>"):
+        return tag.end(), end - len(tag[1]) - 3
+    for mark in ('"""', "**", "__", "`", "*"):
         size = len(mark)
         if text.startswith(mark, start, end) and text.find(mark, start + size, end) == end - size:
             return start + size, end - size
-    if (tag := _TAG.match(text, start, end)) and text[start:end].lower().endswith(f"</{tag[1].lower()}>"):
-        return tag.end(), end - len(tag[1]) - 3
+    return _inside_quotes(text, start, end) or _inside_line(text, start, end)
+
+
+def _inside_quotes(text: str, start: int, end: int) -> Span | None:
     for opener, closer in _QUOTES:
-        if end - start > 1 and text[start] == opener and text[end - 1] == closer:
-            return (start + 1, end - 1) if _is_one_quotation(text[start + 1 : end - 1], opener, closer) else None
+        stop = end - text.endswith(f"{closer}.", start, end)
+        if stop - start > 1 and text[start] == opener and text[stop - 1] == closer:
+            return (start + 1, stop - 1) if _is_one_quotation(text[start + 1 : stop - 1], opener, closer) else None
     return None
+
+
+def _inside_line(text: str, start: int, end: int) -> Span | None:
+    """Return a single line without a list or quotation mark before it or a count of the words that were added."""
+    if text.find("\n", start, end) >= 0:
+        return None
+    if marker := _MARKER.match(text, start, end):
+        return marker.end(), end
+    bracket = max(text.rfind("(", start, end), text.rfind("[", start, end))
+    return (start, bracket) if bracket > start and _WORDS_ADDED.fullmatch(text, bracket, end) else None
 
 
 def _is_one_quotation(inner: str, opener: str, closer: str) -> bool:
