@@ -265,13 +265,14 @@ _CLOSING: Final = re.compile(
 
 def _cleaned(text: str, pieces: Sequence[_Piece]) -> tuple[list[ParsedInstance], bool]:
     found = [
-        ParsedInstance(_clean_input(text, piece.input), _unwrap(text, piece.output), piece.is_labelled)
+        ParsedInstance(clean_input(text, piece.input), _unwrap(text, piece.output), piece.is_labelled)
         for piece in pieces
     ]
     return found, bool(pieces) and pieces[-1].end == len(text)
 
 
-def _clean_input(text: str, span: Span) -> Span:
+def clean_input(text: str, span: Span) -> Span:
+    """Return an input without what surrounds it: blanks, a code fence, a closing remark. `NOWHERE` for "None"."""
     span = _unwrap(text, span)
     return NOWHERE if _NO_INPUT.match(text, *span) else span
 
@@ -492,6 +493,17 @@ def _in_line(text: str, line: Span, end: int, kinds: Sequence[re.Pattern[str]]) 
         if match.re is not _EXAMPLE:
             return
         at = match.end()
+
+
+def input_begins(text: str, line: Span) -> int | None:
+    """Return where the input begins in a line that labels it ("**Input:** ..."). ``None`` for another line."""
+    match = _INPUT.match(text, *line)
+    return match.end() if match else None
+
+
+def output_begins(text: str, line: Span) -> bool:
+    """Whether a line begins with the label of an output or answer."""
+    return _label_at(text, *line, (_OUTPUT, _OUTPUT_ALIAS)) is not None
 
 
 def _label_at(text: str, at: int, stop: int, kinds: Sequence[re.Pattern[str]]) -> re.Match[str] | None:

@@ -184,7 +184,7 @@ def _invalid(text: str, instance: ParsedInstance, rules: Rules, instruction: str
     may_be_label = rules.reject_unknown_labels and not instance.is_labelled and not _DIALOGUE.search(instruction)
     if may_be_label and begins_with_label(text, instance.output):
         return "unknown_label"
-    if rules.reject_repeated_instruction and _repeats(instruction, given, wanted):
+    if rules.reject_repeated_instruction and repeats_instruction(instruction, given, wanted):
         return "output_repeats_instruction"
     return None
 
@@ -244,7 +244,7 @@ def _have_one_truth(outputs: Collection[str]) -> bool:
     return hold_numbers or all(words[0] in _YES_OR_NO for words in answers)
 
 
-def _repeats(instruction: str, given: str, wanted: str) -> bool:
+def repeats_instruction(instruction: str, given: str, wanted: str) -> bool:
     """Whether the output is the instruction, alone or with its input, or most of the instruction and nothing else.
 
     Case, punctuation and whitespace do not count.

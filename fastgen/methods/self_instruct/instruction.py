@@ -140,7 +140,7 @@ def _read_structured(text: str, answer: Span) -> tuple[Span, ...]:
         named = [record[name] for name in _INSTRUCTION_NAMES if name in record]
         others = [span for name, span in record.items() if name not in NUMBER_NAMES]
         spans += named[:1] or (others if len(others) == 1 else [])
-    return tuple(_clean(text, span) for span in spans if span != NOWHERE)
+    return tuple(unwrap(text, span) for span in spans if span != NOWHERE)
 
 
 def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:
@@ -313,6 +313,21 @@ def _inline_marker(match: re.Match[str]) -> _Marker:
     return _Marker(match.start("before") + 1, match.end(), int(match["number"]), heading=False)
 
 
+def item_number(text: str, line: Span) -> tuple[int | None, str] | None:
+    """Return the number with which a line begins an item of a list, and its noun in lower case ("task" of "Task 9:").
+
+    The number is ``None`` where signs or words of their own write it (①), the noun is empty where there is none.
+    ``None`` for a line that begins no item.
+    """
+    match = _NUMBERED.match(text, *line)
+    return None if match is None else (_number(match), (match["noun"] or "").lower())
+
+
+def is_labelled(text: str, line: Span) -> bool:
+    """Whether a line begins with the label of an instruction ("Task:", "**Instruction:**")."""
+    return _LABELLED.match(text, *line) is not None
+
+
 def _number(match: re.Match[str]) -> int | None:
     digits = match.group("named", "hashed", "bracketed", "plain") if "noun" in match.re.groupindex else ()
     number = next(filter(None, digits), None)
@@ -359,9 +374,9 @@ def _read_item(text: str, marker: _Marker, end: int) -> tuple[Span, bool]:
         return NOWHERE, False
     for number, (start, stop) in enumerate(lines(text, whole[0], end)):
         if number == _MOST_LINES:
-            return _clean(text, (body[0], end)), False
+            return unwrap(text, (body[0], end)), False
         if body != NOWHERE and (is_whole or _ends_item(text, (start, stop), is_title=is_title)):
-            return _clean(text, body), True
+            return unwrap(text, body), True
         if _BREAK.match(text, start, stop):
             continue
         label = _LABELLED.match(text, start, stop)
@@ -375,8 +390,8 @@ def _read_item(text: str, marker: _Marker, end: int) -> tuple[Span, bool]:
         else:
             body = (body[0], stop)
         if part := _INLINE_PART.search(text, max(start, body[0]), stop):
-            return _clean(text, (body[0], part.start())), True
-    return _clean(text, body), False
+            return unwrap(text, (body[0], part.start())), True
+    return unwrap(text, body), False
 
 
 def _ends_item(text: str, line: Span, *, is_title: bool) -> bool:
@@ -410,7 +425,7 @@ def _could_be_title(line: str) -> bool:
     return len(line.split()) <= _TITLE_WORDS and not line.rstrip().endswith(_SENTENCE_ENDS)
 
 
-def _clean(text: str, span: Span) -> Span:
+def unwrap(text: str, span: Span) -> Span:
     """Return the span without blanks, a stray emphasis mark at its end, or quotation marks around it."""
     start, end = trim(text, *span)
     for mark in ("**", "__"):
