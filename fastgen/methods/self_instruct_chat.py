@@ -1,8 +1,8 @@
 """Self-Instruct for an instruct model: tasks together with their inputs in one step, then each answer as a chat turn.
 
-The method is that of Self-Instruct (Wang et al., ACL 2023, arXiv 2212.10560) with two of its steps merged, as in the
-recipe of Alpaca (Taori et al., 2023): a prompt shows tasks of the pool and asks for new ones, each with the material
-that it works on. There is no classification step, and an answer is what the model says when it is simply asked.
+The method is that of Self-Instruct (Wang et al., ACL 2023, arXiv 2212.10560) with two of its steps merged. A
+prompt shows tasks of the pool and asks for new ones, each with the material that it works on, as Alpaca's prompt does
+(Taori et al., 2023). There is no classification step, and an answer is what the model says when it is simply asked.
 
 **How a list is read.** The model is asked for ``Task 9:``, the task, and where it needs material a line ``Input:`` with
 the material below it. `read_tasks` finds where items and inputs begin, so that a numbered list inside an input belongs
@@ -246,7 +246,7 @@ def read_tasks(completion: Completion, *, first_number: int) -> list[Item]:
         at = bisect_right(layout.starts, span[0])
         end = layout.starts[at] if at < len(layout.starts) else answer[1]
         if following is not None:
-            end = max(span[1], min(end, text.rfind("\n", 0, following[0]) + 1))
+            end = max(span[1], min(end, text.rfind("\n", span[1], following[0]) + 1))
         rule = UNFINISHED if cut and following is None and at == len(layout.starts) else None
         items.append(Item(span, item_text(text, span), rule, _input_of(text, span, end, layout)))
     return items
@@ -411,8 +411,10 @@ def _without_remarks(text: str, region: Span, *, is_labelled: bool) -> Span:
         elif not in_fence and (number or is_labelled) and ends(text, line):
             end = line[0]
             break
-    while (last := text.rfind("\n", start, end)) >= 0 and _HEADING.match(text, last + 1, end):
-        start, end = trim(text, start, last)
+    while (last := text.rfind("\n", start, end)) >= 0 and (
+        text[last:end].isspace() or _HEADING.match(text, last + 1, end)
+    ):
+        end = last
     return trim(text, start, end)
 
 
@@ -455,7 +457,7 @@ _POLITE: Final = r"""(?P<polite>(?:(?:sure|certainly|of\ course|absolutely|okay|
     [^.!?,:。\uff0c、\n]{0,80}[.!?,:。\uff0c、]\s*+){0,3})"""
 _PLEASE: Final = re.compile(
     rf"""[\s*_"“]*+{_POLITE}(?:
-      (?:but\ |to\ (?:\w+\ ){{1,5}}?)?(?:please|kindly|could\ you|can\ you|i(?:['\u2019]ll)?\ (?:will\ )?need)
+      (?:but\ |to\ (?:[\w,]+\ ){{1,6}}?)?(?:please|kindly|could\ you|can\ you|i(?:['\u2019]ll)?\ (?:will\ )?need)
         \ (?:please\ |you\ to\ )?(?:provide|share|paste|send|give|supply|enter|type|post|attach|see)
         \ (?:me\ )?(?:with\ )?(?:the|your|an?|some|more|any)\ (?:[\w'\u2019-]+\ ){{0,3}}?{_THING}\b
     | bitte\ (?:geben|gib|senden|schicken|schick|fügen|füge|stellen|teilen|teile|nennen|nenne)\ (?:sie\ )?
@@ -465,7 +467,7 @@ _PLEASE: Final = re.compile(
     | пожалуйста,?\ (?:предоставьте|пришлите|укажите|отправьте|приведите|вставьте)
     | 请(?:您)?(?:先)?(?:提供|给出|发送|输入|粘贴|分享)(?!者)
     | [^。\n]{{1,30}}を(?:ご?提供|入力|教えて|共有|貼り付けて|送って)(?:して)?(?:ください|いただけ)
-    | (?:텍스트|내용|글|문장|코드)[을를]\ (?:제공|입력|공유|보내)
+    | (?:[^\n.]{{1,20}}\ )?(?:텍스트|내용|글|문장|코드)[을를]\ (?:제공|입력|공유|보내)
     | (?:يرجى|من\ فضلك|الرجاء)\ (?:تقديم|تزويدي|إرسال|مشاركة|إدخال)
     | कृपया\ [^।\n]{{1,40}}(?:प्रदान|साझा|भेज)
     )""",
