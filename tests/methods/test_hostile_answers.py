@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+from fastgen.methods.backtranslate import find_score, read_instruction
+from fastgen.methods.base import Subject
 from fastgen.methods.self_instruct import classification, instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.media import asks_for_media
 from fastgen.methods.self_instruct.rules import PRESETS
+from fastgen.methods.self_instruct_chat import read_answer, read_tasks
 from fastgen.text import CHARACTERS_PER_TOKEN, SHORTEST_BOUND, bounded
 from fastgen.types import Completion
 
@@ -56,11 +59,23 @@ HOSTILE_REQUESTS = [
     ("", "the following ", "file"),
     ("创建", "一个", "图片"),
     ("Dessine ", "une ", "image"),
+<<<<<<< HEAD
     ("What is ", "in the picture shown ", "to"),
     ("图片 그림 चित्र ", "https://", "的"),
     ("사진 ", "http://a!", "의"),
     ("इस ", "चित्र को ", "देख"),
     ("", "ดูภาพ", "นี้"),
+=======
+    ("1", "0", ". a"),
+    ("Task 9: a\nInput:\n", "# a\n", ""),
+    ("", "Task 9: a\n\n**b**\n\n", "c"),
+    ("9. Sing.", " 10. Sing.", ""),
+    ("Task 9: a\nInput: ```\n", "1. a\n\n", "```"),
+    ("Write an article in the article ", "in the article ", "."),
+    ("score:", "\n", "x"),
+    ("", "score: 4 / ", "x"),
+    ("Sure, ", "please ", "provide the text"),
+>>>>>>> 66fecaa (Add instruction backtranslation: an instruction for each document, and a score for the pair)
 ]
 
 
@@ -76,6 +91,10 @@ def read_everything(text: str) -> None:
         for is_classification in (False, True):
             instance.parse(completion, is_classification, rules)
         check_instruction(text, rules)
+    read_tasks(completion, first_number=9)
+    read_answer(completion, Subject(0, "Do as I say."))
+    read_instruction(completion, text)
+    find_score(text)
 
 
 def test_half_a_megabyte_of_anything_is_read_in_linear_time() -> None:
