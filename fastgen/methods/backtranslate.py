@@ -78,11 +78,11 @@ def build(setup: Setup) -> Method:
 
     :raises InputError: an option is no whole number in its range.
     """
-    min_score = setup.whole_number("min_score", 4, least=1, most=5)
-    longest = CHARACTERS_PER_TOKEN * setup.whole_number("max_document", 2048, least=64)
+    min_score = setup.number("min_score", 4, least=1, most=5)
+    longest = CHARACTERS_PER_TOKEN * setup.number("max_document", 2048, least=64)
     documents = setup.documents
-    sources = len(documents) * setup.whole_number("passes", 1, least=1, most=100)
-    sampling = {**_SAMPLING[setup.api], **setup.sampling}
+    sources = len(documents) * setup.number("passes", 1, least=1, most=100)
+    sampling = _SAMPLING[setup.api]
     is_chat = setup.api == "chat"
     head = "" if is_chat else _completion_head(setup.seeds)
 
@@ -110,11 +110,11 @@ def build(setup: Setup) -> Method:
     return Method(
         name="backtranslate",
         creation=Creation(
-            name="instruction",
             sampling=sampling["instruction"],
             ask=ask,
             read=read,
             samples=setup.samples,
+            has_sources=True,
             expected=0.8,
         ),
         steps=(Step(name="score", sampling=sampling["score"], ask=ask_for_score, read=read_score),),

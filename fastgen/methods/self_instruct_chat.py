@@ -10,8 +10,8 @@ to the input. The instruction is what `fastgen.methods.self_instruct.instruction
 ``--list-style``) finds in the rest. Further paragraphs of a task without such a label count as its input, since the
 assistant is shown both together. Everything takes time linear in the text, and nothing raises.
 
-**The text of an instruction** (`item_text`) is that of Self-Instruct's default rules, except that line breaks inside it
-stay: they may be those of code or of a list. The run's rules see it on one line.
+**The text of an instruction** keeps its line breaks, which may be those of code or of a list. The run's rules see it on
+one line.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fastgen.methods.base import (
     Ask,
     Creation,
     Draw,
+    Drawn,
     Item,
     Method,
     Pool,
@@ -37,6 +38,7 @@ from fastgen.methods.base import (
     Step,
     StepOutcome,
     Subject,
+    trimmed,
 )
 from fastgen.methods.self_instruct import instruction
 from fastgen.methods.self_instruct.fields import clean_input, input_begins, output_begins
@@ -74,33 +76,28 @@ def build(setup: Setup) -> Method:
 
     :raises InputError: an option is no whole number in its range.
     """
-    shown = setup.whole_number("num_prompt_instructions", 8, least=1)
-    machine = setup.whole_number("num_machine_instructions", 2, most=shown)
-    sampling = {**_SAMPLING[setup.api], **setup.sampling}
+    shown = setup.number("num_prompt_instructions", 8, least=1)
+    machine = setup.number("num_machine_instructions", 2, most=shown)
+    sampling = _SAMPLING[setup.api]
     is_chat = setup.api == "chat"
-    pools: list[Pool] = []  # of the last draw; a run has one, and `shrink` gets indexes only
 
-    def prompt_of(indexes: Sequence[int], drawn: Mapping[str, str]) -> Prompt:
-        pool = pools[-1]
+    def prompt_of(pool: Pool, indexes: Sequence[int], drawn: Drawn) -> Prompt:
         tasks = [(pool.text(i), setup.seeds[i].instances[0].input if i < pool.seeds else "") for i in indexes]
         return build_prompt(tasks, drawn, is_chat=is_chat)
 
     def ask(draw: Draw) -> Ask:
-        pools[:] = [draw.pool]
         indexes, drawn = draw.demonstrations(shown, machine), setup.context.draw(draw)
-        # A base model would go on with the list for ever.
-        stop = () if is_chat else (f"\nTask {len(indexes) + NEW_TASKS + 1}",)
-        samples_like = replace(sampling["instruction"], stop=stop) if stop else None
-        return Ask(prompt_of(indexes, drawn), indexes, drawn or None, samples_like)
+        return Ask(prompt_of(draw.pool, indexes, drawn), indexes, drawn or None)
 
+    # A base model would go on with its list for ever.
+    stop = () if is_chat else (f"\nTask {shown + NEW_TASKS + 1}",)
     return Method(
         name="self-instruct-chat",
         creation=Creation(
-            name="instruction",
-            sampling=sampling["instruction"],
+            sampling=replace(sampling["instruction"], stop=stop),
             ask=ask,
             read=lambda completion, request: read_tasks(completion, first_number=request.first_number),
-            shrink=lambda fewer: prompt_of(fewer, {}),
+            shrink=prompt_of,
             samples=setup.samples,
             shows_pool=machine > 0,
             expected=EXPECTED,
@@ -115,7 +112,6 @@ def build(setup: Setup) -> Method:
         ),
         seeds=setup.seeds,
         check=lambda text: setup.check(" ".join(text.split())),
-        item_text=item_text,
         seed=setup.seed,
     )
 
@@ -211,16 +207,8 @@ def _read_structured(text: str, answer: Span) -> list[Item]:
             given = next((record[name] for name in _INPUT_NAMES if name in record), None)
             rule = UNREADABLE_INPUT if given is None and is_escaped else None
             found = clean_input(text, given or NOWHERE)
-            items.append(Item(span, item_text(text, span), rule, None if found == NOWHERE else found))
+            items.append(Item(span, trimmed(text, span), rule, None if found == NOWHERE else found))
     return items
-
-
-def item_text(raw: str, span: Span) -> str:
-    """Return the instruction at a span: on one line as in Self-Instruct, or its lines as they are."""
-    text = raw[span[0] : span[1]].strip()
-    if "\n" not in text:
-        return instruction.item_text(raw, span, _RULES)
-    return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
 def read_tasks(completion: Completion, *, first_number: int) -> list[Item]:
@@ -233,7 +221,7 @@ def read_tasks(completion: Completion, *, first_number: int) -> list[Item]:
     answer = answer_span(text)
     if answer is None:
         span = strip(text, 0, len(text))
-        return [Item(span, item_text(text, span), UNCLOSED_THINKING)]
+        return [Item(span, trimmed(text, span), UNCLOSED_THINKING)]
     layout = _find_layout(text, answer, first_number)
     if not layout.starts and (found := _read_structured(text, answer)):
         return found
@@ -248,7 +236,7 @@ def read_tasks(completion: Completion, *, first_number: int) -> list[Item]:
         if following is not None:
             end = max(span[1], min(end, text.rfind("\n", span[1], following[0]) + 1))
         rule = UNFINISHED if cut and following is None and at == len(layout.starts) else None
-        items.append(Item(span, item_text(text, span), rule, _input_of(text, span, end, layout)))
+        items.append(Item(span, trimmed(text, span), rule, _input_of(text, span, end, layout)))
     return items
 
 

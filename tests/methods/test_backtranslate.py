@@ -17,7 +17,7 @@ from fastgen.methods.backtranslate import (
     usable,
 )
 from fastgen.methods.base import Draw, Labelled, Rejected, Setup, Subject
-from fastgen.types import Completion, Instance, Message, Request, Sampling, SeedTask
+from fastgen.types import Completion, Instance, Message, Request, SeedTask
 
 DOCUMENTS = ("The sea is wide and deep, and many old ships sail on it every day.", "Bees dance.", "Tea is hot.")
 SEA = "How wide is the sea?"
@@ -68,8 +68,10 @@ def test_the_chat_prompts_begin_with_all_that_is_fixed() -> None:
     method = build(Setup(api="chat", documents=DOCUMENTS))
     asked = method.creation.ask(draw(1))
     assert asked is not None
-    system, user = asked.prompt
-    assert user == Message("user", "<text>\nBees dance.\n</text>\n\nWhich instruction does this text answer?")
+    system = asked.prompt[0]
+    assert asked.prompt[1] == Message(
+        "user", "<text>\nBees dance.\n</text>\n\nWhich instruction does this text answer?"
+    )
     assert isinstance(system, Message)
     assert system.role == "system"
     assert "instruction only" in system.content
@@ -141,7 +143,7 @@ def test_a_document_that_cannot_be_an_output_has_a_reason(document: str, reason:
 
 @pytest.mark.parametrize("options", [{"min_score": 6}, {"max_document": "long"}, {"passes": 0}, {"min_score": True}])
 def test_a_bad_option_is_named(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"^{next(iter(options))}: "):
+    with pytest.raises(InputError, match=f"^--method-option {next(iter(options))}: "):
         build(Setup(options=options))
 
 
@@ -366,8 +368,7 @@ def test_what_is_shown_of_a_document_is_its_beginning(document: str, longest: in
     assert usable(document) is None or usable(document)
 
 
-def test_a_users_sampling_replaces_the_shipped_one() -> None:
-    mine = Sampling(0.1, 0.2, 30)
-    method = build(Setup(sampling={"score": mine}, samples=2))
-    assert (method.steps[0].sampling, method.creation.samples) == (mine, 2)
-    assert method.step_names == ("instruction", "score")
+def test_the_method_says_what_it_is() -> None:
+    method = build(Setup(samples=2))
+    assert (method.step_names, method.creation.samples) == (("instruction", "score"), 2)
+    assert method.creation.has_sources

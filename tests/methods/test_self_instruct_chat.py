@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
-from fastgen.methods.base import Answered, Context, Draw, Rejected, Setup, Subject
-from fastgen.methods.self_instruct_chat import asks_for_input, build, build_prompt, item_text, read_answer, read_tasks
-from fastgen.types import Completion, Instance, Message, Request, Sampling, SeedTask
+from fastgen.methods.base import Answered, Context, Draw, Rejected, Setup, Subject, trimmed
+from fastgen.methods.self_instruct_chat import asks_for_input, build, build_prompt, read_answer, read_tasks
+from fastgen.types import Completion, Instance, Message, Request, SeedTask
 
 SEEDS = tuple(
     SeedTask(
@@ -109,32 +109,25 @@ def test_the_creation_draws_what_the_options_say_and_records_it() -> None:
 
 def test_a_prompt_that_is_too_long_shows_fewer_tasks() -> None:
     method = build(Setup(api="chat", seeds=SEEDS))
-    method.creation.ask(draw())
     assert method.creation.shrink is not None
-    user = method.creation.shrink([8])[1]
+    user = method.creation.shrink(draw().pool, [8], {"topic": "bees"})[1]
     assert isinstance(user, Message)
-    assert (
-        user.content
-        == 'Tasks so far:\n\nTask 1: Say why the sky is blue.\n\nWrite eight new tasks. Begin with "Task 2:".'
+    assert user.content == (
+        "Tasks so far:\n\nTask 1: Say why the sky is blue.\n\n"
+        'Write eight new tasks. Begin with "Task 2:".\nTopic of all new tasks: bees'
     )
 
 
-def test_a_base_model_stops_after_eight_tasks_and_a_users_sampling_counts() -> None:
-    mine = Sampling(0.1, 0.2, 30)
-    base = build(Setup(api="completions", seeds=SEEDS, sampling={"instruction": mine}))
-    asked = base.creation.ask(draw())
-    assert asked is not None
-    assert asked.sampling == Sampling(0.1, 0.2, 30, stop=("\nTask 11",))
-    chat = build(Setup(api="chat", seeds=SEEDS, sampling={"answer": mine}))
-    assert chat.steps[0].sampling == mine
-    assert chat.creation.sampling.max_tokens >= 2048
-    assert (asked := chat.creation.ask(draw())) is not None
-    assert asked.sampling is None
+def test_a_base_model_stops_after_eight_tasks() -> None:
+    base, chat = (build(Setup(api=api, seeds=SEEDS)).creation.sampling for api in ("completions", "chat"))
+    assert (base.stop, chat.stop) == (("\nTask 17",), ())
 
 
 @pytest.mark.parametrize("options", [{"num_prompt_instructions": "many"}, {"num_machine_instructions": 9}])
 def test_a_bad_option_is_named(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"^{next(iter(options))}: .* is not a whole number of .*; change the option$"):
+    with pytest.raises(
+        InputError, match=f"^--method-option {next(iter(options))}: .* is not a whole number of .*; change it$"
+    ):
         build(Setup(options=options))
 
 
@@ -307,7 +300,7 @@ PIECES = st.sampled_from(
 def test_anything_can_be_read(text: str, finish_reason: str | None) -> None:
     completion = Completion(text, finish_reason)
     for item in read_tasks(completion, first_number=9):
-        assert item.text == item_text(text, item.span)
+        assert item.text == trimmed(text, item.span)
         if item.input is not None:
             start, end = item.input
             assert item.span[1] <= start < end <= len(text) or text.lstrip().startswith(("{", "[", "|", "`"))
