@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
@@ -327,7 +326,7 @@ def method_of(options: Options, inputs: Inputs) -> Method:
         api="completions" if options.server.api == "auto" else options.server.api,
         seed=asked.seed,
         seeds=inputs.seeds,
-        check=partial(check_instruction, rules=options.rules),
+        check=lambda text: check_instruction(" ".join(text.split()), options.rules),
         options=inputs.entry.own(asked.own_options()),
         context=context,
         documents=texts["documents"],

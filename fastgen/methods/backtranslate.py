@@ -119,7 +119,7 @@ def build(setup: Setup) -> Method:
         ),
         steps=(Step(name="score", sampling=sampling["score"], ask=ask_for_score, read=read_score),),
         seeds=setup.seeds,
-        check=lambda text: setup.check(" ".join(text.split())),
+        check=setup.check,
         documents=documents if sources == len(documents) else tuple(documents) * (sources // len(documents)),
         seed=setup.seed,
     )

@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, flag_name
 from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.demonstrations import Policy
+from fastgen.text import quoted
 from fastgen.types import Completion, Failure, Message, Neighbour, Request, Sampling, SeedTask, Span
 
 CREATION: Final = "instruction"
@@ -343,6 +344,7 @@ class Method:
     demonstrations: Policy = "uniform"
     shown_seeds: Sequence[int] | None = None
     """Indexes of the seeds that prompts may show. Default: all."""
+
     @property
     def step_names(self) -> tuple[str, ...]:
         """The names of all steps, the creation first."""
@@ -387,7 +389,8 @@ class Setup:
     seed: int = 0
     seeds: Sequence[SeedTask] = ()
     check: Callable[[str], str | None] = lambda _: None
-    """The rule of the run's filter that rejects an instruction (``--min-words`` and the like), if any."""
+    """The rule of the run's filter that rejects an instruction (``--min-words`` and the like), if any. A text of
+    several lines is judged as one."""
     options: Mapping[str, object] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     documents: Sequence[str] = ()
@@ -395,13 +398,15 @@ class Setup:
     samples: int = 1
     """``--samples-per-prompt``."""
 
-    def number(self, option: str, default: int) -> int:
-        """An option as a whole number.
+    def number(self, option: str, default: int, *, least: int = 0, most: int | None = None) -> int:
+        """An option as a whole number of ``least`` to ``most``.
 
         :raises InputError: it is none.
         """
-        value = self.options.get(option, default)
-        try:
-            return int(str(value))
-        except ValueError:
-            raise InputError(f"--method-option {option}={value}: is not a whole number") from None
+        value = str(self.options.get(option, default))
+        number = int(value[:9]) if value.isascii() and value.isdecimal() else least - 1
+        if number < least or (most is not None and number > most):
+            wanted = f"{least} or more" if most is None else f"{least} to {most}"
+            flag = flag_name(option) if type(self.options.get(option)) is int else f"--method-option {option}"
+            raise InputError(f"{flag}: {quoted(value, 40)} is not a whole number of {wanted}")
+        return number

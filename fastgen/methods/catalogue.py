@@ -118,7 +118,7 @@ class Entry:
         return guard.wrapped(replace(method, name=self.name, item_text=trimmed))
 
 
-RULES_FOR_LONG_TEXTS: Final = MappingProxyType({"max_words": 1000, "max_characters": 8000})
+RULES_FOR_LONG_TEXTS: Final[Mapping[str, float]] = {"max_words": 1000, "max_characters": 8000}
 """Defaults of the filter's rules for methods whose instructions may hold code or a text to work on."""
 METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
     {
@@ -132,12 +132,39 @@ METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
                 prefers_chat=False,
             ),
             Entry(
+                "self-instruct-chat",
+                "instructions with their inputs from examples, then answers as ordinary chat turns",
+                "after Wang et al., ACL 2023, arXiv 2212.10560",
+                "fastgen.methods.self_instruct_chat",
+                uses_seeds=True,
+                options={"num_prompt_instructions": 8, "num_machine_instructions": 2},
+                rules=RULES_FOR_LONG_TEXTS,
+            ),
+            Entry(
                 "magpie",
                 "a chat model writes the users' messages itself, then answers them; no seeds, conversations of turns",
                 "Xu et al., 2024, arXiv 2406.08464",
                 "fastgen.methods.magpie",
                 needs_template=True,
                 options={"turns": 1},
+                rules=RULES_FOR_LONG_TEXTS,
+            ),
+            Entry(
+                "evol",
+                "rewrites tasks harder or broader, round after round, and answers them",
+                "Xu et al., ICLR 2024, arXiv 2304.12244",
+                "fastgen.methods.evol",
+                uses_seeds=True,
+                options={"rounds": 4},
+                rules={**RULES_FOR_LONG_TEXTS, "threshold": 0.9},  # a rewriting shares most words with its parent
+            ),
+            Entry(
+                "backtranslate",
+                "writes the instruction that a document answers, and keeps the pairs with a good score",
+                "Li et al., ICLR 2024, arXiv 2308.06259",
+                "fastgen.methods.backtranslate",
+                needs_documents=True,
+                options={"min_score": 4},
                 rules=RULES_FOR_LONG_TEXTS,
             ),
         )

@@ -66,9 +66,6 @@ def build(setup: Setup) -> Method:
             "them; leave them out, or use another model"
         )
 
-    def check(text: str) -> str | None:
-        return setup.check(" ".join(text.split()))
-
     def ask(draw: Draw) -> Ask:
         drawn = setup.context.draw(draw)
         return Ask(_known(template).pre_query(system=_system(drawn)), drawn=drawn or None)
@@ -78,7 +75,7 @@ def build(setup: Setup) -> Method:
         return Ask(_known(template).pre_query(spoken, _system(subject.drawn, continues=True)))
 
     def read_next(completion: Completion, subject: Subject) -> StepOutcome:
-        return _read_follow_up(completion, subject, check)
+        return _read_follow_up(completion, subject, setup.check)
 
     steps = [_answer_step(1)]
     for turn in range(2, setup.number("turns", 1) + 1):
@@ -97,7 +94,7 @@ def build(setup: Setup) -> Method:
         read=_read_instruction,
         samples=setup.samples,
     )
-    return Method(name="magpie", creation=creation, steps=tuple(steps), check=check, seed=setup.seed)
+    return Method(name="magpie", creation=creation, steps=tuple(steps), check=setup.check, seed=setup.seed)
 
 
 def _known(template: ChatTemplate | None) -> ChatTemplate:

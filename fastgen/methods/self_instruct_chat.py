@@ -111,7 +111,7 @@ def build(setup: Setup) -> Method:
             ),
         ),
         seeds=setup.seeds,
-        check=lambda text: setup.check(" ".join(text.split())),
+        check=setup.check,
         seed=setup.seed,
     )
 

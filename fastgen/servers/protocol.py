@@ -43,9 +43,9 @@ def encode_request(endpoint: Endpoint, request: Request) -> bytes:
     """The body of one request, in the form of the API that its prompt is for.
 
     ``max_tokens``, ``temperature`` and ``top_p`` are always stated, penalties, ``top_k`` and ``min_p`` only if not 0.
-    A ``top_p`` of 0 keeps the likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead. Fields
-    of the endpoint's ``chat_body``, of the request's ``extra`` and of the endpoint's ``extra_body`` follow, each over
-    those before.
+    A ``top_p`` of 0 keeps the likeliest token only, which vLLM refuses. It is sent as a temperature of 0 instead.
+    Fields of the endpoint's ``chat_body``, of the request's ``extra`` and of the endpoint's ``extra_body`` follow, each
+    over those before.
 
     :raises RequestRejected: the prompt is not valid Unicode.
     :raises PromptTooLong: one of several prompts is not valid Unicode.

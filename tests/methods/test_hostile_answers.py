@@ -59,13 +59,11 @@ HOSTILE_REQUESTS = [
     ("", "the following ", "file"),
     ("创建", "一个", "图片"),
     ("Dessine ", "une ", "image"),
-<<<<<<< HEAD
     ("What is ", "in the picture shown ", "to"),
     ("图片 그림 चित्र ", "https://", "的"),
     ("사진 ", "http://a!", "의"),
     ("इस ", "चित्र को ", "देख"),
     ("", "ดูภาพ", "นี้"),
-=======
     ("1", "0", ". a"),
     ("Task 9: a\nInput:\n", "# a\n", ""),
     ("", "Task 9: a\n\n**b**\n\n", "c"),
@@ -75,7 +73,6 @@ HOSTILE_REQUESTS = [
     ("score:", "\n", "x"),
     ("", "score: 4 / ", "x"),
     ("Sure, ", "please ", "provide the text"),
->>>>>>> 66fecaa (Add instruction backtranslation: an instruction for each document, and a score for the pair)
 ]
 
 
