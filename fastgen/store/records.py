@@ -126,8 +126,11 @@ def decode(line: dict[str, Any]) -> Commit:
         line.get("subject"),
         tuple(line.get("demos", ())),
         Completion(
-            *(line["text"], line["finish"], token_count(prompt_tokens), token_count(completion_tokens)),
-            reasoning=line.get("reasoning", ""),
+            line["text"],
+            line["finish"],
+            token_count(prompt_tokens),
+            token_count(completion_tokens),
+            line.get("reasoning", ""),
         ),
         _decode_outcome(line),
         line["t"],

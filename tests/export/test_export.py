@@ -26,8 +26,9 @@ from fastgen.export.options import FORMATS, CardOptions, ChoiceOptions, Format, 
 from fastgen.export.rows import INSTRUCTION_FORMATS, PARQUET_COLUMNS, training_text
 from fastgen.export.writers import Parquet
 from fastgen.generate.options import JobOptions, MethodOptions, Options
-from fastgen.store.reader import open_run
-from fastgen.types import Instance
+from fastgen.methods.base import Answered, Commit, Created, Kept
+from fastgen.store.reader import finished_instructions, open_run
+from fastgen.types import Completion, Instance
 from tests.export_help import INSTANCES, Task, call, extend_run, make_run, numbered, read_rows, rows
 
 TRAINING: tuple[Format, ...] = ("alpaca", "messages", "prompt-completion", "parquet")
@@ -165,6 +166,21 @@ def test_messages_have_the_reasoning_as_the_assistants_thinking(tmp_path: Path) 
     assistant = {"role": "assistant", "thinking": "First, what is it?", "content": "An answer."}
     assert first == {"messages": [user, assistant]}
     assert last["messages"][-1]["thinking"] is None
+
+
+def test_reasoning_inside_the_text_is_exported_like_that_which_was_sent_apart(run: Path) -> None:
+    rules = open_run(run).rules
+    instruction = "Describe thing number 0 in plain words."
+    created = Created((Kept((0, len(instruction)), 0, None, ()),), ())
+    text = "<think>First, what is it?</think>\nOutput: An answer."
+    answered = Answered((((0, 0), (len(text) - 10, len(text))),))
+    commits = [
+        Commit(1, 0, "instruction", None, (), Completion(instruction, "stop"), created, 1.0),
+        Commit(2, 0, "instance", 0, (), Completion(text, "stop"), answered, 1.0),
+    ]
+    (finished,) = finished_instructions(commits, rules)
+    assert finished.reasoning == "First, what is it?"
+    assert finished.instances == (Instance("", "An answer."),)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -472,6 +488,13 @@ def test_load_dataset_reads_every_format_as_a_folder_with_its_card_and_as_a_file
         arguments += [output, next(path.suffix[1:] for path in output.iterdir() if path.stem == "train")]
         count = 44 if form == "raw" else 84
         expected += [f"{count} {sorted(spec.columns)}"] * 2
+    thinking = make_run(tmp_path / "thinking", THINKING_TASKS)
+    columns = {"instances": ["input", "instruction", "output", "reasoning"], "messages": ["messages"]}
+    for name, found in columns.items():
+        output = tmp_path / f"{name} with reasoning"
+        assert call(thinking, output, "--format", name, "--card", "--with-reasoning").code == 0
+        arguments += [output, "jsonl"]
+        expected += [f"4 {found}"] * 2
     assert python(_LOAD, tmp_path, *arguments) == expected
 
 

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from fastgen.cli import app as cli
@@ -23,7 +24,7 @@ from fastgen.generate.options import (
     saved_values,
     with_paper_server,
 )
-from fastgen.generate.serving import thinking_fields
+from fastgen.generate.serving import _backends, thinking_fields
 from fastgen.methods.self_instruct.rules import (
     BANNED_WORDS,
     CHAT_SAMPLING_PRESETS,
@@ -33,11 +34,13 @@ from fastgen.methods.self_instruct.rules import (
 )
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.servers.choose import Gpu, gpu_server_specs
+from fastgen.servers.protocol import encode_request
 from fastgen.similarity.bands import Bands
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.similarity.options import MAX_BANDS, MAX_ROWS, SimilarityOptions
 from fastgen.store.reader import open_run
 from fastgen.store.run_folder import RunFolder, Store
+from fastgen.types import Message, Request
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, Options | None]:
@@ -209,6 +212,17 @@ def test_thinking_is_a_setting_of_the_chat_template_or_an_effort() -> None:
     assert thinking_fields("Qwen/Qwen3-8B", "on") == {"chat_template_kwargs": {"enable_thinking": True}}
     assert thinking_fields("openai/gpt-oss-20b", "off") == {"reasoning_effort": "low"}
     assert thinking_fields("openai/gpt-oss-20b", "on") == {"reasoning_effort": "medium"}
+
+
+def test_thinking_goes_into_chat_requests_under_the_fields_of_the_user() -> None:
+    server = ServerOptions(base_url=("http://host",), thinking="off", extra_body='{"chat_template_kwargs": {"x": 1}}')
+    options = dataclasses.replace(Options(), server=server)
+    (backend,) = _backends(options, server.base_url, None, "Qwen/Qwen3-8B")
+    sampling = options.sampling.instruction
+    chat = encode_request(backend.endpoint, Request(1, "answer", (Message("user", "hi"),), sampling))
+    assert orjson.loads(chat)["chat_template_kwargs"] == {"enable_thinking": False, "x": 1}
+    text = encode_request(backend.endpoint, Request(1, "instruction", "1.", sampling))
+    assert orjson.loads(text)["chat_template_kwargs"] == {"x": 1}
 
 
 def test_many_changes_are_summed_up_in_one_line() -> None:
