@@ -156,7 +156,7 @@ def _backends(options: Options, urls: Sequence[str], key: str | None, model: str
     server = options.server
     api, extra = "completions" if server.api == "auto" else server.api, server.extra_fields()
     chat = thinking_fields(chosen_preset(options, model), server.thinking)
-    return [OpenAIBackend(Endpoint(url, model, api, key, extra, chat, timeout)) for url in urls]
+    return [OpenAIBackend(Endpoint(url, model, api, key, extra, timeout, chat_body=chat)) for url in urls]
 
 
 def chosen_preset(options: Options, model: str) -> ModelPreset | None:

@@ -138,9 +138,9 @@ class Endpoint:
     api: Api = "completions"
     api_key: str | None = field(default=None, repr=False)
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    chat_body: Mapping[str, Any] = field(default_factory=dict)
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     max_body_bytes: int = 1 << 20
+    chat_body: Mapping[str, Any] = field(default_factory=dict)
     display_url: str = field(init=False)
 
     def __post_init__(self) -> None:
