@@ -124,7 +124,7 @@ async def generate(
                 *(
                     _work(trial, backend, tokens, lines)
                     for trial in trials
-                    for _ in range(max(1, slots // trial.plan.method.samples_per_prompt))
+                    for _ in range(max(1, slots // trial.plan.method.creation.samples))
                 )
             )
 

@@ -417,7 +417,7 @@ def latencies(asked: Sequence[Asked]) -> dict[str, Latency]:
     """By stage."""
     by_stage: dict[str, list[float]] = defaultdict(list)
     for one in asked:
-        by_stage[one.step].append(one.ended_s - one.began_s)
+        by_stage[one.stage].append(one.ended_s - one.began_s)
     return {
         stage: Latency(len(took), nearest_rank(took, 0.5), nearest_rank(took, 0.99))
         for stage, took in sorted(by_stage.items())

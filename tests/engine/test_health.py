@@ -95,8 +95,8 @@ def test_a_reasoning_model_without_content_stops_the_run_and_is_named(tmp_path: 
     with in_a_thread(FaultServer(write=but_at(stage, None))) as server:
         said = generate(tmp_path / "run", server, 1000, "--api", "chat")
     assert said.code == 3, said.err
-    assert any(stage.value in warning for warning in warnings(said))
-    assert f"fastgen: {stage.value}: 0 of the last" in said.last
+    assert any(stage in warning for warning in warnings(said))
+    assert f"fastgen: {stage}: 0 of the last" in said.last
     assert "a reasoning model uses up its tokens" in said.last
     assert "turn reasoning off with --thinking off, or raise" in said.last
     assert "max-tokens" in said.last

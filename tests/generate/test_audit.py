@@ -18,6 +18,7 @@ from fastgen.generate.audit import (
     Auditor,
     BackgroundAudit,
     Disagreement,
+    ItemText,
     _share,
     audit,
     upper_bound,
@@ -25,8 +26,7 @@ from fastgen.generate.audit import (
 from fastgen.generate.options import JobOptions, Options, ServerOptions, SpeedOptions
 from fastgen.generate.run import Place, generate
 from fastgen.generate.runtime import Stopper
-from fastgen.methods.base import Commit, Created, Kept
-from fastgen.methods.self_instruct.rules import Rules
+from fastgen.methods.base import Commit, Created, Kept, trimmed
 from fastgen.simulator.answers import Writer
 from fastgen.simulator.server import FaultServer
 from fastgen.store.run_folder import RunFolder, Store
@@ -162,12 +162,12 @@ class _Blocked(Auditor):
         self.is_in = threading.Event()
         self._error = error
 
-    def see(self, commit: Commit, rules: Rules) -> list[Disagreement]:
+    def see(self, commit: Commit, item_text: ItemText) -> list[Disagreement]:
         self.is_in.set()
         self.go_on.wait()
         if self._error is not None:
             raise self._error
-        return super().see(commit, rules)
+        return super().see(commit, item_text)
 
 
 def _commit(number: int) -> Commit:
@@ -183,7 +183,7 @@ def _is_done_within(call: Callable[[], object], seconds: float) -> bool:
 
 def test_an_audit_that_fails_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     auditor = _Blocked(OSError("out of cheese"))
-    audit = BackgroundAudit(auditor, Rules(), print)
+    audit = BackgroundAudit(auditor, trimmed, print)
 
     def follow() -> None:
         with audit:
@@ -200,7 +200,7 @@ def test_an_audit_that_fails_delays_nothing(caplog: pytest.LogCaptureFixture) ->
 
 def test_an_audit_that_falls_behind_ends_and_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     auditor = _Blocked()
-    audit = BackgroundAudit(auditor, Rules(), print, backlog=3)
+    audit = BackgroundAudit(auditor, trimmed, print, backlog=3)
     with audit:
         for number in range(9):
             audit.observe(_commit(number))
@@ -213,6 +213,6 @@ def test_an_audit_that_falls_behind_ends_and_delays_nothing(caplog: pytest.LogCa
 def test_an_audit_ends_with_its_block() -> None:
     auditor = _Blocked()
     auditor.go_on.set()
-    with BackgroundAudit(auditor, Rules(), print) as audit:
+    with BackgroundAudit(auditor, trimmed, print) as audit:
         thread = audit._thread
     assert not thread.is_alive()

@@ -371,7 +371,7 @@ def test_a_checkpoint_of_an_earlier_version_is_not_read_and_removed_when_one_is_
 
 
 def test_a_pool_grows_also_while_its_memory_is_held() -> None:
-    for held in range(1, 8):  # any of the three columns
+    for held in range(1, 16):  # any of the four columns
         pool = InstructionPool()
         pool.append("Name a river.")
         views = [column.data for at, column in enumerate(pool.columns()) if held & 1 << at]
@@ -383,7 +383,7 @@ def test_a_pool_grows_also_while_its_memory_is_held() -> None:
         again = InstructionPool.from_columns(*(bytearray(column.data) for column in pool.columns()))
         assert [*again.unsettled()] == [(n, 0) for n in range(3)]
     with pytest.raises(ValueError, match="do not fit together"):
-        InstructionPool.from_columns(bytearray(b"abc"), bytearray(8), bytearray(1))
+        InstructionPool.from_columns(bytearray(b"abc"), bytearray(8), bytearray(1), bytearray(1))
 
 
 def test_a_copy_is_not_changed_by_what_the_run_does_next(tmp_path: Path) -> None:

@@ -182,9 +182,13 @@ def test_the_configuration_covers_the_method_and_leaves_speed_out() -> None:
     assert configuration(dataclasses.replace(Options(), speed=faster)) == base
     recording = dataclasses.replace(Options().similarity, record_top_k=10)
     assert configuration(dataclasses.replace(Options(), similarity=recording)) == base
-    changes: list[dict[str, Any]] = [{"model": "n"}, {"seeds": "t"}, {"prompts": "q"}]
-    for change in changes:
-        other = run_configuration(Options(), **{"model": "m", "seeds": "s", "prompts": "p", **change})
+    contents = {"seed_tasks": "s", "prompts": "p"}
+    others = [run_configuration(Options(), model="n", contents=contents)]
+    others += [
+        run_configuration(Options(), model="m", contents=contents | change)
+        for change in ({"seed_tasks": "t"}, {"prompts": "q"}, {"documents": "d"}, {"topics": "o"}, {"personas": "e"})
+    ]
+    for other in others:
         with pytest.raises(InputError, match="name a new run folder"):
             check_same_configuration(base, other, Path("run"))
 

@@ -39,7 +39,7 @@ def _parse(row: dict[str, Any]) -> object:
         items = instruction.parse(completion, DEFAULT, first_number=FIRST_NUMBER)
         return [[item.text, item.rule] for item in items]
     if row["stage"] == "classification":
-        return classification.parse(completion, DEFAULT).is_classification
+        return classification.parse(completion, DEFAULT).value
     parsed = instance.parse(completion, row["stage"] == "output_first", DEFAULT)
     return {
         "instances": [[text[slice(*one.input)], text[slice(*one.output)]] for one in parsed.instances],

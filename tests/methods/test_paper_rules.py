@@ -228,7 +228,7 @@ def test_instances_are_those_of_the_released_code(
 
 def test_the_answer_is_that_of_the_released_code() -> None:
     answers = [
-        (c.text.strip() in ("Yes", "yes", "YES"), classification.parse(c, PAPER).is_classification)
+        (c.text.strip() in ("Yes", "yes", "YES"), classification.parse(c, PAPER).value)
         for c in random_completions("answer")
     ]
     assert all(expected == got for expected, got in answers)

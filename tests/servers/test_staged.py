@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tests.scripted import SinkScheduler
 
 GUARD_S = 20.0
 SAMPLING = Sampling(0.7, 0.5, 64)
+STAGES = ("instance", "classification", "instruction")
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -58,8 +59,8 @@ class Endless:
         self.taken = 0
         self.given_back: list[int] = []
 
-    def next(self, without: Collection[str] = ()) -> Request | None:
-        stages = [stage for stage in ("instance", "classification", "instruction") if stage not in without]
+    def next(self, is_full: Callable[[str], bool] = lambda _: False) -> Request | None:
+        stages = [stage for stage in STAGES if not is_full(stage)]
         if not stages:
             return None
         self.taken += 1
@@ -119,8 +120,8 @@ def test_without_own_servers_no_stage_is_ever_full() -> None:
             backend = Router(backends(server))
             backend.set_limits([1])
             backend.expect(request(1, "instance"))
-            assert backend.full_stages() == frozenset()
-            assert not backend.is_staged
+            assert not any(map(backend.is_full_for, STAGES))
+            assert not backend.is_split
             await backend.close()
 
     run(test())
@@ -226,7 +227,7 @@ def test_a_stage_whose_server_does_not_work_delays_no_other(wrong: str) -> None:
             await scheduler.run()
             assert {answer.request.step for answer in answered} == {"classification"}
             assert scheduler.statistics().waiting_retries == 0
-            assert backend.full_stages() == frozenset(), "what was given back waits no more"
+            assert not any(map(backend.is_full_for, STAGES)), "what was given back waits no more"
 
     run(test())
 
@@ -266,7 +267,7 @@ def test_with_the_stages_servers_down_its_requests_wait_and_hold_the_run_open() 
                 return any(answer.request.step == "instance" for answer in answered)
 
             class Mixed(Endless):
-                def next(self, without: Collection[str] = ()) -> Request | None:
+                def next(self, is_full: Callable[[str], bool] = lambda _: False) -> Request | None:
                     self.taken += 1
                     return request(self.taken, "instance" if self.taken % 10 == 0 else "instruction")
 
