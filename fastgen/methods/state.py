@@ -147,9 +147,13 @@ class _Notes:
     sources: tuple[int, ...] = ()
     drawn: Drawn = field(default_factory=dict)
 
+    def values(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return asdict(self) | {"turns": [tuple(turn) for turn in self.turns]}  # orjson takes no named tuples
+
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`, from JSON values."""
+        """The inverse of `values`."""
         notes = cls(**values)
         notes.turns, notes.sources = [Turn(*turn) for turn in notes.turns], tuple(notes.sources)
         return notes
@@ -372,7 +376,7 @@ class RunState:
             "failures": [*self.failures.items()],
             "alone": sorted(self.alone),
             "unused_sources": sorted(self.unused_sources),
-            "notes": [(number, asdict(notes)) for number, notes in self._notes.items()],
+            "notes": [(number, notes.values()) for number, notes in self._notes.items()],
             "kept_per_completion": self.kept_per_completion.observed,
             "complete_share": self.complete_share.observed,
         }
