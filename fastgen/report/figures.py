@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
 
-from fastgen.methods.base import Answered, Commit, Created
+from fastgen.methods.base import Commit, Created
 from fastgen.report.options import ReportOptions
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import TornTail
@@ -266,8 +266,7 @@ class RunFigures:
                 self.nearest_any.add(max([to_seed, *(score for _, score in kept.nearest_checked)]))
             for rejected in rejected_instructions((commit,), self._run):
                 self._add_rejected(rejected)
-        elif isinstance(commit.outcome, Answered):
-            bin_.complete += bool(commit.outcome.instances)
+        bin_.complete += commit.ended == "complete"
 
     def _add_rejected(self, rejected: RejectedInstruction) -> None:
         self.rejected.add(rejected)

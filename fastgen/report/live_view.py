@@ -21,7 +21,7 @@ from typing import Final
 from markupsafe import Markup
 
 from fastgen.errors import InputError
-from fastgen.methods.base import Answered, Commit, Created, Labelled
+from fastgen.methods.base import Commit, Created
 from fastgen.report import sections
 from fastgen.report.charts import short
 from fastgen.report.figures import RunFigures
@@ -130,19 +130,16 @@ class Follower:
         assert self._run is not None  # noqa: S101 - `_open` came before
         assert self.figures is not None  # noqa: S101
         self.figures.add_commit(commit)
-        match commit.outcome:
-            case Created(kept, _):
-                for one in kept:
-                    self._pending[one.number] = [commit._replace(outcome=Created((one,), ()))]
-            case Labelled():
-                if commit.subject in self._pending:
-                    self._pending[commit.subject].append(commit)
-            case Answered() | Failure():
-                settles = isinstance(commit.outcome, Answered) or commit.outcome.settles
-                if settles and commit.subject in self._pending:
-                    commits = [*self._pending.pop(commit.subject), commit]
-                    for finished in finished_instructions(commits, self._run):
-                        self.figures.add_finished(finished)
+        if isinstance(commit.outcome, Created):
+            for one in commit.outcome.kept:
+                self._pending[one.number] = [commit._replace(outcome=Created((one,), ()))]
+        elif commit.subject is not None and (commits := self._pending.get(commit.subject)) is not None:
+            if commit.ended or not isinstance(commit.outcome, Failure):
+                commits.append(commit)
+            if commit.ended:
+                del self._pending[commit.subject]
+                for finished in finished_instructions(commits, self._run):
+                    self.figures.add_finished(finished)
 
     def _restart_or_report(self, error: InputError) -> bool:
         """What was read may have been taken back since, so everything is read again, once. After that it is damage."""
