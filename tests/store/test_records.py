@@ -77,6 +77,8 @@ def test_only_a_completion_with_reasoning_has_it_in_its_line() -> None:
     assert "reasoning" not in encode(silent)
     thought = silent._replace(completion=Completion("No", "stop", 5, 1, "It is open-ended."))
     assert encode(thought) == encode(silent) | {"reasoning": "It is open-ended."}
+
+
 SAMPLES: list[tuple[Commit, dict[str, Any]]] = [
     (
         Commit(
