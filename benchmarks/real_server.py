@@ -332,9 +332,8 @@ def _text(prompt: object) -> str:
 def shortened(most_tokens: int) -> SamplingOptions:
     """Return the default sampling with at most ``most_tokens`` an answer (a CPU generates 100 tokens/s)."""
     stages = SamplingOptions().by_step()
-    return SamplingOptions(
-        **{name: replace(one, max_tokens=min(one.max_tokens, most_tokens)) for name, one in stages.items()}
-    )
+    shorter = {name: replace(one, max_tokens=min(one.max_tokens, most_tokens)) for name, one in stages.items()}
+    return replace(SamplingOptions(), **shorter)  # type: ignore[arg-type]  # the steps alone
 
 
 async def record(

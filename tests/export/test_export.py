@@ -169,7 +169,6 @@ def test_messages_have_the_reasoning_as_the_assistants_thinking(tmp_path: Path) 
 
 
 def test_reasoning_inside_the_text_is_exported_like_that_which_was_sent_apart(run: Path) -> None:
-    rules = open_run(run).rules
     instruction = "Describe thing number 0 in plain words."
     created = Created((Kept((0, len(instruction)), 0, None, ()),), ())
     text = "<think>First, what is it?</think>\nOutput: An answer."
@@ -178,7 +177,7 @@ def test_reasoning_inside_the_text_is_exported_like_that_which_was_sent_apart(ru
         Commit(1, 0, "instruction", None, (), Completion(instruction, "stop"), created, 1.0),
         Commit(2, 0, "instance", 0, (), Completion(text, "stop"), answered, 1.0),
     ]
-    (finished,) = finished_instructions(commits, rules)
+    (finished,) = finished_instructions(commits, open_run(run))
     assert finished.reasoning == "First, what is it?"
     assert finished.instances == (Instance("", "An answer."),)
 

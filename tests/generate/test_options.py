@@ -24,7 +24,7 @@ from fastgen.generate.options import (
     saved_values,
     with_paper_server,
 )
-from fastgen.generate.serving import _backends, thinking_fields
+from fastgen.generate.serving import _backends
 from fastgen.methods.self_instruct.rules import (
     BANNED_WORDS,
     CHAT_SAMPLING_PRESETS,
@@ -208,14 +208,6 @@ def test_thinking_is_fixed_for_a_runs_life_and_auto_in_runs_from_before_it() -> 
     check_same_configuration(older, base, Path("run"))
     with pytest.raises(InputError, match=r"--thinking auto \(not off\)"):
         check_same_configuration(older, configuration(Options(server=ServerOptions(thinking="off"))), Path("run"))
-
-
-def test_thinking_is_a_setting_of_the_chat_template_or_an_effort() -> None:
-    assert thinking_fields("Qwen/Qwen3-8B", "auto") == {}
-    assert thinking_fields("Qwen/Qwen3-8B", "off") == {"chat_template_kwargs": {"enable_thinking": False}}
-    assert thinking_fields("Qwen/Qwen3-8B", "on") == {"chat_template_kwargs": {"enable_thinking": True}}
-    assert thinking_fields("openai/gpt-oss-20b", "off") == {"reasoning_effort": "low"}
-    assert thinking_fields("openai/gpt-oss-20b", "on") == {"reasoning_effort": "medium"}
 
 
 def test_thinking_goes_into_chat_requests_under_the_fields_of_the_user() -> None:

@@ -21,9 +21,13 @@ def inputs(tmp_path: Path) -> Inputs:
     return load_inputs(RunFolder(tmp_path / "run"), Options())
 
 
+async def known(options: Options, inputs: Inputs) -> tuple[Options, Inputs]:
+    return options, inputs
+
+
 def wait_for_servers(options: Options, inputs: Inputs) -> None:
     async def main() -> None:
-        async with planned(options, inputs, print):
+        async with planned(known(options, inputs), options, print):
             await asyncio.Event().wait()  # servers that do not answer
 
     asyncio.run(main())
@@ -50,7 +54,7 @@ def test_a_block_that_ends_waits_for_no_compiler(inputs: Inputs, monkeypatch: py
     monkeypatch.setattr(NoveltyFilter, "prepare", lambda _: compiled.wait())
 
     async def main() -> int:
-        async with planned(Options(), inputs, print) as made:
+        async with planned(known(Options(), inputs), Options(), print) as made:
             return (await made).state.target
 
     assert asyncio.run(main()) == 100

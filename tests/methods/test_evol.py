@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fastgen.errors import InputError
 from fastgen.methods.base import Answered, Context, Draw, Labelled, Rejected, Setup, Subject
+from fastgen.methods.catalogue import METHODS
 from fastgen.methods.evol import (
     OPERATIONS,
     THRESHOLD,
@@ -24,7 +25,7 @@ from fastgen.methods.evol import (
     read_task,
 )
 from fastgen.similarity.rouge import rouge_l_f1, tokenise
-from fastgen.types import Completion, Instance, Message, Request, Sampling, SeedTask
+from fastgen.types import Completion, Instance, Message, Request, SeedTask
 
 SEEDS = tuple(
     SeedTask(f"seed_{n}", f"seed {n}", f"Explain fact {n}.", (Instance("a text" if n == 1 else "", "out"),), False)
@@ -124,7 +125,7 @@ def test_a_comparison_shows_the_parent_and_then_the_new_task(chat: bool) -> None
 
 def test_the_method_has_three_steps_and_batches_short_completions_only() -> None:
     chat, completions = (build(Setup(api=api, seeds=SEEDS)) for api in ("chat", "completions"))
-    assert chat.step_names == completions.step_names == ("evolve", "compare", "answer")
+    assert chat.step_names == completions.step_names == ("instruction", "compare", "answer")
     assert [step.is_batched for step in chat.steps] == [False, False]
     assert [step.is_batched for step in completions.steps] == [True, False]
     assert chat.creation.shows_pool
@@ -132,11 +133,10 @@ def test_the_method_has_three_steps_and_batches_short_completions_only() -> None
 
 
 def test_sampling_is_the_papers_and_completion_prompts_have_stops() -> None:
-    mine = Sampling(0.5, 1.0, 300)
-    method = build(Setup(seeds=SEEDS, sampling={"answer": mine}))
+    method = build(Setup(seeds=SEEDS))
     assert (method.creation.sampling.temperature, method.creation.sampling.top_p) == (1.0, 0.9)
-    assert method.steps[1].sampling == Sampling(0.5, 1.0, 300, stop=("\nTask:",))
-    assert build(Setup(api="chat", seeds=SEEDS, sampling={"answer": mine})).steps[1].sampling is mine
+    assert method.steps[1].sampling.stop == ("\nTask:",)
+    assert build(Setup(api="chat", seeds=SEEDS)).steps[1].sampling.stop == ()
 
 
 @pytest.mark.parametrize("rounds", ["0", 17, "four", -1, 2.5, None, True, "9" * 5000, "٤"])
@@ -232,7 +232,7 @@ def test_the_threshold_lets_rewritings_pass_that_keep_their_parent(words: int, a
     score = rouge_l_f1(parent, parent + [f"x{n}" for n in range(15)])
     assert score > 0.7
     assert (score <= THRESHOLD) is above
-    assert build(Setup(seeds=SEEDS)).threshold == THRESHOLD
+    assert METHODS["evol"].rules["threshold"] == THRESHOLD
 
 
 # -- reading the new task ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.methods.base import Answered, Context, Draw, Labelled, Method, Rejected, Setup, Subject
-from fastgen.types import Completion, Message, Request, Sampling
+from fastgen.types import Completion, Message, Request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_method.py"
 
@@ -49,12 +49,9 @@ def test_it_has_at_most_sixty_lines() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 60
 
 
-def test_it_declares_a_creation_and_two_steps_with_the_users_sampling() -> None:
-    mine = Sampling(0.2, 1.0, 99)
-    method = build(Setup(sampling={"answer": mine}, check=lambda text: text or None, seed=7))
-    assert (method.name, method.step_names, method.seed) == ("exam", ("question", "difficulty", "answer"), 7)
-    assert method.steps[1].sampling == mine
-    assert method.steps[0].sampling == RATING.sampling
+def test_it_declares_a_creation_and_two_steps() -> None:
+    method = build(Setup(check=lambda text: text or None, seed=7))
+    assert (method.name, method.step_names, method.seed) == ("exam", ("instruction", "difficulty", "answer"), 7)
     assert method.check("x") == "x"
 
 

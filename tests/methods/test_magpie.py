@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.errors import InputError
+from fastgen.generate.options import with_sampling
 from fastgen.methods.base import (
     Answered,
     Ask,
@@ -151,18 +153,15 @@ def test_a_message_stops_at_the_marks_of_the_template(template: ChatTemplate | N
     assert answer.sampling == later_answer.sampling == Sampling(0.0, 1.0, 2048)
 
 
-def test_sampling_that_is_set_for_a_step_or_its_kind_replaces_the_methods() -> None:
-    given = {
-        "instruction": Sampling(0.7, 0.9, 300),
-        "answer": Sampling(0.2, 1.0, 99, stop=("END",)),
-        "follow_up_2": Sampling(0.8, 1.0, 50, stop=("\n",)),
-    }
-    method = build(Setup(template=CHATML, options={"turns": 3}, sampling=given))
-    assert method.creation.sampling == Sampling(0.7, 0.9, 300, stop=("<|im_end|>", "<|im_start|>"))
-    by_name = {step.name: step.sampling for step in method.steps}
-    assert by_name["answer"] == by_name["answer_2"] == by_name["answer_3"] == given["answer"]
-    assert by_name["follow_up_2"] == given["follow_up_2"]
-    assert by_name["follow_up_3"] == method.creation.sampling
+def test_sampling_that_is_set_for_a_step_or_its_role_replaces_the_methods() -> None:
+    method = build(Setup(template=CHATML, options={"turns": 3}))
+    given = ["instruction.temperature=0.7", "answer.stop=END", "answer.max-tokens=99", "follow_up_2.temperature=0.8"]
+    changed = with_sampling(method, given).sampling()
+    message, answer = method.creation.sampling, method.steps[0].sampling
+    assert changed["instruction"] == changed["follow_up_3"] == replace(message, temperature=0.7)
+    assert changed["follow_up_2"] == replace(message, temperature=0.8)
+    mine = replace(answer, stop=("END",), max_tokens=99)
+    assert changed["answer"] == changed["answer_2"] == changed["answer_3"] == mine
 
 
 @pytest.mark.parametrize("text", ["What is < the <|im_end|>", "Use [INST] and </s>"])
@@ -494,16 +493,11 @@ def test_turns_out_of_range_are_refused(turns: object) -> None:
         build(Setup(options={"turns": turns}))
 
 
-def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^--method-option: 'turn' is no option of magpie; it has turns$"):
-        build(Setup(options={"turn": 2}))
-
-
 def test_topics_need_a_template_with_a_system_message() -> None:
     context = Context(topics=("birds",))
     with pytest.raises(InputError, match="takes no system message"):
         build(Setup(template=NO_SYSTEM, context=context))
-    assert build(Setup(context=context)).creation.name == "instruction"  # a refilter, which asks nothing
+    build(Setup(context=context))  # a refilter, which asks nothing
 
 
 def test_without_a_template_the_method_only_reads() -> None:
