@@ -184,6 +184,11 @@ _ESCAPED_INPUT: Final = re.compile(rf'"(?:{"|".join(_INPUT_NAMES)})"\s*+:\s*+"[^
 _INLINE_INPUT: Final = re.compile(
     rf"(?<=[.?!:*\"”。\uff1f\uff01])[ \t]++(?:\*\*)?(?:Input|Eingabe|Entrada|Entrée|输入|入力)(?:\*\*)?{COLON}(?:\*\*)?"
 )
+_NO_MATERIAL: Final = re.compile(
+    r"(?:[\[(<*_]*+(?:none|nothing|no[ ](?:material|text|data|input)|not)[ ](?:is[ ])?"
+    r"(?:needed|required|necessary|given)|```)[^\n\w]*+$",
+    re.IGNORECASE,
+)
 _DIGIT: Final = re.compile(r"\d")
 _SIGN: Final = re.compile(r"\S")
 _PARAGRAPH: Final = re.compile(r"\n[ \t\r]*+\n")
@@ -259,10 +264,12 @@ def _find_layout(text: str, answer: Span, first_number: int) -> _Layout:
     starts: list[int] = []
     inputs: list[Span] = []
     masked: list[str] = []
-    in_input, in_fence, after_gap = False, False, True
+    in_input, in_fence, is_wrapped, after_gap = False, False, False, True
     for row, begin in zip(rows, begins, strict=True):
         line = text[slice(*row)]
-        in_fence = in_input and in_fence != line.lstrip().startswith("```")
+        is_fence = line.lstrip().startswith("```")
+        is_wrapped ^= is_fence and not starts  # the whole list is in a fence
+        in_fence = in_input and in_fence != is_fence
         after_gap = after_gap and not in_fence
         starts_item = count.starts_item(text, row, begin, in_input=in_input, after_gap=after_gap)
         if starts_item:
@@ -273,11 +280,15 @@ def _find_layout(text: str, answer: Span, first_number: int) -> _Layout:
         if after_blank and count.is_uncounted:
             in_input = False  # a list of bullets or the like: nothing else tells where an input ends
         at = None if in_input else _input_label(text, row, starts_item=starts_item)
+        if is_fence and starts and not in_input and not is_wrapped:
+            at = (row[0], row[0])  # code without a label
         if begin is not None and not starts_item:
             line = _DIGIT.sub("x", line) if begin[0] is not None else _SIGN.sub("x", line, count=1)
         if at is not None:
             inputs.append(at)
             in_fence = text.count("```", at[1], row[1]) == 1
+            is_one_line = text[at[1] : row[1]].strip() and item_number(text, (at[1], row[1])) is None
+            after_gap = after_gap or bool(is_one_line)
             line = line[: at[0] - row[0]].ljust(len(line))
         elif in_input:
             line = " " * len(line)
@@ -365,7 +376,7 @@ def _input_of(text: str, span: Span, end: int, layout: _Layout) -> Span | None:
     else:
         return None
     found = clean_input(text, found)
-    return None if found == NOWHERE else found
+    return None if found == NOWHERE or _NO_MATERIAL.match(text, *found) else found
 
 
 def _is_material(text: str, line_end: int, material: Span) -> bool:

@@ -141,9 +141,17 @@ def test_a_document_that_cannot_be_an_output_has_a_reason(document: str, reason:
     assert usable("tiny", shortest=3) is None
 
 
-@pytest.mark.parametrize("options", [{"min_score": 6}, {"max_document": "long"}, {"passes": 0}, {"min_score": True}])
-def test_a_bad_option_is_named(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"^--method-option {next(iter(options))}: "):
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"min_score": 6}, "--min-score"),
+        ({"max_document": "long"}, "--method-option max_document"),
+        ({"passes": 0}, "--passes"),
+        ({"min_score": True}, "--method-option min_score"),
+    ],
+)
+def test_a_bad_option_is_named(options: dict[str, object], flag: str) -> None:
+    with pytest.raises(InputError, match=f"^{flag}: "):
         build(Setup(options=options))
 
 

@@ -123,11 +123,15 @@ def test_a_base_model_stops_after_eight_tasks() -> None:
     assert (base.stop, chat.stop) == (("\nTask 17",), ())
 
 
-@pytest.mark.parametrize("options", [{"num_prompt_instructions": "many"}, {"num_machine_instructions": 9}])
-def test_a_bad_option_is_named(options: dict[str, object]) -> None:
-    with pytest.raises(
-        InputError, match=f"^--method-option {next(iter(options))}: .* is not a whole number of .*; change it$"
-    ):
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"num_prompt_instructions": "many"}, "--method-option num_prompt_instructions"),
+        ({"num_machine_instructions": 9}, "--num-machine-instructions"),
+    ],
+)
+def test_a_bad_option_is_named(options: dict[str, object], flag: str) -> None:
+    with pytest.raises(InputError, match=f"^{flag}: .* is not a whole number of "):
         build(Setup(options=options))
 
 
@@ -171,6 +175,23 @@ TASKS: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
     "code without a label": (
         f"Task 9: {CODE}\n```\ndef f(x):\n\n    return x\n```\n\nTask 10: {POEM}",
         [(CODE, "def f(x):\n\n    return x"), (POEM, None)],
+    ),
+    "code below what looks like a title": (
+        f"**Task 9: Debug this:**\n\n```\nprint(1\n```\n\n**Task 10: {POEM}**",
+        [("Debug this", "print(1"), (POEM, None)],
+    ),
+    "all of it in a fence": (f"Here:\n```\nTask 9: {POEM}\n\nTask 10: {SORT}\n```", [(POEM, None), (SORT, None)]),
+    "inputs of one line, without a blank line": (
+        f"9. {SORT}\n   - Input: 3, 1\n10. {POEM}\n   - Input: [none needed]",
+        [(SORT, "3, 1"), (POEM, None)],
+    ),
+    "words in an input that look like a task": (
+        f"Task 9: Extract all dates.\nInput:\nTask 1 is due in May.\nTask 2 is due in June.\n\nTask 10: {POEM}",
+        [("Extract all dates.", "Task 1 is due in May.\nTask 2 is due in June."), (POEM, None)],
+    ),
+    "an email with a note": (
+        f"Task 9: Translate it.\nInput:\nDear Ann,\n\nNote: bring cake.\n\nTom\n\nTask 10: {POEM}",
+        [("Translate it.", "Dear Ann,\n\nNote: bring cake.\n\nTom"), (POEM, None)],
     ),
     "material without a label": (
         f"Task 9: Summarise it.\n\nThe sea is wide.\n\nIt is deep.\n\nTask 10: {POEM}",
@@ -250,11 +271,9 @@ def test_an_input_that_json_escapes_is_not_silently_lost() -> None:
     assert [item.rule for item in items] == ["unreadable_input", None]
 
 
-def test_the_runs_rules_see_an_instruction_on_one_line() -> None:
-    seen: list[str] = []
-    method = build(Setup(check=lambda text: seen.append(text) or "too_short"))  # type: ignore[func-returns-value]
-    assert method.check("Plan:\n  1. a") == "too_short"
-    assert seen == ["Plan: 1. a"]
+def test_the_runs_rules_reject_an_instruction() -> None:
+    method = build(Setup(check=lambda text: "too_short" if len(text) < 9 else None))
+    assert (method.check("Sing."), method.check(POEM)) == ("too_short", None)
 
 
 PIECES = st.sampled_from(
