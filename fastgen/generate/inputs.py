@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -36,6 +37,7 @@ from fastgen.generate.options import (
     with_api,
     with_sampling,
 )
+from fastgen.methods.backtranslate import usable
 from fastgen.methods.base import Context, Method, Setup
 from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method, rehearse
 from fastgen.methods.chat_template import ChatTemplate
@@ -48,6 +50,7 @@ from fastgen.servers.describe import choose_api, describe
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.store.tables import read_texts
+from fastgen.text import quoted
 from fastgen.types import SeedTask
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from fastgen.similarity.novelty import NoveltyFilter
 
 
+log = logging.getLogger(__name__)
 FIELD = "instruction"
 
 
@@ -233,11 +237,21 @@ def load_lines(flag: str, path: Path) -> tuple[str, ...]:
 
 
 def load_documents(paths: Iterable[Path]) -> tuple[str, ...]:
-    """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones.
+    """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones and those that are no use.
 
-    :raises InputError: a file cannot be read or used, with file and line.
+    :raises InputError: a file cannot be read or used, with file and line, or nothing of it can.
     """
-    return tuple(dict.fromkeys(text for path in paths for _, batch in read_texts(path, "text") for text in batch))
+    found = dict.fromkeys(text for path in paths for _, batch in read_texts(path, "text") for text in batch)
+    reasons = {text: reason for text in found if (reason := usable(text)) is not None}
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        left_out = (
+            f"--documents: {len(reasons)} of {len(found)} texts are left out, such as {quoted(first, 60)} ({reason})"
+        )
+        if len(reasons) == len(found):
+            raise InputError(f"{left_out}; give longer texts")
+        log.warning("%s", left_out)
+    return tuple(text for text in found if text not in reasons)
 
 
 def _seeds_of_dataset(path: Path) -> bytes:

@@ -389,6 +389,10 @@ class MethodOptions:
     """Most rewritings that lead from a first instruction to one that is kept (evol)."""
     min_score: int = 4
     """Least score of 1 to 5 that a row needs (backtranslate)."""
+    max_document: int = 2048
+    """Most tokens of a document that a prompt shows (backtranslate)."""
+    passes: int = 1
+    """How often each document is used (backtranslate)."""
     pre_query: str = ""
     """The text that precedes the user's words in the model's chat template (magpie). Default: as the server says."""
     method_option: tuple[str, ...] = ()
@@ -401,7 +405,8 @@ class MethodOptions:
 
     def own_options(self) -> dict[str, object]:
         """What methods find in their setup's ``options``."""
-        names = ("turns", "rounds", "min_score", "num_prompt_instructions", "num_machine_instructions")
+        names = ("turns", "rounds", "min_score", "max_document", "passes")
+        names += ("num_prompt_instructions", "num_machine_instructions")
         given = dict(one.split("=", 1) for one in self.method_option)
         return {name: getattr(self, name) for name in names} | given
 
@@ -409,6 +414,8 @@ class MethodOptions:
         within("--turns", self.turns, 1, 8)
         within("--rounds", self.rounds, 1, 16)
         within("--min-score", self.min_score, 1, 5)
+        at_least("--max-document", self.max_document, 64)
+        within("--passes", self.passes, 1, 100)
         for one in self.method_option:
             if "=" not in one:
                 raise InputError(f"--method-option {one}: write NAME=VALUE")
@@ -466,14 +473,19 @@ def with_sampling(method: Method, given: Sequence[str]) -> Method:
     )
 
 
-_METHOD_FLAGS = {"turns": "magpie", "pre_query": "magpie", "rounds": "evol", "min_score": "backtranslate"}
-_FILES_OF_METHODS = {"documents": "backtranslate", "from_dataset": "evol"}
+_FLAGS_OF_METHODS = {
+    "turns": "magpie",
+    "pre_query": "magpie",
+    "rounds": "evol",
+    "from_dataset": "evol",
+    **dict.fromkeys(("documents", "min_score", "max_document", "passes"), "backtranslate"),
+}
 
 
 def check_method_options(options: Options, entry: Entry) -> None:
     """:raises InputError: an option that the method has no use for."""
     asked, defaults = options.method, MethodOptions()
-    for name, owner in (_METHOD_FLAGS | _FILES_OF_METHODS).items():
+    for name, owner in _FLAGS_OF_METHODS.items():
         if getattr(asked, name) != getattr(defaults, name) and entry.is_own and entry.name != owner:
             flag = "--from" if name == "from_dataset" else flag_name(name)
             raise InputError(f"{flag}: belongs to --method {owner}; leave it out")

@@ -5,6 +5,7 @@ Methods are pure: no files (apart from shipped prompts and seeds), no network, n
 
 PUBLIC = (
     "admission",
+    "backtranslate",
     "base",
     "catalogue",
     "chat_template",

@@ -164,7 +164,7 @@ METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
                 "Li et al., ICLR 2024, arXiv 2308.06259",
                 "fastgen.methods.backtranslate",
                 needs_documents=True,
-                options={"min_score": 4},
+                options={"min_score": 4, "max_document": 2048, "passes": 1},
                 rules=RULES_FOR_LONG_TEXTS,
             ),
         )

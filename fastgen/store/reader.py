@@ -127,7 +127,7 @@ class _Unfinished:
     def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:
         sources, instances = self.made_by.demonstrations, self.instances
         if documents and not instances:
-            instances = (Instance("", documents[sources[0]]),)
+            instances = (Instance("", documents[sources[0] % len(documents)]),)
         return FinishedInstruction(
             number=self.kept.number,
             instruction=self.text,
