@@ -1,6 +1,6 @@
 """Is a server ever idle? ``fastgen generate`` against simulated engines, compared with the most that those could do.
 
-``python -m benchmarks.saturation [--scenarios steady,slowed,restarted,doubled,halved,watched,eight,original]``
+``python -m benchmarks.saturation [--scenarios steady,two-steps,four-steps,slowed,...,original]``
 
 Each scenario starts simulated vLLM servers (``python -m fastgen.simulator --engine ...``: continuous batching at the
 speed of an 8B model on an H100, see `fastgen.simulator.batching`) and the real command line, in separate processes on
@@ -14,10 +14,11 @@ between ``--warm`` seconds and that moment.
   second from which three in a row have a mean of at least 0.95. The *ramp* is the same from the first request.
 - *queue* is the mean number of waiting sequences over ``max_num_seqs``, *occupancy* that of running ones.
 
-Events happen after half of the time; figures then start ``--warm`` seconds after them. ``watched`` is ``steady`` with
-``--dashboard`` and a viewer. ``eight`` is compared with eight times ``steady``. ``original`` runs the control flow of
-the original (`benchmarks.original_loop`) on the same engine and compares its complete instructions a minute with those
-of ``steady``, ramp and drain included.
+Events happen after half of the time; figures then start ``--warm`` seconds after them. ``two-steps`` and
+``four-steps`` run Magpie with conversations of one and two turns instead of Self-Instruct. ``watched`` is ``steady``
+with ``--dashboard`` and a viewer. ``eight`` is compared with eight times ``steady``. ``original`` runs the control flow
+of the original (`benchmarks.original_loop`) on the same engine and compares its complete instructions a minute with
+those of ``steady``, ramp and drain included.
 
 Everything happens in real time unless ``--speed`` says otherwise. With ``--speed 4`` the engines' time passes four
 times as fast, which shows longer runs if the client keeps up. What the client does by the clock (reading metrics,
@@ -88,6 +89,7 @@ class Scenario:
     change: str | None = None
     lasts_s: float = 0.0
     watched: bool = False
+    client_flags: tuple[str, ...] = ()
 
     def back_s(self, settings: Settings) -> float | None:
         """Return the time from which recovery counts; ``None`` where nothing happens."""
@@ -103,6 +105,8 @@ def scenarios(engine: str) -> dict[str, Scenario]:
     seats = ENGINES[engine].max_num_seqs
     known = (
         Scenario("steady"),
+        Scenario("two-steps", client_flags=("--method", "magpie")),
+        Scenario("four-steps", client_flags=("--method", "magpie", "--turns", "2")),
         Scenario("slowed", change="slow=3"),
         Scenario("restarted", change=f"stop={DEAD_S:g}", lasts_s=DEAD_S),
         Scenario("doubled", change=f"max-num-seqs={2 * seats}"),
@@ -181,7 +185,7 @@ def measure(scenario: Scenario, settings: Settings) -> Result:
     """
     with tempfile.TemporaryDirectory() as name, running_servers(scenario, settings) as up:
         run = Path(name)
-        flags = ["--dashboard", "--dashboard-port", "0"] if scenario.watched else []
+        flags = [*scenario.client_flags, *(("--dashboard", "--dashboard-port", "0") if scenario.watched else ())]
         with client(run, up, settings.concurrency, *flags) as process:
             wait_for_first_request(up, process, run)
             if scenario.watched:
