@@ -13,8 +13,9 @@ import importlib
 import re
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +23,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import FrameType, MappingProxyType, ModuleType
+from types import FrameType, MappingProxyType, ModuleType, UnionType
 from typing import Any, Final, TypeVar
 
 from fastgen.errors import InputError
@@ -31,6 +32,7 @@ from fastgen.methods.base import (
     Answered,
     Ask,
     Continued,
+    Creation,
     Draw,
     Item,
     Labelled,
@@ -41,6 +43,7 @@ from fastgen.methods.base import (
     Step,
     StepOutcome,
     Subject,
+    Turn,
     trimmed,
 )
 from fastgen.methods.self_instruct.instruction import item_text
@@ -54,7 +57,9 @@ SELF_INSTRUCT: Final = "self-instruct"
 ENTRY_POINTS: Final = "fastgen.methods"
 REHEARSAL_S: Final = 10.0
 """Seconds that one call of a user's method may take when it is tried before a run."""
-_REHEARSED: Final = ("", "A task.", "1. A task.\n2. Another.", '{"score": 3}', "Score: 3", "\x00" * 50, "na " * 5000)
+BUILD_S: Final = 60.0
+"""Seconds that a user's file may take to be loaded and to build its method."""
+_REHEARSED: Final = ("A task.", "1. A task.\n2. Another.", '{"score": 3}', "Score: 3", "\x00" * 50, "na " * 5000, "")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _T = TypeVar("_T")
 
@@ -109,11 +114,12 @@ class Entry:
         if self.is_own:
             method: Method = importlib.import_module(self.module).build(setup)
             return method
-        build = getattr(_load(self), "build", None)
-        if not callable(build):
-            raise InputError(f"--method {self.path}: has no function build(setup); see docs/methods.md")
         guard = _Guard(self)
-        method = guard.call("build", Method, build, setup)
+        with _alarm(BUILD_S):
+            build = getattr(_load(self), "build", None)
+            if not callable(build):
+                raise InputError(f"--method {self.path}: has no function build(setup); see docs/methods.md")
+            method = guard.call("build", Method, build, setup)
         _check_declaration(method, f"--method {self.path}")
         return guard.wrapped(replace(method, name=self.name, item_text=trimmed))
 
@@ -227,39 +233,73 @@ def item_text_of(method: str, rules: Rules) -> Callable[[str, Span], str]:
 
 
 def rehearse(method: Method) -> None:
-    """Try a user's method with a few subjects and answers, so that its mistakes show before any server is asked.
+    """Try a user's method as at the start of a run, so that its mistakes show before any server is asked.
 
-    Only in the main thread. One call may take `REHEARSAL_S`.
+    Each step reads several answers. The first of them that leads a subject on decides what the next step gets. Only the
+    main thread finds a loop: the whole may take `REHEARSAL_S`.
 
     :raises InputError: it raises, loops, or returns something else than it should.
     """
     with _alarm(REHEARSAL_S):
-        asked = method.creation.ask(Draw(0, method.seed, _NoPool(), lambda _c, _m: (), lambda: 0))
+        pool = _FirstPool(method)
+        asked = method.creation.ask(Draw(0, method.seed, pool, pool.demonstrations))
         sources, drawn = ((), None) if asked is None else (asked.demonstrations, asked.drawn)
         request = Request(0, CREATION, "", method.creation.sampling, (), sources, drawn=drawn)
         for text in _REHEARSED:
             method.creation.read(Completion(text, "stop"), request)
-            for step in method.steps:
-                subject = Subject(0, text or "A task.", "its input", 1, (), text, sources, text, drawn or {})
-                step.ask(subject)
-                step.read(Completion(text, "length"), subject)
+        source_text = "" if not sources else method.documents[sources[0]] if method.documents else pool.text(sources[0])
+        given = sources if method.creation.has_sources else ()
+        subject: Subject | None = Subject(
+            0, "A task.", "its input", sources=given, source_text=source_text if given else "", drawn=drawn or {}
+        )
+        for step in method.steps:
+            if subject is None:
+                break
+            step.ask(subject)
+            outcomes = [(step.read(Completion(text, "length"), subject), text) for text in _REHEARSED]
+            led_on = (_led_on(subject, outcome, text) for outcome, text in outcomes)
+            subject = next((one for one in led_on if one is not None), None)
 
 
-class _NoPool:
-    """A pool with one seed, for the rehearsal."""
+def _led_on(subject: Subject, outcome: StepOutcome, text: str) -> Subject | None:
+    """The subject as the next step gets it, or ``None`` if it ends here."""
+    match outcome:
+        case Labelled(value):
+            return replace(subject, label=value)
+        case Continued((start, end)):
+            return replace(subject, message=text[start:end])
+        case Answered([(_, (start, end)), *_]):
+            turn = Turn(subject.message or subject.task, text[start:end])
+            return replace(subject, turns=(*subject.turns, turn), message="")
+        case _:
+            return None
 
-    seeds, kept = 1, 0
 
-    def text(self, _index: int) -> str:
-        return "Name three rivers."
+class _FirstPool:
+    """The pool at the start of a run, for the rehearsal."""
+
+    kept = 0
+
+    def __init__(self, method: Method) -> None:
+        self._seeds = method.seeds
+        self.seeds = len(method.seeds)
+
+    def text(self, index: int) -> str:
+        return self._seeds[index].instruction
 
     def depth(self, _index: int) -> int:
         return 0
 
+    def demonstrations(self, count: int, _machine: int) -> tuple[int, ...]:
+        return tuple(range(min(count, self.seeds)))
+
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Break off what runs longer, by an exception in the main thread."""
+    """Break off what runs longer, by an exception. Without effect in other threads than the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"it does not come to an end within {seconds:g} s")
@@ -285,8 +325,14 @@ def _load(entry: Entry) -> ModuleType:
 
 
 def _check_declaration(method: Method, where: str) -> None:
-    """:raises InputError: the names of the steps cannot be used."""
-    names = [step.name for step in method.steps]
+    """:raises InputError: the creation or the steps are none, or their names cannot be used."""
+    declared = [(method.creation, Creation), *((step, Step) for step in _listed(method.steps))]
+    for one, kind in declared:
+        if not isinstance(one, kind):
+            raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
+        if not isinstance(one.sampling, Sampling):
+            raise InputError(f"{where}: build() declares {_shown(one.sampling)} where a Sampling belongs")
+    names = [str(step.name) for step in method.steps]
     if not names:
         raise InputError(f"{where}: build() declares no step after the creation; add at least one")
     for name in names:
@@ -294,6 +340,10 @@ def _check_declaration(method: Method, where: str) -> None:
             raise InputError(f"{where}: a step is called {name!r}; use lower-case letters, digits and underscores")
     if len({*names}) < len(names):
         raise InputError(f"{where}: two steps have the same name; give each its own")
+
+
+def _listed(steps: Any) -> Sequence[object]:  # noqa: ANN401
+    return steps if isinstance(steps, list | tuple) else (steps,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +357,7 @@ class _Guard:
         shrink = creation.shrink
         guarded = replace(
             creation,
-            ask=lambda draw: self.call(CREATION, (Ask, type(None)), creation.ask, draw, check=_check_ask),
+            ask=partial(self._create, creation.ask, len(method.documents)),
             read=lambda completion, request: self._items(creation.read, completion, request),
             shrink=None if shrink is None else partial(self._shrink, shrink),
         )
@@ -318,6 +368,11 @@ class _Guard:
             steps=tuple(map(self._step, method.steps)),
             check=lambda text: self.call(CREATION, (str, type(None)), check, text),
         )
+
+    def _create(self, ask: Callable[[Draw], Any], documents: int, draw: Draw) -> Ask | None:
+        check = partial(_check_ask, sources=documents or draw.pool.seeds + draw.pool.kept)
+        asked: Ask | None = self.call(CREATION, (Ask, type(None)), ask, draw, check=check)
+        return asked
 
     def _shrink(self, shrink: Callable[..., Any], pool: Pool, shown: Any, drawn: Any) -> Any:  # noqa: ANN401
         return self.call(CREATION, (str, tuple), shrink, pool, shown, drawn)
@@ -338,16 +393,12 @@ class _Guard:
     def _step(self, step: Step) -> Step:
         def read(completion: Completion, subject: Subject) -> StepOutcome:
             kinds = (Labelled, Answered, Continued, Rejected)
-            outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject)
-            spans = [outcome.span] if isinstance(outcome, Continued) else []
-            if isinstance(outcome, Answered):
-                spans = [span for pair in outcome.instances for span in pair]
-            self.call(step.name, type(None), _check_spans, spans, completion.text)
+            check = partial(_check_outcome, text=completion.text)
+            outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject, check=check)
             return outcome
 
-        return replace(
-            step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=_check_ask)
-        )
+        check = partial(_check_ask, is_batched=step.is_batched)
+        return replace(step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=check))
 
     def call(
         self,
@@ -362,7 +413,7 @@ class _Guard:
             result = function(*arguments)
             if check is not None:
                 check(result)
-        except Exception as error:  # noqa: BLE001 - whatever a user's code raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's code raises
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if self._is_own_file(frame)]
             place = f"{self.entry.path}:{lines[-1]}" if lines else str(self.entry.path)
             said = printable(str(error))[:200]
@@ -377,13 +428,17 @@ class _Guard:
         return frame.filename == str(self.entry.path)
 
 
-def _check_ask(ask: Ask | None) -> None:
-    if ask is None:
+def _check_ask(ask: Ask | None, *, is_batched: bool = False, sources: int = 0) -> None:
+    if not isinstance(ask, Ask):
         return
     prompt = ask.prompt
     is_messages = isinstance(prompt, tuple) and bool(prompt) and all(isinstance(one, Message) for one in prompt)
     if not isinstance(prompt, str) and not is_messages:
         raise TypeError(f"the prompt is {_shown(prompt)}, neither a text nor a tuple of Message")
+    if is_batched and not isinstance(prompt, str):
+        raise TypeError("a batched step asks with messages; only prompts that are texts can be batched")
+    if not all(type(one) is int and 0 <= one < sources for one in ask.demonstrations):
+        raise ValueError(f"demonstrations are {_shown(ask.demonstrations)}, not indexes below {sources}")
     if ask.sampling is not None and not isinstance(ask.sampling, Sampling):
         raise TypeError(f"the sampling is {_shown(ask.sampling)}, not a Sampling")
     for name, value in (ask.drawn or {}).items():
@@ -391,15 +446,33 @@ def _check_ask(ask: Ask | None) -> None:
             raise TypeError(f"drawn holds {_shown(value)}, not a text")
 
 
-def _check_spans(spans: Sequence[Any], text: str) -> None:
+def _check_outcome(outcome: StepOutcome, text: str) -> None:
+    match outcome:
+        case Labelled(value, unread):
+            _check_kind("the label", value, bool | int | str)
+            _check_kind("unread", unread, str | None)
+        case Answered(instances, rejected):
+            for input_span, output_span in instances:
+                _check_spans((input_span, output_span), text)
+            for rule in rejected:
+                _check_kind("a rule", rule, str)
+        case Continued(span):
+            _check_spans((span,), text)
+        case Rejected(rule, value):
+            _check_kind("the rule", rule, str)
+            _check_kind("the label", value, bool | int | str | None)
+
+
+def _check_kind(name: str, value: object, kind: UnionType | type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {_shown(value)}")
+
+
+def _check_spans(spans: Iterable[Any], text: str) -> None:
     for span in spans:
-        _check_span(span, text)
-
-
-def _check_span(span: Any, text: str) -> None:  # noqa: ANN401
-    start, end = span
-    if not 0 <= start <= end <= len(text):
-        raise ValueError(f"the span {span} lies outside the completion of {len(text)} characters")
+        start, end = span
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):
+            raise ValueError(f"the span {_shown(span)} lies outside the completion of {len(text)} characters")
 
 
 def _shown(value: object) -> str:
