@@ -114,7 +114,7 @@ class Entry:
         if self.is_own:
             method: Method = importlib.import_module(self.module).build(setup)
             return method
-        guard = _Guard(self)
+        guard = _Guard(self, setup.api)
         with _alarm(BUILD_S):
             build = getattr(_load(self), "build", None)
             if not callable(build):
@@ -320,7 +320,7 @@ def _load(entry: Entry) -> ModuleType:
     assert spec is not None, "a loader is given"  # noqa: S101
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look it up
-    _Guard(entry).call("the file", type(None), lambda: spec.loader.exec_module(module) if spec.loader else None)
+    _Guard(entry, "").call("the file", type(None), lambda: spec.loader.exec_module(module) if spec.loader else None)
     return module
 
 
@@ -351,6 +351,7 @@ class _Guard:
     """Turns the mistakes of a user's method into errors that name the file, the step and the line."""
 
     entry: Entry
+    api: str
 
     def wrapped(self, method: Method) -> Method:
         creation = method.creation
@@ -370,7 +371,7 @@ class _Guard:
         )
 
     def _create(self, ask: Callable[[Draw], Any], documents: int, draw: Draw) -> Ask | None:
-        check = partial(_check_ask, sources=documents or draw.pool.seeds + draw.pool.kept)
+        check = partial(_check_ask, api=self.api, sources=documents or draw.pool.seeds + draw.pool.kept)
         asked: Ask | None = self.call(CREATION, (Ask, type(None)), ask, draw, check=check)
         return asked
 
@@ -397,7 +398,7 @@ class _Guard:
             outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject, check=check)
             return outcome
 
-        check = partial(_check_ask, is_batched=step.is_batched)
+        check = partial(_check_ask, api=self.api, is_batched=step.is_batched)
         return replace(step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=check))
 
     def call(
@@ -428,14 +429,16 @@ class _Guard:
         return frame.filename == str(self.entry.path)
 
 
-def _check_ask(ask: Ask | None, *, is_batched: bool = False, sources: int = 0) -> None:
+def _check_ask(ask: Ask | None, *, api: str, is_batched: bool = False, sources: int = 0) -> None:
     if not isinstance(ask, Ask):
         return
     prompt = ask.prompt
     is_messages = isinstance(prompt, tuple) and bool(prompt) and all(isinstance(one, Message) for one in prompt)
     if not isinstance(prompt, str) and not is_messages:
         raise TypeError(f"the prompt is {_shown(prompt)}, neither a text nor a tuple of Message")
-    if is_batched and not isinstance(prompt, str):
+    if is_messages != (api == "chat"):
+        raise TypeError(f"the prompt is {'messages' if is_messages else 'a text'}, which --api {api} does not take")
+    if is_batched and is_messages:
         raise TypeError("a batched step asks with messages; only prompts that are texts can be batched")
     if not all(type(one) is int and 0 <= one < sources for one in ask.demonstrations):
         raise ValueError(f"demonstrations are {_shown(ask.demonstrations)}, not indexes below {sources}")

@@ -19,6 +19,7 @@ from fastgen.methods.base import (
     Item,
     Labelled,
     Method,
+    Prompt,
     Rejected,
     Setup,
     Step,
@@ -29,6 +30,7 @@ from fastgen.types import Completion, Message, Request, Sampling
 
 SAMPLING = Sampling(0.7, 0.9, 64)
 SHORT = Sampling(0.0, 1.0, 8)
+FIRM = Sampling(0.1, 1.0, 32)
 TONES = ("dry", "warm", "curt")
 _LINE = re.compile(r"^Task: (?P<task>[^|\n]*)(?:\| ?(?P<input>[^\n]*))?$", re.MULTILINE)
 
@@ -36,16 +38,32 @@ _LINE = re.compile(r"^Task: (?P<task>[^|\n]*)(?:\| ?(?P<input>[^\n]*))?$", re.MU
 def build(setup: Setup) -> Method:
     documents = setup.documents
 
+    def prompt(*said: Message) -> Prompt:
+        return said if setup.api == "chat" else "\n".join(f"{one.role}: {one.content}" for one in said)
+
     def create(draw: Draw) -> Ask | None:
         tone = {"tone": draw.random("tone").choice(TONES)}
         if not documents:
             sources = draw.demonstrations(2, 1)
             shown = " / ".join(draw.pool.text(index) for index in sources)
-            return Ask(f"Write tasks like {shown}, {tone['tone']}.", sources, tone)
+            return Ask(prompt(_user(f"Write tasks like {shown}, {tone['tone']}.")), sources, tone)
         number = draw.unused()
         if number >= len(documents):
             return None
-        return Ask(f"Write tasks for {documents[number]}, {tone['tone']}.", (number,), tone)
+        return Ask(prompt(_user(f"Write tasks for {documents[number]}, {tone['tone']}.")), (number,), tone)
+
+    def ask_to_grade(subject: Subject) -> Ask:
+        return Ask(prompt(_user(f"Grade: {subject.task}\nMade from: {subject.source_text}")))
+
+    def ask_to_answer(subject: Subject) -> Ask:
+        return Ask(prompt(_user(subject.task)), sampling=FIRM if subject.label == 5 else None)
+
+    def ask_to_follow(subject: Subject) -> Ask:
+        return Ask(prompt(_user(f"What next? {subject.turns[-1].assistant}")))
+
+    def ask_to_reply(subject: Subject) -> Ask:
+        turns = ((_user(turn.user), Message("assistant", turn.assistant)) for turn in subject.turns)
+        return Ask(prompt(*(one for turn in turns for one in turn), _user(subject.message)))
 
     def read_tasks(completion: Completion, _: Request) -> list[Item]:
         return [_item(found) for found in _LINE.finditer(completion.text)]
@@ -62,7 +80,14 @@ def build(setup: Setup) -> Method:
             role="writer",
         ),
         steps=(
-            Step(name="grade", sampling=SHORT, ask=ask_to_grade, read=read_grade, is_batched=True, role="judge"),
+            Step(
+                name="grade",
+                sampling=SHORT,
+                ask=ask_to_grade,
+                read=read_grade,
+                is_batched=setup.api == "completions",
+                role="judge",
+            ),
             Step(name="answer", sampling=SAMPLING, ask=ask_to_answer, read=read_answer),
             Step(name="followup", sampling=SAMPLING, ask=ask_to_follow, read=read_followup, is_optional=True),
             Step(name="reply", sampling=SAMPLING, ask=ask_to_reply, read=read_answer, is_optional=True, role="answer"),
@@ -74,13 +99,13 @@ def build(setup: Setup) -> Method:
     )
 
 
+def _user(text: str) -> Message:
+    return Message("user", text)
+
+
 def _item(found: re.Match[str]) -> Item:
     given = found.span("input") if found["input"] else None
     return Item(found.span("task"), found["task"].strip(), None if found["task"].strip() else "blank", given)
-
-
-def ask_to_grade(subject: Subject) -> Ask:
-    return Ask(f"Grade: {subject.task}\nMade from: {subject.source_text}")
 
 
 def read_grade(completion: Completion, _: Subject) -> StepOutcome:
@@ -91,30 +116,14 @@ def read_grade(completion: Completion, _: Subject) -> StepOutcome:
     return Rejected("low_grade", grade) if grade < 2 else Labelled(grade)
 
 
-def ask_to_answer(subject: Subject) -> Ask:
-    warmth = Sampling(0.1, 1.0, 32) if subject.label == 5 else None
-    return Ask((Message("user", subject.task),), sampling=warmth)
-
-
 def read_answer(completion: Completion, _: Subject) -> StepOutcome:
     if not completion.text.strip():
         return Answered((), ("empty_output",))
     return Answered((((0, 0), (0, len(completion.text))),))
 
 
-def ask_to_follow(subject: Subject) -> Ask:
-    return Ask(f"What next? {subject.turns[-1].assistant}")
-
-
 def read_followup(completion: Completion, _: Subject) -> StepOutcome:
     return Continued((0, len(completion.text))) if completion.text.strip() else Rejected("no_question")
-
-
-def ask_to_reply(subject: Subject) -> Ask:
-    said = [
-        Message(role, text) for turn in subject.turns for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    return Ask((*said, Message("user", subject.message)))
 
 
 def completion_of(step: str, draw: random.Random) -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -61,8 +62,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return replaced
 
 
-def tried(path: Path) -> Method:
-    method = find_method(str(path)).build(Setup(seeds=SEEDS))
+def tried(path: Path, api: Literal["completions", "chat"] = "completions") -> Method:
+    method = find_method(str(path)).build(Setup(seeds=SEEDS, api=api))
     rehearse(method)
     return method
 
@@ -126,12 +127,14 @@ def test_a_file_is_known_by_its_name_and_content(write: Callable[..., Path]) -> 
 # -- right ones --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
 @pytest.mark.parametrize("documents", [(), ("A document.",)])
-def test_a_right_method_passes_its_rehearsal(documents: tuple[str, ...]) -> None:
+def test_a_right_method_passes_its_rehearsal(documents: tuple[str, ...], api: Literal["completions", "chat"]) -> None:
     """Also one whose later steps need what the earlier ones bring."""
     path = Path(declared.__file__)
-    rehearse(find_method(str(path)).build(Setup(seeds=SEEDS, documents=documents)))
-    rehearse(declared.build(Setup(seeds=SEEDS, documents=documents)))
+    setup = Setup(api=api, seeds=SEEDS, documents=documents)
+    rehearse(find_method(str(path)).build(setup))
+    rehearse(declared.build(setup))
 
 
 def test_a_right_file_does_what_it_says(write: Callable[..., Path]) -> None:
@@ -250,10 +253,22 @@ def test_what_a_method_must_not_return_is_one_line_with_the_file(
 
 def test_a_batched_step_cannot_ask_with_messages(write: Callable[..., Path]) -> None:
     path = write("return Ask(subject.text)", "return Ask((Message('user', 'x'),))")
-    tried(path)
+    path.write_text(path.read_text().replace('Ask("Write a task."', "Ask((Message('user', 'x'),)"))
+    tried(path, "chat")
+    with pytest.raises(
+        InputError, match="instruction: TypeError: the prompt is messages, which --api completions does"
+    ):
+        tried(path)
     path.write_text(path.read_text().replace("read=answer)", "read=answer, is_batched=True)"))
     with pytest.raises(InputError, match="answer: TypeError: a batched step asks with messages"):
-        tried(path)
+        tried(path, "chat")
+
+
+def test_a_text_cannot_be_asked_of_a_chat_api(write: Callable[..., Path]) -> None:
+    with pytest.raises(
+        InputError, match="instruction: TypeError: the prompt is a text, which --api chat does not take"
+    ):
+        tried(write(), "chat")
 
 
 @pytest.mark.parametrize(

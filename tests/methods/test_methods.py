@@ -37,8 +37,8 @@ from fastgen.store.ledger import Ledger
 from fastgen.store.reader import FinishedInstruction, OpenRun, finished_instructions
 from fastgen.store.records import decode, encode
 from fastgen.store.run_folder import RunFolder
-from fastgen.types import Answer, Completion, Failure, Instance, Message, Request, SeedTask
-from tests.methods.declared import SAMPLING, SHORT, TONES, build, completion_of
+from fastgen.types import Answer, Completion, Failure, Instance, Request, SeedTask
+from tests.methods.declared import FIRM, SAMPLING, SHORT, TONES, build, completion_of
 
 DOCUMENTS = tuple(f"The text of document {number}, which is about something." for number in range(24))
 SEEDS = tuple(
@@ -99,7 +99,7 @@ def test_a_subject_passes_the_steps_in_order_and_each_sees_what_came_before() ->
     assert (create.step, create.server_role, create.demonstrations) == (CREATION, "writer", (0,))
     assert create.drawn is not None
     assert create.drawn["tone"] in TONES
-    assert create.prompt == f"Write tasks for {DOCUMENTS[0]}, {create.drawn['tone']}."
+    assert create.prompt == f"user: Write tasks for {DOCUMENTS[0]}, {create.drawn['tone']}."
     (made,) = log = say(plan, create, "Task: Name three rivers. | in Peru\nTask: ")
     assert isinstance(made.outcome, Created)
     assert [(one.number, one.input) for one in made.outcome.kept] == [(0, (27, 34))]
@@ -109,13 +109,13 @@ def test_a_subject_passes_the_steps_in_order_and_each_sees_what_came_before() ->
     grade = plan.next()
     assert grade is not None
     assert (grade.step, grade.server_role, grade.subjects, grade.sampling) == ("grade", "judge", (0,), SHORT)
-    assert grade.prompt == f"Grade: Name three rivers.\n\nin Peru\nMade from: {DOCUMENTS[0]}"
+    assert grade.prompt == f"user: Grade: Name three rivers.\n\nin Peru\nMade from: {DOCUMENTS[0]}"
     log += say(plan, grade, "I say 5")
     answer = plan.next()
     assert answer is not None
     assert (answer.step, answer.server_role) == ("answer", "answer")
-    assert answer.prompt == (Message("user", "Name three rivers.\n\nin Peru"),)
-    assert (answer.sampling.temperature, answer.sampling.max_tokens) == (0.1, 32), "as this one asks"
+    assert answer.prompt == "user: Name three rivers.\n\nin Peru"
+    assert answer.sampling == FIRM, "as this request asks"
     log += say(plan, answer, "Ucayali, Rimac and Napo.")
     assert plan.state.subject(0) == Subject(
         *(0, "Name three rivers.", "in Peru", 5),
@@ -129,11 +129,8 @@ def test_a_subject_passes_the_steps_in_order_and_each_sees_what_came_before() ->
     reply = plan.next()
     assert reply is not None
     assert (reply.step, reply.server_role, reply.sampling) == ("reply", "answer", SAMPLING)
-    assert reply.prompt == (
-        Message("user", "Name three rivers.\n\nin Peru"),
-        Message("assistant", "Ucayali, Rimac and Napo."),
-        Message("user", "Which is the longest?"),
-    )
+    said = "user: Name three rivers.\n\nin Peru\nassistant: Ucayali, Rimac and Napo.\nuser: Which is the longest?"
+    assert reply.prompt == said
     assert not plan.done
     log += say(plan, reply, "Ucayali.")
     assert plan.done
