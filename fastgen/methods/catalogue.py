@@ -326,7 +326,7 @@ def _load(entry: Entry) -> ModuleType:
 
 def _check_declaration(method: Method, where: str) -> None:
     """:raises InputError: the creation or the steps are none, or their names cannot be used."""
-    declared = [(method.creation, Creation), *((step, Step) for step in _listed(method.steps))]
+    declared: list[tuple[Any, type]] = [(method.creation, Creation), *((one, Step) for one in _listed(method.steps))]
     for one, kind in declared:
         if not isinstance(one, kind):
             raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
