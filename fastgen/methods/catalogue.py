@@ -326,12 +326,14 @@ def _load(entry: Entry) -> ModuleType:
 
 def _check_declaration(method: Method, where: str) -> None:
     """:raises InputError: the creation or the steps are none, or their names cannot be used."""
-    declared: list[tuple[Any, type]] = [(method.creation, Creation), *((one, Step) for one in _listed(method.steps))]
+    declared: list[tuple[object, type]] = [(method.creation, Creation), *((one, Step) for one in _listed(method.steps))]
     for one, kind in declared:
         if not isinstance(one, kind):
             raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
-        if not isinstance(one.sampling, Sampling):
-            raise InputError(f"{where}: build() declares {_shown(one.sampling)} where a Sampling belongs")
+    samplings: list[object] = [method.creation.sampling, *(step.sampling for step in method.steps)]
+    for sampling in samplings:
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"{where}: build() declares {_shown(sampling)} where a Sampling belongs")
     names = [str(step.name) for step in method.steps]
     if not names:
         raise InputError(f"{where}: build() declares no step after the creation; add at least one")
