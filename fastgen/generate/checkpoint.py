@@ -41,6 +41,7 @@ import orjson
 
 from fastgen import __version__
 from fastgen.errors import FastgenError, InputError
+from fastgen.methods.base import Turn
 from fastgen.methods.plan import Plan
 from fastgen.methods.state import InstructionPool, RunState
 from fastgen.store.files import replacing, temporary_for
@@ -383,7 +384,9 @@ def _are_notes(notes: Mapping[str, Any]) -> bool:
     return (
         notes.keys() == kinds.keys() | {"drawn"}
         and all(isinstance(notes[name], kind) for name, kind in kinds.items())
-        and all(len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in notes["turns"])
+        and all(
+            len(turn) == len(Turn._fields) and all(isinstance(text, str) for text in turn) for turn in notes["turns"]
+        )
         and all(type(source) is int for source in notes["sources"])
         and all(isinstance(text, str) for text in notes["drawn"].values())
     )
