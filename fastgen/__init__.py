@@ -1,4 +1,4 @@
-"""Self-Instruct (Wang et al., ACL 2023) as a high-throughput asynchronous batch generator on vLLM."""
+"""Generates training data for language models with vLLM servers, by Self-Instruct, Magpie and other methods."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What to ask a model next and what its answers mean.
+"""Ways of making data: what to ask a model next, and what its answers mean.
 
-Methods are pure: no files (apart from shipped prompts and seeds), no network, no asyncio.
+`base` has the contract of a method, `catalogue` lists the methods, and `plan` carries out any of them. They are pure:
+no files (apart from shipped prompts and seeds, and a user's own method), no network, no asyncio.
 """
 
 PUBLIC = (
