@@ -45,7 +45,7 @@ _SERVER = Group("The server", sort_key=1)
 _SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
 _ASK_SPEED = Group("Speed and faults", sort_key=3)
 _RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
-_SAMPLING = Group("Sampling per stage (fixed for a run's life; defaults from --preset)", sort_key=5)
+_SAMPLING = Group("Sampling per step of self-instruct (fixed for a run's life; defaults from --preset)", sort_key=5)
 
 
 # -- groups of options -------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class ServerOptions:
     on a GPU."""
     api: Literal["auto", "completions", "chat"] = "auto"
     """completions: for base models, as in the original; chat: for instruct models and services without completions;
-    auto: as the server's model has a chat template or not, which the run says; fixed for a run's life."""
+    auto: chat if the server's model has a chat template, else completions (docs/models.md); fixed for a run's life."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     api_key_file: Path | None = None
@@ -166,8 +166,8 @@ class ServerOptions:
     """Whether a model that can reason does so before it answers a chat request. auto: as --model-preset says, else as
     the server decides. Fields of --extra-body win; fixed for a run's life."""
     model_preset: Literal["auto", "none", "qwen3", "llama3", "gpt-oss", "smollm3", "gemma3", "base"] = "auto"
-    """How the model's authors recommend to sample its answers to chat requests, and whether it reasons. auto: by the
-    model's name; sampling flags win (docs/models.md)."""
+    """What is known of the model's family: whether it can reason, and how a request switches that (docs/models.md).
+    auto: by the model's name; none: nothing."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
@@ -355,9 +355,11 @@ class MethodOptions:
     """The method's parameters, apart from rules and sampling; part of a run's configuration."""
 
     method: str = SELF_INSTRUCT
-    """How the data is made ('fastgen methods' lists what there is), or a file of yours that ends in .py."""
+    """The method that makes the data ('fastgen methods' lists them), or a Python file with your own
+    (docs/methods.md)."""
     preset: Literal["default", "paper"] = "default"
-    """paper: the original's rules and figures; default: the same method without its defects (docs/rules.md)."""
+    """paper: the original's rules and figures, of self-instruct only; default: the same without its defects
+    (docs/rules.md)."""
     seed_tasks: Path | None = None
     """Seed tasks, JSON lines in the original's schema. Default: the 175 that ship with fastgen."""
     prompts: Path | None = None
@@ -370,23 +372,24 @@ class MethodOptions:
     num_machine_instructions: int = 2
     """How many of them are machine-generated, once there are any."""
     demonstrations: Policy = "uniform"
-    """How they are drawn: uniform, the least used of a few, or a few that have little in common (docs/yield.md)."""
+    """How demonstrations are drawn: uniformly, the least used of a few, or a few that have little in common
+    (docs/yield.md)."""
     samples_per_prompt: int = 1
     """Completions of each instruction prompt; fewer where the target needs fewer."""
     classification_only: bool = False
     """Ask for classification tasks only, with classification seeds as demonstrations."""
     topics: Path | None = None
-    """Text file with one topic a line. Each prompt for new instructions names one, which the export records."""
+    """Text file with one topic a line. Each prompt for new instructions names one, and the run records which."""
     personas: Path | None = None
-    """Text file with one persona a line, such as "a nurse on a night shift", used likewise."""
+    """Text file with one persona a line, such as "a nurse on a night shift". Each prompt names one, as with topics."""
     documents: tuple[Path, ...] = ()
     """Texts to make instructions for (backtranslate): JSON lines or Parquet with a field 'text'."""
     from_dataset: Annotated[Path | None, Parameter(name="--from")] = None
     """Instructions to begin with instead of seed tasks (evol): JSON lines or Parquet with a field 'instruction'."""
     turns: int = 1
-    """Turns of each conversation (magpie)."""
+    """Turns of each conversation, 1 to 8 (magpie)."""
     rounds: int = 4
-    """Most rewritings that lead from a first instruction to one that is kept (evol)."""
+    """Most rewritings between a seed task and an instruction that is made from it, 1 to 16 (evol)."""
     min_score: int = 4
     """Least score of 1 to 5 that a row needs (backtranslate)."""
     max_document: int = 2048
