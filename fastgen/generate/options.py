@@ -166,8 +166,8 @@ class ServerOptions:
     """Whether a model that can reason does so before it answers a chat request. auto: as --model-preset says, else as
     the server decides. Fields of --extra-body win; fixed for a run's life."""
     model_preset: Literal["auto", "none", "qwen3", "llama3", "gpt-oss", "smollm3", "gemma3", "base"] = "auto"
-    """What is known of the model's family: whether it can reason, and how a request switches that (docs/models.md).
-    auto: by the model's name; none: nothing."""
+    """How the model's authors recommend to sample its answers to chat requests, and whether it reasons. auto: by the
+    model's name; sampling flags win (docs/models.md)."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
