@@ -25,7 +25,7 @@ def build(setup: base.Setup) -> base.Method:
         drawn = {"topic": draw.random("topic").choice(TOPICS), **setup.context.draw(draw)}  # chance is in `draw` only
         return ask(f"Write one exam question about {drawn['topic']}. Reply with the question and nothing else.", drawn)
 
-    question = base.Creation(sampling=ASKING, ask=ask_question, read=read_question)
+    question = base.Creation(sampling=ASKING, ask=ask_question, read=read_question, samples=setup.samples)
     rating = base.Step(name="difficulty", sampling=RATING, ask=lambda q: ask(RATE + q.text), read=read_rating)
     answer = base.Step(name="answer", sampling=ANSWERING, ask=lambda q: ask(q.text), read=read_answer)
     return base.Method(name="exam", creation=question, steps=(rating, answer), check=setup.check, seed=setup.seed)

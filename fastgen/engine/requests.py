@@ -248,7 +248,8 @@ class RequestExecutor:
     async def _ask_shorter(self, request: Request, error: PromptTooLong) -> None:
         shorter = self._source.shrink(request)
         if shorter is None:
-            await self._fail(request, Failure("prompt_too_long", str(error)))
+            # The same prompt is too long again, so nothing is gained by another request about its subject.
+            await self._fail(request, Failure("prompt_too_long", str(error), settles=bool(request.subjects)))
         elif self.is_draining:
             self._drop(request)
         else:

@@ -41,9 +41,8 @@ import orjson
 
 from fastgen import __version__
 from fastgen.errors import FastgenError, InputError
-from fastgen.methods.base import Turn
 from fastgen.methods.plan import Plan
-from fastgen.methods.state import InstructionPool, RunState
+from fastgen.methods.state import InstructionPool, Notes, RunState
 from fastgen.store.files import replacing, temporary_for
 from fastgen.store.ledger import Ledger
 from fastgen.store.log import Digest, Position, digest_log
@@ -368,28 +367,14 @@ def _check_form(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             is_right = isinstance(value, str)
         elif isinstance(like, tuple):  # a running mean
             is_right = len(value) == len(like) and all(isinstance(one, int | float) for one in value)
-        elif name == "failures":
+        elif name in {"failures", "lost_sources"}:
             is_right = all(type(number) is type(count) is int for number, count in value)
-        elif name == "notes":
-            is_right = all(type(number) is int and _are_notes(notes) for number, notes in value)
+        elif name == "notes":  # of subjects on their way
+            is_right = all(type(number) is int and Notes.is_form_of(values) for number, values in value)
         else:
             is_right = isinstance(value, list) and all(type(one) is int for one in value)
         if not is_right:
             raise ValueError(f"{name} is {value!r:.60}")
-
-
-def _are_notes(notes: Mapping[str, Any]) -> bool:
-    """Whether these are what `RunState.folded` has about an instruction on its way."""
-    kinds = {"input": str, "label": bool | int | str | None, "message": str, "turns": list, "sources": list}
-    return (
-        notes.keys() == kinds.keys() | {"drawn"}
-        and all(isinstance(notes[name], kind) for name, kind in kinds.items())
-        and all(
-            len(turn) == len(Turn._fields) and all(isinstance(text, str) for text in turn) for turn in notes["turns"]
-        )
-        and all(type(source) is int for source in notes["sources"])
-        and all(isinstance(text, str) for text in notes["drawn"].values())
-    )
 
 
 def _load_index(file: CheckpointFile, run: RunState, entries: int) -> CandidateIndex | None:

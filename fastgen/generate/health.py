@@ -12,9 +12,13 @@ from typing import Final
 
 from fastgen.engine.health import READ, Raw, Step, StepHealth
 from fastgen.methods.base import CREATION, Commit, Method
+from fastgen.methods.state import REFUSALS
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
+from fastgen.types import Failure
 
+MAX_REFUSED: Final = 64
+"""Refused requests in a row: the cause is then the sampling or the model's context, not one prompt."""
 _LEAST_LIMIT: Final = 32
 
 
@@ -68,11 +72,20 @@ class RunHealth:
         self._begin_nothing_new = begin_nothing_new
         self._say = say
         self._over: set[str] = set()
+        self._refused = dict.fromkeys(steps, 0)  # requests of each step in a row
+        self._refusals: dict[str, Failure] = {}
         self.ended_by: str | None = None
         """Why the run ended, if a step ended it: step, share, one answer and the remedy in one line."""
 
     def see(self, commit: Commit) -> None:
         """Count one commit."""
+        outcome = commit.outcome
+        if isinstance(outcome, Failure):
+            if outcome.kind in REFUSALS and commit.choice == 0 and commit.ended != "complete":
+                self._refused[commit.step] += 1
+                self._refusals[commit.step] = outcome
+        else:
+            self._refused[commit.step] = 0
         if (kind := answer_kind(commit)) is not None:
             completion, raw = commit.completion, READ
             if kind is not AnswerKind.READ:
@@ -90,7 +103,7 @@ class RunHealth:
         """Warn, and stop asking for steps that bring nothing."""
         self.warn()
         for place, (stage, health) in enumerate(self._steps.items()):
-            if stage in self._over or (verdict := health.verdict()) is None:
+            if stage in self._over or (verdict := health.verdict() or self._refusal(health.step)) is None:
                 continue
             self.ended_by = self.ended_by or verdict
             self._over.update([*self._steps][: place + 1])
@@ -99,6 +112,16 @@ class RunHealth:
                 "is finished"
             )
             self._begin_nothing_new(self._over)
+
+    def _refusal(self, step: Step) -> str | None:
+        """One line about a step whose requests the server refuses while it answers those of other steps."""
+        if (row := self._refused[step.name]) < MAX_REFUSED:
+            return None
+        refusal = self._refusals[step.name]
+        remedy = f"another --model{step.anew}"
+        if refusal.kind == "prompt_too_long":
+            remedy = f"lower {step.tokens_flag}, or use a model with a longer context{step.anew}"
+        return f"{step.name}: the server refused the last {row} requests: {refusal.detail}. Remedy: {remedy}"
 
     def trouble(self) -> str:
         """The problem of the first unhealthy step. Empty if all are healthy."""

@@ -30,6 +30,7 @@ from fastgen.generate.options import (
     Options,
     check_method_options,
     check_same_configuration,
+    method_name,
     model_names,
     role_models,
     run_configuration,
@@ -39,8 +40,9 @@ from fastgen.generate.options import (
 )
 from fastgen.methods.backtranslate import usable
 from fastgen.methods.base import Context, Method, Setup
-from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method, rehearse
+from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method
 from fastgen.methods.chat_template import ChatTemplate
+from fastgen.methods.foreign import rehearse
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.filters import check_instruction
 from fastgen.methods.self_instruct.method import self_instruct
@@ -120,6 +122,8 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
     :raises InputError: a file is missing or invalid, with line and field, or no run is possible with it.
     """
     begun, asked = folder.exists(), options.method
+    if begun:
+        _check_same_method(folder, asked.method)
     entry = find_method(asked.method)
     check_method_options(options, entry)
     seeds_path = asked.seed_tasks or (folder.seeds_path if begun else default_seed_path())
@@ -161,6 +165,19 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         if name not in method.roles:
             raise InputError(f"--role {name}: {method.name} has the roles {', '.join(method.roles)}")
     return inputs
+
+
+def _check_same_method(folder: RunFolder, given: str) -> None:
+    """Before anything is read for another method than the run's.
+
+    :raises InputError: the run is of another method.
+    """
+    saved = folder.header().configuration.get("method", SELF_INSTRUCT)
+    if (name := method_name(given)) != saved:
+        raise InputError(
+            f"--run-dir {folder.path}: was made with --method {saved} (not {name}); leave that as it was, or name a "
+            "new run folder"
+        )
 
 
 def _prompts(api: str, files: PromptFiles) -> PromptSet:

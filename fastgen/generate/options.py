@@ -408,8 +408,10 @@ class MethodOptions:
 
     def own_options(self) -> dict[str, object]:
         """What methods find in their setup's ``options``."""
-        names = ("turns", "rounds", "min_score", "max_document", "passes")
-        names += ("num_prompt_instructions", "num_machine_instructions")
+        names = (
+            *("turns", "rounds", "min_score", "max_document", "passes"),
+            *("num_prompt_instructions", "num_machine_instructions"),
+        )
         given = dict(one.split("=", 1) for one in self.method_option)
         return {name: getattr(self, name) for name in names} | given
 

@@ -23,7 +23,7 @@ from fastgen.generate.health import RunHealth, steps_of_run
 from fastgen.generate.inputs import Inputs, filter_of_forbidden, method_of
 from fastgen.generate.options import NOT_SAVED, MethodOptions, Options, RefilterOptions
 from fastgen.methods.base import CREATION, Commit, Created, Method
-from fastgen.methods.catalogue import SELF_INSTRUCT, find_method
+from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.prompts import load_prompts, read_prompt_files
 from fastgen.similarity.novelty import NoveltyFilter
@@ -56,13 +56,17 @@ def refilter(run_dir: Path, output: Path, options: RefilterOptions, say: Callabl
         folder.clear_unfinished()
         header = run.folder.header()
         changes = options.values()
+        entry = find_method(str(header.options.get("method", SELF_INSTRUCT)))
         decided = {name: value for name, value in changes.items() if name != "record_top_k"}
+        if entry.fingerprint != run.configuration.get("method_file", ""):
+            decided["method_file"] = entry.fingerprint
+            say(f"--method {entry.path}: was changed since the run was made; it reads the completions as it is now")
         store.begin(run.configuration | decided, header.options | changes, __version__)
         prompts = {name: file.content for name, file in read_prompt_files(run.folder.prompts_path).items()}
         texts = {name: run.folder.texts(name) for name in TEXTS}
         folder.save_inputs(run.folder.seeds_path.read_bytes(), prompts, texts)
         list(store.replay())
-        method = _method_of(run, options)
+        method = _method_of(run, options, entry)
         steps = steps_of_run(method, max_fruitless=_MAX_FRUITLESS, api=run.configuration["api"])
         steps = {stage: replace(step, one_remedy="try other rules") for stage, step in steps.items()}
         _write(store, _judged_again(run, options, method), RunHealth(steps, lambda _: None, say))
@@ -117,22 +121,16 @@ def _write(store: Store, commits: Iterator[Commit], health: RunHealth) -> None:
     health.warn(at_the_end=True)
 
 
-def _method_of(run: OpenRun, options: RefilterOptions) -> Method:
-    """The run's method under the new rules. It asks nothing.
-
-    :raises InputError: the method was a file, which is not there any more or was changed.
-    """
+def _method_of(run: OpenRun, options: RefilterOptions, entry: Entry) -> Method:
+    """The run's method under the new rules. It asks nothing. A user's file is taken as it is now."""
     configuration, folder = run.configuration, run.folder
     saved: dict[str, Any] = {
         field.name: tuple(value) if isinstance(value, list) else value
         for field in fields(MethodOptions)
         if (value := configuration.get(field.name)) is not None and field.name not in NOT_SAVED
     }
-    saved["method"] = folder.header().options.get("method", SELF_INSTRUCT)
+    saved["method"] = entry.name if entry.path is None else str(entry.path)
     given = Options(method=MethodOptions(**saved), rules=options.rules)
-    entry = find_method(given.method.method)
-    if entry.fingerprint != configuration.get("method_file", ""):
-        raise InputError(f"--method {entry.path}: was changed since the run was made; restore it from a copy")
     inputs = Inputs(
         entry=entry,
         seeds=run.seeds,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fastgen.engine.scheduler import Scheduler
 from fastgen.errors import FastgenError, InputError, StoppedError
 from fastgen.generate.checkpoint import CheckpointEnd, Checkpointer
-from fastgen.generate.health import RunHealth, steps_of_run
+from fastgen.generate.health import MAX_REFUSED, RunHealth, steps_of_run
 from fastgen.generate.inputs import (
     ask_server,
     begin,
@@ -36,6 +36,7 @@ from fastgen.generate.options import Options, model_names, refuse_credentials, w
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import CREATION, Commit
+from fastgen.methods.foreign import MethodError
 from fastgen.methods.plan import Plan
 from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
@@ -50,7 +51,6 @@ from fastgen.types import Answer
 if TYPE_CHECKING:
     from fastgen.generate.audit import BackgroundAudit
 
-MAX_REFUSED = 64  # refused requests in a row: the cause is then the sampling or the model's context, not one prompt
 LEDGER_EVERY_S = 5.0
 SERVER_FIGURES_EVERY_S = 5.0
 SPACE_EVERY_S = 10.0
@@ -78,6 +78,8 @@ class Outcome:
     elapsed_s: float = 0.0
     ended_by: str | None = None
     """The user's rule that ended the run before the target, with its figures."""
+    used_up: str | None = None
+    """What was used up before the target was reached, such as the documents."""
 
 
 def require_target(options: Options) -> None:
@@ -136,7 +138,12 @@ async def _generate(
                 _warn_of_generation_config(options, serving, reporter)
             else:
                 check_models(folder, options, inputs, serving.models)
-            return await _Session(plan, store, serving, options, reporter, stopper, hub).run(checkpoint)
+            session = _Session(plan, store, serving, options, reporter, stopper, hub)
+            try:
+                return await session.run(checkpoint)
+            except MethodError as error:
+                again = f"fastgen refilter --run-dir {folder.path} --output NEW"
+                raise InputError(f"{error}, and continue what was made with it as NEW after: {again}") from None
 
 
 class _Session:
@@ -272,14 +279,23 @@ class _Session:
             concurrency=self.scheduler.statistics().concurrency,
             elapsed_s=elapsed_s,
             ended_by=None if state.done else self.yields.ended_by,
+            used_up=self._used_up(),
         )
+
+    def _used_up(self) -> str | None:
+        plan = self.plan
+        if plan.done or not plan.is_exhausted or self.stopper.stopped or self.yields.ended_by is not None:
+            return None
+        if plan.method.documents:
+            return "the documents are used up"
+        return f"--method {plan.method.name} has nothing more to ask for"
 
     def _check_progress(self) -> None:
         """:raises InputError: the server refuses every request."""
-        self.health()
         state = self.plan.state
-        if state.refused >= MAX_REFUSED:
+        if self.health.ended_by is None and state.refused >= MAX_REFUSED:
             raise InputError(f"the server refused the last {state.refused} requests permanently: {state.last_refusal}")
+        self.health()
 
     def _audit(self) -> AbstractContextManager[BackgroundAudit | None]:
         speed = self.options.speed

@@ -36,6 +36,9 @@ def run(place: Place, options: Options) -> int:
         f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
     )
     ended += f"{place.run_dir} --output FILE"
+    if outcome.used_up is not None:
+        ended = f"{outcome.used_up}: {outcome.complete} of {outcome.target} instructions complete in {place.run_dir}; "
+        ended += f"write them out with: fastgen export --run-dir {place.run_dir} --output FILE"
     if outcome.ended_by is not None:
         lower = "the same command with a lower figure (0: none)"
         ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target}\n{ended}"

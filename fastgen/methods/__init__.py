@@ -11,6 +11,7 @@ PUBLIC = (
     "catalogue",
     "chat_template",
     "demonstrations",
+    "foreign",
     "plan",
     "self_instruct.filters",
     "self_instruct.instruction",

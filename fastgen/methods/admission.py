@@ -26,7 +26,7 @@ from fastgen.methods.base import (
     Rejection,
     Step,
 )
-from fastgen.methods.state import RunState
+from fastgen.methods.state import MAX_SUBJECT_FAILURES, RunState
 from fastgen.similarity.novelty import NoveltyFilter, Verdict
 from fastgen.text import bounded
 from fastgen.types import Answer, Completion, Failure, Neighbour
@@ -34,7 +34,6 @@ from fastgen.types import Answer, Completion, Failure, Neighbour
 SIMILAR = "similar"  # the rule's name in the ledger
 CONTAMINATED = "contaminated"  # too similar to a forbidden text; the neighbour is that text's index in their list
 NEAREST_RECORDED = 1  # neighbours of a kept instruction in the log, unless --record-top-k asks for more
-MAX_SUBJECT_FAILURES = 3  # permanent failures after which an instruction is finished without what is missing
 _NO_COMPLETION = Completion("", None)
 
 
@@ -113,7 +112,7 @@ class Admission:
             raise ValueError(f"an answer of the step {answer.request.step} without a subject")
         step = self._steps[answer.request.step]
         if isinstance(result, Failure):
-            gives_up = self._state.failures.get(subject, 0) + 1 >= MAX_SUBJECT_FAILURES
+            gives_up = result.settles or self._state.failures.get(subject, 0) + 1 >= MAX_SUBJECT_FAILURES
             return replace(result, settles=gives_up), _without(step) if gives_up else ""
         outcome = step.read(result, self._state.subject(subject))
         if isinstance(outcome, Rejected) or (isinstance(outcome, Answered) and not outcome.instances):

@@ -1,67 +1,33 @@
-"""The methods that exist, by name, and methods from a user's file or an installed package.
+"""The methods that a run can use: fastgen's own by name, a user's file, an installed package.
 
 A method from elsewhere is code that fastgen runs: ``--method FILE.py`` or an entry point of the group
-``fastgen.methods``, with a function ``build(setup) -> Method`` (see ``docs/methods.md``). What it returns is wrapped:
-an exception or a value of another kind becomes an `InputError` that names the file, the step and the line. `rehearse`
-finds one that loops. Reading a finished run never runs such code.
+``fastgen.methods``, with a function ``build(setup) -> Method`` (see ``docs/methods.md`` and `fastgen.methods.foreign`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import re
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import FrameType, MappingProxyType, ModuleType, UnionType
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final
 
 from fastgen.errors import InputError
-from fastgen.methods.base import (
-    CREATION,
-    Answered,
-    Ask,
-    Continued,
-    Creation,
-    Draw,
-    Item,
-    Labelled,
-    Method,
-    Pool,
-    Rejected,
-    Setup,
-    Step,
-    StepOutcome,
-    Subject,
-    Turn,
-    trimmed,
-)
+from fastgen.methods import foreign
+from fastgen.methods.base import CREATION, Method, Setup, trimmed
 from fastgen.methods.self_instruct.instruction import item_text
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS, Rules
-from fastgen.text import printable
-from fastgen.types import Completion, Message, Request, Sampling, Span
+from fastgen.types import Instance, SeedTask, Span
 
 SELF_INSTRUCT: Final = "self-instruct"
 ENTRY_POINTS: Final = "fastgen.methods"
-REHEARSAL_S: Final = 10.0
-"""Seconds that one call of a user's method may take when it is tried before a run."""
-BUILD_S: Final = 60.0
-"""Seconds that a user's file may take to be loaded and to build its method."""
-_REHEARSED: Final = ("A task.", "1. A task.\n2. Another.", '{"score": 3}', "Score: 3", "\x00" * 50, "na " * 5000, "")
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +80,8 @@ class Entry:
         if self.is_own:
             method: Method = importlib.import_module(self.module).build(setup)
             return method
-        guard = _Guard(self, setup.api)
-        with _alarm(BUILD_S):
-            build = getattr(_load(self), "build", None)
-            if not callable(build):
-                raise InputError(f"--method {self.path}: has no function build(setup); see docs/methods.md")
-            method = guard.call("build", Method, build, setup)
-        _check_declaration(method, f"--method {self.path}")
-        return guard.wrapped(replace(method, name=self.name, item_text=trimmed))
+        assert self.path is not None, "a method from elsewhere has a file"  # noqa: S101 - as it is found
+        return foreign.load(self.path, self.name, setup)
 
 
 RULES_FOR_LONG_TEXTS: Final[Mapping[str, float]] = {"max_words": 1000, "max_characters": 8000}
@@ -211,7 +171,8 @@ def outline(entry: Entry) -> dict[str, Any]:
         prompts = load_prompts("completions")
         method = self_instruct(PRESETS["default"], (), prompts, SAMPLING_PRESETS["default"])
     else:
-        method = entry.build(Setup(options=entry.options, documents=("A text.",)))
+        seed = SeedTask("seed", "", "Name three rivers.", (Instance("", "Rhine, Nile, Amazon"),), False)
+        method = entry.build(Setup(api="chat", seeds=(seed,), options=entry.options, documents=("A text.",)))
     roles = {CREATION: method.creation.role} | {step.name: step.role or step.name for step in method.steps}
     shown = ("temperature", "top_p", "max_tokens")
     return {
@@ -230,255 +191,3 @@ def outline(entry: Entry) -> dict[str, Any]:
 def item_text_of(method: str, rules: Rules) -> Callable[[str, Span], str]:
     """How instructions are taken out of raw completions, for a method by its name."""
     return partial(item_text, rules=rules) if method == SELF_INSTRUCT else trimmed
-
-
-def rehearse(method: Method) -> None:
-    """Try a user's method as at the start of a run, so that its mistakes show before any server is asked.
-
-    Each step reads several answers. The first of them that leads a subject on decides what the next step gets. Only the
-    main thread finds a loop: the whole may take `REHEARSAL_S`.
-
-    :raises InputError: it raises, loops, or returns something else than it should.
-    """
-    with _alarm(REHEARSAL_S):
-        pool = _FirstPool(method)
-        asked = method.creation.ask(Draw(0, method.seed, pool, pool.demonstrations))
-        sources, drawn = ((), None) if asked is None else (asked.demonstrations, asked.drawn)
-        request = Request(0, CREATION, "", method.creation.sampling, (), sources, drawn=drawn)
-        for text in _REHEARSED:
-            method.creation.read(Completion(text, "stop"), request)
-        source_text = "" if not sources else method.documents[sources[0]] if method.documents else pool.text(sources[0])
-        given = sources if method.creation.has_sources else ()
-        subject: Subject | None = Subject(
-            0, "A task.", "its input", sources=given, source_text=source_text if given else "", drawn=drawn or {}
-        )
-        for step in method.steps:
-            if subject is None:
-                break
-            step.ask(subject)
-            outcomes = [(step.read(Completion(text, "length"), subject), text) for text in _REHEARSED]
-            led_on = (_led_on(subject, outcome, text) for outcome, text in outcomes)
-            subject = next((one for one in led_on if one is not None), None)
-
-
-def _led_on(subject: Subject, outcome: StepOutcome, text: str) -> Subject | None:
-    """The subject as the next step gets it, or ``None`` if it ends here."""
-    match outcome:
-        case Labelled(value):
-            return replace(subject, label=value)
-        case Continued((start, end)):
-            return replace(subject, message=text[start:end])
-        case Answered([(_, (start, end)), *_]):
-            turn = Turn(subject.message or subject.task, text[start:end])
-            return replace(subject, turns=(*subject.turns, turn), message="")
-        case _:
-            return None
-
-
-class _FirstPool:
-    """The pool at the start of a run, for the rehearsal."""
-
-    kept = 0
-
-    def __init__(self, method: Method) -> None:
-        self._seeds = method.seeds
-        self.seeds = len(method.seeds)
-
-    def text(self, index: int) -> str:
-        return self._seeds[index].instruction
-
-    def depth(self, _index: int) -> int:
-        return 0
-
-    def demonstrations(self, count: int, _machine: int) -> tuple[int, ...]:
-        return tuple(range(min(count, self.seeds)))
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Break off what runs longer, by an exception. Without effect in other threads than the main one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"it does not come to an end within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _load(entry: Entry) -> ModuleType:
-    assert entry.path is not None, "a method from elsewhere has a file"  # noqa: S101 - as it is built
-    name = f"fastgen_method_{entry.name}"
-    spec = spec_from_loader(name, SourceFileLoader(name, str(entry.path)))
-    assert spec is not None, "a loader is given"  # noqa: S101
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look it up
-    _Guard(entry, "").call("the file", type(None), lambda: spec.loader.exec_module(module) if spec.loader else None)
-    return module
-
-
-def _check_declaration(method: Method, where: str) -> None:
-    """:raises InputError: the creation or the steps are none, or their names cannot be used."""
-    declared: list[tuple[object, type]] = [(method.creation, Creation), *((one, Step) for one in _listed(method.steps))]
-    for one, kind in declared:
-        if not isinstance(one, kind):
-            raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
-    samplings: list[object] = [method.creation.sampling, *(step.sampling for step in method.steps)]
-    for sampling in samplings:
-        if not isinstance(sampling, Sampling):
-            raise InputError(f"{where}: build() declares {_shown(sampling)} where a Sampling belongs")
-    names = [str(step.name) for step in method.steps]
-    if not names:
-        raise InputError(f"{where}: build() declares no step after the creation; add at least one")
-    for name in names:
-        if not _NAME.fullmatch(name) or name == CREATION:
-            raise InputError(f"{where}: a step is called {name!r}; use lower-case letters, digits and underscores")
-    if len({*names}) < len(names):
-        raise InputError(f"{where}: two steps have the same name; give each its own")
-
-
-def _listed(steps: Any) -> Sequence[object]:  # noqa: ANN401
-    return steps if isinstance(steps, list | tuple) else (steps,)
-
-
-@dataclass(frozen=True, slots=True)
-class _Guard:
-    """Turns the mistakes of a user's method into errors that name the file, the step and the line."""
-
-    entry: Entry
-    api: str
-
-    def wrapped(self, method: Method) -> Method:
-        creation = method.creation
-        shrink = creation.shrink
-        guarded = replace(
-            creation,
-            ask=partial(self._create, creation.ask, len(method.documents)),
-            read=lambda completion, request: self._items(creation.read, completion, request),
-            shrink=None if shrink is None else partial(self._shrink, shrink),
-        )
-        check = method.check
-        return replace(
-            method,
-            creation=guarded,
-            steps=tuple(map(self._step, method.steps)),
-            check=lambda text: self.call(CREATION, (str, type(None)), check, text),
-        )
-
-    def _create(self, ask: Callable[[Draw], Any], documents: int, draw: Draw) -> Ask | None:
-        check = partial(_check_ask, api=self.api, sources=documents or draw.pool.seeds + draw.pool.kept)
-        asked: Ask | None = self.call(CREATION, (Ask, type(None)), ask, draw, check=check)
-        return asked
-
-    def _shrink(self, shrink: Callable[..., Any], pool: Pool, shown: Any, drawn: Any) -> Any:  # noqa: ANN401
-        return self.call(CREATION, (str, tuple), shrink, pool, shown, drawn)
-
-    def _items(self, read: Callable[..., Any], completion: Completion, request: Request) -> list[Item]:
-        def checked() -> list[Item]:
-            items = []
-            for item in read(completion, request):
-                if not isinstance(item, Item):
-                    raise TypeError(f"read() gave {_shown(item)}, not an Item")
-                _check_spans([item.span, item.input or item.span], completion.text)
-                items.append(item._replace(text=trimmed(completion.text, item.span)))
-            return items
-
-        items: list[Item] = self.call(CREATION, list, checked)
-        return items
-
-    def _step(self, step: Step) -> Step:
-        def read(completion: Completion, subject: Subject) -> StepOutcome:
-            kinds = (Labelled, Answered, Continued, Rejected)
-            check = partial(_check_outcome, text=completion.text)
-            outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject, check=check)
-            return outcome
-
-        check = partial(_check_ask, api=self.api, is_batched=step.is_batched)
-        return replace(step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=check))
-
-    def call(
-        self,
-        step: str,
-        kind: type[_T] | tuple[type, ...],
-        function: Callable[..., Any],
-        *arguments: Any,  # noqa: ANN401
-        check: Callable[[Any], None] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """:raises InputError: the function raised, or gave something of another kind."""
-        try:
-            result = function(*arguments)
-            if check is not None:
-                check(result)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's code raises
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if self._is_own_file(frame)]
-            place = f"{self.entry.path}:{lines[-1]}" if lines else str(self.entry.path)
-            said = printable(str(error))[:200]
-            raise InputError(f"--method {place}: {step}: {type(error).__name__}: {said}; fix the method") from None
-        if not isinstance(result, kind):
-            kinds = kind if isinstance(kind, tuple) else (kind,)
-            names = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
-            raise InputError(f"--method {self.entry.path}: {step}: gave {_shown(result)}, not {names}; fix the method")
-        return result
-
-    def _is_own_file(self, frame: traceback.FrameSummary) -> bool:
-        return frame.filename == str(self.entry.path)
-
-
-def _check_ask(ask: Ask | None, *, api: str, is_batched: bool = False, sources: int = 0) -> None:
-    if not isinstance(ask, Ask):
-        return
-    prompt = ask.prompt
-    is_messages = isinstance(prompt, tuple) and bool(prompt) and all(isinstance(one, Message) for one in prompt)
-    if not isinstance(prompt, str) and not is_messages:
-        raise TypeError(f"the prompt is {_shown(prompt)}, neither a text nor a tuple of Message")
-    if is_messages != (api == "chat"):
-        raise TypeError(f"the prompt is {'messages' if is_messages else 'a text'}, which --api {api} does not take")
-    if is_batched and is_messages:
-        raise TypeError("a batched step asks with messages; only prompts that are texts can be batched")
-    if not all(type(one) is int and 0 <= one < sources for one in ask.demonstrations):
-        raise ValueError(f"demonstrations are {_shown(ask.demonstrations)}, not indexes below {sources}")
-    if ask.sampling is not None and not isinstance(ask.sampling, Sampling):
-        raise TypeError(f"the sampling is {_shown(ask.sampling)}, not a Sampling")
-    for name, value in (ask.drawn or {}).items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"drawn holds {_shown(value)}, not a text")
-
-
-def _check_outcome(outcome: StepOutcome, text: str) -> None:
-    match outcome:
-        case Labelled(value, unread):
-            _check_kind("the label", value, bool | int | str)
-            _check_kind("unread", unread, str | None)
-        case Answered(instances, rejected):
-            for input_span, output_span in instances:
-                _check_spans((input_span, output_span), text)
-            for rule in rejected:
-                _check_kind("a rule", rule, str)
-        case Continued(span):
-            _check_spans((span,), text)
-        case Rejected(rule, value):
-            _check_kind("the rule", rule, str)
-            _check_kind("the label", value, bool | int | str | None)
-
-
-def _check_kind(name: str, value: object, kind: UnionType | type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {_shown(value)}")
-
-
-def _check_spans(spans: Iterable[Any], text: str) -> None:
-    for span in spans:
-        start, end = span
-        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(text):
-            raise ValueError(f"the span {_shown(span)} lies outside the completion of {len(text)} characters")
-
-
-def _shown(value: object) -> str:
-    return printable(f"{type(value).__name__} {value!r}")[:80]

@@ -61,7 +61,7 @@ class Plan:
         self._next_step = dict(zip(method.step_names, method.steps, strict=False))
         self._next_request = 0
         self._creations_out = 0
-        self._sources_out: set[int] = set()
+        self._sources_out: dict[int, int] = {}  # choices on their way, by document
 
     @property
     def done(self) -> bool:
@@ -94,7 +94,8 @@ class Plan:
         """Return a request from `next` that will not be answered, so that its work can be asked again."""
         if request.step == CREATION:
             self._creations_out -= request.n
-            self._sources_out.difference_update(request.demonstrations)
+            for source in request.demonstrations:
+                self._sources_out.pop(source, None)
         else:
             self._ready[request.step].extendleft(reversed(request.subjects))
 
@@ -151,7 +152,7 @@ class Plan:
         n = self._samples(missing)
         self._creations_out += n
         if method.documents:
-            self._sources_out.update(ask.demonstrations)
+            self._sources_out.update(dict.fromkeys(ask.demonstrations, n))
         return Request(
             number=self._take_number(),
             step=CREATION,
@@ -169,7 +170,8 @@ class Plan:
 
     def _unused_source(self) -> int:
         out, state = self._sources_out, self.state
-        return min(state.unused_sources - out, default=max(state.next_source, max(out, default=-1) + 1))
+        free = state.unused_sources.difference(out)
+        return min(free, default=max(state.next_source, max(out, default=-1) + 1))
 
     def _samples(self, missing: float) -> int:
         """Completions to ask of one prompt: the method's number, or fewer near the target."""
@@ -208,7 +210,10 @@ class Plan:
         outcome, subject = commit.outcome, commit.subject
         if subject is None:
             self._creations_out -= 1
-            self._sources_out.difference_update(commit.demonstrations)
+            for source in commit.demonstrations:
+                self._sources_out[source] = self._sources_out.get(source, 1) - 1
+                if self._sources_out[source] < 1:
+                    del self._sources_out[source]
             if isinstance(outcome, Created):
                 self._ready[self.method.steps[0].name].extend(one.number for one in outcome.kept)
             return

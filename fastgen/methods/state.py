@@ -14,7 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from fastgen.methods.base import (
@@ -137,7 +137,7 @@ class InstructionPool:
 
 
 @dataclass(slots=True)
-class _Notes:
+class Notes:
     """What later steps need to know about an instruction on its way, apart from its text."""
 
     input: str = ""
@@ -158,9 +158,25 @@ class _Notes:
         notes.turns, notes.sources = [Turn(*turn) for turn in notes.turns], tuple(notes.sources)
         return notes
 
+    @staticmethod
+    def is_form_of(values: Any) -> bool:  # noqa: ANN401 - any JSON value
+        """Whether these are values that `from_values` takes."""
+        return (
+            isinstance(values, dict)
+            and values.keys() == _NOTED
+            and all(isinstance(values[name], str) for name in ("input", "message"))
+            and (values["label"] is None or isinstance(values["label"], bool | int | str))
+            and all(isinstance(turn, list) and [*map(type, turn)] == [str] * 3 for turn in values["turns"])
+            and all(type(source) is int for source in values["sources"])
+            and all(isinstance(text, str) for pair in values["drawn"].items() for text in pair)
+        )
 
+
+_NOTED: Final = frozenset(field.name for field in fields(Notes))
 REPLAY_BATCH = 4096  # texts that the similarity filter takes in at once on resume
 REFUSALS = frozenset({"rejected", "prompt_too_long"})  # failures that say something about what was asked
+MAX_SUBJECT_FAILURES: Final = 3
+"""Permanent failures after which an instruction, or a document, is finished without what is missing."""
 _PLAIN = ("complete", "settled", "refused", "last_refusal", "next_source")
 
 
@@ -205,6 +221,7 @@ class RunState:
         self.alone: set[int] = set()  # subjects whose last request failed: each gets a request without others
         self.next_source = 0  # one more than the highest source (document) that was used
         self.unused_sources: set[int] = set()  # those below it that were not
+        self.lost_sources: dict[int, int] = {}  # how often their requests were lost, by source
         # High guesses: asking a little later costs less than making instructions beyond the target.
         self.kept_per_completion = RunningMean(method.creation.expected)
         self.complete_share = RunningMean(0.9)
@@ -216,7 +233,7 @@ class RunState:
             text=self.text,
             run_seed=method.seed,
         )
-        self._notes: dict[int, _Notes] = {}
+        self._notes: dict[int, Notes] = {}
         self._places = {step.name: place for place, step in enumerate(method.steps)}
         self._novelty = novelty
         novelty.add_seeds([seed.instruction for seed in method.seeds])
@@ -300,7 +317,7 @@ class RunState:
         if commit.step == CREATION:
             self.demonstrations.see(commit.demonstrations)
             if self.method.documents:
-                self._use_sources(commit.demonstrations)
+                self._use_sources(commit)
             return self._keep(commit, commit.outcome.kept) if isinstance(commit.outcome, Created) else ()
         subject, outcome = subject_of(commit), commit.outcome
         if commit.ended:
@@ -315,16 +332,26 @@ class RunState:
     def _note_refusal(self, commit: Commit) -> None:
         outcome = commit.outcome
         if isinstance(outcome, Failure) and outcome.kind in REFUSALS:
-            self.refused += commit.choice == 0  # counts requests, not choices
-            self.last_refusal = outcome.detail
+            if commit.ended != "complete":  # a conversation that ends sooner is no refusal of the run
+                self.refused += commit.choice == 0  # counts requests, not choices
+                self.last_refusal = outcome.detail
         else:
             self.refused = 0
 
-    def _use_sources(self, sources: Sequence[int]) -> None:
-        for source in sources:
-            self.unused_sources.update(range(self.next_source, source))
-            self.unused_sources.discard(source)
+    def _use_sources(self, commit: Commit) -> None:
+        """Note that documents were used. One whose request got lost on the way is not, up to a number of times."""
+        outcome = commit.outcome
+        is_lost = isinstance(outcome, Failure) and outcome.kind not in REFUSALS
+        for source in commit.demonstrations:
+            self.unused_sources.update(range(self.next_source, source + 1))
             self.next_source = max(self.next_source, source + 1)
+            if is_lost and source in self.unused_sources:
+                lost = self.lost_sources.get(source, 0) + (commit.choice == 0)  # counts requests, not choices
+                self.lost_sources[source] = lost
+                if lost < MAX_SUBJECT_FAILURES:
+                    continue
+            self.unused_sources.discard(source)
+            self.lost_sources.pop(source, None)
 
     def _keep(self, commit: Commit, kept: Sequence[Kept]) -> list[str]:
         raw, method = commit.completion.text, self.method
@@ -336,7 +363,7 @@ class RunState:
         for one, text in zip(kept, texts, strict=True):
             if sources or one.input is not None or commit.drawn:
                 given = "" if one.input is None else raw[slice(*one.input)]
-                self._notes[len(self.pool)] = _Notes(given, sources=sources, drawn=commit.drawn or {})
+                self._notes[len(self.pool)] = Notes(given, sources=sources, drawn=commit.drawn or {})
             self.pool.append(text, depth)
         self.kept_per_completion.see(len(kept))
         return texts
@@ -345,7 +372,7 @@ class RunState:
         """The subject has passed a step that is not its last."""
         self.alone.discard(subject)
         self.pool.set_state(subject, self._places[commit.step] + 1)
-        notes = self._notes.setdefault(subject, _Notes())
+        notes = self._notes.setdefault(subject, Notes())
         match outcome:
             case Labelled(value):
                 notes.label = value
@@ -376,6 +403,7 @@ class RunState:
             "failures": [*self.failures.items()],
             "alone": sorted(self.alone),
             "unused_sources": sorted(self.unused_sources),
+            "lost_sources": [*self.lost_sources.items()],
             "notes": [(number, notes.values()) for number, notes in self._notes.items()],
             "kept_per_completion": self.kept_per_completion.observed,
             "complete_share": self.complete_share.observed,
@@ -407,7 +435,8 @@ class RunState:
         self.failures = dict(folded["failures"])
         self.alone = {*folded["alone"]}
         self.unused_sources = {*folded["unused_sources"]}
-        self._notes = {number: _Notes.from_values(values) for number, values in folded["notes"]}
+        self.lost_sources = dict(folded["lost_sources"])
+        self._notes = {number: Notes.from_values(values) for number, values in folded["notes"]}
         self.kept_per_completion.observed = folded["kept_per_completion"]
         self.complete_share.observed = folded["complete_share"]
         self.demonstrations.restore_counts(shown)

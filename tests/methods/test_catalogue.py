@@ -12,9 +12,10 @@ from typing import Literal
 import pytest
 
 from fastgen.errors import InputError
-from fastgen.methods import catalogue
+from fastgen.methods import foreign
 from fastgen.methods.base import Method, Setup, Subject
-from fastgen.methods.catalogue import METHODS, find_method, rehearse
+from fastgen.methods.catalogue import METHODS, find_method
+from fastgen.methods.foreign import rehearse
 from fastgen.types import Completion, Instance, Request, SeedTask
 from tests.methods import declared
 
@@ -285,8 +286,8 @@ def test_a_text_cannot_be_asked_of_a_chat_api(write: Callable[..., Path]) -> Non
 def test_a_method_that_loops_is_stopped_and_the_line_named(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, old: str, step: str
 ) -> None:
-    monkeypatch.setattr(catalogue, "BUILD_S", 0.05)
-    monkeypatch.setattr(catalogue, "REHEARSAL_S", 0.05)
+    monkeypatch.setattr(foreign, "BUILD_S", 0.05)
+    monkeypatch.setattr(foreign, "REHEARSAL_S", 0.05)
     indent = " " * (len(old) - len(old.lstrip()))
     path = write(old, f"{indent}while True:\n{indent}    'for ever'\n{old}")
     with pytest.raises(InputError) as caught:

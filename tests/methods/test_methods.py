@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgen.methods.admission import MAX_SUBJECT_FAILURES
 from fastgen.methods.base import (
     CREATION,
     Answered,
@@ -31,7 +30,7 @@ from fastgen.methods.base import (
 from fastgen.methods.base import trimmed as item_text
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.rules import Rules
-from fastgen.methods.state import COMPLETE, EMPTY, InstructionPool, RunState
+from fastgen.methods.state import COMPLETE, EMPTY, MAX_SUBJECT_FAILURES, InstructionPool, RunState
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.store.ledger import Ledger
 from fastgen.store.reader import FinishedInstruction, OpenRun, finished_instructions

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from fastgen.methods.admission import MAX_SUBJECT_FAILURES
 from fastgen.methods.base import Answered, Commit, Created
 from fastgen.methods.plan import FIRST_CREATIONS, Plan
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.methods.state import EMPTY
+from fastgen.methods.state import EMPTY, MAX_SUBJECT_FAILURES
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.text import CHARACTERS_PER_TOKEN

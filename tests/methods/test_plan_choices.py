@@ -10,13 +10,12 @@ from typing import Any
 import orjson
 import pytest
 
-from fastgen.methods.admission import MAX_SUBJECT_FAILURES
 from fastgen.methods.base import Answered, Commit, Labelled
 from fastgen.methods.plan import MAX_BATCHED_TOKENS, MAX_REFUSED_BATCHES, Plan
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptSet, load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
-from fastgen.methods.state import EMPTY
+from fastgen.methods.state import EMPTY, MAX_SUBJECT_FAILURES
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.simulator.answers import Writer
 from fastgen.store.records import decode, encode
