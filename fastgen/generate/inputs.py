@@ -52,7 +52,6 @@ from fastgen.servers.describe import choose_api, describe
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.store.tables import read_texts
-from fastgen.text import quoted
 from fastgen.types import SeedTask
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
 FIELD = "instruction"
 
 
@@ -254,21 +254,21 @@ def load_lines(flag: str, path: Path) -> tuple[str, ...]:
 
 
 def load_documents(paths: Iterable[Path]) -> tuple[str, ...]:
-    """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones and those that are no use.
+    """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones and those of no use.
 
-    :raises InputError: a file cannot be read or used, with file and line, or nothing of it can.
+    :raises InputError: a file cannot be read or used, with file and line, or none of its texts can be an output.
     """
-    found = dict.fromkeys(text for path in paths for _, batch in read_texts(path, "text") for text in batch)
-    reasons = {text: reason for text in found if (reason := usable(text)) is not None}
-    if reasons:
-        first, reason = next(iter(reasons.items()))
-        left_out = (
-            f"--documents: {len(reasons)} of {len(found)} texts are left out, such as {quoted(first, 60)} ({reason})"
-        )
-        if len(reasons) == len(found):
-            raise InputError(f"{left_out}; give longer texts")
-        log.warning("%s", left_out)
-    return tuple(text for text in found if text not in reasons)
+    found: dict[str, None] = {}
+    for path in paths:
+        texts = [text for _, batch in read_texts(path, "text") for text in batch]
+        reasons = [reason for text in texts if (reason := usable(text)) is not None]
+        if len(reasons) == len(texts):
+            why = f"none of its {len(texts)} texts can be an output (the first: {reasons[0]})" if texts else "is empty"
+            raise InputError(f"--documents {path}: {why}; name a file with longer texts")
+        if reasons:
+            log.warning("--documents %s: %d of %d texts are left out (%s)", path, len(reasons), len(texts), reasons[0])
+        found |= dict.fromkeys(text for text in texts if usable(text) is None)
+    return tuple(found)
 
 
 def _seeds_of_dataset(path: Path) -> bytes:

@@ -45,9 +45,9 @@ from fastgen.methods.base import (
 from fastgen.text import printable
 from fastgen.types import Completion, Message, Request, Sampling
 
-BUILD_S: Final = 60.0
+BUILD_S = 60.0
 """Seconds that loading the file and ``build`` may take."""
-REHEARSAL_S: Final = 10.0
+REHEARSAL_S = 10.0
 """Seconds that all calls of a rehearsal may take together."""
 _REHEARSED: Final = ("", "A task.", "1. A task.\n2. Another.", '{"score": 3}', "Score: 3", "\x00" * 50, "na " * 5000)
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -174,7 +174,7 @@ def _check_declaration(method: Method, setup: Setup, where: str) -> None:
     steps = method.steps if isinstance(method.steps, list | tuple) else (method.steps,)
     parts: list[tuple[Any, type]] = [(method.creation, Creation), *((step, Step) for step in steps)]
     for one, kind in parts:
-        if not isinstance(one, kind):
+        if type(one) is not kind:
             raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
         if not isinstance(one.sampling, Sampling):
             raise InputError(f"{where}: build() declares {_shown(one.sampling)} where a Sampling belongs")
