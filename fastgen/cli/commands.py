@@ -199,6 +199,10 @@ def export(
     by_split = f" ({', '.join(f'{split} {count}' for split, count in done.rows.items())})" if len(done.rows) > 1 else ""
     notes = [] if done.total else ["warning: the run has none yet"]
     notes += [done.unfinished] if done.unfinished else []
+    if done.first_turns:
+        notes.append(
+            f"{done.first_turns} of them are the first turn of a conversation; --format messages has all turns"
+        )
     tell(f"{sum(done.rows.values())} rows{by_split} written to {output}{_in_brackets(notes)}")
     if done.url is not None:
         tell(f"uploaded to {done.url}")

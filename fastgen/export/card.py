@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from fastgen.errors import flag_name
 from fastgen.export.entries import Entry
+from fastgen.export.method import MethodFacts, role_models, used_settings
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import Feature, format_spec
+from fastgen.export.rows import Feature, format_spec, has_more_turns
 from fastgen.generate.options import MethodOptions, option_values, preset_values
+from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks, seed_fingerprint
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.ledger import Ledger
@@ -45,13 +47,28 @@ _CAUTION: Final = """\
 - **The filters look at form and similarity, not at truth or harm.** No personal data was asked for, and no filter
   would have found any.
 - **Benchmarks.** What was kept out of the data is said under "How it was made"; anything else may overlap."""
-_FILES: Final = {"seed_tasks", "prompts", "decontaminate"}
+_CAUTION_OF_ALL: Final = """\
+- **A model wrote {wrote}.** Nothing was checked by people unless that is said above. A small model writes more that is
+  fluent and wrong.
+- **Models repeat themselves.** What the generating model says often it says here more often: its topics, its English,
+  its prejudices, its idea of a typical person.
+- **The filters look at form and similarity, not at truth or harm.** No personal data was asked for, and no filter
+  would have found any.
+- **Benchmarks.** What was kept out of the data is said under "How it was made"; anything else may overlap."""
+_TYPES: Final[Mapping[type, str]] = {bool: "bool", int: "int64", str: "string"}
+_FILES: Final = ("decontaminate", "documents", "topics", "personas")
+_CONTENTS: Final = {"seed_tasks", "prompts", "method_file", "chat_template", *_FILES}
+"""Of these a configuration has fingerprints, or what a server told."""
 _WIDTH: Final = 100
 
 
 @dataclass(slots=True)
 class Figures:
-    """Counts of what an export writes. Words are separated by whitespace. ``instructions`` is by split."""
+    """Counts of what an export writes. Words are separated by whitespace. ``instructions`` is by split.
+
+    ``turns`` are those of all instances, ``conversations`` the instances with more than one, and ``first_turns`` those
+    of which only the first is written. ``labels`` and ``drawn`` are the names that the rows have, with their types.
+    """
 
     instructions: Counter[str] = field(default_factory=Counter)
     seed_tasks: int = 0
@@ -61,9 +78,14 @@ class Figures:
     instruction_words: int = 0
     input_words: int = 0
     output_words: int = 0
+    turns: int = 0
+    conversations: int = 0
+    first_turns: int = 0
+    labels: dict[str, Feature] = field(default_factory=dict)
+    drawn: dict[str, Feature] = field(default_factory=dict)
 
-    def add(self, entry: Entry, split: str) -> None:
-        """Count one instruction."""
+    def add(self, entry: Entry, split: str, *, has_turns: bool = True) -> None:
+        """Count one instruction. ``has_turns``: what is written of a conversation are all turns."""
         self.instructions[split] += 1
         self.seed_tasks += entry.finished is None
         self.classification += entry.is_classification
@@ -74,6 +96,13 @@ class Figures:
             self.empty_inputs += words == 0
             self.input_words += words
             self.output_words += len(scored.instance.output.split())
+            is_cut = has_more_turns(entry, scored)
+            self.first_turns += is_cut and not has_turns
+            self.conversations += is_cut
+            self.turns += len(entry.finished.turns) if entry.finished is not None and is_cut else 1
+        if (finished := entry.finished) is not None:
+            self.labels |= {name: _TYPES[type(value)] for name, value in finished.labels.items()}
+            self.drawn |= dict.fromkeys(finished.drawn, "string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,34 +117,108 @@ class CardFacts:
     figures: Figures
     choice: ChoiceOptions
     options: CardOptions
+    method: MethodFacts
 
 
 def write_card(facts: CardFacts) -> str:
     """The content of README.md."""
     model, version = _models(facts.run.configuration), markdown(facts.run.folder.header().version)
-    method = f"the method of [Self-Instruct]({_PAPER}) (Wang et al., ACL 2023)"
+    method = _method(facts)
     sections = (
         "\n".join(["---", *_front_matter(facts), "---"]),
         f"# {markdown(_title(facts))}",
-        f"Instructions with inputs and outputs, written by {model} with {method}, by fastgen {version}.",
+        f"{_kind(facts)}, written by {model} with {method}, by fastgen {version}.",
         "## What is in it\n\n" + "\n".join(_contents(facts)),
         "## How it was made\n\n" + "\n".join(_making(facts)),
         "## Figures\n\n" + "\n".join(_figures(facts)),
-        "## What to be careful about\n\n" + _CAUTION,
+        "## What to be careful about\n\n" + (_CAUTION if facts.run.is_self_instruct else _caution(facts)),
         "## Licence and terms\n\n" + "\n".join(_terms(facts, model)),
     )
     return "\n\n".join(sections) + "\n"
+
+
+def _method(facts: CardFacts) -> str:
+    entry = facts.method.entry
+    if facts.run.is_self_instruct:
+        return f"the method of [Self-Instruct]({_PAPER}) (Wang et al., ACL 2023)"
+    name = markdown_code(" ".join(facts.run.method.split()))
+    if entry is None:
+        fingerprint = str(facts.run.configuration.get("method_file", ""))[:16]
+        return f"a method of the user's, {name} (fingerprint `{fingerprint}`)"
+    return f"the method {name} ({_linked(entry.source)})"
+
+
+def _linked(source: str) -> str:
+    """A source with its arXiv number as a link."""
+    before, mark, number = source.partition("arXiv ")
+    return f"{markdown(before)} [arXiv:{number}](https://arxiv.org/abs/{number})" if mark else markdown(source)
+
+
+def _kind(facts: CardFacts) -> str:
+    """What the rows are, at the beginning of a sentence."""
+    if facts.run.documents:
+        return "Documents with instructions that they answer, the instructions"
+    if facts.figures.conversations:
+        return "Conversations"
+    return "Instructions with inputs and outputs" if facts.run.is_self_instruct else "Instructions with answers"
+
+
+def _columns(facts: CardFacts) -> dict[str, Feature]:
+    """The columns, with those parts of the provenance of `raw` that depend on the method."""
+    columns = dict(format_spec(facts.form, facts.run, with_reasoning=facts.choice.with_reasoning).columns)
+    provenance = columns.get("provenance")
+    if isinstance(provenance, dict) and not facts.run.is_self_instruct:
+        roles: dict[str, Feature] = {f"{role}_model": "string" for role in role_models(facts.run.configuration)}
+        parts = {"labels": facts.figures.labels, "drawn": facts.figures.drawn}
+        columns["provenance"] = {**provenance, **roles, **{name: part for name, part in parts.items() if part}}
+    return columns
+
+
+def _method_lines(facts: CardFacts) -> Iterator[str]:
+    """What the method does, with the options that decide it."""
+    entry, configuration = facts.method.entry, facts.run.configuration
+    if entry is None:
+        yield "- The method is the user's own. Its file is not part of this card."
+    else:
+        yield f"- Method `{entry.name}`: {markdown(entry.summary)}. Source: {_linked(entry.source)}."
+        shown = {name: configuration.get(name, value) for name, value in entry.options.items()}
+        if shown:
+            listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+            yield f"- Its options: {markdown(listed)}."
+    counts = {name: len(facts.run.folder.texts(name)) for name in ("documents", "topics", "personas")}
+    if listed := ", ".join(f"{count:,} {name}" for name, count in counts.items() if count):
+        yield f"- Given: {listed}."
+
+
+def _step_sampling(facts: CardFacts) -> Iterator[str]:
+    """The steps of another method than Self-Instruct: how they sampled, and their models."""
+    if not facts.method.steps:
+        yield "How its steps sampled is known to the file of the method only."
+        return
+    yield "| step | model | temperature | top_p | most tokens |"
+    yield "|---|---|---|---|---|"
+    for step in facts.method.steps:
+        one = step.sampling
+        name = markdown(step.name.replace("_", " "))
+        yield f"| {name} | {markdown_code(step.model)} | {one.temperature:g} | {one.top_p:g} | {one.max_tokens} |"
+
+
+def _caution(facts: CardFacts) -> str:
+    """The warnings, without what is known of Self-Instruct only."""
+    wrote = "the instructions. The outputs are the documents that it was given" if facts.run.documents else "this"
+    return _CAUTION_OF_ALL.format(wrote=wrote)
 
 
 def _front_matter(facts: CardFacts) -> Iterator[str]:
     rows = sum(facts.rows.values())
     yield f"license: {facts.options.license or 'unknown'}"
     yield f"pretty_name: {json.dumps(printable(_title(facts)), ensure_ascii=False)}"
-    yield from ("tags:", "- self-instruct", "- synthetic", "- fastgen")
+    tag = facts.run.method if facts.run.is_self_instruct or facts.method.entry is not None else "own-method"
+    yield from ("tags:", f"- {tag}", "- synthetic", "- fastgen")
     yield from ("task_categories:", "- text-generation")
     yield from ("size_categories:", f"- {next((n for limit, n in _SIZES.items() if rows < limit), 'n>1T')}")
     yield from ("dataset_info:", "  features:")
-    yield from _feature_lines(format_spec(facts.form, with_reasoning=facts.choice.with_reasoning).columns)
+    yield from _feature_lines(_columns(facts))
     yield from ("configs:", "- config_name: default", "  data_files:")
     for split, name in facts.files.items():
         yield from (f"  - split: {split}", f"    path: {name}")
@@ -144,11 +247,12 @@ def _feature_lines(fields: Mapping[str, Feature], indent: str = "  ") -> Iterato
 def _title(facts: CardFacts) -> str:
     if facts.options.push_to_hub:
         return facts.options.push_to_hub.rpartition("/")[2]
-    return f"Self-Instruct data of {' '.join(str(facts.run.configuration['model']).split())}"
+    name = "Self-Instruct" if facts.run.is_self_instruct else " ".join(facts.run.method.split())
+    return f"{name} data of {' '.join(str(facts.run.configuration['model']).split())}"
 
 
 def _contents(facts: CardFacts) -> Iterator[str]:
-    yield format_spec(facts.form, with_reasoning=facts.choice.with_reasoning).card_text
+    yield format_spec(facts.form, facts.run, with_reasoning=facts.choice.with_reasoning).card_text
     yield ""
     yield "| split | file | rows | instructions |"
     yield "|---|---|---|---|"
@@ -162,12 +266,16 @@ def _contents(facts: CardFacts) -> Iterator[str]:
 
 
 def _choices(facts: CardFacts) -> Iterator[str]:
-    choice, seeds = facts.choice, facts.figures.seed_tasks
+    choice, figures, seeds = facts.choice, facts.figures, facts.figures.seed_tasks
     yield (
         f"{seeds:,} of the instructions are seed tasks; the others are by the model."
         if seeds
         else "The seed tasks are not in it."
+        if facts.run.seeds
+        else "All of the instructions are by the model."
     )
+    if figures.first_turns:
+        yield f"{figures.first_turns:,} rows are the first turn of a conversation that had more."
     if choice.max_instructions is not None:
         yield f"At most {choice.max_instructions:,} instructions were taken, drawn with seed {choice.seed}."
     if choice.min_judge_score is not None:
@@ -179,21 +287,28 @@ def _choices(facts: CardFacts) -> Iterator[str]:
 
 def _making(facts: CardFacts) -> Iterator[str]:
     configuration = facts.run.configuration
-    yield from ("```", generate_command(configuration, facts.run.folder.header().options), "```")
+    yield from ("```", generate_command(facts.run), "```")
     yield ""
     is_paper = configuration["preset"] == "paper"
     named = "the original's rules" if is_paper else "the original's rules without their defects"
-    yield f"- Preset `{configuration['preset']}`: {named}; flags above say what differs from it."
-    yield f"- {len(facts.run.seeds)} seed tasks, fingerprint `{str(configuration['seed_tasks'])[:16]}`."
+    if facts.run.is_self_instruct:
+        yield f"- Preset `{configuration['preset']}`: {named}; flags above say what differs from it."
+    else:
+        yield from _method_lines(facts)
+    if facts.run.seeds or facts.run.is_self_instruct:
+        yield f"- {len(facts.run.seeds)} seed tasks, fingerprint `{str(configuration['seed_tasks'])[:16]}`."
     above = "above" if configuration["reject_at"] == "gt" else "at or above"
+    earlier = "a seed or an earlier instruction" if facts.run.seeds else "an earlier instruction"
     yield (
-        f"- An instruction is rejected when its ROUGE-L F1 with a seed or an earlier instruction is {above} "
+        f"- An instruction is rejected when its ROUGE-L F1 with {earlier} is {above} "
         f"{configuration['threshold']:g} (tokens: `{configuration['tokenizer']}`, index: `{configuration['index']}`)."
     )
-    yield (
-        f"- {facts.ledger.seed_only_share:.1%} of the instruction prompts showed seed tasks only: those sent before "
-        "the first instruction was kept."
-    )
+    if facts.ledger.seed_only or facts.run.is_self_instruct:
+        share = f"{facts.ledger.seed_only_share:.1%}"
+        yield (
+            f"- {share} of the instruction prompts showed seed tasks only: those sent before the first instruction was "
+            "kept."
+        )
     yield f"- {_decontamination(facts)}"
     yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {configuration['seed']}."
     yield from ("", *_sampling(facts))
@@ -208,6 +323,9 @@ def _decontamination(facts: CardFacts) -> str:
 
 def _sampling(facts: CardFacts) -> Iterator[str]:
     configuration = facts.run.configuration
+    if not facts.run.is_self_instruct:
+        yield from _step_sampling(facts)
+        return
     stages = [name.removesuffix(".temperature") for name in configuration if name.endswith(".temperature")]
     yield "| stage | temperature | top_p | presence penalty | frequency penalty | most tokens |"
     yield "|---|---|---|---|---|---|"
@@ -219,8 +337,50 @@ def _sampling(facts: CardFacts) -> Iterator[str]:
 
 
 def _figures(facts: CardFacts) -> Iterator[str]:
-    """The figures next to those of the original study."""
+    """The figures, of Self-Instruct next to those of the original study."""
     figures, ledger = facts.figures, facts.ledger
+    if facts.run.is_self_instruct:
+        yield from _beside_the_paper(figures)
+    else:
+        yield from _own_figures(figures, facts.run)
+    yield ""
+    answered = "with at least one valid instance" if facts.run.is_self_instruct else "complete"
+    yield (
+        f"Of the whole run: {ledger.kept + ledger.rejected.total():,} instructions written by the model, "
+        f"{ledger.acceptance:.1%} of them kept, {ledger.complete:,} {answered}; "
+        f"{ledger.yield_per_1000_tokens:.2f} of these per 1,000 generated tokens "
+        f"({ledger.generated_tokens:,} in all). Rejected, by rule:"
+    )
+    yield ""
+    yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in ledger.rejected.most_common())
+    if not ledger.rejected:
+        yield "- nothing"
+    if not facts.run.is_self_instruct and ledger.rejected_instances:
+        yield from ("", "Of the kept instructions, or of their answers, later steps rejected, by rule:", "")
+        rejected = ledger.rejected_instances.most_common()
+        yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in rejected)
+
+
+def _own_figures(figures: Figures, run: OpenRun) -> Iterator[str]:
+    instructions, instances = figures.instructions.total(), figures.instances
+    with_input = instances - figures.empty_inputs
+    yield "| of this data | |"
+    yield "|---|---|"
+    yield f"| instructions | {instructions:,} |"
+    if instances != instructions:
+        yield f"| answers | {instances:,} |"
+    if figures.conversations:
+        yield f"| conversations of several turns | {figures.conversations:,} |"
+        yield f"| mean turns | {_ratio(figures.turns, instances):.2f} |"
+    yield f"| mean words of an instruction | {_ratio(figures.instruction_words, instructions):.1f} |"
+    if with_input:
+        yield f"| instructions with an input | {_ratio(with_input, instances):.1%} |"
+        yield f"| mean words of such an input | {_ratio(figures.input_words, with_input):.1f} |"
+    what = "a document" if run.documents else "a first answer" if figures.conversations else "an answer"
+    yield f"| mean words of {what} | {_ratio(figures.output_words, instances):.1f} |"
+
+
+def _beside_the_paper(figures: Figures) -> Iterator[str]:
     instructions, instances = figures.instructions.total(), figures.instances
     with_input = instances - figures.empty_inputs
     yield f"| of this data | here | [the original]({_PAPER}) |"
@@ -233,17 +393,6 @@ def _figures(facts: CardFacts) -> Iterator[str]:
     yield f"| mean words of an instruction | {_ratio(figures.instruction_words, instructions):.1f} | 15.9 |"
     yield f"| mean words of an input that is not empty | {_ratio(figures.input_words, with_input):.1f} | 12.7 |"
     yield f"| mean words of an output | {_ratio(figures.output_words, instances):.1f} | 18.9 |"
-    yield ""
-    yield (
-        f"Of the whole run: {ledger.kept + ledger.rejected.total():,} instructions written by the model, "
-        f"{ledger.acceptance:.1%} of them kept, {ledger.complete:,} with at least one valid instance; "
-        f"{ledger.yield_per_1000_tokens:.2f} of these per 1,000 generated tokens "
-        f"({ledger.generated_tokens:,} in all). Rejected, by rule:"
-    )
-    yield ""
-    yield from (f"- {markdown(rule.replace('_', ' '))}: {count:,}" for rule, count in ledger.rejected.most_common())
-    if not ledger.rejected:
-        yield "- nothing"
 
 
 def _ratio(part: int, whole: int) -> float:
@@ -262,43 +411,53 @@ def _terms(facts: CardFacts, model: str) -> Iterator[str]:
 
 def _models(configuration: Mapping[str, Any]) -> str:
     """The models by stage. A stage uses the run's model unless the run's configuration names another one."""
-    own = {
-        stage: configuration[f"{stage}_model"]
-        for stage in ("classification", "instance")
-        if f"{stage}_model" in configuration
-    }
-    others = "".join(f", with {markdown_code(str(model))} for the {stage} stage" for stage, model in own.items())
+    own, noun = role_models(configuration), "stage"
+    if configuration.get("method", SELF_INSTRUCT) == SELF_INSTRUCT:
+        own = {stage: own[stage] for stage in ("instruction", "classification", "instance") if stage in own}
+    else:
+        noun = "role"
+    others = "".join(f", with {markdown_code(model)} for the {markdown(stage)} {noun}" for stage, model in own.items())
     return markdown_code(str(configuration["model"])) + others
 
 
-def generate_command(configuration: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def generate_command(run: OpenRun) -> str:
     """``fastgen generate`` with every flag that differs from the preset, in lines that fit a page.
 
     ``FILE`` replaces names of the user's files. Of ``--extra-body`` only numbers and truth values are shown.
     """
+    configuration, options = run.configuration, run.folder.header().options
     words = ["fastgen generate", f"--model {_quoted(str(configuration['model']))}"]
     if (count := options.get("num_instructions")) is not None:
         words.append(f"--num-instructions {count}")
-    return " \\\n    ".join(_filled([*words, *_flags(configuration)]))
+    return " \\\n    ".join(_filled([*words, *_flags(run)]))
 
 
-def _flags(configuration: Mapping[str, Any]) -> Iterator[str]:
+def _flags(run: OpenRun) -> Iterator[str]:
+    configuration = run.configuration
     usual = _usual(configuration)
-    for name, value in configuration.items():
-        if name in _FILES or name == "model" or usual.get(name, None) == value:
+    roles = (
+        {} if run.is_self_instruct else {f"{r}_model": f"{r}=URL,{m}" for r, m in role_models(configuration).items()}
+    )
+    for name, value in used_settings(run).items():
+        if name in _CONTENTS or name in roles or name == "model" or usual.get(name, None) == value:
             continue
-        yield from _flag_words(name, _published(value) if name == "extra_body" else value)
-    if configuration["seed_tasks"] != seed_fingerprint(load_seed_tasks(default_seed_path())):
+        if name == "method" and configuration.get("method_file"):
+            yield f"--method {_quoted(f'{value}.py')}"
+        else:
+            yield from _flag_words(name, _published(value) if name == "extra_body" else value)
+    yield from (f"--role {_quoted(role)}" for role in roles.values())
+    has_seeds = run.seeds or run.is_self_instruct
+    if has_seeds and configuration["seed_tasks"] != seed_fingerprint(load_seed_tasks(default_seed_path())):
         yield "--seed-tasks FILE"
-    if configuration["decontaminate"]:
-        yield "--decontaminate FILE"
+    yield from (f"{flag_name(name)} FILE" for name in _FILES if configuration.get(name))
 
 
 def _usual(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would have meant with its preset and API alone, by flat option name."""
     preset, api = str(configuration["preset"]), str(configuration["api"])
-    values = option_values(MethodOptions()) | option_values(SimilarityOptions()) | preset_values(preset, api)
-    flat = {"extra_body": "{}", "api": "completions", "thinking": "auto"}
+    method = str(configuration.get("method", SELF_INSTRUCT))
+    values = option_values(MethodOptions()) | option_values(SimilarityOptions()) | preset_values(preset, api, method)
+    flat = {"extra_body": "{}", "api": "completions", "thinking": "auto", "model_preset": "auto"}
     for name, value in values.items():
         flat |= {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat

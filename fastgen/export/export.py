@@ -17,8 +17,9 @@ from fastgen.errors import InputError
 from fastgen.export.card import CardFacts, Figures, write_card
 from fastgen.export.entries import InstanceScores, entries
 from fastgen.export.hub import connect, upload
+from fastgen.export.method import method_facts
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import INSTRUCTION_FORMATS, format_spec, rejected_row
+from fastgen.export.rows import FORMATS_WITH_TURNS, INSTRUCTION_FORMATS, format_spec, rejected_row
 from fastgen.export.writers import JsonLines, Row, RowWriter
 from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
 from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
@@ -31,12 +32,14 @@ class Exported:
     """What was written: rows by split, and where it was uploaded to.
 
     ``complete`` of the ``target`` instructions (``None``: not known) were there, so the run may not be at its end.
+    ``first_turns`` of the rows are only the first turn of a conversation, since the format has no place for more.
     """
 
     rows: Mapping[str, int]
     complete: int
     target: int | None
     url: str | None = None
+    first_turns: int = 0
 
     @property
     def total(self) -> int:
@@ -89,12 +92,15 @@ def export(
         with output_folder(output, names, overwrite=choice.overwrite) as scratch:
             rows = job.write_files(files, scratch)
             if card.wanted:
-                facts = CardFacts(run, run.folder.ledger(), form, files, rows, job.figures, choice, card)
+                facts = CardFacts(
+                    *(run, run.folder.ledger(), form, files, rows, job.figures, choice, card), method_facts(run)
+                )
                 (scratch / CARD).write_text(write_card(facts), encoding="utf-8")
     url = None
     if hub is not None and card.push_to_hub is not None:
         url = upload(hub, card.push_to_hub, output, names, private=card.private)
-    return Exported(rows, run.folder.ledger().complete, run.folder.header().options.get("num_instructions"), url)
+    target = run.folder.header().options.get("num_instructions")
+    return Exported(rows, run.folder.ledger().complete, target, url, job.figures.first_turns)
 
 
 class _Job:
@@ -104,7 +110,7 @@ class _Job:
         self.figures = Figures()
         self._run = run
         is_rejected = form not in INSTRUCTION_FORMATS
-        self._spec = None if is_rejected else format_spec(form, with_reasoning=choice.with_reasoning)
+        self._spec = None if is_rejected else format_spec(form, run, with_reasoning=choice.with_reasoning)
         self._form = form
         self._choice = choice
         self._scores = scores
@@ -152,7 +158,7 @@ class _Job:
         splits = choice.splits()
         for entry in entries(run, choice, self._scores):
             split = splits.of(entry.instruction, choice.seed)
-            self.figures.add(entry, split)
+            self.figures.add(entry, split, has_turns=self._form in FORMATS_WITH_TURNS)
             for row in spec.rows(entry, run, choice.seed):
                 yield split, row
 

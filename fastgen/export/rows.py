@@ -1,6 +1,8 @@
 """The formats of an export: what one row of each says, its columns, and how it is written.
 
-``INSTRUCTION_FORMATS`` has one entry a format. ``raw`` has one row an instruction, the others have one an instance.
+``INSTRUCTION_FORMATS`` has one entry a format. ``raw`` has one row an instruction, the others have one an instance, and
+``messages`` one a conversation. `format_spec` adds what runs of other methods than Self-Instruct have: their rows say
+by which method, from what, and with which labels they were made.
 
 The training text of ``prompt-completion`` is that of Self-Instruct (Wang et al., ACL 2023): seven templates with input
 and six without, drawn uniformly, so that the tuned model does not depend on one format. With probability 1/2, an
@@ -17,12 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
-from fastgen.export.entries import Entry
+from fastgen.export.entries import Entry, ScoredInstance
+from fastgen.export.method import MethodFacts, method_facts, role_models
 from fastgen.export.options import Format, draw
 from fastgen.export.writers import JsonArray, JsonLines, Parquet, Row, RowWriter, ShuffledJsonLines
 from fastgen.methods.admission import CONTAMINATED
 from fastgen.methods.self_instruct.rules import Style
-from fastgen.store.reader import OpenRun, RejectedInstruction, pool_id
+from fastgen.store.output import json_line
+from fastgen.store.reader import FinishedInstruction, OpenRun, RejectedInstruction, pool_id
 from fastgen.types import Instance, Neighbour, SeedTask
 
 WITH_INPUT: Final = (
@@ -129,11 +133,30 @@ def _flat_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
         yield {"instruction": entry.instruction, "input": instance.input, "output": instance.output}
 
 
+def has_more_turns(entry: Entry, scored: ScoredInstance) -> bool:
+    """Whether an instance is only the first turn of a conversation."""
+    return entry.finished is not None and bool(entry.finished.turns) and scored.index == 0
+
+
+def _spoken(entry: Entry, scored: ScoredInstance) -> Iterator[tuple[str, str, str]]:
+    """What the user and the assistant say, turn by turn, with the reasoning before each answer."""
+    if entry.finished is not None and has_more_turns(entry, scored):
+        yield from entry.finished.turns
+    else:
+        yield user_turn(entry.instruction, scored.instance.input), scored.instance.output, _reasoning(entry) or ""
+
+
+def _messages(entry: Entry, scored: ScoredInstance) -> list[Row]:
+    return [
+        {"role": role, "content": text}
+        for user, answer, _ in _spoken(entry, scored)
+        for role, text in (("user", user), ("assistant", answer))
+    ]
+
+
 def _message_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
     for scored in entry.instances:
-        content = user_turn(entry.instruction, scored.instance.input)
-        answer = {"role": "assistant", "content": scored.instance.output}
-        yield {"messages": [{"role": "user", "content": content}, answer]}
+        yield {"messages": _messages(entry, scored)}
 
 
 def _prompt_rows(entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
@@ -272,29 +295,38 @@ INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
     ),
 }
 """Every format of instructions; ``rejected`` is the one other format."""
+FORMATS_WITH_TURNS: Final = frozenset({"raw", "messages", "parquet"})
+"""The formats that write all turns of a conversation. The others write the first."""
 
 
-def format_spec(form: Format, *, with_reasoning: bool = False) -> FormatSpec:
-    """How one of `INSTRUCTION_FORMATS` is written, also with the reasoning.
+def format_spec(form: Format, run: OpenRun, *, with_reasoning: bool = False) -> FormatSpec:
+    """How one of `INSTRUCTION_FORMATS` is written for a run, also with the reasoning.
 
-    With it, every row has a field more, null where the answer had none: ``reasoning``, or in ``messages``
-    ``thinking`` beside the assistant's ``content``. That is the key that TRL documents for harmony
-    (https://huggingface.co/docs/trl/dataset_formats, "Harmony") and that the chat template of gpt-oss reads.
+    Rows of Self-Instruct have no other fields than its formats. With the reasoning, every row has a field more, null
+    where the answer had none: ``reasoning``, or in ``messages`` ``thinking`` beside the assistant's ``content``. That
+    is the key that TRL documents for harmony (https://huggingface.co/docs/trl/dataset_formats, "Harmony") and that the
+    chat template of gpt-oss reads.
     """
     spec = INSTRUCTION_FORMATS[form]
+    if not run.is_self_instruct and form in ("raw", "parquet"):
+        spec = _with_provenance(form, spec, method_facts(run))
+    if not run.is_self_instruct and form == "messages":
+        spec = replace(spec, card_text="One conversation a line: `messages` with all turns of user and assistant.")
     if not with_reasoning:
         return spec
     if form == "messages":
         columns: dict[str, Feature] = {"messages": [{"role": "string", "content": "string", "thinking": "string"}]}
         text = f"{spec.card_text} `thinking` is the assistant's reasoning before the answer."
-        return replace(spec, rows=partial(_thinking_rows, spec.rows), columns=columns, card_text=text)
+        return replace(spec, rows=_thinking_rows, columns=columns, card_text=text)
+    parquet = PARQUET_COLUMNS if run.is_self_instruct else PARQUET_COLUMNS | MORE_PARQUET_COLUMNS
+    turns: dict[str, Feature] = {"turns": [{**_TURN, "reasoning": "string"}]} if "turns" in spec.columns else {}
     spec = replace(
         spec,
         rows=partial(_reasoning_rows, spec.rows),
-        columns={**spec.columns, "reasoning": "string"},
+        columns={**spec.columns, **turns, "reasoning": "string"},
         card_text=f"{spec.card_text} `reasoning` is what the model wrote before it answered.",
     )
-    return replace(spec, writer=_parquet({**PARQUET_COLUMNS, "reasoning": "string?"})) if form == "parquet" else spec
+    return replace(spec, writer=_parquet({**parquet, "reasoning": "string?"})) if form == "parquet" else spec
 
 
 def _reasoning(entry: Entry) -> str | None:
@@ -303,11 +335,101 @@ def _reasoning(entry: Entry) -> str | None:
 
 def _reasoning_rows(rows: MakeRows, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
     for row in rows(entry, run, seed):
-        yield {**row, "reasoning": _reasoning(entry)}
+        more: Row = {"reasoning": _reasoning(entry)}
+        if turns := row.get("turns"):
+            told = zip(turns, entry.finished.turns if entry.finished else (), strict=True)
+            more["turns"] = [{**turn, "reasoning": one.reasoning or None} for turn, one in told]
+        yield {**row, **more}
 
 
-def _thinking_rows(rows: MakeRows, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
-    for row in rows(entry, run, seed):
-        *before, answer = row["messages"]
-        thought = {"role": answer["role"], "thinking": _reasoning(entry), "content": answer["content"]}
-        yield {"messages": [*before, thought]}
+def _thinking_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
+    for scored in entry.instances:
+        messages: list[Row] = []
+        for user, answer, thought in _spoken(entry, scored):
+            messages.append({"role": "user", "content": user})
+            messages.append({"role": "assistant", "thinking": thought or None, "content": answer})
+        yield {"messages": messages}
+
+
+# -- methods other than Self-Instruct ----------------------------------------------------------------------------------
+
+_TURN: Final[dict[str, Feature]] = {"user": "string", "assistant": "string"}
+MORE_PARQUET_COLUMNS: Final = {
+    "messages": "messages",
+    "method": "string?",
+    "parents": "strings",
+    "document": "int64?",
+    "labels": "string?",
+    "drawn": "string?",
+}
+"""The columns that the runs of other methods have too, whatever the method. ``labels`` and ``drawn`` are JSON."""
+_MESSAGES: Final[Feature] = [{"role": "string", "content": "string"}]
+_KINDS: Final[Mapping[str, Feature]] = {"messages": _MESSAGES, "strings": ["string"]}
+
+
+def _with_provenance(form: Format, spec: FormatSpec, method: MethodFacts) -> FormatSpec:
+    if form == "parquet":
+        more = {name: _KINDS.get(kind, kind.removesuffix("?")) for name, kind in MORE_PARQUET_COLUMNS.items()}
+        return replace(
+            spec,
+            rows=partial(_parquet_rows_with_provenance, method),
+            columns={**spec.columns, **more},
+            card_text=f"{spec.card_text} `messages` is the whole conversation; `labels` and `drawn` are JSON objects.",
+            writer=_parquet(PARQUET_COLUMNS | MORE_PARQUET_COLUMNS),
+        )
+    origin: dict[str, Feature] = {"method": "string", "parents": ["string"], "document": "int64"}
+    provenance = spec.columns["provenance"]
+    assert isinstance(provenance, dict)  # noqa: S101 - of `raw`
+    return replace(
+        spec,
+        rows=partial(_raw_rows_with_provenance, method),
+        columns={**spec.columns, "turns": [_TURN], "provenance": {**provenance, **origin}},
+        card_text=f"{spec.card_text} `turns` is the conversation where it has several turns.",
+    )
+
+
+def _origin(finished: FinishedInstruction | None, run: OpenRun, method: MethodFacts) -> Row:
+    """By which method an instruction was made, and from what."""
+    sources = () if finished is None else finished.demonstrations
+    return {
+        "method": None if finished is None else method.name,
+        "parents": [pool_id(i, run.seeds) for i in sources] if method.has_parents else [],
+        "document": sources[0] % len(run.documents) if run.documents and sources else None,
+    }
+
+
+def _raw_rows_with_provenance(method: MethodFacts, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
+    finished = entry.finished
+    for row in _raw_rows(entry, run, seed):
+        provenance = row.pop("provenance")
+        if finished is not None:
+            provenance |= {f"{role}_model": model for role, model in role_models(run.configuration).items()}
+        if run.documents:
+            provenance["demonstration_ids"] = []  # the prompt showed the document
+        provenance |= _origin(finished, run, method)
+        if finished is not None:
+            provenance |= {n: {**v} for n, v in (("labels", finished.labels), ("drawn", finished.drawn)) if v}
+        turns = finished.turns if finished is not None and entry.instances else ()
+        yield {
+            **row,
+            "turns": [{"user": turn.user, "assistant": turn.assistant} for turn in turns],
+            "provenance": provenance,
+        }
+
+
+def _parquet_rows_with_provenance(method: MethodFacts, entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
+    finished = entry.finished
+    more = _origin(finished, run, method) | {
+        "labels": _json(finished.labels) if finished is not None else None,
+        "drawn": _json(finished.drawn) if finished is not None else None,
+    }
+    for row, scored in zip(_parquet_rows(entry, run, seed), entry.instances, strict=True):
+        if finished is not None:
+            answered_by = run.configuration.get("answer_model", run.configuration["model"])
+            row["model"] = run.configuration.get("instruction_model", run.configuration["model"])
+            row["instance_model"] = None if run.documents else answered_by
+        yield {**row, "messages": _messages(entry, scored), **more}
+
+
+def _json(values: Mapping[str, object]) -> str | None:
+    return json_line({**values})[:-1].decode() if values else None

@@ -102,7 +102,8 @@ class Parquet:
     The schema depends on nothing else, so files of several runs make one data set. A row group holds `GROUP_ROWS` rows
     or about `GROUP_CHARACTERS` of text.
 
-    :param columns: names and their types, as pyarrow names them; a type that ends in ``?`` may be null.
+    :param columns: names and their types, as pyarrow names them; a type that ends in ``?`` may be null. ``strings`` is
+        a list of texts, and ``messages`` a list of objects with ``role`` and ``content``.
     :raises InputError: pyarrow is not installed.
     """
 
@@ -122,8 +123,10 @@ class Parquet:
                 "--format parquet: needs pyarrow, which is not installed: pip install 'fastgen[parquet]'"
             ) from None
         self._pa = pa
+        message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+        lists = {"strings": pa.list_(pa.string()), "messages": pa.list_(message)}
         self._schema = pa.schema(
-            pa.field(name, pa.type_for_alias(kind.removesuffix("?")), nullable=kind.endswith("?"))
+            pa.field(name, lists.get(kind) or pa.type_for_alias(kind.removesuffix("?")), nullable=kind.endswith("?"))
             for name, kind in columns.items()
         )
         self._writer = ParquetWriter(sink, self._schema, compression="zstd")

@@ -34,7 +34,8 @@ ENTRY_POINTS: Final = "fastgen.methods"
 class Entry:
     """A method that a run can use.
 
-    ``options`` are its own options with their defaults. ``rules`` are defaults of the filter's rules that differ from
+    ``options`` are its own options with their defaults. ``has_parents``: what a prompt shows of the pool are the texts
+    that the new instruction is made from. ``rules`` are defaults of the filter's rules that differ from
     those of Self-Instruct, whose instructions are short. ``fingerprint`` is the SHA-256 of a user's file, in
     hexadecimal, and empty for fastgen's own methods.
     """
@@ -46,6 +47,7 @@ class Entry:
     uses_seeds: bool = False
     needs_template: bool = False
     needs_documents: bool = False
+    has_parents: bool = False
     prefers_chat: bool = True
     options: Mapping[str, object] = field(default_factory=dict)
     rules: Mapping[str, object] = field(default_factory=dict)
@@ -121,6 +123,7 @@ METHODS: Final[Mapping[str, Entry]] = MappingProxyType(
                 "Xu et al., ICLR 2024, arXiv 2304.12244",
                 "fastgen.methods.evol",
                 uses_seeds=True,
+                has_parents=True,
                 options={"rounds": 4},
                 rules={**RULES_FOR_LONG_TEXTS, "threshold": 0.9},  # a rewriting shares most words with its parent
             ),

@@ -176,8 +176,9 @@ def _check_declaration(method: Method, setup: Setup, where: str) -> None:
     for one, kind in parts:
         if type(one) is not kind:
             raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
-        if not isinstance(one.sampling, Sampling):
-            raise InputError(f"{where}: build() declares {_shown(one.sampling)} where a Sampling belongs")
+    for sampling in (method.creation.sampling, *(step.sampling for step in method.steps)):
+        if type(sampling) is not Sampling:
+            raise InputError(f"{where}: build() declares {_shown(sampling)} where a Sampling belongs")
     for name in ("seeds", "documents"):
         own = getattr(method, name)
         if own and [*own] != [*getattr(setup, name)]:

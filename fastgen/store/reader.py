@@ -27,6 +27,7 @@ from fastgen.methods.base import (
 from fastgen.methods.catalogue import SELF_INSTRUCT, item_text_of
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
 from fastgen.methods.self_instruct.seeds import load_seed_tasks, seed_fingerprint
+from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder
 from fastgen.text import reasoning_of
 from fastgen.types import Completion, Instance, Neighbour, SeedTask, Span
@@ -42,6 +43,21 @@ class OpenRun:
     rules: Rules
     item_text: Callable[[str, Span], str]
     documents: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The name of the run's method. Runs of earlier versions do not have it."""
+        return str(self.configuration.get("method", SELF_INSTRUCT))
+
+    @property
+    def is_self_instruct(self) -> bool:
+        """Whether the method is `SELF_INSTRUCT`."""
+        return self.method == SELF_INSTRUCT
+
+    def instances(self, ledger: Ledger) -> int:
+        """How many instances the run has to export and to judge. A conversation is one, as is a document."""
+        has_one_each = bool(self.documents) or self.configuration.get("turns", 1) > 1
+        return ledger.complete if has_one_each else ledger.instances
 
 
 def open_run(run_dir: Path) -> OpenRun:
@@ -127,7 +143,7 @@ class _Unfinished:
     def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:
         sources, instances = self.made_by.demonstrations, self.instances
         if documents and not instances:
-            instances = (Instance("", documents[sources[0] % len(documents)]),)
+            instances = (Instance("", documents[sources[0] % len(documents)]),)  # of whichever pass over them
         return FinishedInstruction(
             number=self.kept.number,
             instruction=self.text,

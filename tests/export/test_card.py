@@ -92,7 +92,7 @@ def test_the_command_in_a_card_is_what_differs_from_the_preset_and_means_the_sam
     )
     options = bound.arguments["options"]
     assert (options.method, options.similarity, options.rules) == (OPTIONS.method, OPTIONS.similarity, OPTIONS.rules)
-    assert options.sampling == OPTIONS.sampling
+    assert options.sampling.by_step() == OPTIONS.sampling.by_step()
     assert options.server.extra_body == OPTIONS.server.extra_body
 
 
