@@ -289,6 +289,7 @@ def _run_rows(run: OpenRun) -> Iterator[TrainingRow]:
     for finished in finished_instructions(commits, run):
         if finished.instances:
             texts = [text for instance in finished.instances for text in (instance.input, instance.output)]
+            texts += [text for turn in finished.turns[1:] for text in (turn.user, turn.assistant)]
             yield finished.instruction, [finished.instruction, *filter(None, texts)]
 
 
@@ -309,6 +310,10 @@ def _texts(row: Row, where: str) -> TrainingRow:
     for instance in instances if isinstance(instances, list) else ():
         if isinstance(instance, dict):
             texts += [instance[name] for name in ("input", "output") if isinstance(instance.get(name), str)]
+    turns = row.get("turns")
+    for turn in turns[1:] if isinstance(turns, list) else ():
+        if isinstance(turn, dict):
+            texts += [turn[name] for name in ("user", "assistant") if isinstance(turn.get(name), str)]
     if not texts or not texts[0].strip():
         raise InputError(f"{where}: no 'instruction', 'prompt' or 'messages'; name a file that 'fastgen export' writes")
     return texts[0], [text for text in texts if text]

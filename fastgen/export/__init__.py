@@ -3,5 +3,5 @@
 Exports of the same run are byte-identical, and a longer run extends them.
 """
 
-PUBLIC = ("entries", "export", "options", "rows")
+PUBLIC = ("entries", "export", "method", "options", "rows")
 """Modules that other rooms may import."""

@@ -76,7 +76,7 @@ def judge_run(
             f"--votes {scope.votes}: at --temperature 0 all votes are the same; give a higher one or 1 vote"
         )
     run = open_run(run_dir)
-    if not run.folder.ledger().instances:
+    if not run.instances(run.folder.ledger()):
         raise InputError(f"--run-dir {run_dir}: has no instance to judge yet; run 'fastgen generate' first")
     model = _known_model(run_dir, scope.name, judge)
     if model is not None and is_answered(job := _job(run, scope, judge, model)):

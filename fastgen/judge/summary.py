@@ -28,7 +28,7 @@ import orjson
 from fastgen.judge.judgements import Judgements, judge_names, judgements_folder, read_header, read_judgements
 from fastgen.judge.prompts import QUESTIONS, SCORES, Verdict
 from fastgen.store.files import write_file
-from fastgen.store.run_folder import RunFolder
+from fastgen.store.reader import open_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,8 @@ def summarise(run_dir: Path, name: str | None = None) -> dict[str, Any]:
     if not names:
         read_judgements(run_dir)  # raises the error that says how to judge the run
     judges = [read_judgements(run_dir, one) for one in names]
-    instances = RunFolder(run_dir).ledger().instances
+    run = open_run(run_dir)
+    instances = run.instances(run.folder.ledger())
     return {
         "judges": [_judge_figures(run_dir, one, instances) for one in judges],
         "between_judges": _agreement_between(judges) if len(judges) > 1 else None,

@@ -13,6 +13,7 @@ from typing import Final
 from markupsafe import Markup
 
 from fastgen import __version__
+from fastgen.export.method import method_facts
 from fastgen.judge.judgements import instance_scores, judge_names
 from fastgen.judge.summary import summarise
 from fastgen.report import comparisons, sections
@@ -30,6 +31,7 @@ _MENU: Final = {
     "novelty": "Novelty",
     "lengths": "Lengths",
     "time": "Over time",
+    "steps": "Steps",
     "rejections": "Rejected",
     "diversity": "Diversity",
     "paper": "The original",
@@ -89,17 +91,24 @@ def report(run_dir: Path, output: Path, options: ReportOptions = ReportOptions()
 
 def _contents(run: OpenRun, figures: RunFigures, verbs: VerbFigures | None) -> dict[str, Markup]:
     measured = sections.limit_charts(read_metrics(run.folder.path))
+    is_original = run.is_self_instruct
+    verb_section = sections.verb_section(verbs, len(figures.measured), figures.complete, beside_paper=is_original)
+    own = {} if is_original else {"steps": sections.step_section(figures, method_facts(run).steps)}
+    compared = {"paper": comparisons.paper_section(figures, verbs)} if is_original else {}
     return {
-        "verbs": sections.verb_section(verbs, len(figures.measured), figures.complete),
+        "verbs": verb_section,
         "novelty": sections.novelty_section(figures, run.configuration["threshold"]),
         "lengths": sections.length_section(figures),
         "time": sections.time_section("How it went", _WORKING_TIME, figures.timeline, measured),
+        **own,
         "rejections": sections.rejection_section(figures),
         "diversity": comparisons.diversity_section(figures),
-        "paper": comparisons.paper_section(figures, verbs),
+        **compared,
     }
 
 
 def _subtitle(run: OpenRun) -> Markup:
     made = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return render("written_by", str(run.configuration["model"]), run.configuration["preset"], made, __version__)
+    preset = f"preset {run.configuration['preset']}"
+    how = preset if run.is_self_instruct else f"method {run.method}"
+    return render("written_by", str(run.configuration["model"]), how, made, __version__)

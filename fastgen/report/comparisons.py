@@ -30,6 +30,9 @@ def diversity_section(figures: RunFigures) -> Markup:
     """The measures of the sampled instructions, and of as many words of them and of the seed tasks."""
     seeds, texts = [seed.instruction for seed in figures.seeds], list(figures.measured)
     of_all = diversity.measure(texts)
+    if not seeds:
+        name = f"{'Sample of ' if len(texts) < figures.complete else 'All '}generated"
+        return render("diversity", [_measures(name, of_all)], has_seeds=False)
     words = min(diversity.measure(seeds).words, of_all.words)
     rows = (
         ("Seed tasks", diversity.measure(diversity.of_words(seeds, words))),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import floor, log, log1p
 from typing import Final, Generic, TypeVar
@@ -35,6 +35,10 @@ ROUGE_BINS: Final = 20
 MAX_BINS: Final = 240
 LONGEST_GAP_S: Final = 60.0
 EXAMPLES_PER_RULE: Final = 5
+MOST_VALUES: Final = 200
+"""Different labels of a step, or topics, that are counted by themselves."""
+OTHER_VALUES: Final = "others"
+_VALUE_LETTERS: Final = 200
 NEWEST: Final = 12
 """Of the complete and of the rejected instructions, for the live page."""
 
@@ -233,6 +237,11 @@ class RunFigures:
         self.empty_inputs = 0
         self.nearest_seed, self.nearest_any = RougeSpread(), RougeSpread()
         self.classification = 0  # of the complete instructions
+        self.method, self.is_self_instruct = run.method, run.is_self_instruct
+        self.has_documents = bool(run.documents)
+        self.turns = Spread()  # of the complete instructions
+        self.labels: dict[str, Counter[str]] = {}  # by step, of the complete instructions
+        self.drawn: dict[str, Counter[str]] = {}  # by name: how many kept instructions have each value
         self.kept: Reservoir[FinishedInstruction] = Reservoir(options.sample, options.seed)
         self.rejected: Reservoir[RejectedInstruction] = Reservoir(options.rejected_sample, options.seed + 1)
         self.measured: Reservoir[str] = Reservoir(options.parse_sample, options.seed + 2)
@@ -260,6 +269,8 @@ class RunFigures:
         if isinstance(commit.outcome, Created):
             bin_.kept += len(commit.outcome.kept)
             bin_.rejected += len(commit.outcome.rejected)
+            if commit.outcome.kept:
+                _count(self.drawn, commit.drawn or {}, len(commit.outcome.kept))
             for kept in commit.outcome.kept:
                 to_seed = kept.nearest_seed[1] if kept.nearest_seed is not None else 0.0
                 self.nearest_seed.add(to_seed)
@@ -280,6 +291,8 @@ class RunFigures:
         if not finished.instances:
             return
         self.classification += finished.is_classification
+        self.turns.add(len(finished.turns) or 1)
+        _count(self.labels, finished.labels)
         self.instruction_words.add(len(finished.instruction.split()))
         for instance in finished.instances:
             words = len(instance.input.split())
@@ -290,6 +303,14 @@ class RunFigures:
         self.kept.add(finished)
         self.measured.add(finished.instruction)
         self.newest_kept.append(finished)
+
+
+def _count(counters: dict[str, Counter[str]], values: Mapping[str, object], times: int = 1) -> None:
+    """Count the values by name. A name has at most `MOST_VALUES`, the rest are counted as `OTHER_VALUES`."""
+    for name, value in values.items():
+        counter = counters.setdefault(name, Counter())
+        text = str(value)[:_VALUE_LETTERS]
+        counter[text if text in counter or len(counter) < MOST_VALUES else OTHER_VALUES] += times
 
 
 def gather(run: OpenRun, options: ReportOptions) -> RunFigures:

@@ -198,9 +198,10 @@ def _state(run: Follower, *, is_running: bool) -> str:
         return "waiting for the run to begin"
     if run.is_behind:
         return "reading the run's log"
+    method = "" if run.figures.is_self_instruct else f"method {run.figures.method}: "
     if is_running:
-        return "the run is in progress"
-    return "the run is complete" if run.ledger.complete >= run.target else "following the run's log"
+        return f"{method}the run is in progress"
+    return method + ("the run is complete" if run.ledger.complete >= run.target else "following the run's log")
 
 
 def _now(run: Follower, sample: Sample | None, *, is_running: bool) -> Markup:
@@ -241,7 +242,8 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
 
 def _complete(one: FinishedInstruction) -> tuple[str, str]:
     kind = "classification; " if one.is_classification else ""
-    return cut(one.instruction, _LETTERS), f"{kind}output: {cut(one.instances[0].output, _LETTERS)}"
+    turns = f"{len(one.turns)} turns; " if one.turns else ""
+    return cut(one.instruction, _LETTERS), f"{kind}{turns}output: {cut(one.instances[0].output, _LETTERS)}"
 
 
 def _rejected(one: RejectedInstruction) -> tuple[str, str]:

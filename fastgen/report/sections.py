@@ -14,6 +14,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from fastgen.export.entries import InstanceScores
+from fastgen.export.method import StepFacts, used_settings
 from fastgen.report.charts import Axis, Chart, Line, histogram, lines, short, strip, sunburst
 from fastgen.report.diversity import HOW_TO_GET, VerbFigures
 from fastgen.report.figures import ROUGE_BINS, RougeSpread, RunFigures, Spread, Timeline
@@ -21,10 +22,11 @@ from fastgen.report.page import render
 from fastgen.store.reader import FinishedInstruction, OpenRun, RejectedInstruction, pool_id
 from fastgen.telemetry.figures import Limit, Sample
 from fastgen.telemetry.progress import duration
-from fastgen.text import printable
+from fastgen.text import AnswerKind, printable
 from fastgen.types import Neighbour
 
 _EXAMPLE_LETTERS: Final = 400
+_VALUES: Final = 20  # of a label, or of what was drawn
 _SAMPLE_LETTERS: Final = 1_500  # of a text on the page; longer ones are cut, and say so
 _ROUGE_EDGES: Final = ("0", "0.2", "0.4", "0.6", "0.8", "1")
 _LENGTH_BINS: Final = 20
@@ -49,11 +51,18 @@ def overview_section(figures: RunFigures, target: int | None) -> Markup:
     per_s = ledger.generated_tokens / working_s if working_s else 0.0
     each = f"{ledger.instances / ledger.complete:.2f} each" if ledger.complete else ""
     asked = f"of {target:,} asked for" if target else "kept with instances"
+    if figures.is_self_instruct:
+        kind = (
+            ("Instances", f"{ledger.instances:,}", each),
+            ("Classification", share(figures.classification, ledger.complete), "of the complete instructions"),
+        )
+    else:
+        asked = f"of {target:,} asked for" if target else "kept and answered"
+        kind = _method_tiles(figures)
     tiles = (
         ("Instructions complete", f"{ledger.complete:,}", asked),
         ("Acceptance", f"{ledger.acceptance:.1%}", f"{ledger.kept:,} kept of {figures.written:,} written"),
-        ("Instances", f"{ledger.instances:,}", each),
-        ("Classification", share(figures.classification, ledger.complete), "of the complete instructions"),
+        *kind,
         ("Yield", f"{ledger.yield_per_1000_tokens:.2f}", "complete per 1,000 generated tokens"),
         ("Tokens generated", short(ledger.generated_tokens), f"{short(ledger.prompt_tokens.total())} read"),
         ("Working time", duration(working_s), f"{short(per_s)} generated tokens/s"),
@@ -61,14 +70,52 @@ def overview_section(figures: RunFigures, target: int | None) -> Markup:
     return render("overview", notices, tiles)
 
 
-def verb_section(verbs: VerbFigures | None, sampled: int, complete: int) -> Markup:
+def _method_tiles(figures: RunFigures) -> tuple[tuple[str, str, str], ...]:
+    """What the tiles say of a method other than Self-Instruct: its name, and what its answers are."""
+    method = ("Method", figures.method, "how the data was made")
+    if figures.has_documents:
+        return (method,)
+    answers, complete = figures.ledger.instances, figures.complete
+    if figures.turns.highest > 1:
+        return method, ("Turns", f"{figures.turns.mean:.2f}", f"each on average, {figures.turns.highest} at most")
+    return method, ("Answers", f"{answers:,}", f"{answers / complete:.2f} each" if complete else "")
+
+
+def step_section(figures: RunFigures, steps: Sequence[StepFacts]) -> Markup:
+    """What each step of a method was asked and brought, how it labelled, and what its prompts drew.
+
+    ``steps`` are those whose sampling is known.
+    """
+    ledger = figures.ledger
+    asked = {step.name: f"{step.sampling.temperature:g}, {step.sampling.top_p:g}" for step in steps}
+    rows = []
+    for name in dict.fromkeys([*asked, *ledger.completions]):
+        kinds = {kind: ledger.answers[f"{name}.{kind}"] for kind in AnswerKind}
+        found = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items() if count)
+        tokens = ledger.completion_tokens[name]
+        rows.append(
+            (name.replace("_", " "), f"{ledger.completions[name]:,}", found, f"{tokens:,}", asked.get(name, "-"))
+        )
+    tables = [
+        *((f"Labels of the step {name.replace('_', ' ')}", "Label", counts) for name, counts in figures.labels.items()),
+        *((f"Kept by {name.replace('_', ' ')}", name.capitalize(), counts) for name, counts in figures.drawn.items()),
+    ]
+    shown = [
+        (title, column, [(cut(value, _EXAMPLE_LETTERS), f"{count:,}") for value, count in counts.most_common(_VALUES)])
+        for title, column, counts in tables
+    ]
+    return render("steps", rows, shown)
+
+
+def verb_section(verbs: VerbFigures | None, sampled: int, complete: int, *, beside_paper: bool = True) -> Markup:
     """Sunburst and list, or how to get them."""
     if verbs is None:
         return render("verbs_missing", HOW_TO_GET)
+    original = " (the original study: 14%)" if beside_paper else ""
     lead = (
         f"Root verb and direct noun object, parsed with {verbs.model}: {verbs.with_pair:,} of {verbs.parsed:,} "
         f"instructions have such a pair ({verbs.share_with_pair:.1%}). The {len(verbs.verbs)} most frequent verbs with "
-        f"their 4 most frequent objects are {verbs.share_shown:.1%} of all parsed (the original study: 14%)."
+        f"their 4 most frequent objects are {verbs.share_shown:.1%} of all parsed{original}."
     )
     if sampled < complete:
         lead += f" Parsed is a random sample of {sampled:,} of the {complete:,} complete instructions."
@@ -89,11 +136,14 @@ def novelty_section(figures: RunFigures, threshold: float) -> Markup:
         "The same with the most similar of the seed tasks and the instructions kept before it that the similarity "
         "check looked at."
     )
-    charts = []
-    for title, spread, description in (
+    if not figures.seeds:
+        to_any = "How much each kept instruction resembles the most similar of those kept before it."
+    both = (
         ("ROUGE-L to the nearest seed task", figures.nearest_seed, to_seed),
         ("ROUGE-L to the nearest of all", figures.nearest_any, to_any),
-    ):
+    )
+    charts = []
+    for title, spread, description in both if figures.seeds else both[1:]:
         label = f"Histogram of {title}: mean {spread.mean:.2f} over {spread.total:,} kept instructions"
         told = f"{description} Mean {spread.mean:.3f}."
         charts.append(rouge_chart(title, told, label, spread, "instructions", threshold))
@@ -115,6 +165,8 @@ def rouge_chart(title: str, description: str, label: str, spread: RougeSpread, w
 def length_section(figures: RunFigures) -> Markup:
     """Words of instructions, inputs and outputs."""
     empty = share(figures.empty_inputs, figures.ledger.instances)
+    if not figures.is_self_instruct:
+        return render("lengths", _method_lengths(figures), of_instances=False)
     note = f"Inputs that are not empty; {empty} of the instances have an empty one. "
     charts = (
         _lengths("Instruction", figures.instruction_words, "instructions"),
@@ -122,6 +174,19 @@ def length_section(figures: RunFigures) -> Markup:
         _lengths("Output", figures.output_words, "instances"),
     )
     return render("lengths", charts)
+
+
+def _method_lengths(figures: RunFigures) -> Iterable[Chart]:
+    """The same of another method: inputs where there are any, and what its answers are."""
+    yield _lengths("Instruction", figures.instruction_words, "instructions")
+    if figures.input_words.total:
+        yield _lengths("Input", figures.input_words, "instructions")
+    if figures.has_documents:
+        yield _lengths("Document", figures.output_words, "documents")
+    elif figures.turns.highest > 1:
+        yield _lengths("First answer", figures.output_words, "answers")
+    else:
+        yield _lengths("Answer", figures.output_words, "answers")
 
 
 def _lengths(title: str, spread: Spread, what: str, note: str = "") -> Chart:
@@ -298,7 +363,8 @@ def rejection_section(figures: RunFigures) -> Markup:
         if rules
         else "No instruction was rejected."
     )
-    return render("rejections", lead, rules, instances)
+    later = "instances" if figures.is_self_instruct else "by later steps"
+    return render("rejections", lead, rules, instances, later)
 
 
 def _nearness(neighbour: Neighbour | None, figures: RunFigures) -> str:
@@ -313,8 +379,9 @@ def _nearness(neighbour: Neighbour | None, figures: RunFigures) -> str:
 def browse_section(figures: RunFigures, scores: InstanceScores | None = None) -> Markup:
     """Search box, filters and list, with the sample as JSON. ``scores`` are a judge's, shown next to the instances."""
     kept, rejected = len(figures.kept), len(figures.rejected)
+    what = "instances" if figures.is_self_instruct else "documents" if figures.has_documents else "answers"
     lead = (
-        f"{_of(kept, figures.ledger.complete)} complete instructions with their instances. "
+        f"{_of(kept, figures.ledger.complete)} complete instructions with their {what}. "
         f"Of what was rejected, {_of(rejected, figures.ledger.rejected.total()).lower()}."
     )
     rules = {"": "all"} | {rule: _rule_name(rule) for rule in sorted(figures.examples)}
@@ -322,7 +389,8 @@ def browse_section(figures: RunFigures, scores: InstanceScores | None = None) ->
         "kept": [_kept(one, figures, scores) for one in figures.kept],
         "rejected": [_rejected(one, figures) for one in figures.rejected],
     }
-    return render("browse", lead, f"{kept:,}", f"{rejected:,}", rules, scores is not None, data)
+    is_judged, has_kinds = scores is not None, figures.is_self_instruct
+    return render("browse", lead, f"{kept:,}", f"{rejected:,}", rules, is_judged, data, has_kinds=has_kinds)
 
 
 def _of(sampled: int, whole: int) -> str:
@@ -334,12 +402,16 @@ def _kept(one: FinishedInstruction, figures: RunFigures, scores: InstanceScores 
     shown: dict[str, Any] = {
         "id": pool_id(len(figures.seeds) + one.number, figures.seeds),
         "text": _cut_text(one.instruction),
-        "c": one.is_classification,
+        **({"c": one.is_classification} if figures.is_self_instruct else {}),
         **_nearest(max(neighbours, key=lambda neighbour: neighbour[1], default=None), figures),
         "made": [[_cut_text(instance.input), _cut_text(instance.output)] for instance in one.instances],
     }
+    if one.turns:
+        shown["made"] += [[_cut_text(turn.user), _cut_text(turn.assistant)] for turn in one.turns[1:]]
+        shown["turns"] = True
     if scores is not None:
         shown["judged"] = [scores.score(one.number, index) for index in range(len(one.instances))]
+        shown["judged"] += [None] * (len(shown["made"]) - len(one.instances))
     return shown
 
 
@@ -363,10 +435,12 @@ def _cut_text(text: str) -> str:
 def making_section(run: OpenRun) -> Markup:
     """The settings that the run's data depends on."""
     header = run.folder.header()
-    origin = f"{len(run.seeds):,} seed tasks; run {header.run_id[:12]}, fastgen {header.version}."
+    seeds = f"{len(run.seeds):,} seed tasks; " if run.seeds or run.is_self_instruct else ""
+    origin = f"{seeds}run {header.run_id[:12]}, fastgen {header.version}."
+    origin = origin if run.is_self_instruct else f"Method {run.method}; {origin}"
     settings = [
         (name.replace("_", " "), (", ".join(map(repr, value)) or "none") if isinstance(value, list) else str(value))
-        for name, value in run.configuration.items()
+        for name, value in used_settings(run).items()
     ]
     return render("making", origin, settings)
 

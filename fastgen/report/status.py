@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fastgen.judge.summary import one_line, saved_summaries
+from fastgen.methods.base import CREATION
+from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.store.ledger import Ledger
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.progress import duration
 from fastgen.telemetry.series import last_sample, limit_shares
+from fastgen.text import AnswerKind, printable
 
 
 def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str, Any]:
@@ -33,6 +36,7 @@ def status(run_dir: Path, *, clock: Callable[[], float] = time.time) -> dict[str
     return {
         "run_dir": str(run_dir),
         "model": header.configuration["model"],
+        "method": header.configuration.get("method", SELF_INSTRUCT),
         "preset": header.configuration["preset"],
         "target": header.options["num_instructions"],
         "yield_per_1000_tokens": round(ledger.yield_per_1000_tokens, 3),
@@ -73,22 +77,41 @@ def _measured(run_dir: Path, now_s: float) -> dict[str, Any]:
 def render(figures: dict[str, Any]) -> str:
     """The figures of `status` for people, as lines of text."""
     counts = Ledger.from_dict(figures)
+    is_self_instruct = figures["method"] == SELF_INSTRUCT
+    method = "" if is_self_instruct else f"method {printable(figures['method'])}, "
+    made = _made_by_self_instruct(counts) if is_self_instruct else _made(counts)
+    seeds = f"{counts.seed_only_share:.1%} of the instruction prompts showed seed tasks only"
+    seed_line = f"\n  seed prompts       {seeds}" if is_self_instruct or counts.seed_only else ""
+    later = "instances" if is_self_instruct else "by later steps"
     judged = "".join(f"\n  judged             {one_line(judge)}" for judge in figures["judgements"])
     return f"""\
 {figures["run_dir"]}: {counts.complete} of {figures["target"]} instructions complete
-  made with          {figures["model"]}, preset {figures["preset"]}
-  kept               {counts.kept}: {counts.complete} complete, {counts.empty} empty, {counts.pending} on the way
-  classification     {counts.classification_tasks} of them are classification tasks
-  instances          {counts.instances}, {counts.empty_inputs} with an empty input
+  made with          {figures["model"]}, {method}preset {figures["preset"]}
+  kept               {counts.kept}: {counts.complete} complete, {counts.empty} empty, {counts.pending} on the way{made}
   acceptance         {counts.acceptance:.1%} of the instructions written
   yield              {counts.yield_per_1000_tokens:.2f} complete per 1,000 generated tokens{_window(figures)}
   tokens             {counts.generated_tokens:,} generated, {counts.prompt_tokens.total():,} read{_hit_rate(figures)}
-  completions        {_listed(counts.completions)}{_health(counts)}
-  seed prompts       {counts.seed_only_share:.1%} of the instruction prompts showed seed tasks only
+  completions        {_listed(counts.completions)}{_health(counts)}{seed_line}
   rejected           {counts.rejected.total()} instructions: {_listed(counts.rejected)}
-                     {counts.rejected_instances.total()} instances: {_listed(counts.rejected_instances)}
+                     {counts.rejected_instances.total()} {later}: {_listed(counts.rejected_instances)}
   requests given up  {counts.failures.total()}: {_listed(counts.failures)}
   limited by         {_limited(figures["limit"])}{judged}"""
+
+
+def _made_by_self_instruct(counts: Ledger) -> str:
+    return f"""
+  classification     {counts.classification_tasks} of them are classification tasks
+  instances          {counts.instances}, {counts.empty_inputs} with an empty input"""
+
+
+def _made(counts: Ledger) -> str:
+    """The answers, where the method asks for some. One subject has several of them in a conversation."""
+    if not counts.instances:
+        return ""
+    reads = (counts.answers[f"{step}.{AnswerKind.READ}"] for step in counts.completions if step != CREATION)
+    answered = max(reads, default=0)
+    turns = f", {counts.instances / answered:.2f} for each instruction that has one" if answered else ""
+    return f"\n  answers            {counts.instances}{turns if counts.instances > counts.kept else ''}"
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first

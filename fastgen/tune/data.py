@@ -96,8 +96,23 @@ def _run_rows(options: DataOptions, run_dir: Path, seed: int, folder: Path) -> I
     export(run_dir, options.format, exported if shares else exported / f"{TRAIN}.jsonl", choice)
     for path in sorted(exported.iterdir()):
         for number, row in read_rows(path):
-            yield path.stem, _shaped(row, options.format, seed, number, str(path))
+            for part in _turns(row):
+                yield path.stem, _shaped(part, options.format, seed, number, str(path))
     shutil.rmtree(exported)
+
+
+def _turns(row: Row) -> Iterator[Row]:
+    """Yield a row for each answer of a conversation, with what was said before it. Any other row is yielded as it is.
+
+    The model learns the last turn of a row, so that it learns every answer once.
+    """
+    messages = row.get("messages")
+    if messages is None:
+        yield row
+        return
+    for end, message in enumerate(messages, 1):
+        if message["role"] == "assistant":
+            yield {"messages": messages[:end]}
 
 
 def _file_rows(options: DataOptions, path: Path, seed: int) -> Iterator[tuple[str, Row]]:

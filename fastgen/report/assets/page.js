@@ -99,7 +99,8 @@ function made(tag, className, ...children) {
     for (const [index, [input, output]] of (row.made || []).entries()) {
       const pair = made("dl", "made");
       const score = (row.judged || [])[index] ?? null;
-      if (input) pair.append(made("dt", "", "Input"), made("dd", "", ...marked(input, words)));
+      const asked = row.turns && index > 0 ? "Then" : "Input";
+      if (input) pair.append(made("dt", "", asked), made("dd", "", ...marked(input, words)));
       pair.append(made("dt", "", "Output"), made("dd", "", ...marked(output, words)));
       if (score !== null) pair.append(made("dt", "", "Judged"), made("dd", "", `${score} of 5`));
       item.append(pair);
@@ -130,7 +131,7 @@ function made(tag, className, ...children) {
     const isKept = field("which").value === "kept";
     const kind = field("kind").value;
     const rule = field("rule").value;
-    field("field-kind").hidden = !isKept;
+    field("field-kind").hidden = !isKept || field("kind").length < 2;
     field("field-rule").hidden = isKept;
     hits = (isKept ? data.kept : data.rejected).filter((row) =>
       words.every((word) => row.all.includes(word)) &&
