@@ -186,7 +186,7 @@ def _method_lines(facts: CardFacts) -> Iterator[str]:
             listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
             yield f"- Its options: {markdown(listed)}."
     counts = {name: len(facts.run.folder.texts(name)) for name in ("documents", "topics", "personas")}
-    if listed := ", ".join(f"{count:,} {name}" for name, count in counts.items() if count):
+    if listed := ", ".join(f"{n:,} {name if n > 1 else name[:-1]}" for name, n in counts.items() if n):
         yield f"- Given: {listed}."
 
 
@@ -305,10 +305,10 @@ def _making(facts: CardFacts) -> Iterator[str]:
     )
     if facts.ledger.seed_only or facts.run.is_self_instruct:
         share = f"{facts.ledger.seed_only_share:.1%}"
-        yield (
-            f"- {share} of the instruction prompts showed seed tasks only: those sent before the first instruction was "
-            "kept."
-        )
+        showed = "showed seed tasks only: those sent before the first instruction was kept"
+        if facts.method.has_parents:
+            showed = "showed a seed task, the others an instruction that was made before"
+        yield f"- {share} of the instruction prompts {showed}."
     yield f"- {_decontamination(facts)}"
     yield f"- Run `{facts.run.folder.header().run_id[:12]}`, random seed {configuration['seed']}."
     yield from ("", *_sampling(facts))

@@ -37,6 +37,7 @@ from fastgen.generate.runtime import Stopper, background_tasks, governor_of, lim
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import CREATION, Commit
 from fastgen.methods.foreign import MethodError
+from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.methods.plan import Plan
 from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
@@ -314,6 +315,7 @@ class _Session:
             self.yields,
             ledger=self.store.ledger,
             target=self.plan.state.target,
+            method="" if (name := self.plan.method.name) == SELF_INSTRUCT else name,
             hub=self.hub,
             file=MetricsFile(self.store.folder.path),
             servers=governor.states if governor is not None else lambda: backend.statistics().endpoints,

@@ -111,7 +111,7 @@ def _made(counts: Ledger) -> str:
     reads = (counts.answers[f"{step}.{AnswerKind.READ}"] for step in counts.completions if step != CREATION)
     answered = max(reads, default=0)
     turns = f", {counts.instances / answered:.2f} for each instruction that has one" if answered else ""
-    return f"\n  answers            {counts.instances}{turns if counts.instances > counts.kept else ''}"
+    return f"\n  answers            {counts.instances}{turns if counts.instances > answered else ''}"
 
 
 def _listed(counter: Any) -> str:  # noqa: ANN401 - Counter[str], printed most frequent first

@@ -199,6 +199,8 @@ class Sample:
     session_s: float = 0.0
     """Since this session's servers answered; it falls where a run was resumed."""
 
+    method: str = ""
+    """The method's name, empty for Self-Instruct."""
     target: int = 0
     complete: int = 0
     kept: int = 0
@@ -280,6 +282,8 @@ class Sample:
         """Plain JSON values, floats to six digits. `from_dict` is the inverse."""
         values: dict[str, Any] = _bounded(asdict(self))
         del values["counters"]
+        if not self.method:
+            del values["method"]
         return values
 
     def as_line(self) -> bytes:

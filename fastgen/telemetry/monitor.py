@@ -104,6 +104,7 @@ class Monitor:
         *,
         ledger: Ledger,
         target: int,
+        method: str = "",
         hub: MetricsHub,
         file: MetricsFile,
         servers: Callable[[], Sequence[ServerState]],
@@ -118,6 +119,7 @@ class Monitor:
         self._yields = yields
         self._ledger = ledger
         self._target = target
+        self._method = method
         self._hub = hub
         self._file = file
         self._states = servers
@@ -242,6 +244,7 @@ class Monitor:
         return Sample(
             time_s=time.time(),
             session_s=now_s - self._began_s,
+            method=self._method,
             target=self._target,
             complete=ledger.complete,
             kept=ledger.kept,

@@ -228,6 +228,10 @@ def _run_families(now: Sample) -> Iterator[Metric]:
         yield CounterMetricFamily(f"fastgen_{field}", text, value=getattr(now, field))
     for field, (name, text) in _GAUGES.items():
         yield GaugeMetricFamily(f"fastgen_{name}", text, value=getattr(now, field))
+    if now.method:
+        family = GaugeMetricFamily("fastgen_run", "1, with the name of the run's method.", labels=["method"])
+        family.add_metric([printable(now.method)], 1.0)
+        yield family
     if written := now.kept + sum(now.rejected.values()):
         text = "Kept share of the instructions written, since the start of the run."
         yield GaugeMetricFamily("fastgen_acceptance", text, value=now.kept / written)
