@@ -35,6 +35,7 @@ from fastgen.generate.options import (
     role_models,
     run_configuration,
     saved_values,
+    settled_values,
     with_api,
     with_sampling,
 )
@@ -199,8 +200,10 @@ def _known_template(folder: RunFolder, asked: MethodOptions) -> ChatTemplate | N
 
 
 def needs_server(options: Options, inputs: Inputs) -> bool:
-    """Whether the run's plan needs to know something that only a server can tell."""
-    return options.server.api == "auto" or (inputs.entry.needs_template and inputs.template is None)
+    """Whether the plan of a new run needs to know something that only a server can tell."""
+    server = options.server
+    has_presets = server.api == "chat" and server.model_preset != "none" and options.method.preset != "paper"
+    return server.api == "auto" or has_presets or (inputs.entry.needs_template and inputs.template is None)
 
 
 async def ask_server(
@@ -210,6 +213,8 @@ async def ask_server(
 
     :raises InputError: the method needs the chat template, and the server does not tell it.
     """
+    if options.server.api != "auto" and (inputs.template is not None or not inputs.entry.needs_template):
+        return options, inputs
     facts = await describe(backend, ChatTemplate.from_renderings)
     if options.server.api == "auto":
         api, sentence = await choose_api(facts, backend)
@@ -445,14 +450,19 @@ async def resume(store: Store, plan: Plan, options: Options, say: Callable[[str]
     return checkpoint
 
 
-def begin(store: Store, plan: Plan, options: Options, inputs: Inputs, models: Mapping[str, str]) -> None:
+def begin(
+    store: Store, plan: Plan, options: Options, inputs: Inputs, models: Mapping[str, str], *, asked: Options
+) -> None:
     """Begin a new run with the models that the servers named: write its inputs and header.
+
+    ``asked`` are the options as the user gave them. The same command must be able to resume what they became.
 
     :raises DiskError: the folder cannot be written.
     """
     prompts = {name: file.content for name, file in inputs.prompt_files.items()}
     store.folder.save_inputs(inputs.seed_file, prompts, inputs.texts)
-    store.begin(_configuration(options, inputs, models), saved_values(options), __version__)
+    settled = settled_values(asked, options)
+    store.begin(_configuration(options, inputs, models) | settled, saved_values(options), __version__)
     plan.resume(store.replay())
 
 

@@ -1,7 +1,7 @@
 """How the authors of well-known models recommend to sample them, and how each is told to reason or not.
 
-A preset is chosen by the model's name (`preset_of`) or by its own (`PRESETS`, for ``--model-preset``). It says nothing
-about what a method asks for: a method with settings of its own keeps them.
+A preset is chosen by the model's name (`preset_of`) or by its own (`PRESETS`, for ``--model-preset``). It is
+for answers that people read: steps that judge, or that ask for new instructions, are sampled as their method says.
 
 Sources, read in November 2026, are with each preset. Where the authors state no length, the number of tokens is
 fastgen's: enough for a long answer, with room for reasoning where the model reasons.
@@ -40,15 +40,10 @@ class ModelSampling:
     top_k: int = 0
     min_p: float = 0.0
 
-    def extra_fields(self) -> dict[str, float]:
-        """Return the fields that OpenAI's API does not have and vLLM, SGLang and llama.cpp do."""
-        limits: dict[str, float] = {"top_k": self.top_k, "min_p": self.min_p}
-        return {name: value for name, value in limits.items() if value}
-
 
 @dataclass(frozen=True, slots=True)
 class ModelPreset:
-    """What is recommended for one family of models.
+    """What is recommended for one family of models, with the page that says so.
 
     ``plain`` is the sampling without reasoning, ``reasoning`` that with. Either is ``None`` where the model cannot do
     that; both are for base models, which are sampled as the method says. ``thinking`` is what ``--thinking auto``
@@ -56,6 +51,7 @@ class ModelPreset:
     """
 
     name: str
+    source: str
     plain: ModelSampling | None
     reasoning: ModelSampling | None = None
     switch: ThinkingSwitch = ThinkingSwitch.NONE
@@ -71,44 +67,64 @@ class ModelPreset:
         """Whether the model is to reason under this choice."""
         return (self.thinking if thinking == "auto" else thinking) == "on"
 
+    def reasoning_tokens(self, thinking: Thinking) -> int:
+        """Tokens to allow for reasoning, beside those of a short answer. 0 where the model does none."""
+        if self.reasoning is None:
+            return 0
+        if self.is_thinking(thinking) or self.plain is None:
+            return _ROOM_TOKENS
+        return _LOW_EFFORT_TOKENS if self.switch is ThinkingSwitch.EFFORT else 0
+
 
 _TOKENS: Final = 2_048
 _REASONING_TOKENS: Final = 32_768
+_ROOM_TOKENS: Final = 8_192
+_LOW_EFFORT_TOKENS: Final = 1_024
 
 PRESETS: Final = {
     preset.name: preset
     for preset in (
-        # https://huggingface.co/Qwen/Qwen3-8B#best-practices (the same on the cards of the other sizes): both modes, an
-        # output length of 32,768 tokens for most questions, and no greedy decoding while it reasons.
+        # The same on the cards of the other sizes: both modes, an output length of 32,768 tokens for most questions,
+        # and no greedy decoding while it reasons.
         ModelPreset(
             "qwen3",
+            "https://huggingface.co/Qwen/Qwen3-8B#best-practices",
             ModelSampling(0.7, 0.8, _TOKENS, top_k=20),
             ModelSampling(0.6, 0.95, _REASONING_TOKENS, top_k=20),
             ThinkingSwitch.TEMPLATE,
         ),
-        # https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/generation_config.json (and 3, 3.2, 3.3)
-        ModelPreset("llama3", ModelSampling(0.6, 0.9, _TOKENS)),
-        # https://github.com/openai/gpt-oss#recommended-sampling-parameters: temperature and top_p of 1. It always
-        # reasons, on one of three levels: https://huggingface.co/openai/gpt-oss-20b#reasoning-levels
+        # The same for 3, 3.2 and 3.3.
+        ModelPreset(
+            "llama3",
+            "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/generation_config.json",
+            ModelSampling(0.6, 0.9, _TOKENS),
+        ),
+        # Temperature and top_p of 1. It always reasons, on one of three levels:
+        # https://huggingface.co/openai/gpt-oss-20b#reasoning-levels
         ModelPreset(
             "gpt-oss",
+            "https://github.com/openai/gpt-oss#recommended-sampling-parameters",
             ModelSampling(1.0, 1.0, 2 * _TOKENS),
             ModelSampling(1.0, 1.0, _REASONING_TOKENS),
             ThinkingSwitch.EFFORT,
         ),
-        # https://huggingface.co/HuggingFaceTB/SmolLM3-3B: one sampling for both modes, reasoning by default,
-        # `enable_thinking` as the switch, 32,768 new tokens in its example.
+        # One sampling for both modes, reasoning by default, `enable_thinking` as the switch, 32,768 new tokens in its
+        # example.
         ModelPreset(
             "smollm3",
+            "https://huggingface.co/HuggingFaceTB/SmolLM3-3B",
             ModelSampling(0.6, 0.95, _TOKENS),
             ModelSampling(0.6, 0.95, _REASONING_TOKENS),
             ThinkingSwitch.TEMPLATE,
         ),
-        # https://huggingface.co/google/gemma-3-4b-it/blob/main/generation_config.json: top_k and top_p, and the
-        # temperature of 1 that is transformers' default.
-        ModelPreset("gemma3", ModelSampling(1.0, 0.95, _TOKENS, top_k=64)),
-        # Base models have no recommended sampling: the method's applies (Self-Instruct: arXiv:2212.10560, table 4).
-        ModelPreset("base", None),
+        # top_k and top_p, and the temperature of 1 that is transformers' default.
+        ModelPreset(
+            "gemma3",
+            "https://huggingface.co/google/gemma-3-4b-it/blob/main/generation_config.json",
+            ModelSampling(1.0, 0.95, _TOKENS, top_k=64),
+        ),
+        # Base models have no recommended sampling: the method's applies.
+        ModelPreset("base", "arXiv:2212.10560, table 4", None),
     )
 }
 """The presets of ``--model-preset``, by name."""

@@ -658,6 +658,30 @@ def with_api(options: Options, api: Api) -> Options:
     return dataclasses.replace(options, server=server, sampling=sampled)
 
 
+_SETTLED = ("thinking", "samples_per_prompt", "step_sampling")
+"""Options that a new run may replace by what fits its servers and models."""
+ASKED = "asked"
+"""The key of a run's configuration that holds the replaced values, as they were given."""
+
+
+def settled_values(asked: Options, used: Options) -> dict[str, Any]:
+    """What the configuration of a new run says of the options that it replaced. Empty where it replaced none."""
+    before, after = (option_values(one.server) | option_values(one.method) for one in (asked, used))
+    replaced = {name: before[name] for name in _SETTLED if before[name] != after[name]}
+    return {ASKED: replaced} if replaced else {}
+
+
+def as_settled(options: Options, saved: Mapping[str, Any]) -> Options:
+    """The options of a resume, with what the run made of them where they are given as they were at its beginning."""
+    asked: Mapping[str, Any] = saved.get(ASKED, {})
+    given = option_values(options.server) | option_values(options.method)
+    same = [name for name in _SETTLED if name in asked and given[name] == asked[name]]
+    values = {name: tuple(saved[name]) if type(saved[name]) is list else saved[name] for name in same}
+    thinking = {name: values.pop(name) for name in ("thinking",) if name in values}
+    server = dataclasses.replace(options.server, **thinking)
+    return dataclasses.replace(options, server=server, method=dataclasses.replace(options.method, **values))
+
+
 # -- what a run folder remembers ---------------------------------------------------------------------------------------
 
 NOT_SAVED = frozenset(
@@ -756,6 +780,7 @@ def check_same_configuration(saved: Mapping[str, Any], asked: Mapping[str, Any],
     for name in ("model", "seed_tasks", "prompts"):
         del defaults[name]
     saved = {**defaults, **RULES_OF_EARLIER_RUNS, **OPTIONS_OF_EARLIER_RUNS, **saved}
+    saved.pop(ASKED, None)
     changed = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
     if not changed:
         return

@@ -32,7 +32,8 @@ from fastgen.generate.inputs import (
     planned,
     resume,
 )
-from fastgen.generate.options import Options, model_names, refuse_credentials, with_api, with_paper_server
+from fastgen.generate.options import Options, as_settled, model_names, refuse_credentials, with_api, with_paper_server
+from fastgen.generate.recommended import with_recommended_sampling
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import CREATION, Commit
@@ -111,15 +112,19 @@ async def generate(
 async def _generate(
     store: Store, place: Place, options: Options, reporter: Reporter, stopper: Stopper, hub: MetricsHub
 ) -> Outcome:
-    folder, inputs = store.folder, load_inputs(store.folder, options)
+    folder = store.folder
+    if folder.exists():
+        options = as_settled(options, folder.header().configuration)
+    inputs = load_inputs(folder, options)
     if folder.exists() and options.server.api == "auto":
         options = with_api(options, folder.header().configuration["api"])
     begun = models_of_begun(folder, options, inputs)
     if begun is None:
         refuse_credentials(options)
     options = with_paper_server(options, None if begun is None else folder.header().options)
+    asked = options
     checkpoint, known = None, asyncio.get_running_loop().create_future()
-    if not needs_server(options, inputs):
+    if begun is not None or not needs_server(options, inputs):
         known.set_result((options, inputs))
     async with planned(known, options, reporter.say) as making_plan:
         if begun is not None:  # a resumed run: its plan is the replay of its log
@@ -130,12 +135,14 @@ async def _generate(
         models = begun or model_names(options, {})
         async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
             if not known.done():
-                backend = serving.backend.member(CREATION)
-                known.set_result(await ask_server(options, inputs, backend, reporter.say))
+                router = serving.backend
+                options, inputs = await ask_server(options, inputs, router.member(CREATION), reporter.say)
+                options = await with_recommended_sampling(options, inputs, router, reporter.say)
+                known.set_result((options, inputs))
             options, inputs = await known
             plan = await making_plan
             if begun is None:
-                begin(store, plan, options, inputs, serving.models)
+                begin(store, plan, options, inputs, serving.models, asked=asked)
                 _warn_of_generation_config(options, serving, reporter)
             else:
                 check_models(folder, options, inputs, serving.models)

@@ -316,6 +316,9 @@ class Step:
     read: Callable[[Completion, Subject], StepOutcome]
     is_batched: bool = False
     """Several subjects may share a request. For short answers to completion prompts only."""
+    is_answer: bool = False
+    """Its answer is what users of the data want to read, so that a chat model samples it as its authors recommend
+    (``--model-preset``). Steps that judge keep their own figures."""
     is_optional: bool = False
     """A subject that has an answer is complete without this step. If it brings nothing, the subject ends there."""
     role: str = ""

@@ -305,7 +305,7 @@ def build(setup: Setup) -> Method:
                 read=lambda completion, _subject: read_comparison(completion),
                 is_batched=not chat,
             ),
-            Step(name="answer", sampling=sampling["answer"], ask=ask_to_answer, read=read_answer),
+            Step(name="answer", sampling=sampling["answer"], ask=ask_to_answer, read=read_answer, is_answer=True),
         ),
         seeds=setup.seeds,
         check=setup.check,

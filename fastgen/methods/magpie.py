@@ -110,6 +110,7 @@ def _answer_step(turn: int) -> Step:
         sampling=_ANSWER,
         ask=_ask_answer,
         read=_read_answer,
+        is_answer=True,
         is_optional=turn > 1,
         role="answer",
     )

@@ -108,6 +108,7 @@ def build(setup: Setup) -> Method:
                 sampling=sampling["answer"],
                 ask=partial(_ask_to_answer, is_chat=is_chat),
                 read=read_answer,
+                is_answer=True,
             ),
         ),
         seeds=setup.seeds,

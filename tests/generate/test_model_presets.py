@@ -70,7 +70,7 @@ def test_each_mode_has_its_sampling() -> None:
     off, on = qwen.sampling("off"), qwen.sampling("on")
     assert off is not None
     assert on is not None
-    assert (off.temperature, off.top_p, off.extra_fields()) == (0.7, 0.8, {"top_k": 20})
+    assert (off.temperature, off.top_p, off.top_k) == (0.7, 0.8, 20)
     assert (on.temperature, on.top_p) == (0.6, 0.95)
     assert on.max_tokens > off.max_tokens
     assert qwen.sampling("auto") == off

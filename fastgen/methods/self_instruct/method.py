@@ -112,6 +112,7 @@ def self_instruct(
                 sampling=sampling.get(INPUT_FIRST, _UNUSED),
                 ask=ask_for_instances,
                 read=read_instances,
+                is_answer=True,
                 tokens_flag="--instance-input-first.max-tokens and --instance-output-first.max-tokens",
             ),
         ),
