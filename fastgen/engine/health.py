@@ -9,6 +9,7 @@ with an empty window, so a stop is never permanent. A session without a single g
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
@@ -62,6 +63,8 @@ class Step:
     """Where changed options go, such as " (in a new run)"."""
     one_remedy: str = ""
     """What helps against everything, instead of all that."""
+    has_one_api: bool = False
+    """Whether the step is asked through this API whatever ``api_flag`` says."""
 
     def remedy(self, kind: AnswerKind, raw: Raw) -> str:
         """What helps against answers of this kind."""
@@ -71,20 +74,31 @@ class Step:
             return f"try {self.seeds}{self.anew}"
         if kind is AnswerKind.CUT:
             return f"raise {self.tokens_flag}{self.anew}"
-        other = "completions" if self.api == "chat" else "chat"
         if kind is AnswerKind.THINKING and self.is_thinking_off:
             return f"raise {self.tokens_flag} or try {self.others}{self.anew}: the model reasons all the same"
-        if kind is AnswerKind.THINKING or (
+        is_reasoning = kind is AnswerKind.THINKING or (
             kind is AnswerKind.EMPTY
             and not self.is_thinking_off
             and (self.api == "chat" or raw.finish_reason == "length")
-        ):
+        )
+        if is_reasoning and (self.api == "chat" or not self.has_one_api):
             with_chat = "" if self.api == "chat" else f"{self.api_flag} chat and "
             return (
                 f"turn reasoning off with {with_chat}{self.thinking_flag} off, or raise {self.tokens_flag}{self.anew}: "
                 "a reasoning model uses up its tokens before it answers"
             )
-        return f"try {self.api_flag} {other} or {self.others}{self.anew}"
+        return self._another()
+
+    def remedy_of_refusal(self, kind: str) -> str:
+        """What helps where servers refuse every request. ``kind`` is that of the failures."""
+        if kind == "prompt_too_long":
+            return f"lower {self.tokens_flag}, or use a model with a longer context{self.anew}"
+        return self._another()
+
+    def _another(self) -> str:
+        other = "completions" if self.api == "chat" else "chat"
+        api = "" if self.has_one_api else f"{self.api_flag} {other} or "
+        return f"try {api}{self.others}{self.anew}"
 
 
 class StepHealth:
@@ -129,6 +143,16 @@ class StepHealth:
         self._warned = True
         return f"warning: {self._message(count)}"
 
+    def finding(self) -> str | None:
+        """One line about the unusable ones of the few answers so far. ``None`` if there are none.
+
+        Answers that were read and rejected count only where that is so for all of a step that asks for something new.
+        """
+        recent = self._recent(len(self._last))
+        unread = [kind for kind in recent if self._is_void(kind, unread_only=True)]
+        all_rejected = [*recent] == [AnswerKind.REJECTED] and self.step.rejects_are_normal
+        return self._message(len(self._last), among=unread) if unread or all_rejected else None
+
     def trouble(self) -> str:
         """One clause about a step most of whose last answers are unusable. Empty for a healthy step."""
         count = self._troubled()
@@ -166,10 +190,11 @@ class StepHealth:
         others = ", ".join(f"{number} {kind}" for kind, number in recent.most_common())
         return f"{self.step.name}: {read} of the last {count} answers {brought} ({others})"
 
-    def _message(self, count: int) -> str:
+    def _message(self, count: int, among: Collection[AnswerKind] = ()) -> str:
+        """About the most common kind of the last ``count`` answers, or of those of some kinds."""
         recent = self._recent(count)
         del recent[AnswerKind.READ]
-        kind = recent.most_common(1)[0][0]
+        kind = next(kind for kind, _ in recent.most_common() if not among or kind in among)
         raw = self._samples[kind]
         tokens = f", {raw.tokens} tokens" if raw.tokens else ""
         shown = f"{quoted(raw.text, SHOWN)} (finish reason {quoted(raw.finish_reason or 'none', SHOWN)}{tokens})"

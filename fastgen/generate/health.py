@@ -15,7 +15,7 @@ from fastgen.methods.base import CREATION, Commit, Method
 from fastgen.methods.state import REFUSALS
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
-from fastgen.types import Failure
+from fastgen.types import Completion, Failure
 
 MAX_REFUSED: Final = 64
 """Refused requests in a row: the cause is then the sampling or the model's context, not one prompt."""
@@ -55,6 +55,14 @@ def steps_of_run(method: Method, *, max_fruitless: int, api: str, is_thinking_of
     return steps
 
 
+def raw_answer(completion: Completion, kind: AnswerKind) -> Raw:
+    """What messages show of an answer."""
+    if kind is AnswerKind.READ:
+        return READ
+    shown = completion.text if completion.text.strip() else completion.reasoning
+    return Raw(shown, completion.finish_reason, completion.completion_tokens)
+
+
 class RunHealth:
     """The health of all steps of a run in one session.
 
@@ -87,11 +95,7 @@ class RunHealth:
         else:
             self._refused[commit.step] = 0
         if (kind := answer_kind(commit)) is not None:
-            completion, raw = commit.completion, READ
-            if kind is not AnswerKind.READ:
-                shown = completion.text if completion.text.strip() else completion.reasoning
-                raw = Raw(shown, completion.finish_reason, completion.completion_tokens)
-            self._steps[commit.step].see(kind, raw)
+            self._steps[commit.step].see(kind, raw_answer(commit.completion, kind))
 
     def warn(self, *, at_the_end: bool = False) -> None:
         """Say each step's warning, if it has one."""

@@ -162,6 +162,13 @@ def preset_of(model_name: str) -> ModelPreset | None:
     return found
 
 
+def thinking_is_off(preset: ModelPreset | None, thinking: Thinking) -> bool:
+    """Return whether requests ask a model not to reason, or as little as it can."""
+    if thinking != "auto" or preset is None or preset.switch is ThinkingSwitch.NONE:
+        return thinking == "off"
+    return not preset.is_thinking(thinking)
+
+
 def thinking_fields(preset: ModelPreset | None, thinking: Thinking) -> dict[str, Any]:
     """Return the fields of a chat request that turn reasoning on or off.
 

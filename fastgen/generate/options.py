@@ -68,6 +68,9 @@ class JobOptions:
     """Lowest level that --log-file records."""
     dry_run: bool = False
     """Make a few instructions in a temporary folder and estimate what the whole run would take."""
+    probe: Literal["auto", "on", "off"] = "auto"
+    """Before a new run, ask a few answers of each step, and do not begin if those of a step are of no use
+    (docs/models.md). auto: before runs of at least 200 instructions, except with --preset paper, and with --dry-run."""
     metrics_port: int | None = None
     """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); see docs/metrics.md."""
     metrics_host: str = "127.0.0.1"
@@ -676,9 +679,10 @@ def as_settled(options: Options, saved: Mapping[str, Any]) -> Options:
     asked: Mapping[str, Any] = saved.get(ASKED, {})
     given = option_values(options.server) | option_values(options.method)
     same = [name for name in _SETTLED if name in asked and given[name] == asked[name]]
-    values = {name: tuple(saved[name]) if type(saved[name]) is list else saved[name] for name in same}
-    thinking = {name: values.pop(name) for name in ("thinking",) if name in values}
-    server = dataclasses.replace(options.server, **thinking)
+    values: dict[str, Any] = {name: saved[name] for name in same}
+    server = dataclasses.replace(options.server, thinking=values.pop("thinking", options.server.thinking))
+    if "step_sampling" in values:
+        values["step_sampling"] = tuple(values["step_sampling"])
     return dataclasses.replace(options, server=server, method=dataclasses.replace(options.method, **values))
 
 
@@ -688,7 +692,7 @@ NOT_SAVED = frozenset(
     {
         *("seed_tasks", "prompts", "decontaminate", "documents", "topics", "personas", "from_dataset"),
         "sampling_given",
-        *("quiet", "log_json", "log_file", "log_level", "dry_run", "price_in", "price_out"),
+        *("quiet", "log_json", "log_file", "log_level", "dry_run", "probe", "price_in", "price_out"),
         *("metrics_port", "metrics_host", "dashboard", "dashboard_port"),
     }
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastgen.errors import flag_name
 from fastgen.generate.inputs import Inputs, method_of
@@ -109,7 +109,10 @@ def _with_figures(
     options: Options, method: str, samplings: Mapping[str, Sampling], changes: Mapping[str, Mapping[str, float]]
 ) -> Options:
     if method == SELF_INSTRUCT:
-        changed = {name: replace(samplings[name], **_numbers(figures)) for name, figures in changes.items()}
+        changed: dict[str, Any] = {}
+        for name, figures in changes.items():
+            values: dict[str, Any] = dict(figures)
+            changed[name] = replace(samplings[name], **values)
         return replace(options, sampling=replace(options.sampling, **changed))
     more = tuple(
         f"{step}.{figure.replace('_', '-')}={value}"
@@ -118,11 +121,6 @@ def _with_figures(
         if getattr(samplings[step], figure) != value
     )
     return replace(options, method=replace(options.method, step_sampling=options.method.step_sampling + more))
-
-
-def _numbers(figures: Mapping[str, float]) -> dict[str, int | float]:
-    whole = ("max_tokens", "top_k")
-    return {name: int(value) if name in whole else value for name, value in figures.items()}
 
 
 def _sentence(model: str, preset: ModelPreset, figures: Mapping[str, float]) -> str:

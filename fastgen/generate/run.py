@@ -33,6 +33,7 @@ from fastgen.generate.inputs import (
     resume,
 )
 from fastgen.generate.options import Options, as_settled, model_names, refuse_credentials, with_api, with_paper_server
+from fastgen.generate.probe import is_probed, probe
 from fastgen.generate.recommended import with_recommended_sampling
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
@@ -142,6 +143,8 @@ async def _generate(
             options, inputs = await known
             plan = await making_plan
             if begun is None:
+                if is_probed(options):
+                    options = await probe(plan, serving, options, reporter.say)
                 begin(store, plan, options, inputs, serving.models, asked=asked)
                 _warn_of_generation_config(options, serving, reporter)
             else:
@@ -193,7 +196,7 @@ class _Session:
             plan.method,
             max_fruitless=speed.max_fruitless,
             api=server.api,
-            is_thinking_off=server.thinking == "off",
+            is_thinking_off=serving.is_thinking_off(options),
         )
         self.health = RunHealth(steps, scheduler.stop_asking, reporter.say)
         self.ledger_saved_s = 0.0

@@ -13,13 +13,13 @@ import resource
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from fastgen.engine.backend import ServerMetrics
 from fastgen.errors import InputError
-from fastgen.generate.model_presets import PRESETS, ModelPreset, preset_of, thinking_fields
+from fastgen.generate.model_presets import PRESETS, ModelPreset, preset_of, thinking_fields, thinking_is_off
 from fastgen.generate.options import Options, RoleServer, SpeedOptions
 from fastgen.servers.choose import choose_servers
 from fastgen.servers.endpoint import Endpoint, TimeoutPolicy
@@ -64,6 +64,27 @@ class Serving:
     def is_others_vllm(self) -> bool:
         """Whether a user's own server is a vLLM, by its metrics page."""
         return self.fleet is None and any(page is not None for page in self._before)
+
+    def is_thinking_off(self, options: Options) -> bool:
+        """Whether chat requests of the main model ask it not to reason."""
+        return thinking_is_off(chosen_preset(options, self.models["model"]), options.server.thinking)
+
+    def can_stop_thinking(self, options: Options) -> bool:
+        """Whether ``--thinking off`` would change what is sent, where the user left that open."""
+        server = options.server
+        if server.thinking != "auto" or server.api != "chat":
+            return False
+        off = replace(options, server=replace(server, thinking="off"))
+        return any(
+            one.endpoint.chat_body != _chat_body(off, one.endpoint.model)
+            and not {"chat_template_kwargs", "reasoning_effort"} & {*one.endpoint.extra_body}
+            for one in self.backend.backends
+        )
+
+    def think(self, options: Options) -> None:
+        """From now on send chat requests with what ``--thinking`` says."""
+        for one in self.backend.backends:
+            one.endpoint = replace(one.endpoint, chat_body=_chat_body(options, one.endpoint.model))
 
     async def figures(self) -> dict[str, Any]:
         """The servers' own figures since the run began: ``prefix_cache_hit_rate`` (0..1), where they have it."""
@@ -155,8 +176,12 @@ def _backends(options: Options, urls: Sequence[str], key: str | None, model: str
     timeout = TimeoutPolicy(total_s=options.speed.request_timeout)
     server = options.server
     api, extra = "completions" if server.api == "auto" else server.api, server.extra_fields()
-    chat = thinking_fields(chosen_preset(options, model), server.thinking)
+    chat = _chat_body(options, model)
     return [OpenAIBackend(Endpoint(url, model, api, key, extra, timeout, chat_body=chat)) for url in urls]
+
+
+def _chat_body(options: Options, model: str) -> dict[str, Any]:
+    return thinking_fields(chosen_preset(options, model), options.server.thinking)
 
 
 def chosen_preset(options: Options, model: str) -> ModelPreset | None:

@@ -90,6 +90,10 @@ class Plan:
         missing = self._missing()
         return self._ask_to_create(missing) if missing > 0 else None
 
+    def sample_once(self) -> None:
+        """Ask for one completion of each creating prompt from now on."""
+        self.method = replace(self.method, creation=replace(self.method.creation, samples=1))
+
     def give_back(self, request: Request) -> None:
         """Return a request from `next` that will not be answered, so that its work can be asked again."""
         if request.step == CREATION:

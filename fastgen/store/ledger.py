@@ -16,7 +16,7 @@ from fastgen.methods.base import CREATION, Answered, Commit, Created, Labelled, 
 from fastgen.text import AnswerKind, unread_kind
 from fastgen.types import MOST_TOKENS, Failure
 
-_NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished"})
+_NOTHING_FOUND: Final = frozenset({"no_instance", "unclosed_thinking", "unfinished", "no_score"})
 """Rules of the parsers for answers in which there was nothing to judge."""
 
 
@@ -40,9 +40,10 @@ def answer_kind(commit: Commit) -> AnswerKind | None:
                 return found
     if rules is None:
         return AnswerKind.READ
-    if not _NOTHING_FOUND.issuperset(rules):
-        return AnswerKind.REJECTED
-    return unread_kind(completion.text, completion.finish_reason, completion.reasoning)
+    found = unread_kind(completion.text, completion.finish_reason, completion.reasoning)
+    if found in (AnswerKind.EMPTY, AnswerKind.THINKING) or _NOTHING_FOUND.issuperset(rules):
+        return found
+    return AnswerKind.REJECTED
 
 
 @dataclass(slots=True)

@@ -55,6 +55,7 @@ def test_a_dry_run_that_is_stopped_before_anything_is_complete_says_so_in_one_li
     async def main() -> tuple[int | None, str]:
         async with FaultServer(write=lambda prompt, choice: " .") as server:
             arguments = ["--run-dir", str(tmp_path / "run"), "--base-url", server.base_url, "--dry-run", "--quiet"]
+            arguments += ["--probe", "off"]
             stop = ["--stop-when-yield-below", "1", "--yield-window", "5", "--num-instructions", "100"]
             command = [sys.executable, "-m", "fastgen", "generate", *arguments, *stop]
             process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
