@@ -124,7 +124,7 @@ class Finding:
 
     def row(self) -> str:
         """A line of the table that ``--dry-run`` shows."""
-        found = [f"{count} {kind}" for kind, count in self.kinds.items()]
+        found = [f"{self.kinds[kind]} {kind}" for kind in AnswerKind if kind in self.kinds]
         found += [f"{len(self.failures)} failed"] if self.failures else []
         found += [f"{self.lost} not sent"] if self.lost else []
         return f"  {self.step.name:<16} {', '.join(found) or 'no answer in time'}"
