@@ -235,6 +235,8 @@ def _score_prompt(text: str, document: str, *, is_chat: bool) -> Prompt:
 
 MENTIONS_DOCUMENT: Final = "mentions_document"
 """The rule that rejects an instruction that speaks of a text which its reader does not have."""
+DESCRIBES_INSTRUCTION: Final = "describes_instruction"
+"""The rule that rejects a sentence about the instruction, or about the text, in place of the instruction."""
 COPIES_DOCUMENT: Final = "copies_document"
 """The rule that rejects an instruction that is copied from its document in good part."""
 _RULES: Final = PRESETS["default"]
@@ -249,6 +251,15 @@ _LABEL_LINE: Final = re.compile(rf"(?:\#++[ \t]++|\*\*){_LABEL}(?:\*\*)?[ \t\r]*
 _INLINE_LABEL: Final = re.compile(
     rf"[^\n:\uff1a]{{0,60}}?\b{_LABEL}[^\n:\uff1a]{{0,40}}{COLON}[ \t]++(?=\S)", re.IGNORECASE | re.VERBOSE
 )
+_SAID_LABEL: Final = re.compile(  # "The text answers the question: ...", "The instruction would be: ..."
+    rf"""[ \t"'*_]*+(?:
+        (?:the|this)[ ](?:text|passage|document|article|story|answer)[ ]
+          (?:answers|is[ ](?:an?|the)[ ]answer[ ]to|responds[ ]to|fits)[ ]
+          (?:(?:the|this|an?)[ ])?(?:following[ ])?{_LABEL}
+        | {_LABEL}[ ](?:[\w'-]+[ ]){{0,5}}?(?:is|was|(?:would|could|might|may)[ ](?:be|have[ ]been))
+    )[ \t*_]*+{COLON}[ \t*_]*+(?=\S)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _SHORT: Final = 3  # words of an opening line that is chatter and nothing else
 _REMARK: Final = re.compile(
     rf"""[ \t>*_(\[]*+(?:(?:note|explanation|reason(?:ing)?|rationale|justification|text|answer|hinweis|begründung
@@ -261,7 +272,8 @@ _REMARK: Final = re.compile(
 def read_instruction(completion: Completion, document: str) -> list[Item]:
     """Return the instruction of a completion, or nothing where it has no text.
 
-    The rules, in order: ``unclosed_thinking``, ``unfinished``, `MENTIONS_DOCUMENT`, `COPIES_DOCUMENT`.
+    The rules, in order: ``unclosed_thinking``, ``unfinished``, `MENTIONS_DOCUMENT`, `DESCRIBES_INSTRUCTION`,
+    `COPIES_DOCUMENT`.
     """
     text = completion.text
     answer = answer_span(text)
@@ -275,6 +287,8 @@ def read_instruction(completion: Completion, document: str) -> list[Item]:
     written = text[slice(*span)]
     if mentions_document(written):
         return [_item(text, span, MENTIONS_DOCUMENT)]
+    if _DESCRIBES.match(written):
+        return [_item(text, span, DESCRIBES_INSTRUCTION)]
     return [_item(text, span, COPIES_DOCUMENT if copies(written, document) else None)]
 
 
@@ -317,7 +331,8 @@ def _after_opening(text: str, answer: Span) -> Span:
         written = text[slice(*line)].strip()
         chatty = is_chatter(text, *line)
         is_opening = chatty and (written.endswith((":", "\uff1a", ":**")) or len(written.split()) <= _SHORT)
-        label = _LABELLED.match(text, *line) or (_INLINE_LABEL.match(text, *line) if chatty else None)
+        label = _LABELLED.match(text, *line) or _SAID_LABEL.match(text, *line)
+        label = label or (_INLINE_LABEL.match(text, *line) if chatty else None)
         if (is_opening or _LABEL_LINE.match(text, *line)) and text[line[1] : end].strip():
             start = line[1]
         elif label and text[label.end() : end].strip():
@@ -352,7 +367,7 @@ _GIVEN: Final = re.compile(  # a text that the reader ought to have
     | \b(?:est[ea]|quest[oa]|deste|neste)[ ]{_ES_DOCUMENT}\b
     | \b{_ES_DOCUMENT}[ ](?:siguiente|anterior|seguinte|acima|abaixo|dado|proporcionado|fornecido|seguente)\b
     | \b(?:según|segundo|en|no|nel|secondo)[ ](?:el[ ]|o[ ]|il[ ]|l['\u2019])?{_ES_DOCUMENT}\b
-    | \b(?:эт\w{1, 3}|данн\w+|приведённ\w+|приведенн\w+|следующ\w+|вышеуказанн\w+)[ ]
+    | \b(?:эт\w{{1,3}}|данн\w+|приведённ\w+|приведенн\w+|следующ\w+|вышеуказанн\w+)[ ]
       (?:текст|документ|стать|отрывк|отрывок|абзац)\w*
     | \b(?:согласно|в)[ ](?:тексте|тексту|статье|документе|документу|отрывке)\b
     | (?:上述|上面|以上|以下|下面|下列|这篇|该|本|此|给定|文中)(?:的)?(?:文章|文本|文档|段落|短文|内容|材料|所述|提到)
@@ -366,6 +381,17 @@ _POINTED_AT: Final = re.compile(
     r"""\b(?:(?:this|(?:in|from|according[ ]to)[ ]the)[ ](?P<thing>text|document|passage|article|excerpt|paragraph
         |snippet) | (?:of|about|does)[ ]the[ ](?P<whole>passage|article|excerpt))\b
     (?![ ](?:field|box|file|editor|message|area|input|type|class|object|number|of[ ]the)s?\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# A weak model tells what it sees: "The instruction is about light", "The text answers the question of how ...".
+_DESCRIBES: Final = re.compile(
+    r"""(?:the|this)[ ](?:
+        (?:instruction|prompt)[ ](?:is|was|asks?|asked|answers?|describes?|requests?|requires?|seems|appears|refers
+          |would|could|should|can|for[ ]this|that)\b
+        | (?:question|request)[ ](?:asks?|asked|is[ ]asking|answers?|requests?)\b
+        | (?:text|passage|document|article|excerpt|answer)[ ](?:is|was|answers?|asks?|describes?|explains?|provides?
+          |discusses|does|gives|offers|presents|seems|appears|refers|tells|would|could|talks|contains|suggests)\b
+    )""",
     re.IGNORECASE | re.VERBOSE,
 )
 _AUTHOR: Final = re.compile(r"\b(?:does|did|do|would)[ ]the[ ](?:author|writer|narrator)\b(?! of\b)", re.IGNORECASE)

@@ -176,6 +176,9 @@ INSTRUCTIONS = {
     "JSON": (f'{{"instruction": "{SEA}"}}', SEA),
     "a JSON list": (f'["{SEA}"]', SEA),
     "several proposals": (f"1. {SEA}\n2. Describe the sea.", SEA),
+    "a sentence that ends in a colon": (f'The text answers the question: "{SEA}"', SEA),
+    "a sentence about the instruction": (f"The instruction that fits would be: {SEA}", SEA),
+    "a task that is a sentence": ("Your task is to describe the sea.", "Your task is to describe the sea."),
     "thinking": (f"<think>Instruction: no</think>\n\n{SEA}", SEA),
     "an end token": (f"{SEA}<|eot_id|>assistant", SEA),
     "an explanation": (f"{SEA}\n\nThis instruction asks for what it says.", SEA),
@@ -225,6 +228,8 @@ def test_a_cut_answer_is_unfinished_unless_more_followed() -> None:
         "Selon l'article, quelle est la taille de la mer ?",
         "Resume el siguiente: ¿qué dice este texto sobre el mar?",
         "О чём говорится в этом тексте: что сказано в статье?",
+        "Перескажи этот текст.",
+        "О чём эта статья?",
         "根据上述文章，大海有多宽？",
         "この文章を要約してください。",
         "لخص هذا النص",
@@ -251,6 +256,33 @@ def test_an_instruction_that_speaks_of_its_text_is_rejected(text: str) -> None:
 )
 def test_an_instruction_that_stands_alone_is_kept(text: str) -> None:
     assert not mentions_document(text)
+    assert rules(text) == [None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The instruction is about calculating how far light travels in a year.",
+        "This prompt asks for a description of the sea.",
+        "The question asks how wide the sea is.",
+        "The text answers the question of how wide the sea is.",
+        "The answer describes ships.",
+    ],
+)
+def test_a_sentence_about_the_instruction_is_none(text: str) -> None:
+    assert rules(text) == ["describes_instruction"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The question of free will is old. Outline three positions.",
+        "The text field of my form loses its focus. Why?",
+        "The article I am writing needs a title. Suggest five about the sea.",
+        "My question is about tides: what causes them?",
+    ],
+)
+def test_an_instruction_that_begins_with_such_a_word_is_kept(text: str) -> None:
     assert rules(text) == [None]
 
 
