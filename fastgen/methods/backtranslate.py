@@ -196,6 +196,10 @@ long, or leaves the subject once.
 
 Give your reason in one or two sentences. Then write a last line of this form, with your number:
 Score: 3"""
+_SCORE_REQUEST: Final = """\
+How well does this answer do what its instruction asks? Give your reason in one or two sentences. Then end with the \
+line "Score: N", where N is a number from 1 to 5."""
+"""Said again after the pair: a small model that has read a long text goes on with that instead of rating it."""
 _COMPLETION_HEAD: Final = "Texts, each with the instruction that it answers.\n\n"
 _SCORE_HEAD: Final = """\
 How well does an answer do what its instruction asks, on a scale from 1 (not at all) to 5 (perfectly)?
@@ -228,7 +232,7 @@ def _score_prompt(text: str, document: str, *, is_chat: bool) -> Prompt:
     pair = f"Instruction:\n{text}\n\nAnswer:\n{document}"
     if not is_chat:
         return f"{_SCORE_HEAD}{pair}\n\nScore (1 to 5):"
-    return (Message("system", _SCORE_SYSTEM), Message("user", pair))
+    return (Message("system", _SCORE_SYSTEM), Message("user", f"{pair}\n\n{_SCORE_REQUEST}"))
 
 
 # -- reading an instruction --------------------------------------------------------------------------------------------
@@ -387,7 +391,7 @@ _POINTED_AT: Final = re.compile(
 _DESCRIBES: Final = re.compile(
     r"""(?:the|this)[ ](?:
         (?:instruction|prompt)[ ](?:is|was|asks?|asked|answers?|describes?|requests?|requires?|seems|appears|refers
-          |would|could|should|can|for[ ]this|that)\b
+          |provides|focuses|explains|gives|involves|would|could|should|can|for[ ]this|that)\b
         | (?:question|request)[ ](?:asks?|asked|is[ ]asking|answers?|requests?)\b
         | (?:text|passage|document|article|excerpt|answer)[ ](?:is|was|answers?|asks?|describes?|explains?|provides?
           |discusses|does|gives|offers|presents|seems|appears|refers|tells|would|could|talks|contains|suggests)\b
@@ -468,6 +472,7 @@ _LONE_SCORE: Final = re.compile(
     rf"^[ \t\"'*_`<\[(]*+{_VALUE}(?:\s*+/\s*+5)?[\s.*_`\])>]*+$", re.IGNORECASE | re.MULTILINE
 )
 _FIRST_SCORE: Final = re.compile(rf"{_AROUND}{_VALUE}(?=[\s.,:;)\-\u2013*]|$)", re.IGNORECASE)
+_SECOND_ITEM: Final = re.compile(r"^[ \t]*+2[.)]", re.MULTILINE)
 _WORDS: Final = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 
 
@@ -475,7 +480,7 @@ def find_score(text: str) -> int | None:
     """Return the rating (1 to 5) of an answer, or ``None`` if it has none.
 
     The last "Score: 4" counts, else "a score of 4" or "4/5", else a line that is nothing but a number, else a number
-    at the beginning. Thinking is left out. Half points are rounded down.
+    at the beginning that does not number the first item of a list. Thinking is left out. Half points are rounded down.
     """
     answer = answer_span(text)
     if answer is None:
@@ -484,7 +489,11 @@ def find_score(text: str) -> int | None:
         if found := list(pattern.finditer(text, *answer)):
             return _value(found[-1])
     first = _FIRST_SCORE.match(text, *answer)
-    return None if first is None else _value(first)
+    if first is None:
+        return None
+    if text.startswith((".", ")"), first.end()) and _SECOND_ITEM.search(text, first.end(), answer[1]):
+        return None
+    return _value(first)
 
 
 def _value(match: re.Match[str]) -> int:

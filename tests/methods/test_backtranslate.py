@@ -76,7 +76,10 @@ def test_the_chat_prompts_begin_with_all_that_is_fixed() -> None:
     assert system.role == "system"
     assert "instruction only" in system.content
     scored = method.steps[0].ask(Subject(0, "Tell me about bees.", sources=(1,)))
-    assert scored.prompt[1:] == (Message("user", "Instruction:\nTell me about bees.\n\nAnswer:\nBees dance."),)
+    (pair,) = scored.prompt[1:]
+    assert isinstance(pair, Message)
+    assert pair.content.startswith("Instruction:\nTell me about bees.\n\nAnswer:\nBees dance.\n\n")
+    assert '"Score: N"' in pair.content.splitlines()[-1]
 
 
 def test_a_base_model_is_shown_seed_tasks_the_other_way_round() -> None:
@@ -264,6 +267,7 @@ def test_an_instruction_that_stands_alone_is_kept(text: str) -> None:
     [
         "The instruction is about calculating how far light travels in a year.",
         "This prompt asks for a description of the sea.",
+        "This instruction provides a clear explanation of how wide the sea is.",
         "The question asks how wide the sea is.",
         "The text answers the question of how wide the sea is.",
         "The answer describes ships.",
@@ -307,6 +311,8 @@ SCORES = {
     "**Score:** 5/5": 5,
     "It is good, so\n\nScore: 3": 3,
     "Score (1-5): 4": 4,
+    "4. It is right and complete.": 4,
+    "1. Prophase: the spindle forms.\n2. Metaphase: the chromosomes line up.": None,  # repeats the answer
     "Score = 2": 2,
     "Score: <4>": 4,
     "Score:\n\n4": 4,
