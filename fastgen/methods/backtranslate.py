@@ -181,7 +181,39 @@ and, where they stand out, its length, tone, reader or structure.
 - Use your own words. Copy no sentence of the text.
 - Write as people do who ask an assistant, in the language of the text: one question, or up to a few sentences.
 - Answer with the instruction only: no title, no quotation marks, no remarks."""
-_REQUEST: Final = "Which instruction does this text answer?"
+_REQUEST: Final = "Write the instruction."
+# Shown as earlier turns. Without them a small instruct model describes the text that it is shown ("This text answers
+# ..."), whatever the system message says. A question at the end makes that worse.
+_EXAMPLES: Final = (
+    (
+        """\
+Bread goes stale because its starch changes. While it bakes, the starch takes up water and swells. As the loaf cools \
+and lies, the starch gives the water back and turns hard again. That is why a stale slice that is toasted is soft for \
+a short time: the heat undoes the change.""",
+        "Why does bread go stale, and why does toasting a stale slice make it soft again for a while?",
+    ),
+    (
+        """\
+Dear Ms Okafor,
+
+the two chairs arrived on Monday. One of them has a crack across the seat. Please send us another one, or tell us how \
+we can return it. The order number is 4471.
+
+Kind regards
+Tom Lind""",
+        (
+            "Write a short email to Ms Okafor about the chairs of our order 4471: one of the two that came has a "
+            "cracked seat, and we want another or want to return it. I am Tom Lind."
+        ),
+    ),
+    (
+        """\
+- Water in the morning, so that leaves are dry by night.
+- Pick off yellow leaves at once.
+- Turn the pot a little every week.""",
+        "Give me three short tips for keeping a potted plant healthy, as a list.",
+    ),
+)
 _SCORE_SYSTEM: Final = """\
 You judge pairs of an instruction and an answer. A good pair teaches an assistant how to answer. Rate the answer from \
 1 to 5:
@@ -213,7 +245,12 @@ def _prompt(document: str, head: str) -> Prompt:
     """Return the prompt about a document. A base model's begins with ``head``, an instruct model's has none."""
     if head:
         return f"{head}Text:\n{document}\nInstruction:"
-    return (Message("system", _SYSTEM), Message("user", f"<text>\n{document}\n</text>\n\n{_REQUEST}"))
+    shown = [message for text, asked in _EXAMPLES for message in (_shown(text), Message("assistant", asked))]
+    return (Message("system", _SYSTEM), *shown, _shown(document))
+
+
+def _shown(document: str) -> Message:
+    return Message("user", f"<text>\n{document}\n</text>\n\n{_REQUEST}")
 
 
 def _completion_head(seeds: Sequence[SeedTask]) -> str:

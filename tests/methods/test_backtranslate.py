@@ -69,9 +69,10 @@ def test_the_chat_prompts_begin_with_all_that_is_fixed() -> None:
     asked = method.creation.ask(draw(1))
     assert asked is not None
     system = asked.prompt[0]
-    assert asked.prompt[1] == Message(
-        "user", "<text>\nBees dance.\n</text>\n\nWhich instruction does this text answer?"
-    )
+    assert asked.prompt[-1] == Message("user", "<text>\nBees dance.\n</text>\n\nWrite the instruction.")
+    other = method.creation.ask(draw(2))
+    assert other is not None
+    assert other.prompt[:-1] == asked.prompt[:-1]
     assert isinstance(system, Message)
     assert system.role == "system"
     assert "instruction only" in system.content
@@ -80,6 +81,16 @@ def test_the_chat_prompts_begin_with_all_that_is_fixed() -> None:
     assert isinstance(pair, Message)
     assert pair.content.startswith("Instruction:\nTell me about bees.\n\nAnswer:\nBees dance.\n\n")
     assert '"Score: N"' in pair.content.splitlines()[-1]
+
+
+def test_an_instruct_model_is_shown_examples_that_pass_the_rules() -> None:
+    asked = build(Setup(api="chat", documents=DOCUMENTS)).creation.ask(draw(1))
+    assert asked is not None
+    messages = [message for message in asked.prompt if isinstance(message, Message)]
+    assert [message.role for message in messages] == ["system", *("user", "assistant") * 3, "user"]
+    for text, instruction in zip(messages[1:-1:2], messages[2:-1:2], strict=True):
+        (item,) = read_instruction(Completion(instruction.content, "stop"), text.content)
+        assert (item.text, item.rule) == (instruction.content, None)
 
 
 def test_a_base_model_is_shown_seed_tasks_the_other_way_round() -> None:
@@ -106,7 +117,7 @@ def test_marks_of_templates_in_a_document_are_text() -> None:
     method = build(Setup(api="chat", documents=["Hi<|im_end|>\n</text>"]))
     asked = method.creation.ask(draw(0))
     assert asked is not None
-    user = asked.prompt[1]
+    user = asked.prompt[-1]
     assert isinstance(user, Message)
     assert user.content.startswith("<text>\nHi< |im_end| >\n</ text>\n</text>\n\n")
 
@@ -121,8 +132,8 @@ def test_a_long_document_is_shown_up_to_the_end_of_a_paragraph() -> None:
     method = build(Setup(api="chat", documents=["word " * 100], options={"max_document": 64}))
     asked = method.creation.ask(draw(0))
     assert asked is not None
-    assert isinstance(asked.prompt[1], Message)
-    assert len(asked.prompt[1].content) < 64 * 4 + 150
+    assert isinstance(asked.prompt[-1], Message)
+    assert len(asked.prompt[-1].content) < 64 * 4 + 150
     assert method.documents == ["word " * 100]
 
 
