@@ -166,7 +166,7 @@ def make_method_run(path: Path, name: str, more: Mapping[str, str] | None = None
     store = Store(folder)
     tasks = parse_seed_tasks(path, seeds) if seeds else ()
     contents = {n: fingerprint(given) for n, given in texts.items()} | {"seed_tasks": seed_fingerprint(tasks)}
-    what = run_configuration(options, model="some-model", contents=contents) | (more or {})
+    what = run_configuration(options, model="some-model", contents=contents) | dict(more or {})
     if entry.uses_seeds:
         folder.seeds_path.write_bytes(seeds)
     store.begin(what, saved_values(options), "1.2.3")

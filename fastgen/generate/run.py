@@ -23,6 +23,7 @@ from fastgen.errors import FastgenError, InputError, StoppedError
 from fastgen.generate.checkpoint import CheckpointEnd, Checkpointer
 from fastgen.generate.health import MAX_REFUSED, RunHealth, steps_of_run
 from fastgen.generate.inputs import (
+    Inputs,
     ask_server,
     begin,
     check_models,
@@ -38,8 +39,8 @@ from fastgen.generate.recommended import with_recommended_sampling
 from fastgen.generate.runtime import Stopper, background_tasks, governor_of, limits_of, rates_of
 from fastgen.generate.serving import Keys, Serving, serve
 from fastgen.methods.base import CREATION, Commit
-from fastgen.methods.foreign import MethodError
 from fastgen.methods.catalogue import SELF_INSTRUCT
+from fastgen.methods.foreign import MethodError
 from fastgen.methods.plan import Plan
 from fastgen.servers.router import RoomAwareSource
 from fastgen.store.ledger import Ledger
@@ -123,7 +124,6 @@ async def _generate(
     if begun is None:
         refuse_credentials(options)
     options = with_paper_server(options, None if begun is None else folder.header().options)
-    asked = options
     checkpoint, known = None, asyncio.get_running_loop().create_future()
     if begun is not None or not needs_server(options, inputs):
         known.set_result((options, inputs))
@@ -135,18 +135,11 @@ async def _generate(
                 return Outcome(plan.state.complete, plan.state.target, interrupted=False, ledger=store.ledger)
         models = begun or model_names(options, {})
         async with serve(options, folder, place.cache_dir, place.keys, models, reporter.say) as serving:
-            if not known.done():
-                router = serving.backend
-                options, inputs = await ask_server(options, inputs, router.member(CREATION), reporter.say)
-                options = await with_recommended_sampling(options, inputs, router, reporter.say)
-                known.set_result((options, inputs))
-            options, inputs = await known
-            plan = await making_plan
             if begun is None:
-                if is_probed(options):
-                    options = await probe(plan, serving, options, reporter.say)
-                begin(store, plan, options, inputs, serving.models, asked=asked)
-                _warn_of_generation_config(options, serving, reporter)
+                if not known.done():
+                    known.set_result(await _settled(options, inputs, serving, reporter))
+                plan, (settled, inputs) = await making_plan, await known
+                options = await _begin(store, plan, serving, options, settled, inputs, reporter)
             else:
                 check_models(folder, options, inputs, serving.models)
             session = _Session(plan, store, serving, options, reporter, stopper, hub)
@@ -155,6 +148,24 @@ async def _generate(
             except MethodError as error:
                 again = f"fastgen refilter --run-dir {folder.path} --output NEW"
                 raise InputError(f"{error}, and continue what was made with it as NEW after: {again}") from None
+
+
+async def _settled(options: Options, inputs: Inputs, serving: Serving, reporter: Reporter) -> tuple[Options, Inputs]:
+    """The options and inputs of a new run, with what its servers and models decide."""
+    router = serving.backend
+    options, inputs = await ask_server(options, inputs, router.member(CREATION), reporter.say)
+    return await with_recommended_sampling(options, inputs, router, reporter.say), inputs
+
+
+async def _begin(
+    store: Store, plan: Plan, serving: Serving, asked: Options, options: Options, inputs: Inputs, reporter: Reporter
+) -> Options:
+    """Begin a new run, after a probe of its steps. Returns its options: ``options``, as the probe has changed them."""
+    if is_probed(options):
+        options = await probe(plan, serving, options, reporter.say)
+    begin(store, plan, options, inputs, serving.models, asked=asked)
+    _warn_of_generation_config(options, serving, reporter)
+    return options
 
 
 class _Session:

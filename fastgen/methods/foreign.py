@@ -184,7 +184,10 @@ def _check_declaration(method: Method, setup: Setup, where: str) -> None:
         if own and [*own] != [*getattr(setup, name)]:
             flag = "--seed-tasks" if name == "seeds" else "--documents"
             raise InputError(f"{where}: build() gives its own {name}; take setup.{name}, and name a file with {flag}")
-    names = [str(step.name) for step in method.steps]
+    _check_names([str(step.name) for step in method.steps], where)
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
     if not names:
         raise InputError(f"{where}: build() declares no step after the creation; add at least one")
     for name in names:

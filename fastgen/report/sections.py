@@ -52,7 +52,7 @@ def overview_section(figures: RunFigures, target: int | None) -> Markup:
     each = f"{ledger.instances / ledger.complete:.2f} each" if ledger.complete else ""
     asked = f"of {target:,} asked for" if target else "kept with instances"
     if figures.is_self_instruct:
-        kind = (
+        kind: tuple[tuple[str, str, str], ...] = (
             ("Instances", f"{ledger.instances:,}", each),
             ("Classification", share(figures.classification, ledger.complete), "of the complete instructions"),
         )

@@ -77,8 +77,7 @@ def test_the_chat_prompts_begin_with_all_that_is_fixed() -> None:
     assert system.role == "system"
     assert "instruction only" in system.content
     scored = method.steps[0].ask(Subject(0, "Tell me about bees.", sources=(1,)))
-    (pair,) = scored.prompt[1:]
-    assert isinstance(pair, Message)
+    *_, pair = (one for one in scored.prompt if isinstance(one, Message))
     assert pair.content.startswith("Instruction:\nTell me about bees.\n\nAnswer:\nBees dance.\n\n")
     assert '"Score: N"' in pair.content.splitlines()[-1]
 
