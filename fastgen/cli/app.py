@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
 
 
-_HELP = """Self-Instruct at full speed: a language model writes new instructions from a few seed tasks, tells
-classification tasks from others and writes instances; everything low-quality or too similar is filtered out.
+_HELP = """Instruction-tuning data at the speed of the server. A language model writes instructions and answers by a
+method (Self-Instruct, Magpie, Evol-Instruct, your own); everything low-quality or too similar is filtered out.
 
 Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
 

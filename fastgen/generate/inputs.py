@@ -52,7 +52,7 @@ from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_ta
 from fastgen.servers.describe import choose_api, describe
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import TEXTS, RunFolder, Store
-from fastgen.store.tables import read_texts
+from fastgen.store.tables import is_parquet, open_table, read_texts
 from fastgen.types import SeedTask
 
 if TYPE_CHECKING:
@@ -277,18 +277,18 @@ def load_documents(paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def _seeds_of_dataset(path: Path) -> bytes:
-    """A seed file of the instructions in a dataset."""
-    tasks = [
-        {
-            "id": f"row_{number}",
-            "name": "",
-            "instruction": text,
-            "instances": [{"input": "", "output": "-"}],
-            "is_classification": False,
-        }
-        for number, text in enumerate(dict.fromkeys(load_forbidden([path])))
-    ]
-    return b"".join(orjson.dumps(task) + b"\n" for task in tasks)
+    """A seed file of the instructions in a dataset, each once, with their fields ``input`` and ``output`` if any.
+
+    :raises InputError: the file cannot be read or used, with file and line.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for rows in open_table(path, FIELD).batches():
+        data = rows.data.to_pylist() if is_parquet(path) else map(orjson.loads, rows.data)
+        for text, row in zip(rows.texts, data, strict=True):
+            given, wanted = (value if isinstance(value := row.get(name), str) else "" for name in ("input", "output"))
+            instance = {"input": given, "output": wanted.strip() or "-"}
+            tasks.setdefault(text, {"id": f"row_{len(tasks)}", "name": "", FIELD: text, "instances": [instance]})
+    return b"".join(orjson.dumps(task | {"is_classification": False}) + b"\n" for task in tasks.values())
 
 
 COMPILES_AFTER_S = 3.0  # loading compiled kernels takes half a second
@@ -369,7 +369,8 @@ def method_of(options: Options, inputs: Inputs) -> Method:
         template=inputs.template,
         samples=asked.samples_per_prompt,
     )
-    return with_sampling(inputs.entry.build(setup), asked.step_sampling)
+    method = replace(inputs.entry.build(setup), demonstrations=asked.demonstrations)
+    return with_sampling(method, asked.step_sampling)
 
 
 def _shown(bands: Bands) -> str:

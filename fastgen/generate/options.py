@@ -486,6 +486,7 @@ _FLAGS_OF_METHODS = {
     "pre_query": "magpie",
     "rounds": "evol",
     "from_dataset": "evol",
+    "classification_only": SELF_INSTRUCT,
     **dict.fromkeys(("documents", "min_score", "max_document", "passes"), "backtranslate"),
 }
 

@@ -55,10 +55,17 @@ _MOST_STOPS: Final = 4  # that a server takes
 def build(setup: Setup) -> Method:
     """Return the method. ``turns`` (default 1) is its only option.
 
-    :raises InputError: there are topics or personas, and the model's chat template takes no system message.
+    :raises InputError: there are topics or personas, and the model's chat template takes no system message; or several
+        turns, and only its beginning is known.
     """
     template = setup.template
     message = replace(_MESSAGE, stop=_stops(template))
+    turns = setup.number("turns", 1, least=1, most=8)
+    if turns > 1 and template is not None and not template.takes_turns:
+        raise InputError(
+            f"--turns {turns}: only the beginning of the model's chat template is known, which is enough for one turn; "
+            "leave --turns out, or use a server that tells the template through /tokenize"
+        )
     steered = setup.context.topics or setup.context.personas
     if steered and template is not None and (template.before_system is None or template.system_to_user is None):
         raise InputError(
@@ -71,14 +78,15 @@ def build(setup: Setup) -> Method:
         return Ask(_known(template).pre_query(system=_system(drawn)), drawn=drawn or None)
 
     def ask_next(subject: Subject) -> Ask:
-        spoken = [(without_template_marks(turn.user), without_template_marks(turn.assistant)) for turn in subject.turns]
-        return Ask(_known(template).pre_query(spoken, _system(subject.drawn, continues=True)))
+        known = _known(template)
+        system = _system(subject.drawn, continues=True) if known.takes_system else ""
+        return Ask(known.pre_query([(turn.user, turn.assistant) for turn in subject.turns], system))
 
     def read_next(completion: Completion, subject: Subject) -> StepOutcome:
         return _read_follow_up(completion, subject, setup.check)
 
     steps = [_answer_step(1)]
-    for turn in range(2, setup.number("turns", 1) + 1):
+    for turn in range(2, turns + 1):
         follow_up = Step(
             name=f"follow_up_{turn}",
             sampling=message,
