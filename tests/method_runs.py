@@ -40,7 +40,7 @@ CHAT = (
     Turn("And with range(1, 3)?", "Then it prints 1 and 2.", ""),
     Turn(
         "Thanks, but why not 3?",
-        "The end of a range is not part of it, so that its length is the difference of both.",
+        "The end of a range is not part of it, so its length is the difference.",
         "Half-open.",
     ),
 )

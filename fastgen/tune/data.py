@@ -66,7 +66,9 @@ def prepare(options: DataOptions, seed: int, folder: Path) -> TuningData:
     if options.run_dir is not None:
         run = open_run(options.run_dir)
         written_by = Path(str(run.configuration["model"])).name
-        source = f"the fastgen run {run.folder.header().run_id[:12]} (written by {written_by})"
+        cut = options.format != "messages" and run.configuration.get("turns", 1) > 1
+        part = "; of its conversations the first turns, with --format messages all" if cut else ""
+        source = f"the fastgen run {run.folder.header().run_id[:12]} (written by {written_by}{part})"
         return _write(_run_rows(options, options.run_dir, seed, folder), source, folder, options)
     assert options.data is not None, "one of the two is given"  # noqa: S101 - the options check it
     return _write(_file_rows(options, options.data, seed), f"the file {options.data.name}", folder, options)

@@ -41,6 +41,14 @@ def test_every_method_can_be_tuned_on_as_chats(tmp_path: Path, name: str) -> Non
         assert all({*message} == {"role", "content"} for row in rows for message in row["prompt"])
 
 
+def test_a_tuning_on_first_turns_says_so(tmp_path: Path) -> None:
+    run = make_method_run(tmp_path / "run", "magpie")
+    (tmp_path / "data").mkdir()
+    found = prepare(DataOptions(run_dir=run, eval_share=0.0), 0, tmp_path / "data")
+    assert found.train_rows == 2
+    assert "of its conversations the first turns, with --format messages all" in found.source
+
+
 def test_overlap_is_with_every_turn(tmp_path: Path) -> None:
     run = make_method_run(tmp_path / "run", "magpie")
     inputs = (EvaluationInstance("late", CHAT[2].assistant, ("x",)),)
@@ -50,5 +58,4 @@ def test_overlap_is_with_every_turn(tmp_path: Path) -> None:
             assert call(run, source, "--format", form).code == 0
         found = leakage(source, [EvaluationTask("task", "", "Say why.", inputs)])
         assert found.instructions == 2
-        assert [len(one.shared) for one in found.ngrams if one.n <= 13], form
         assert all(one.shared for one in found.ngrams if one.long_enough), form
