@@ -441,8 +441,8 @@ def _flags(run: OpenRun) -> Iterator[str]:
     for name, value in used_settings(run).items():
         if name in _CONTENTS or name in roles or name == "model" or usual.get(name, None) == value:
             continue
-        if name == "method" and configuration.get("method_file"):
-            yield f"--method {_quoted(f'{value}.py')}"
+        if name == "method" and str(run.folder.header().options.get(name, "")).endswith(".py"):
+            yield f"--method {_quoted(f'{value}.py')}"  # without the folder that it was in
         else:
             yield from _flag_words(name, _published(value) if name == "extra_body" else value)
     yield from (f"--role {_quoted(role)}" for role in roles.values())

@@ -92,7 +92,7 @@ def used_settings(run: OpenRun) -> dict[str, Any]:
     configuration = run.configuration
     if run.is_self_instruct:
         return dict(configuration)
-    entry = METHODS.get(run.method)
+    entry = None if configuration.get("method_file") else METHODS.get(run.method)
     sampled = tuple(f"{field.name}." for field in fields(SamplingOptions))
     of_self_instruct = {field.name for field in fields(Rules)} - _CHECKED | {"prompts", "classification_only"}
     others: set[str] = set()

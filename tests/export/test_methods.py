@@ -175,7 +175,8 @@ def test_a_card_of_a_users_method_does_not_run_its_file(tmp_path: Path) -> None:
     run = make_method_run(tmp_path / "run", "evol", {"method": "mine", "method_file": "ab" * 32})
     text = card(run, tmp_path / "card")
     assert "a method of the user's, `mine` (fingerprint `abababababababab`)" in text
-    assert "--method mine.py" in text
+    assert "--method mine" in text
+    assert "--rounds 4" not in text
     assert method_facts(open_run(run)).steps == ()
     assert rows(run)[0]["provenance"]["method"] == "mine"
 
