@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fastgen.export.entries import Entry, ScoredInstance
 from fastgen.export.export import export
 from fastgen.export.method import method_facts, used_settings
 from fastgen.export.options import CardOptions, ChoiceOptions
-from fastgen.export.rows import INSTRUCTION_FORMATS, MORE_PARQUET_COLUMNS, PARQUET_COLUMNS
-from fastgen.store.reader import open_run
+from fastgen.export.rows import INSTRUCTION_FORMATS, MORE_PARQUET_COLUMNS, PARQUET_COLUMNS, _thinking_rows
+from fastgen.methods.base import Turn
+from fastgen.store.output import json_line
+from fastgen.store.reader import FinishedInstruction, OpenRun, open_run
+from fastgen.types import Instance
 from tests.export.test_export import _LOAD, python
 from tests.export_help import call, make_run, numbered, rows
 from tests.method_runs import CHAT, CODE, DOCUMENTS, INPUT, OTHER_METHODS, make_method_run
@@ -202,3 +208,16 @@ def test_load_dataset_reads_every_format_of_every_method(tmp_path: Path) -> None
     found = python(_LOAD, tmp_path, *arguments)
     assert len(found) == 2 * len(OTHER_METHODS) * len(INSTRUCTION_FORMATS)
     assert all(line.startswith("2 ") for line in found)
+
+
+@given(st.lists(st.tuples(st.text(), st.text(min_size=1), st.text()), min_size=2, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_any_conversation_is_written_turn_by_turn_and_read_back(turns: list[tuple[str, str, str]]) -> None:
+    spoken = tuple(Turn(*turn) for turn in turns)
+    first = Instance("", spoken[0].assistant)
+    finished = FinishedInstruction(0, spoken[0].user, False, (first,), None, (), 0, (), turns=spoken)
+    entry = Entry("machine_0", spoken[0].user, False, (ScoredInstance(0, first, None),), finished)
+    (row,) = _thinking_rows(entry, cast("OpenRun", None), 0)
+    messages = orjson.loads(json_line(row))["messages"]
+    assert [message["content"] for message in messages] == [text for turn in turns for text in turn[:2]]
+    assert [message["thinking"] for message in messages[1::2]] == [thought or None for *_, thought in turns]
