@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fastgen.errors import flag_name
 from fastgen.export.entries import Entry
-from fastgen.export.method import MethodFacts, role_models, used_settings
+from fastgen.export.method import MethodFacts, given_options, role_models, used_settings
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import Feature, format_spec, has_more_turns
 from fastgen.generate.options import MethodOptions, option_values, preset_values
@@ -181,7 +181,8 @@ def _method_lines(facts: CardFacts) -> Iterator[str]:
         yield "- The method is the user's own. Its file is not part of this card."
     else:
         yield f"- Method `{entry.name}`: {markdown(entry.summary)}. Source: {_linked(entry.source)}."
-        shown = {name: configuration.get(name, value) for name, value in entry.options.items()}
+        given = given_options(configuration)
+        shown = {name: given.get(name, value) for name, value in entry.options.items()}
         if shown:
             listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
             yield f"- Its options: {markdown(listed)}."

@@ -26,7 +26,7 @@ _CHECKED: Final = frozenset(
     }
 )
 """The rules that every method's instructions are checked with. The others are about the lists of Self-Instruct."""
-_LISTS: Final = ("decontaminate", "documents", "topics", "personas", "method_file")
+_LISTS: Final = ("decontaminate", "documents", "topics", "personas", "method_file", "method_option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def method_facts(run: OpenRun) -> MethodFacts:
         api=configuration["api"],
         seed=configuration["seed"],
         seeds=run.seeds,
-        options=entry.own(configuration),
+        options=entry.own(given_options(configuration)),
         documents=run.documents,
         template=None if template is None else ChatTemplate.from_json(template),
     )
@@ -80,6 +80,11 @@ def method_facts(run: OpenRun) -> MethodFacts:
         for name, sampling in method.sampling().items()
     )
     return MethodFacts(entry.name, entry, steps)
+
+
+def given_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what ``--method-option`` gave, by the names of the options."""
+    return {**configuration} | dict(one.split("=", 1) for one in configuration.get("method_option", ()))
 
 
 def role_models(configuration: Mapping[str, Any]) -> dict[str, str]:
@@ -99,7 +104,7 @@ def used_settings(run: OpenRun) -> dict[str, Any]:
     if entry is not None:
         others = {option for one in METHODS.values() for option in one.options} - {*entry.options}
         others |= {"num_prompt_instructions", "num_machine_instructions"} - {*entry.options}
-        others |= {"method_option"} | (set() if entry.needs_template else {"pre_query"})
+        others |= set() if entry.needs_template else {"pre_query"}
     return {
         name: value
         for name, value in configuration.items()

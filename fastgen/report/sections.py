@@ -51,7 +51,6 @@ def overview_section(figures: RunFigures, target: int | None) -> Markup:
     per_s = ledger.generated_tokens / working_s if working_s else 0.0
     each = f"{ledger.instances / ledger.complete:.2f} each" if ledger.complete else ""
     asked = f"of {target:,} asked for" if target else "kept with instances"
-    kind: tuple[tuple[str, str, str], ...]
     if figures.is_self_instruct:
         kind: tuple[tuple[str, str, str], ...] = (
             ("Instances", f"{ledger.instances:,}", each),
