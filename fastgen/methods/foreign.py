@@ -102,7 +102,9 @@ def rehearse(method: Method) -> None:
             if subject is None:
                 break
             step.ask(subject)
-            outcomes = [(step.read(Completion(text, "length"), subject), text) for text in _REHEARSED]
+            for text in _REHEARSED:
+                step.read(Completion(text, "length"), subject)
+            outcomes = [(step.read(Completion(text, "stop"), subject), text) for text in _REHEARSED]
             led_on = (_led_on(subject, outcome, text) for outcome, text in outcomes)
             subject = next((one for one in led_on if one is not None), None)
 
