@@ -106,11 +106,12 @@ def state_of(run: Path, *, checkpoint: bool = False) -> tuple[Any, ...]:
         shutil.rmtree(copy)
     state = plan.state
     columns = [bytes(column.data) for column in state.pool.columns()]
+    counts = {key: value for key, value in store.ledger.as_dict().items() if not key.endswith("_s")}
     return (
         orjson.dumps(state.folded()),
         bytes(state.shown_counts()),
         columns,
-        store.ledger.as_dict(),
+        counts,
     )
 
 
