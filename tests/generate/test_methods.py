@@ -319,13 +319,13 @@ def test_a_conversation_that_outgrows_the_context_keeps_its_turns(inputs: Path, 
 
 
 def test_a_step_that_is_always_refused_stops_the_run_with_its_name_and_a_remedy(inputs: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    mine = own_method(tmp_path / "mine.py", ("lambda q: ask(q.text)", "lambda q: ask(q.text + ' and more' * 900)"))
+    own = ("--method", str(mine), "--topics", str(inputs / "topics.txt"), "--concurrency", "8", *EXACT)
     with server("--max-model-len", "700") as url:
-        own = (*flags("own_method", inputs), "--step-sampling", "answer.max-tokens=690", *EXACT)
-        code, said = generate(run, url, 50, *own, "--concurrency", "8").ended()
+        code, said = generate(tmp_path / "run", url, 50, *own).ended()
     assert code in {2, 3}, said
-    assert "answer" in said[-1]
-    assert "--step-sampling answer.max-tokens=N" in said[-1]
+    assert "answer: the server refused the last " in said[-1]
+    assert "lower --step-sampling answer.max-tokens=N, or use a model with a longer context" in said[-1]
 
 
 # -- roles -------------------------------------------------------------------------------------------------------------
