@@ -116,6 +116,8 @@ class Finding:
 
     def problem(self) -> str:
         """One line that shows an answer and names the remedy. Empty where there is nothing to say."""
+        if not self.failures and not self.answers:
+            return f"{self.step.name}: no answer within {LONGEST_S:.0f} s; the run's own requests may take longer"
         if self.failures and not self.answers:
             last = self.failures[-1]
             said = f"{self.step.name}: none of {len(self.failures)} requests was answered ({last.kind}: {last.detail})"
