@@ -427,7 +427,11 @@ _COMMENT: Final = re.compile(
       |note\b[^\n]{{0,200}}\b(?:words?|constraints?|version|prompt|added|complexity))\b
     |\(?i(?:['\u2019]ve|[ ]have)?[ ](?:re-?wrote|re-?written|re-?worded)\b
     |\(?i(?:['\u2019]ve|[ ]have)?[ ](?:added|made|replaced|changed|increased|introduced|included)\b[^\n.]{{0,80}}
-     \b(?:task|prompt|constraints?|requirements?|conditions?|complex\w*|difficult\w*|version)\b)""",
+     \b(?:task|prompt|constraints?|requirements?|conditions?|complex\w*|difficult\w*|version)\b
+    |(?:i(?:['\u2019]m[ ]going[ ]to|['\u2019]ll|[ ]will)|let[ ]me|let['\u2019]s)[ ](?:now[ ])?
+     (?:explain|give|show|work[ ]out|find|calculate)[ ](?:you[ ])?the[ ](?:answer|solution)\b
+    |(?:let['\u2019]s|let[ ]me|i(?:['\u2019]ll|[ ]will)|to)[ ](?:now[ ])?(?:solve|answer)[ ]this\b
+    |the[ ](?:correct[ ])?(?:answer|solution)[ ]is\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _QUOTES: Final = ('""', "''", "“”", "„“", "„”", "«»", "»«", "‘’", "「」", "『』")
