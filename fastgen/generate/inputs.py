@@ -50,6 +50,7 @@ from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptFiles, PromptSet, parse_prompts, read_prompt_files
 from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_tasks, read_seed_file, seed_fingerprint
 from fastgen.servers.describe import choose_api, describe
+from fastgen.servers.embedded import EMBEDDED_MODEL
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.store.run_folder import TEXTS, RunFolder, Store
 from fastgen.store.tables import is_parquet, open_table, read_texts
@@ -220,6 +221,8 @@ async def ask_server(
         api, sentence = await choose_api(facts, backend)
         if inputs.entry.prefers_chat and facts.is_chat:
             api, sentence = "chat", f"--method {inputs.entry.name} is for chats: --api chat"
+        elif api == "chat" and inputs.entry.name == SELF_INSTRUCT and (why := _why_completions(options, facts.model)):
+            api, sentence = "completions", f"{why}: --api completions"
         say(sentence)
         options = with_api(options, api)
         inputs = replace(inputs, prompts=parse_prompts(api, inputs.prompt_files))
@@ -230,6 +233,17 @@ async def ask_server(
             raise InputError(f"--method {inputs.entry.name}: {facts.reason}")
         inputs = replace(inputs, template=facts.template)
     return options, inputs
+
+
+def _why_completions(options: Options, model: str) -> str:
+    """Why Self-Instruct asks an instruct model through completions all the same. Empty where it does not.
+
+    A model of 135M parameters continues a list of tasks, but hardly writes one when it is asked for it
+    (``benchmarks/README.md``, "The methods").
+    """
+    if options.method.preset == "paper":
+        return "--preset paper asks as the original did"
+    return f"{EMBEDDED_MODEL} is too small for self-instruct through chat" if model == EMBEDDED_MODEL else ""
 
 
 _ANY_TEMPLATE: Final = ChatTemplate("<user>", "<assistant>", "<user>", "<system>", "<user>")

@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from fastgen.cli import app as cli
+from fastgen.store.run_folder import RunFolder
 
 FASTGEN = [sys.executable, "-m", "fastgen"]
 WAIT_S = 120
@@ -262,6 +263,25 @@ def test_chat_and_the_paper_preset_make_runs_too(server: str, tmp_path: Path) ->
         done = generate(tmp_path / name, server, 12, *flags)
         assert done.returncode == 0, done.stderr
         assert len(export(tmp_path / name)) == 12
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "api"),
+    [
+        ("some-model-instruct", (), "chat"),
+        ("some-model-instruct", ("--preset", "paper"), "completions"),
+        ("smollm2-135m-instruct", (), "completions"),
+        ("smollm2-135m-instruct", ("--method", "self-instruct-chat"), "chat"),
+        ("smollm2-135m-instruct", ("--api", "chat"), "chat"),
+    ],
+)
+def test_auto_asks_for_lists_in_the_way_that_suits_method_and_model(
+    model: str, flags: tuple[str, ...], api: str, tmp_path: Path
+) -> None:
+    with shipped_server("--model", model) as url:
+        done = generate(tmp_path / "run", url, 3, *flags)
+    assert done.returncode == 0, done.stderr
+    assert RunFolder(tmp_path / "run").header().configuration["api"] == api
 
 
 def test_a_host_without_completions_gets_one_line_that_names_the_flag(tmp_path: Path) -> None:
