@@ -70,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def url() -> Iterator[str]:
     """A server that fails now and then."""
     with server("--fault-rate", "0.05", "--latency", "0.002", "--seed", "5") as found:
@@ -187,7 +187,7 @@ def test_killed_under_a_faulty_server_a_run_loses_and_doubles_nothing_and_reache
 
 
 @pytest.fixture(scope="module")
-def made(inputs: Path, url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def made(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A finished run of a method; made once."""
     folder, runs = tmp_path_factory.mktemp("runs"), dict[str, Path]()
 
@@ -195,7 +195,8 @@ def made(inputs: Path, url: str, tmp_path_factory: pytest.TempPathFactory) -> Ca
         if name not in runs:
             run = folder / name
             own = (*flags(name, inputs), "--samples-per-prompt", "4", "--concurrency", "16", *EXACT)
-            code, said = generate(run, url, 40, *own).ended()
+            with server("--fault-rate", "0.05", "--latency", "0.002", "--seed", "5") as url:
+                code, said = generate(run, url, 40, *own).ended()
             assert code == 0, said
             runs[name] = run
         return runs[name]
