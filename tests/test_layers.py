@@ -24,6 +24,7 @@ ROOMS = (
 PURE = {"similarity", "methods", "types", "text", "errors", "store.records", "store.ledger"}
 READS_FILES = {
     "methods.catalogue",
+    "methods.foreign",
     "methods.self_instruct.prompts",
     "methods.self_instruct.seeds",
     "similarity.jit",

@@ -136,7 +136,8 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         seed_file = read_seed_file(seeds_path)
     stored = folder.prompts_path if begun else None
     prompt_files = read_prompt_files(asked.prompts, stored=stored, preset=asked.preset)
-    seeds = parse_seed_tasks(seeds_path, seed_file) if seed_file else ()
+    has_seeds = entry.uses_seeds or asked.from_dataset is not None
+    seeds = parse_seed_tasks(seeds_path, seed_file) if has_seeds else ()
     if asked.classification_only and not any(seed.is_classification for seed in seeds):
         raise InputError(
             f"--classification-only: none of the {len(seeds)} seed tasks in {seeds_path} is a classification task; "
@@ -144,7 +145,7 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         )
     given = {
         "decontaminate": asked.decontaminate and load_forbidden(asked.decontaminate),
-        "documents": asked.documents and load_documents(asked.documents),
+        "documents": asked.documents and load_documents(asked.documents, usable if entry.is_own else lambda _: None),
         "topics": asked.topics and load_lines("--topics", asked.topics),
         "personas": asked.personas and load_lines("--personas", asked.personas),
     }
@@ -272,21 +273,26 @@ def load_lines(flag: str, path: Path) -> tuple[str, ...]:
     return found
 
 
-def load_documents(paths: Iterable[Path]) -> tuple[str, ...]:
+def load_documents(paths: Iterable[Path], reject: Callable[[str], str | None]) -> tuple[str, ...]:
     """The field ``text`` of each row of JSON-lines or Parquet files, without repeated ones and those of no use.
 
-    :raises InputError: a file cannot be read or used, with file and line, or none of its texts can be an output.
+    ``reject`` says why a text cannot be used, ``None`` if it can.
+
+    :raises InputError: a file cannot be read or used, with file and line, or none of its texts can.
     """
     found: dict[str, None] = {}
     for path in paths:
         texts = [text for _, batch in read_texts(path, "text") for text in batch]
-        reasons = [reason for text in texts if (reason := usable(text)) is not None]
-        if len(reasons) == len(texts):
-            why = f"none of its {len(texts)} texts can be an output (the first: {reasons[0]})" if texts else "is empty"
+        good = [text for text in texts if reject(text) is None]
+        reason = next(filter(None, map(reject, texts)), "")
+        if not good:
+            why = f"none of its {len(texts)} texts can be an output (the first: {reason})" if texts else "is empty"
             raise InputError(f"--documents {path}: {why}; name a file with longer texts")
-        if reasons:
-            log.warning("--documents %s: %d of %d texts are left out (%s)", path, len(reasons), len(texts), reasons[0])
-        found |= dict.fromkeys(text for text in texts if usable(text) is None)
+        if reason:
+            log.warning(
+                "--documents %s: %d of %d texts are left out (%s)", path, len(texts) - len(good), len(texts), reason
+            )
+        found |= dict.fromkeys(good)
     return tuple(found)
 
 

@@ -522,7 +522,7 @@ class SamplingOptions:
     """Writing instances, input before output."""
     instance_output_first: Sampling = _DEFAULT_SAMPLING["instance_output_first"]
     """Writing instances of classification tasks, label before input."""
-    sampling_given: Annotated[tuple[str, ...], Parameter(show=False)] = ()
+    sampling_given: Annotated[tuple[str, ...], Parameter(show=False)] = dataclasses.field(default=(), compare=False)
     """The figures that the user has set, such as ``instruction.temperature``. Set by the command line. The others are
     those of the preset for the API that ``--api auto`` finds."""
 

@@ -58,7 +58,7 @@ class MethodError(InputError):
     """A user's method raised, looped, or gave something else than it should."""
 
 
-class _TooLongError(BaseException):
+class _TimeoutError(BaseException):
     """Not an `Exception`, so that no handler in the user's code takes it for one of its own."""
 
 
@@ -147,7 +147,7 @@ def _alarm(seconds: float) -> Iterator[None]:
     """Break off what runs longer, by an exception in the main thread. In other threads it does nothing."""
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise _TooLongError(f"it does not come to an end within {seconds:g} s")
+        raise _TimeoutError(f"it does not come to an end within {seconds:g} s")
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -277,7 +277,7 @@ class _Guard:
                 check(result)
         except InputError:
             raise
-        except (Exception, SystemExit, _TooLongError) as error:  # noqa: BLE001 - whatever a user's code raises
+        except (Exception, SystemExit, _TimeoutError) as error:  # noqa: BLE001 - whatever a user's code raises
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if self._is_own_file(frame)]
             if isinstance(error, SyntaxError) and error.lineno:
                 lines.append(error.lineno)

@@ -356,7 +356,7 @@ def test_a_run_from_before_a_rule_resumes_and_reads_without_it(monkeypatch: pyte
     older = dataclasses.replace(
         Options().rules, banned_words=BANNED_WORDS, punctuation_start="unicode", **RULES_OF_EARLIER_RUNS
     )
-    begun = dataclasses.replace(Options(), rules=older)
+    begun = dataclasses.replace(Options(server=ServerOptions(api="completions")), rules=older)
     seeds = load_seed_tasks(default_seed_path())
     what = run_configuration(begun, model="m", contents={"seed_tasks": seed_fingerprint(seeds), "prompts": "p"})
     store = Store(folder := RunFolder(tmp_path / "run"))

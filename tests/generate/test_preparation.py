@@ -21,8 +21,10 @@ def inputs(tmp_path: Path) -> Inputs:
     return load_inputs(RunFolder(tmp_path / "run"), Options())
 
 
-async def known(options: Options, inputs: Inputs) -> tuple[Options, Inputs]:
-    return options, inputs
+def known(options: Options, inputs: Inputs) -> asyncio.Future[tuple[Options, Inputs]]:
+    future: asyncio.Future[tuple[Options, Inputs]] = asyncio.get_running_loop().create_future()
+    future.set_result((options, inputs))
+    return future
 
 
 def wait_for_servers(options: Options, inputs: Inputs) -> None:

@@ -114,7 +114,7 @@ def test_a_package_offers_a_method_by_an_entry_point(
     rehearse(method)
     assert method.name == "our-own"
     assert "mine" not in sys.modules, "the package's own module is not imported under its name"
-    with pytest.raises(InputError, match="there are our-own, "):
+    with pytest.raises(InputError, match="our-own"):
         find_method("another")
 
 
@@ -183,7 +183,7 @@ def test_what_a_method_raises_is_one_line_with_file_line_and_step(
 NONSENSE = [
     ("def build(setup):", "def make(setup):", "has no function build(setup)"),
     ("def build(setup):", "def build(setup:", "the file: SyntaxError: "),
-    ("    return Method(", "    return 7\n    return Method(", "build: gave int 7, not Method"),
+    ("    return Method(", "    return 7\n    return Method(", "build: TypeError: gave int 7, not Method"),
     ('steps=(Step(name="answer", sampling=S, ask=ask, read=answer),)', "steps=()", "build() declares no step"),
     (
         'steps=(Step(name="answer", sampling=S, ask=ask, read=answer),)',
@@ -201,20 +201,24 @@ NONSENSE = [
     (
         'return Ask("Write a task.", draw.demonstrations(1, 0))',
         "return 'text'",
-        "instruction: gave str 'text', not Ask",
+        "instruction: TypeError: gave str 'text', not Ask",
     ),
     ('Ask("Write a task."', "Ask(7", "instruction: TypeError: the prompt is int 7"),
-    ("draw.demonstrations(1, 0)", "(3,)", "demonstrations are tuple (3,), not indexes below 3"),
+    ("draw.demonstrations(1, 0)", "(3,)", "demonstrations are tuple (3,), not a tuple of numbers below 3"),
     ("draw.demonstrations(1, 0)", "(), {'tone': 5}", "drawn holds int 5, not a text"),
     ("return [Item((0, len(completion.text)), completion.text)]", "return None", "instruction: TypeError: "),
     ("[Item((0, len(completion.text)), completion.text)]", "['text']", "read() gave str 'text', not an Item"),
-    ("Item((0, len(completion.text)),", "Item((0, 99999),", "the span tuple (0, 99999) lies outside the completion of"),
-    ("Item((0, len(completion.text)),", "Item((0, 0.5),", "the span tuple (0, 0.5) lies outside the completion of"),
-    ("return Ask(subject.text)", "return subject.text", "answer: gave str 'A task.', not Ask"),
-    ("return Ask(subject.text)", "return None", "answer: gave NoneType None, not Ask"),
+    ("Item((0, len(completion.text)),", "Item((0, 99999),", "the span (0, 99999) lies outside the completion of"),
+    ("Item((0, len(completion.text)),", "Item((0, 0.5),", "the span is tuple (0, 0.5), not two whole numbers"),
+    ("return Ask(subject.text)", "return subject.text", "answer: TypeError: gave str 'A task.', not Ask"),
+    ("return Ask(subject.text)", "return None", "answer: TypeError: gave NoneType None, not Ask"),
     ("return Ask(subject.text)", "return Ask([Message('user', 'x')])", "answer: TypeError: the prompt is list"),
     ("return Ask(subject.text)", "return Ask('x', sampling=0.5)", "the sampling is float 0.5, not a Sampling"),
-    ("read=answer)", "read=lambda completion, subject: True)", "answer: gave bool True, not Labelled or Answered or"),
+    (
+        "read=answer)",
+        "read=lambda completion, subject: True)",
+        "answer: TypeError: gave bool True, not Labelled or Answered or",
+    ),
     (
         "read=answer)",
         "read=lambda completion, subject: Answered(5))",
@@ -224,7 +228,7 @@ NONSENSE = [
     (
         "((0, 0), (0, len(completion.text)))",
         "((0, 0), (5, 4))",
-        "answer: ValueError: the span tuple (5, 4) lies outside",
+        "answer: ValueError: the span (5, 4) lies outside",
     ),
     ("read=answer)", "read=lambda completion, subject: Labelled([1]))", "answer: TypeError: the label is list [1]"),
     (
@@ -235,7 +239,7 @@ NONSENSE = [
     (
         "read=answer)",
         "read=lambda completion, subject: Continued((-1, 0)))",
-        "answer: ValueError: the span tuple (-1, 0)",
+        "answer: ValueError: the span (-1, 0)",
     ),
 ]
 
@@ -254,22 +258,10 @@ def test_what_a_method_must_not_return_is_one_line_with_the_file(
 
 def test_a_batched_step_cannot_ask_with_messages(write: Callable[..., Path]) -> None:
     path = write("return Ask(subject.text)", "return Ask((Message('user', 'x'),))")
-    path.write_text(path.read_text().replace('Ask("Write a task."', "Ask((Message('user', 'x'),)"))
     tried(path, "chat")
-    with pytest.raises(
-        InputError, match="instruction: TypeError: the prompt is messages, which --api completions does"
-    ):
-        tried(path)
     path.write_text(path.read_text().replace("read=answer)", "read=answer, is_batched=True)"))
-    with pytest.raises(InputError, match="answer: TypeError: a batched step asks with messages"):
+    with pytest.raises(InputError, match="answer: TypeError: the prompt holds messages; a step with is_batched needs"):
         tried(path, "chat")
-
-
-def test_a_text_cannot_be_asked_of_a_chat_api(write: Callable[..., Path]) -> None:
-    with pytest.raises(
-        InputError, match="instruction: TypeError: the prompt is a text, which --api chat does not take"
-    ):
-        tried(write(), "chat")
 
 
 @pytest.mark.parametrize(

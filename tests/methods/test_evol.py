@@ -145,9 +145,7 @@ def test_rounds_outside_its_range_are_refused(rounds: object) -> None:
         build(Setup(seeds=SEEDS, options={"rounds": rounds}))
 
 
-def test_an_unknown_option_and_a_run_without_seeds_are_refused() -> None:
-    with pytest.raises(InputError, match="no option 'round'"):
-        build(Setup(seeds=SEEDS, options={"round": 2}))
+def test_a_run_without_seeds_is_refused() -> None:
     with pytest.raises(InputError, match="--from"):
         build(Setup())
 
@@ -210,11 +208,6 @@ def test_the_answer_is_asked_as_a_turn_or_below_the_task() -> None:
     chat, completions = (build(Setup(api=api, seeds=SEEDS)).steps[1] for api in ("chat", "completions"))
     assert chat.ask(Subject(0, TASK)).prompt == (Message("user", TASK),)
     assert user_text(completions.ask(Subject(0, TASK)).prompt).endswith(f"Task:\n{TASK}\n\nResponse:\n")
-
-
-def test_the_rules_of_the_run_see_the_text_without_line_breaks() -> None:
-    method = build(Setup(api="chat", seeds=SEEDS, check=lambda text: text))
-    assert method.check("Sort:\n\n3 1 2") == "Sort: 3 1 2"
 
 
 def test_a_completion_has_one_item_or_none() -> None:

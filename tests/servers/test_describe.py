@@ -16,7 +16,7 @@ from fastgen.servers.openai import OpenAIBackend
 from fastgen.simulator import TEMPLATES, FaultServer, ServedModel
 from fastgen.simulator.protocol import Exchange
 
-MODEL = "test-model-base"
+MODEL = "test-model"
 USER = {"role": "user", "content": "MARK"}
 
 
@@ -35,7 +35,9 @@ async def chosen(server: FaultServer, facts: ServerFacts, **endpoint: Any) -> tu
 
 
 def of_kind(template: str | None, **more: Any) -> FaultServer:
-    return FaultServer(kind=ServedModel(template=TEMPLATES[template] if template else None, **more), max_model_len=4096)
+    return FaultServer(
+        model=MODEL, kind=ServedModel(template=TEMPLATES[template] if template else None, **more), max_model_len=4096
+    )
 
 
 def replies(status: int, body: object, seen: list[Any] | None = None) -> Callable[[Exchange], None]:
@@ -120,11 +122,11 @@ def test_a_base_model_has_no_template() -> None:
             facts = await facts_of(server)
             assert (facts.is_chat, facts.template) == (False, None)
             assert facts.reason == (
-                "test-model-base has no chat template; give the text that precedes a question with --pre-query TEXT"
+                "test-model has no chat template; give the text that precedes a question with --pre-query TEXT"
             )
             assert await chosen(server, facts) == (
                 "completions",
-                "test-model-base has no chat template: --api completions",
+                "test-model has no chat template: --api completions",
             )
 
     run(test())
@@ -171,7 +173,7 @@ def llama_cpp(server: FaultServer, *, apply: bool = True) -> None:
 
 def test_llama_cpp_applies_its_template() -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             llama_cpp(server)
             facts = await facts_of(server)
         assert facts.template is not None
@@ -204,18 +206,18 @@ NO_ROUTES = "the server has neither /tokenize for messages nor /apply-template"
 )
 def test_a_server_that_does_not_tell_is_normal(route: Callable[[Exchange], None], reason: str) -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             server.add_route("POST", "/tokenize", route)
             facts = await facts_of(server)
             assert (facts.is_chat, facts.template, facts.reason) == (None, None, UNKNOWN + reason + REMEDY)
-            assert await chosen(server, facts) == ("chat", "test-model-base answers chat requests: --api chat")
+            assert await chosen(server, facts) == ("chat", "test-model answers chat requests: --api chat")
 
     run(test())
 
 
 def test_a_template_that_changes_the_text_cannot_be_used() -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             llama_cpp(server, apply=False)
             server.add_route("POST", "/apply-template", replies(200, {"prompt": "User: (hidden)"}))
             facts = await facts_of(server)
@@ -228,7 +230,7 @@ def test_a_template_that_changes_the_text_cannot_be_used() -> None:
 @pytest.mark.parametrize("models", [b"", b"[]", b'{"data": 3}', b'{"data": [{"id": 3, "max_model_len": "x"}, 4]}'])
 def test_a_list_of_models_of_another_form_says_nothing(models: bytes) -> None:
     async def test() -> None:
-        async with FaultServer(kind=ServedModel(tokenizes=False)) as server:
+        async with FaultServer(model=MODEL, kind=ServedModel(tokenizes=False)) as server:
             server.add_route("GET", "/v1/models", replies(200, models))
             facts = await facts_of(server)
         assert (facts.model, facts.context_tokens, facts.root, facts.owned_by) == (MODEL, None, "", "")
@@ -238,21 +240,21 @@ def test_a_list_of_models_of_another_form_says_nothing(models: bytes) -> None:
 
 def test_a_server_that_is_gone_fails_nothing() -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             pass
         facts = await facts_of(server)
         assert (facts.model, facts.is_chat) == (MODEL, None)
         assert facts.reason.startswith(UNKNOWN + "the server does not answer (")
         api, sentence = await chosen(server, facts)
         assert api == "completions"
-        assert sentence.startswith("test-model-base did not answer a chat request (")
+        assert sentence.startswith("test-model did not answer a chat request (")
 
     run(test())
 
 
 def test_a_key_is_not_shown() -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             server.add_route("POST", "/tokenize", replies(500, {"error": "key sekret-7 is old"}))
             facts = await facts_of(server, api_key="sekret-7")
         assert "key *** is old" in facts.reason
@@ -278,7 +280,7 @@ def test_a_key_is_not_shown() -> None:
 )
 def test_facts_decide_without_a_request(facts: ServerFacts, api: str, sentence: str) -> None:
     async def test() -> None:
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             decided, said = await chosen(server, facts)
             assert server.counters.requests == 0
         assert (decided, said.startswith(sentence)) == (api, True)
@@ -304,7 +306,7 @@ def test_facts_decide_without_a_request(facts: ServerFacts, api: str, sentence: 
 def test_a_chat_request_decides_where_facts_are_missing(status: int, body: Any, api: str, sentence: str) -> None:
     async def test() -> None:
         seen: list[Any] = []
-        async with FaultServer() as server:
+        async with FaultServer(model=MODEL) as server:
             server.add_route("POST", "/v1/chat/completions", replies(status, body, seen))
             extra = {"max_tokens": None, "max_completion_tokens": 1}
             decided, said = await chosen(server, ServerFacts(MODEL), extra_body=extra)
