@@ -139,8 +139,8 @@ def assert_whole(run: Path, before: list[Commit]) -> None:
         expected = {"complete": COMPLETE, "empty": EMPTY}.get(ends.get(number, ""), len(steps[number]))
         assert plan.state.pool.state(number) == expected
     if plan.method.documents:
-        used = Counter(one.demonstrations for one in now if one.step == CREATION and isinstance(one.outcome, Created))
-        assert set(used.values()) <= {1}
+        used = {(one.request, one.demonstrations) for one in now if isinstance(one.outcome, Created)}
+        assert len(used) == len({document for _, document in used}), "a document brought something in two requests"
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -473,7 +473,7 @@ def short_rehearsal() -> None:
     """A method that loops is found at once."""
     import fastgen.methods.foreign
 
-    fastgen.methods.foreign.REHEARSAL_S = 0.2
+    fastgen.methods.foreign.BUILD_S = fastgen.methods.foreign.REHEARSAL_S = 0.2
 
 
 def test_a_method_file_that_fails_later_costs_nothing_that_was_committed(
