@@ -12,6 +12,7 @@ from typing import Final
 
 from fastgen.engine.health import READ, Raw, Step, StepHealth
 from fastgen.methods.base import CREATION, Commit, Method
+from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.methods.state import REFUSALS
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind
@@ -29,7 +30,7 @@ def steps_of_run(method: Method, *, max_fruitless: int, api: str, is_thinking_of
     unreadable answers of any step, and for rejected answers of later ones, is a quarter of it.
     """
     quarter = max(min(_LEAST_LIMIT, max_fruitless), max_fruitless // 4)
-    others = "another --model or other --prompts"
+    others = "another --model or other --prompts" if method.name == SELF_INSTRUCT else "another --model"
     flags = {CREATION: method.creation.tokens_flag} | {step.name: step.tokens_flag for step in method.steps}
     steps = {
         name: Step(

@@ -137,7 +137,7 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
     stored = folder.prompts_path if begun else None
     prompt_files = read_prompt_files(asked.prompts, stored=stored, preset=asked.preset)
     has_seeds = entry.uses_seeds or asked.from_dataset is not None
-    seeds = parse_seed_tasks(seeds_path, seed_file) if has_seeds else ()
+    seeds = parse_seed_tasks(asked.from_dataset or seeds_path, seed_file) if has_seeds else ()
     if asked.classification_only and not any(seed.is_classification for seed in seeds):
         raise InputError(
             f"--classification-only: none of the {len(seeds)} seed tasks in {seeds_path} is a classification task; "
@@ -161,12 +161,12 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         texts=texts,
         template=_known_template(folder, asked) if begun or asked.pre_query else None,
     )
-    method = method_of(options, replace(inputs, template=_ANY_TEMPLATE))
+    method = method_of(options, replace(inputs, template=_ANY_TEMPLATE) if entry.needs_template else inputs)
     if not entry.is_own:
         rehearse(method)
-    for name in options.server.roles():
+    for name, own in options.server.roles().items():
         if name not in method.roles:
-            raise InputError(f"--role {name}: {method.name} has the roles {', '.join(method.roles)}")
+            raise InputError(f"{own.flag('model')}: {method.name} has the roles {', '.join(method.roles)}")
     return inputs
 
 

@@ -70,7 +70,8 @@ class JobOptions:
     """Make a few instructions in a temporary folder and estimate what the whole run would take."""
     probe: Literal["auto", "on", "off"] = "auto"
     """Before a new run, ask a few answers of each step, and do not begin if those of a step are of no use
-    (docs/models.md). auto: before runs of at least 200 instructions, except with --preset paper, and with --dry-run."""
+    (docs/models.md). auto: with --dry-run, and before runs of at least 200 instructions unless --preset paper is
+    given."""
     metrics_port: int | None = None
     """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); see docs/metrics.md."""
     metrics_host: str = "127.0.0.1"
@@ -170,7 +171,7 @@ class ServerOptions:
     the server decides. Fields of --extra-body win; fixed for a run's life."""
     model_preset: Literal["auto", "none", "qwen3", "llama3", "gpt-oss", "smollm3", "gemma3", "base"] = "auto"
     """How the model's authors recommend to sample its answers to chat requests, and whether it reasons. auto: by the
-    model's name; sampling flags win (docs/models.md)."""
+    model's name; sampling flags win (docs/models.md); fixed for a run's life."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
     server_args: str = ""
@@ -366,7 +367,8 @@ class MethodOptions:
     seed_tasks: Path | None = None
     """Seed tasks, JSON lines in the original's schema. Default: the 175 that ship with fastgen."""
     prompts: Path | None = None
-    """Folder with prompt templates and demonstrations that replace the shipped ones of the same names."""
+    """Folder with prompt templates and demonstrations that replace the shipped ones of the same names
+    (self-instruct)."""
     decontaminate: tuple[Path, ...] = ()
     """Files with tasks that no kept instruction may resemble: JSON lines or Parquet with a field 'instruction', or
     tasks of Super-NaturalInstructions (.json). May be given several times."""

@@ -146,8 +146,8 @@ async def _generate(
             try:
                 return await session.run(checkpoint)
             except MethodError as error:
-                again = f"fastgen refilter --run-dir {folder.path} --output NEW"
-                raise InputError(f"{error}, and continue what was made with it as NEW after: {again}") from None
+                again = f"fastgen refilter --run-dir {folder.path} --output NEW, and fastgen generate --run-dir NEW"
+                raise InputError(f"{error}, then run: {again}") from None
 
 
 async def _settled(options: Options, inputs: Inputs, serving: Serving, reporter: Reporter) -> tuple[Options, Inputs]:

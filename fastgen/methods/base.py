@@ -385,7 +385,8 @@ class Setup:
 
     The same setup must give the same method, because a resume and a refilter build it again. ``options`` are the values
     of the method's own options (``--turns``, ``--method-option NAME=VALUE``). ``template`` is the chat template of the
-    model that the creation asks, where the server told it. A refilter has none, asks nothing and only reads.
+    model that the creation asks: as the server told it, for methods that need one, or as ``--pre-query`` gives it. A
+    refilter has none, asks nothing and only reads.
     """
 
     api: Literal["completions", "chat"] = "completions"

@@ -59,7 +59,7 @@ class Entry:
         """What a run must have for it, for people."""
         said = {
             "seed tasks (--seed-tasks, default: those that ship with fastgen)": self.uses_seeds,
-            "a chat template, which the server tells through /tokenize, or --pre-query TEXT": self.needs_template,
+            "a chat template, from the server (/tokenize, /apply-template) or --pre-query TEXT": self.needs_template,
             "documents (--documents FILE)": self.needs_documents,
             "an instruct model": self.prefers_chat,
         }
@@ -165,7 +165,8 @@ def find_method(name: str) -> Entry:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             return Entry(name, "from an installed package", found[0].value, "", True, fingerprint=digest, path=path)
     others = sorted({*METHODS, *(one.name for one in entry_points(group=ENTRY_POINTS))})
-    raise InputError(f"--method {name}: there is none; there are {', '.join(others)}, or name a file that ends in .py")
+    listed = ", ".join(others)
+    raise InputError(f"--method {name}: is no method; choose one of {listed}, or name a file that ends in .py")
 
 
 def outline(entry: Entry) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_a_name_that_there_is_not_lists_what_there_is() -> None:
     with pytest.raises(InputError) as caught:
         find_method("self-instrukt")
     known = ", ".join(sorted(METHODS))
-    said = f"--method self-instrukt: there is none; there are {known}, or name a file that ends in .py"
+    said = f"--method self-instrukt: is no method; choose one of {known}, or name a file that ends in .py"
     assert str(caught.value) == said
 
 
