@@ -128,6 +128,9 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         _check_same_method(folder, asked.method)
     entry = find_method(asked.method)
     check_method_options(options, entry)
+    if not begun and entry.name != SELF_INSTRUCT and options.sampling.sampling_given:
+        flag = f"--{options.sampling.sampling_given[0].replace('_', '-')}"
+        raise InputError(f"{flag}: belongs to --method {SELF_INSTRUCT}; with {entry.name} use --step-sampling")
     seeds_path = asked.seed_tasks or (folder.seeds_path if begun else default_seed_path())
     seed_file = b""
     if asked.from_dataset is not None:

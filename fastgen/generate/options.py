@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,9 @@ class RoleServer:
         return f"--{self.name}-{part}" if self.name in _ROLES_WITH_FLAGS else f"--role {self.name}"
 
 
+_ROLE = re.compile(r"[a-z][a-z0-9_]*")
+
+
 def parse_roles(given: Sequence[str]) -> dict[str, RoleServer]:
     """``--role`` as servers by role. Several of one role share its work.
 
@@ -130,10 +134,14 @@ def parse_roles(given: Sequence[str]) -> dict[str, RoleServer]:
     """
     found: dict[str, RoleServer] = {}
     for one in given:
-        name, is_set, rest = one.partition("=")
+        name, _, rest = one.partition("=")
         parts = [part.strip() or None for part in rest.split(",")]
-        if not (name and is_set and any(parts)) or len(parts) > 3:  # noqa: PLR2004 - URL, model, key
-            raise InputError(f"--role {name}: write NAME=URL,MODEL or NAME=,MODEL (KEY_ENV may follow)")
+        is_role = _ROLE.fullmatch(name) is not None
+        if not (is_role and any(parts)) or len(parts) > 3:  # noqa: PLR2004 - URL, model, key
+            shown = f" {name}" if is_role else ""  # anything else may be a URL with a password
+            raise InputError(f"--role{shown}: write NAME=URL,MODEL or NAME=,MODEL (KEY_ENV may follow)")
+        if any("@" in (part or "") for part in parts[1:]):
+            raise InputError(f"--role {name}: write ',' in a password as %2C, and '@' in a model's name cannot be used")
         url, model, key = (*parts, None, None)[:3]
         before = found.get(name, RoleServer(name=name, model=model, api_key_env=key))
         if (before.model, before.api_key_env) != (model, key):
@@ -500,6 +508,14 @@ def check_method_options(options: Options, entry: Entry) -> None:
         if getattr(asked, name) != getattr(defaults, name) and entry.is_own and entry.name != owner:
             flag = "--from" if name == "from_dataset" else flag_name(name)
             raise InputError(f"{flag}: belongs to --method {owner}; leave it out")
+    if not entry.uses_seeds and asked.seed_tasks is not None:
+        raise InputError(f"--seed-tasks: {entry.name} has no seeds; leave it out")
+    if asked.prompts is not None and entry.name != SELF_INSTRUCT:
+        raise InputError(f"--prompts: belongs to --method {SELF_INSTRUCT}; leave it out")
+    for name in ("num_prompt_instructions", "num_machine_instructions"):
+        is_unused = entry.is_own and entry.name != SELF_INSTRUCT and name not in entry.options
+        if is_unused and getattr(asked, name) != getattr(defaults, name):
+            raise InputError(f"{flag_name(name)}: {entry.name} has no use for it; leave it out")
     if asked.step_sampling and entry.name == SELF_INSTRUCT:
         raise InputError("--step-sampling: self-instruct has flags for that, such as --instruction.temperature")
     if asked.preset == "paper" and entry.name != SELF_INSTRUCT:

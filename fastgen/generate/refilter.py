@@ -21,7 +21,7 @@ from fastgen import __version__
 from fastgen.errors import InputError, RunFolderError
 from fastgen.generate.health import RunHealth, steps_of_run
 from fastgen.generate.inputs import Inputs, filter_of_forbidden, method_of
-from fastgen.generate.options import NOT_SAVED, MethodOptions, Options, RefilterOptions
+from fastgen.generate.options import NOT_SAVED, MethodOptions, Options, RefilterOptions, ServerOptions
 from fastgen.methods.base import CREATION, Commit, Created, Method
 from fastgen.methods.catalogue import SELF_INSTRUCT, Entry, find_method
 from fastgen.methods.plan import Plan
@@ -130,7 +130,10 @@ def _method_of(run: OpenRun, options: RefilterOptions, entry: Entry) -> Method:
         if (value := configuration.get(field.name)) is not None and field.name not in NOT_SAVED
     }
     saved["method"] = entry.name if entry.path is None else str(entry.path)
-    given = Options(method=MethodOptions(**saved), rules=options.rules)
+    if options.preset == "paper" and entry.name != SELF_INSTRUCT:
+        raise InputError(f"--preset paper: belongs to --method {SELF_INSTRUCT}, and the run is one of {entry.name}")
+    server = ServerOptions(api=configuration["api"])  # what the answers mean may depend on how they were asked for
+    given = Options(method=MethodOptions(**saved), server=server, rules=options.rules)
     inputs = Inputs(
         entry=entry,
         seeds=run.seeds,

@@ -117,9 +117,9 @@ async def _generate(
     folder = store.folder
     if folder.exists():
         options = as_settled(options, folder.header().configuration)
+        if options.server.api == "auto":
+            options = with_api(options, folder.header().configuration["api"])
     inputs = load_inputs(folder, options)
-    if folder.exists() and options.server.api == "auto":
-        options = with_api(options, folder.header().configuration["api"])
     begun = models_of_begun(folder, options, inputs)
     if begun is None:
         refuse_credentials(options)

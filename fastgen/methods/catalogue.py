@@ -155,6 +155,8 @@ def find_method(name: str) -> Entry:
             content = path.read_bytes()
         except OSError as error:
             raise InputError(f"--method {name}: cannot be read ({error.strerror}); check the path") from None
+        if path.stem in METHODS:
+            raise InputError(f"--method {name}: {path.stem} is a method of fastgen's; give the file another name")
         digest = hashlib.sha256(content).hexdigest()
         return Entry(path.stem, "a method of yours", str(path), uses_seeds=True, fingerprint=digest, path=path)
     found = [one for one in entry_points(group=ENTRY_POINTS) if one.name == name]

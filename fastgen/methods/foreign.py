@@ -173,8 +173,9 @@ def _run_file(guard: _Guard, name: str) -> ModuleType:
 
 def _check_declaration(method: Method, setup: Setup, where: str) -> None:
     """:raises InputError: a part is of another kind, the names of steps cannot be used, or it has lists of its own."""
-    steps = method.steps if isinstance(method.steps, list | tuple) else (method.steps,)
-    parts: list[tuple[Any, type]] = [(method.creation, Creation), *((step, Step) for step in steps)]
+    if not isinstance(method.steps, tuple):
+        raise InputError(f"{where}: build() gives {_shown(method.steps)} as steps; write a tuple, such as (step,)")
+    parts: list[tuple[Any, type]] = [(method.creation, Creation), *((step, Step) for step in method.steps)]
     for one, kind in parts:
         if type(one) is not kind:
             raise InputError(f"{where}: build() declares {_shown(one)} where a {kind.__name__} belongs")
@@ -315,6 +316,8 @@ def _check_creating(documents: Sequence[str], draw: Draw, ask: Ask | None) -> No
     _check_ask(ask)
     sources = () if ask is None else ask.demonstrations
     last = len(documents) if documents else draw.pool.seeds + draw.pool.kept
+    if documents and ask is not None and not sources:
+        raise ValueError("demonstrations are empty; state the number of the document that the prompt is about")
     if not isinstance(sources, tuple) or not all(type(one) is int and 0 <= one < last for one in sources):
         raise ValueError(f"demonstrations are {_shown(sources)}, not a tuple of numbers below {last}")
 

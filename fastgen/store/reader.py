@@ -142,7 +142,7 @@ class _Unfinished:
 
     def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:
         sources, instances = self.made_by.demonstrations, self.instances
-        if documents and not instances:
+        if documents and sources and not instances:
             instances = (Instance("", documents[sources[0] % len(documents)]),)  # of whichever pass over them
         return FinishedInstruction(
             number=self.kept.number,
