@@ -462,9 +462,8 @@ def test_a_broken_method_file_is_named_with_step_and_line_before_anything_is_sta
     change, expected = BROKEN[kind]
     mine = own_method(tmp_path / "mine.py", change)
     run = tmp_path / "run"
-    code, said = generate(
-        run, "http://127.0.0.1:9", 5, "--method", str(mine), prepare=short_rehearsal if "loops" in kind else None
-    ).ended()
+    prepare = short_rehearsal if "loops" in kind else dict[str, str]
+    code, said = generate(run, "http://127.0.0.1:9", 5, "--method", str(mine), prepare=prepare).ended()
     assert (code, len(said)) == (2, 1), said
     assert expected in said[0]
     assert f"--method {mine}:" in said[0]

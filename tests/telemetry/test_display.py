@@ -266,7 +266,7 @@ def lines_of(drawn: bytes) -> list[str]:
 def test_a_narrower_terminal_has_no_rest_of_the_frames_before(tmp_path: Path) -> None:
     with (
         shipped_server("--latency", "0.2") as url,
-        terminal(command(tmp_path / "run", url, 100_000, "--concurrency", "2")) as seen,
+        terminal(command(tmp_path / "run", url, 190, "--concurrency", "2")) as seen,  # an ETA that fits 40 columns
     ):
         seen.read_until(lambda sent: sent.count(b"\x1b[J") >= 2)
         seen.resize(40)
