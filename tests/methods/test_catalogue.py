@@ -188,7 +188,7 @@ NONSENSE = [
     (
         'steps=(Step(name="answer", sampling=S, ask=ask, read=answer),)',
         "steps=5",
-        "declares int 5 where a Step belongs",
+        "gives int 5 as steps; write a tuple",
     ),
     ("creation=Creation(sampling=S, ask=create, read=read)", "creation=None", "where a Creation belongs"),
     ("Creation(sampling=S,", "Creation(sampling=0.7,", "declares float 0.7 where a Sampling belongs"),
