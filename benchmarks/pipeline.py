@@ -48,8 +48,8 @@ DEFAULT_BATCH = SpeedOptions().classification_batch
 def run_generate(base_url: str, instructions: int, concurrency: int, batch: int = DEFAULT_BATCH) -> LoopResult:
     """Measure one whole run in a new folder; ``batch`` classification prompts share a request."""
     options = Options(
-        job=JobOptions(num_instructions=instructions),
-        server=ServerOptions(base_url=(base_url,)),
+        job=JobOptions(num_instructions=instructions, probe="off"),
+        server=ServerOptions(base_url=(base_url,), api="completions"),
         speed=SpeedOptions(concurrency=concurrency, classification_batch=batch),
     )
 
