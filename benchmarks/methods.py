@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100, help="complete rows of each method")
     parser.add_argument("--methods", nargs="+", default=[*METHODS], help="names, each with flags of its own if needed")
     parser.add_argument("--limit", type=float, default=1800.0, help="most seconds of each method")
-    parser.add_argument("--folder", type=Path, help="keep the run folders here, or go on with those that are here")
+    parser.add_argument("--folder", type=Path, help="keep the run folders here, or resume those that are here")
     parser.add_argument("--show", type=int, default=0, help="rows of each method to print")
     given = parser.parse_args()
     for method in given.methods:

@@ -234,6 +234,27 @@ def answer_span(text: str) -> Span | None:
     return fenced.span("body") if fenced else (start, end)
 
 
+def whole_answer(completion: Completion, *, keeps_fence: bool = False) -> tuple[Span, str | None]:
+    """Return where the answer is, without blanks around it, and the rule that rejects it, if one does.
+
+    The rules: ``unclosed_thinking``, ``empty_output``, ``unfinished`` (the token limit came before the answer's end).
+    Either the span or the rule is empty. ``keeps_fence`` leaves a code fence around all of it in the answer.
+    """
+    text = completion.text
+    answer = answer_span(text)
+    if answer is None:
+        return NOWHERE, "unclosed_thinking"
+    start, end = answer
+    if keeps_fence and text.startswith("```", end):
+        start, end = text.rindex("```", 0, start), end + len("```")
+    span = trim(text, start, end)
+    if span == NOWHERE:
+        return NOWHERE, "empty_output"
+    if is_cut(completion) and not text[end:].strip():  # an end-of-turn token shows that it is complete
+        return NOWHERE, "unfinished"
+    return span, None
+
+
 def reasoning_span(text: str) -> Span | None:
     """Return where the reasoning before the answer is in ``text``, or ``None`` where there is none.
 

@@ -286,8 +286,9 @@ def load_documents(paths: Iterable[Path], reject: Callable[[str], str | None]) -
     found: dict[str, None] = {}
     for path in paths:
         texts = [text for _, batch in read_texts(path, "text") for text in batch]
-        good = [text for text in texts if reject(text) is None]
-        reason = next(filter(None, map(reject, texts)), "")
+        reasons = [reject(text) for text in texts]
+        good = [text for text, reason in zip(texts, reasons, strict=True) if reason is None]
+        reason = next(filter(None, reasons), "")
         if not good:
             why = f"none of its {len(texts)} texts can be an output (the first: {reason})" if texts else "is empty"
             raise InputError(f"--documents {path}: {why}; name a file with longer texts")
@@ -305,8 +306,9 @@ def _seeds_of_dataset(path: Path) -> bytes:
     :raises InputError: the file cannot be read or used, with file and line.
     """
     tasks: dict[str, dict[str, Any]] = {}
+    is_table = is_parquet(path)
     for rows in open_table(path, FIELD).batches():
-        data = rows.data.to_pylist() if is_parquet(path) else map(orjson.loads, rows.data)
+        data = rows.data.to_pylist() if is_table else map(orjson.loads, rows.data)
         for text, row in zip(rows.texts, data, strict=True):
             given, wanted = (value if isinstance(value := row.get(name), str) else "" for name in ("input", "output"))
             instance = {"input": given, "output": wanted.strip() or "-"}

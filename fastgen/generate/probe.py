@@ -30,18 +30,14 @@ from fastgen.generate.runtime import limits_of, rates_of
 from fastgen.generate.serving import Serving
 from fastgen.methods.base import (
     CREATION,
-    Answered,
     Commit,
-    Continued,
     Created,
     Draw,
     Kept,
-    Labelled,
     Method,
     Outcome,
     Rejection,
     Subject,
-    Turn,
 )
 from fastgen.methods.plan import Plan
 from fastgen.methods.state import REFUSALS, RunState
@@ -262,16 +258,10 @@ class _Walks:
 
 def _advanced(subject: Subject, raw: str, outcome: Outcome) -> Subject:
     """The subject as the next step sees it, which may need what this one did not bring."""
-    asked = subject.message or subject.task
-    match outcome:
-        case Labelled(value):
-            return replace(subject, label=value)
-        case Answered(((_, (start, end)), *_)):
-            return replace(subject, turns=(*subject.turns, Turn(asked, raw[start:end])), message="")
-        case Continued((start, end)):
-            return replace(subject, message=raw[start:end])
-        case _:
-            return replace(subject, message=_SOME_MESSAGE) if subject.turns and not subject.message else subject
+    following = subject.after(outcome, raw)
+    if following is None and subject.turns and not subject.message:
+        return replace(subject, message=_SOME_MESSAGE)
+    return following or subject
 
 
 async def ask(plan: Plan, serving: Serving, limits: Limits, options: Options) -> dict[str, Finding]:

@@ -17,14 +17,12 @@ from fastgen.generate.options import Options, parse_step_sampling
 from fastgen.generate.serving import chosen_preset
 from fastgen.methods.base import CREATION, Method
 from fastgen.methods.catalogue import SELF_INSTRUCT
-from fastgen.methods.chat_template import ChatTemplate
-from fastgen.servers.describe import describe
+from fastgen.servers.describe import context_tokens
 from fastgen.text import printable
 from fastgen.types import Sampling
 
 if TYPE_CHECKING:
     from fastgen.generate.model_presets import ModelPreset, Thinking
-    from fastgen.servers.openai import OpenAIBackend
     from fastgen.servers.router import Router
 
 _PROMPT_TOKENS: Final = 4_096
@@ -58,7 +56,7 @@ async def with_recommended_sampling(
         if preset is None or preset.sampling(thinking) is None:
             continue
         if model not in contexts:
-            contexts[model] = await _context(backend)
+            contexts[model] = await context_tokens(backend)
         figures = _figures(preset, thinking, sampling, contexts[model], is_answer=is_answer)
         given = _given(options, name, role)
         changes[name] = {one: value for one, value in figures.items() if one not in given}
@@ -74,11 +72,6 @@ def _chat_steps(method: Method, *, creates_by_chat: bool) -> dict[str, tuple[str
     steps = {CREATION: (method.creation.role, False)}
     steps |= {step.name: (step.role or step.name, step.is_answer) for step in method.steps}
     return {name: step for name, step in steps.items() if creates_by_chat or step[0] != method.creation.role}
-
-
-async def _context(backend: OpenAIBackend) -> int | None:
-    """The most tokens of a prompt and its answer, where the server says so."""
-    return (await describe(backend, ChatTemplate.from_renderings)).context_tokens
 
 
 def _figures(

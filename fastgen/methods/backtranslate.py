@@ -231,7 +231,7 @@ Score: 3"""
 _SCORE_REQUEST: Final = """\
 How well does this answer do what its instruction asks? Give your reason in one or two sentences. Then end with the \
 line "Score: N", where N is a number from 1 to 5."""
-"""Said again after the pair: a small model that has read a long text goes on with that instead of rating it."""
+"""Said again after the pair: a small model that has read a long text continues the text instead of rating it."""
 _COMPLETION_HEAD: Final = "Texts, each with the instruction that it answers.\n\n"
 _SCORE_HEAD: Final = """\
 How well does an answer do what its instruction asks, on a scale from 1 (not at all) to 5 (perfectly)?

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
 from fastgen.errors import InputError, flag_name
@@ -222,6 +222,11 @@ class Turn(NamedTuple):
     reasoning: str = ""
 
 
+def task_with_input(instruction: str, given: str) -> str:
+    """Return an instruction with its input below it, if it has one."""
+    return f"{instruction}\n\n{given}" if given else instruction
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A kept instruction on its way through the steps.
@@ -245,7 +250,24 @@ class Subject:
     @property
     def task(self) -> str:
         """The instruction with its input below it."""
-        return f"{self.text}\n\n{self.input}" if self.input else self.text
+        return task_with_input(self.text, self.input)
+
+    @property
+    def question(self) -> str:
+        """What the user says in the turn to answer."""
+        return self.message or self.task
+
+    def after(self, outcome: Outcome, raw: str) -> Subject | None:
+        """The subject as the next step gets it, or ``None`` if it goes no further. ``raw`` is the text of the spans."""
+        match outcome:
+            case Labelled(value):
+                return replace(self, label=value)
+            case Continued(span):
+                return replace(self, message=raw[slice(*span)])
+            case Answered([(_, span), *_]):
+                return replace(self, turns=(*self.turns, Turn(self.question, raw[slice(*span)])), message="")
+            case _:
+                return None
 
 
 class Ask(NamedTuple):

@@ -52,6 +52,7 @@ from fastgen.text import (
     is_cut,
     lines,
     trim,
+    whole_answer,
     without_template_marks,
 )
 from fastgen.types import Completion, Message, Request, Sampling, SeedTask, Span
@@ -682,24 +683,13 @@ def read_answer(completion: Completion, subject: Subject) -> StepOutcome:
 
     The rules, in order: ``unclosed_thinking``, ``empty_output``, ``unfinished``, ``only_stop_words``, ``refusal``.
     """
-    text = completion.text
-    span = answer_span(text)
-    if span is None:
-        return Answered((), ("unclosed_thinking",))
-    is_open = span[1] == len(text)
-    span = trim(text, *span)
-    rule = _elimination(text[slice(*span)], subject.task, is_cut=is_open and is_cut(completion))
-    return Answered((), (rule,)) if rule else Answered(((NOWHERE, span),))
-
-
-def _elimination(answer: str, task: str, *, is_cut: bool) -> str | None:
-    if not answer:
-        return "empty_output"
-    if is_cut:
-        return "unfinished"
-    if has_only_stop_words(answer):
-        return "only_stop_words"
-    return "refusal" if is_refusal(answer, task) else None
+    span, rule = whole_answer(completion)
+    answer = completion.text[slice(*span)]
+    if rule is None and has_only_stop_words(answer):
+        rule = "only_stop_words"
+    if rule is None and is_refusal(answer, subject.task):
+        rule = "refusal"
+    return Answered(((NOWHERE, span),)) if rule is None else Answered((), (rule,))
 
 
 def has_only_stop_words(text: str) -> bool:

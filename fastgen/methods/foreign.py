@@ -39,7 +39,6 @@ from fastgen.methods.base import (
     Step,
     StepOutcome,
     Subject,
-    Turn,
     trimmed,
 )
 from fastgen.text import printable
@@ -105,22 +104,8 @@ def rehearse(method: Method) -> None:
             for text in _REHEARSED:
                 step.read(Completion(text, "length"), subject)
             outcomes = [(step.read(Completion(text, "stop"), subject), text) for text in _REHEARSED]
-            led_on = (_led_on(subject, outcome, text) for outcome, text in outcomes)
-            subject = next((one for one in led_on if one is not None), None)
-
-
-def _led_on(subject: Subject, outcome: StepOutcome, text: str) -> Subject | None:
-    """The subject as the next step gets it, or ``None`` if it ends here."""
-    match outcome:
-        case Labelled(value):
-            return replace(subject, label=value)
-        case Continued((start, end)):
-            return replace(subject, message=text[start:end])
-        case Answered([(_, (start, end)), *_]):
-            turn = Turn(subject.message or subject.task, text[start:end])
-            return replace(subject, turns=(*subject.turns, turn), message="")
-        case _:
-            return None
+            subjects = (subject.after(outcome, text) for outcome, text in outcomes)
+            subject = next((one for one in subjects if one is not None), None)
 
 
 class _FirstPool:
@@ -207,6 +192,7 @@ class _Guard:
     path: Path
 
     def wrapped(self, method: Method) -> Method:
+        """Return the method with each of its functions called through `call`."""
         creation = method.creation
         shrink = creation.shrink
         guarded = replace(

@@ -41,7 +41,7 @@ from fastgen.methods.base import (
     Subject,
 )
 from fastgen.methods.chat_template import ChatTemplate
-from fastgen.text import COLON, NOWHERE, answer_span, is_cut, trim, without_template_marks
+from fastgen.text import COLON, NOWHERE, is_cut, trim, whole_answer, without_template_marks
 from fastgen.types import Completion, Message, Request, Sampling, Span
 
 # The paper samples instructions at temperatures of 1 to 1.25 and a top_p of 0.99 to 1 (its table 7) and answers
@@ -165,7 +165,7 @@ def _line(text: str) -> str:
 def _ask_answer(subject: Subject) -> Ask:
     """Ask for the answer to the user's last message, after the conversation so far."""
     spoken = [message for turn in subject.turns for message in (("user", turn.user), ("assistant", turn.assistant))]
-    messages = (*spoken, ("user", subject.message or subject.task))
+    messages = (*spoken, ("user", subject.question))
     return Ask(tuple(Message(role, without_template_marks(text)) for role, text in messages))
 
 
@@ -369,22 +369,12 @@ def _read_answer(completion: Completion, subject: Subject) -> StepOutcome:
     Rules: ``unclosed_thinking``, ``empty_output``, ``unfinished`` (the token limit came first),
     ``output_repeats_instruction``.
     """
-    text = completion.text
-    answer = answer_span(text)
-    if answer is None:
-        return Answered((), ("unclosed_thinking",))
-    start, end = answer
-    if text.startswith("```", end):  # a fence around all of it belongs to a chat answer
-        start, end = text.rindex("```", 0, start), end + len("```")
-    span = trim(text, start, end)
-    if span == NOWHERE:
-        return Answered((), ("empty_output",))
-    if is_cut(completion) and not text[end:].strip():  # an end-of-turn token shows that it is complete
-        return Answered((), ("unfinished",))
-    asked = subject.message or subject.task
-    if span[1] - span[0] <= 2 * len(asked) and _folded(text[slice(*span)]) == _folded(asked):
-        return Answered((), ("output_repeats_instruction",))
-    return Answered(((NOWHERE, span),))
+    span, rule = whole_answer(completion, keeps_fence=True)  # Markdown belongs to a chat answer
+    asked = subject.question
+    is_short = span[1] - span[0] <= 2 * len(asked)
+    if rule is None and is_short and _folded(completion.text[slice(*span)]) == _folded(asked):
+        rule = "output_repeats_instruction"
+    return Answered(((NOWHERE, span),)) if rule is None else Answered((), (rule,))
 
 
 def _folded(text: str) -> str:

@@ -46,7 +46,7 @@ from fastgen.methods.self_instruct.instance import repeats_instruction
 from fastgen.methods.self_instruct.instruction import UNCLOSED_THINKING, UNFINISHED, is_labelled, item_number
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.methods.self_instruct.structured import read_records
-from fastgen.text import COLON, NOWHERE, answer_span, is_chatter, is_closing, is_cut, lines, strip, trim
+from fastgen.text import COLON, NOWHERE, answer_span, is_chatter, is_closing, is_cut, lines, strip, trim, whole_answer
 from fastgen.types import Completion, Message, Sampling, Span
 
 NEW_TASKS: Final = 8
@@ -89,7 +89,7 @@ def build(setup: Setup) -> Method:
         indexes, drawn = draw.demonstrations(shown, machine), setup.context.draw(draw)
         return Ask(prompt_of(draw.pool, indexes, drawn), indexes, drawn or None)
 
-    # A base model would go on with its list for ever.
+    # A base model would continue its list without end.
     stop = () if is_chat else (f"\nTask {shown + NEW_TASKS + 1}",)
     return Method(
         name="self-instruct-chat",
@@ -487,16 +487,10 @@ def read_answer(completion: Completion, subject: Subject) -> StepOutcome:
     The rules, in order: ``unclosed_thinking``, ``empty_output``, ``unfinished`` (the end is missing),
     ``output_repeats_instruction``, ``asks_for_input``.
     """
-    text = completion.text
-    answer = answer_span(text)
-    if answer is None:
-        return Rejected(UNCLOSED_THINKING)
-    span = trim(text, *answer)
-    if span == NOWHERE:
-        return Rejected("empty_output")
-    if is_cut(completion) and answer[1] == len(text):
-        return Rejected(UNFINISHED)
-    written = text[slice(*span)]
+    span, rule = whole_answer(completion)
+    if rule is not None:
+        return Rejected(rule)
+    written = completion.text[slice(*span)]
     if repeats_instruction(subject.text, subject.input, written):
         return Rejected("output_repeats_instruction")
     if asks_for_input(written, subject):

@@ -92,7 +92,7 @@ async def describe(backend: OpenAIBackend, read_template: ReadTemplate) -> Serve
     except FastgenError as error:
         return ServerFacts(backend.endpoint.model, reason=_because(f"the server does not answer ({error})"))
     model = backend.endpoint.model or _text(card, "id")
-    context = _tokens(card.get("max_model_len"))
+    context = await _context_of(backend, card)
     template, reason = None, ""
     is_chat: bool | None = None
     try:
@@ -109,7 +109,19 @@ async def describe(backend: OpenAIBackend, read_template: ReadTemplate) -> Serve
     except (FastgenError, ValueError) as error:
         reason = _because(str(error))
     root, owned_by = _text(card, "root"), _text(card, "owned_by")
-    return ServerFacts(model, is_chat, context or await _llama_cpp_context(backend), template, reason, root, owned_by)
+    return ServerFacts(model, is_chat, context, template, reason, root, owned_by)
+
+
+async def context_tokens(backend: OpenAIBackend) -> int | None:
+    """Ask a server for the most tokens of a prompt and its completion. ``None`` where it does not say."""
+    try:
+        return await _context_of(backend, await _card(backend))
+    except FastgenError:
+        return None
+
+
+async def _context_of(backend: OpenAIBackend, card: Mapping[str, Any]) -> int | None:
+    return _tokens(card.get("max_model_len")) or await _llama_cpp_context(backend)
 
 
 async def choose_api(facts: ServerFacts, backend: OpenAIBackend) -> tuple[Api, str]:

@@ -23,6 +23,7 @@ from fastgen.methods.base import (
     Labelled,
     Rejected,
     Turn,
+    task_with_input,
 )
 from fastgen.methods.catalogue import SELF_INSTRUCT, item_text_of
 from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS, Rules
@@ -137,7 +138,7 @@ class _Unfinished:
             return
         if not self.instances:
             self.instances = instances
-        asked = self.message or (f"{self.text}\n\n{self.input}" if self.input else self.text)
+        asked = self.message or task_with_input(self.text, self.input)
         self.turns.append(Turn(asked, instances[0].output, reasoning_of(completion)))
 
     def finish(self, ended: Ended, documents: Sequence[str]) -> FinishedInstruction:

@@ -14,7 +14,7 @@ from fastgen.generate.model_presets import PRESETS, ThinkingSwitch, preset_of, t
     [
         ("Qwen/Qwen3-8B", "qwen3"),
         ("/models/qwen3-0.6b-awq/", "qwen3"),
-        ("/root/.cache/huggingface/hub/models--Qwen--Qwen3-4B/snapshots/1cfa9a72/", "qwen3"),
+        ("/home/someone/.cache/huggingface/hub/models--Qwen--Qwen3-4B/snapshots/1cfa9a72/", "qwen3"),
         ("meta-llama/Llama-3.1-8B-Instruct", "llama3"),
         ("Meta-Llama-3-8B-Instruct", "llama3"),
         ("llama3.2:3b", "llama3"),
