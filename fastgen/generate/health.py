@@ -40,7 +40,7 @@ def steps_of_run(method: Method, *, max_fruitless: int, api: str, is_thinking_of
             api=api,
             is_thinking_off=is_thinking_off,
             tokens_flag=flag or f"--step-sampling {name}.max-tokens=N",
-            others=others,
+            others=f"--structured off or {others}" if name in method.structured else others,
             seeds=others,
             anew=" (in a new run)",
         )

@@ -38,6 +38,7 @@ from fastgen.generate.options import (
     settled_values,
     with_api,
     with_sampling,
+    with_structured,
 )
 from fastgen.methods.backtranslate import usable
 from fastgen.methods.base import Context, Method, Setup
@@ -372,8 +373,9 @@ def method_of(options: Options, inputs: Inputs) -> Method:
     """The run's method from its options and inputs."""
     asked, texts = options.method, inputs.texts
     context = Context(texts["topics"], texts["personas"])
+    structured = "off" if options.server.api == "auto" else asked.structured  # forms need an API that is known
     if inputs.entry.name == SELF_INSTRUCT:
-        return self_instruct(
+        made = self_instruct(
             *(options.rules, inputs.seeds, inputs.prompts, options.sampling.by_step()),
             seed=asked.seed,
             num_prompt_instructions=asked.num_prompt_instructions,
@@ -383,6 +385,7 @@ def method_of(options: Options, inputs: Inputs) -> Method:
             classification_only=asked.classification_only,
             context=context,
         )
+        return with_structured(made, structured)
     setup = Setup(
         api="completions" if options.server.api == "auto" else options.server.api,
         seed=asked.seed,
@@ -395,7 +398,7 @@ def method_of(options: Options, inputs: Inputs) -> Method:
         samples=asked.samples_per_prompt,
     )
     method = replace(inputs.entry.build(setup), demonstrations=asked.demonstrations)
-    return with_sampling(method, asked.step_sampling)
+    return with_structured(with_sampling(method, asked.step_sampling), structured)
 
 
 def _shown(bands: Bands) -> str:

@@ -36,6 +36,7 @@ from fastgen.servers.endpoint import Api, check_extra_body, normalise_base_url, 
 from fastgen.servers.spec import check_server_args, has_flag, parse_server_args, without_secrets
 from fastgen.similarity.options import METHOD_GROUP, SimilarityOptions
 from fastgen.store.files import check_storable
+from fastgen.text import quoted
 from fastgen.types import Sampling
 
 Thinking = Literal["auto", "on", "off"]
@@ -416,6 +417,9 @@ class MethodOptions:
     step_sampling: tuple[str, ...] = ()
     """How a step of a method other than self-instruct samples, or all steps of a role: answer.temperature=0.7. May be
     given several times; the names are those of the sampling flags below."""
+    structured: str = "auto"
+    """Steps that ask for JSON by a schema, separated by commas (structured output; --api chat). on: all that can; off:
+    none; auto: those whose answers the probe cannot read as text, but as JSON (docs/models.md)."""
     seed: int = 0
     """Keys every random draw together with the request's number."""
 
@@ -465,6 +469,25 @@ def parse_step_sampling(given: Sequence[str]) -> dict[str, dict[str, Any]]:
         except ValueError:
             raise InputError(f"--step-sampling {one}: {value!r} is not a number") from None
     return found
+
+
+def with_structured(method: Method, given: str) -> Method:
+    """The method with the steps of ``--structured`` asking for JSON. Under ``auto`` none does until a probe says so.
+
+    :raises InputError: a step cannot.
+    """
+    if given in ("auto", "off"):
+        return method
+    able = [name for name in method.step_names if name in method.forms]
+    if not able:
+        raise InputError(
+            f"--structured {given}: no step of {method.name} asks for JSON with this --api and --preset; leave it out"
+        )
+    steps = able if given == "on" else [name.strip() for name in given.split(",")]
+    for name in steps:
+        if name not in able:
+            raise InputError(f"--structured: {quoted(name, 40)} is not one of on, off, auto, {', '.join(able)}")
+    return dataclasses.replace(method, structured=frozenset(steps))
 
 
 def with_sampling(method: Method, given: Sequence[str]) -> Method:
@@ -680,7 +703,7 @@ def with_api(options: Options, api: Api) -> Options:
     return dataclasses.replace(options, server=server, sampling=sampled)
 
 
-_SETTLED = ("thinking", "samples_per_prompt", "step_sampling")
+_SETTLED = ("thinking", "samples_per_prompt", "step_sampling", "structured")
 """Options that a new run may replace by what fits its servers and models."""
 ASKED = "asked"
 """The key of a run's configuration that holds the replaced values, as they were given."""

@@ -41,6 +41,7 @@ from fastgen.methods.base import (
 )
 from fastgen.methods.plan import Plan
 from fastgen.methods.state import REFUSALS, RunState
+from fastgen.methods.structured import as_text
 from fastgen.store.ledger import answer_kind
 from fastgen.text import AnswerKind, bounded, printable
 from fastgen.types import Answer, Completion, Failure, Request
@@ -62,7 +63,9 @@ def is_probed(options: Options) -> bool:
     job = options.job
     if job.probe != "auto":
         return job.probe == "on"
-    return job.dry_run or (job.num_instructions >= LEAST_INSTRUCTIONS and options.method.preset != "paper")
+    if job.dry_run or options.method.structured not in ("auto", "off"):
+        return True
+    return job.num_instructions >= LEAST_INSTRUCTIONS and options.method.preset != "paper"
 
 
 @dataclass(slots=True)
@@ -95,6 +98,15 @@ class Finding:
     def is_void(self) -> bool:
         """Whether the step brought nothing but useless answers and refusals."""
         return self.useless > 0 and self.useless == self.answers + sum(one.kind in REFUSALS for one in self.failures)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server refused requests and answered none."""
+        return not self.answers and any(one.kind in REFUSALS for one in self.failures)
+
+    def is_better_than(self, other: Finding) -> bool:
+        """Whether a smaller share of the answers is of no use."""
+        return not self.is_refused and self.useless * other.answers < other.useless * self.answers
 
     @property
     def is_cut_by_reasoning(self) -> bool:
@@ -152,7 +164,8 @@ class _Walks:
         shrink = self._method.creation.shrink
         if request.step != CREATION or not fewer or shrink is None:
             return None
-        return replace(request, prompt=shrink(self._state, fewer, request.drawn or {}), demonstrations=fewer)
+        prompt = shrink(self._state, fewer, request.drawn or {})
+        return self._method.in_form(replace(request, prompt=prompt, demonstrations=fewer))
 
     def take(self, answers: Sequence[Answer]) -> None:
         """Read answers and queue what follows from them."""
@@ -161,6 +174,7 @@ class _Walks:
             if isinstance(result, Completion):
                 self.findings[request.step].lost += result.is_lost
                 result = bounded(result, request.sampling.max_tokens)
+                result = as_text(result) if request.extra else result
             if request.step == CREATION:
                 self._take_creation(request, answer.choice, result)
             else:
@@ -178,7 +192,7 @@ class _Walks:
 
             ask = creation.ask(Draw(number, self._method.seed, state, draw_demonstrations, this_one))
             if ask is not None:
-                yield Request(
+                request = Request(
                     number=number,
                     step=CREATION,
                     prompt=ask.prompt,
@@ -188,6 +202,7 @@ class _Walks:
                     role=creation.role,
                     drawn=ask.drawn or None,
                 )
+                yield self._method.in_form(request)
 
     def _take_creation(self, request: Request, choice: int, result: Completion | Failure) -> None:
         outcome: Outcome = result if isinstance(result, Failure) else self._created(request, result)
@@ -231,9 +246,9 @@ class _Walks:
         step = self._method.steps[place]
         ask = step.ask(subject)
         self._walking[walk] = (subject, place)
-        self._ready.append(
-            Request(next(self._numbers), step.name, ask.prompt, ask.sampling or step.sampling, (walk,), role=step.role)
-        )
+        sampling = ask.sampling or step.sampling
+        request = Request(next(self._numbers), step.name, ask.prompt, sampling, (walk,), role=step.role)
+        self._ready.append(self._method.in_form(request, subject))
 
     def _take_step(self, request: Request, result: Completion | Failure) -> None:
         (walk,) = request.subjects
@@ -305,8 +320,38 @@ async def probe(plan: Plan, serving: Serving, options: Options, say: Callable[[s
         say("the server sends one answer, however many are asked for: --samples-per-prompt 1")
         options = replace(options, method=replace(options.method, samples_per_prompt=1))
         plan.sample_once()
+    options, findings = await _choose_form(plan, serving, options, findings, say)
     _report(findings, options, say)
     return options
+
+
+async def _choose_form(
+    plan: Plan, serving: Serving, options: Options, findings: dict[str, Finding], say: Callable[[str], None]
+) -> tuple[Options, dict[str, Finding]]:
+    """Ask a step for JSON where its answers are unreadable as text, and for text where its server refuses JSON."""
+    method, limits = plan.method, limits_of(options.speed, serving)
+    before = method.structured
+    if options.method.structured == "auto":
+        tried = {name for name in method.forms if findings[name].kinds.get(AnswerKind.UNREADABLE)}
+    else:
+        tried = {name for name in before if findings[name].is_refused}
+    if not tried:
+        return options, findings
+    plan.ask_for_json(before ^ tried)
+    again = await ask(plan, serving, limits, options)
+    changed = {name for name in tried if again[name].is_better_than(findings[name])}
+    steps = before ^ changed
+    plan.ask_for_json(steps)
+    if not changed:
+        return options, findings
+    named = ",".join(name for name in findings if name in steps) or "off"
+    shown = ", ".join(name for name in findings if name in changed)
+    if before:
+        say(f"the server refuses JSON by a schema, so {shown} is asked for text: --structured {named}")
+    else:
+        say(f"the answers of {shown} can be read better as JSON than as text: --structured {named}")
+    options = replace(options, method=replace(options.method, structured=named))
+    return options, findings | {name: again[name] for name in changed}
 
 
 def _steps(plan: Plan, serving: Serving, options: Options) -> dict[str, StepOfHealth]:

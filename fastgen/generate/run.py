@@ -316,7 +316,10 @@ class _Session:
         """:raises InputError: the server refuses every request."""
         state = self.plan.state
         if self.health.ended_by is None and state.refused >= MAX_REFUSED:
-            raise InputError(f"the server refused the last {state.refused} requests permanently: {state.last_refusal}")
+            asks_for_json = bool(self.plan.method.structured)
+            remedy = ". If it knows no JSON schemas, use --structured off (in a new run)" if asks_for_json else ""
+            refused = f"the server refused the last {state.refused} requests permanently"
+            raise InputError(f"{refused}: {state.last_refusal}{remedy}")
         self.health()
 
     def _audit(self) -> AbstractContextManager[BackgroundAudit | None]:

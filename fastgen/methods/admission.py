@@ -27,6 +27,7 @@ from fastgen.methods.base import (
     Step,
 )
 from fastgen.methods.state import MAX_SUBJECT_FAILURES, RunState
+from fastgen.methods.structured import as_text
 from fastgen.similarity.novelty import NoveltyFilter, Verdict
 from fastgen.text import bounded
 from fastgen.types import Answer, Completion, Failure, Neighbour
@@ -133,6 +134,8 @@ def _by_choice(answer: Answer) -> list[Answer]:
     if result.is_lost:
         return [replace(answer, result=Failure("lost_choice", _how_lost(answer, result)))]
     within = bounded(result, answer.request.sampling.max_tokens)
+    if answer.request.extra:  # JSON was asked for
+        within = as_text(within)
     return [answer if within is result else replace(answer, result=within)]
 
 

@@ -37,7 +37,7 @@ from fastgen.methods.self_instruct import instruction
 from fastgen.methods.self_instruct.fields import output_begins
 from fastgen.methods.self_instruct.instruction import UNCLOSED_THINKING, UNFINISHED, item_number
 from fastgen.methods.self_instruct.rules import PRESETS
-from fastgen.methods.self_instruct.structured import read_records
+from fastgen.methods.structured import read_records
 from fastgen.text import (
     CLOSE,
     COLON,

@@ -26,6 +26,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from fastgen.errors import InputError, flag_name
 from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.demonstrations import Policy
+from fastgen.methods.structured import Form, with_form
 from fastgen.text import quoted
 from fastgen.types import Completion, Failure, Message, Neighbour, Request, Sampling, SeedTask, Span
 
@@ -322,6 +323,8 @@ class Creation:
     """The servers that are asked (``--role``)."""
     tokens_flag: str = ""
     """The flag that sets its most tokens, for messages. Default: the one for any step of any method."""
+    form: Form | None = None
+    """How a chat model may answer as JSON. ``read`` must read that too, with `read_records`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +349,8 @@ class Step:
     role: str = ""
     """The servers that are asked (``--role``). Default: the step's name."""
     tokens_flag: str = ""
+    form: Form | Callable[[Subject], Form] | None = None
+    """As that of the creation, for all subjects or each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +374,8 @@ class Method:
     demonstrations: Policy = "uniform"
     shown_seeds: Sequence[int] | None = None
     """Indexes of the seeds that prompts may show. Default: all."""
+    structured: frozenset[str] = frozenset()
+    """The steps that ask for JSON: some of `forms`. The others ask for text."""
 
     @property
     def step_names(self) -> tuple[str, ...]:
@@ -379,6 +386,21 @@ class Method:
     def roles(self) -> tuple[str, ...]:
         """The roles of all steps, each once."""
         return tuple(dict.fromkeys((self.creation.role, *(step.role or step.name for step in self.steps))))
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """The names of the steps that can ask for JSON."""
+        steps = (step.name for step in self.steps if step.form is not None)
+        return frozenset((*steps, *([] if self.creation.form is None else [CREATION])))
+
+    def in_form(self, request: Request, subject: Subject | None = None) -> Request:
+        """The request as it is sent: asking for JSON if its step does."""
+        if request.step not in self.structured:
+            return request
+        if subject is None:
+            return with_form(request, self.creation.form)
+        form = next(step.form for step in self.steps if step.name == request.step)
+        return with_form(request, form if form is None or isinstance(form, Form) else form(subject))
 
     def sampling(self) -> dict[str, Sampling]:
         """How each step samples, by name."""

@@ -41,6 +41,7 @@ from fastgen.methods.base import (
     Subject,
     trimmed,
 )
+from fastgen.methods.structured import Form
 from fastgen.text import printable
 from fastgen.types import Completion, Message, Request, Sampling
 
@@ -73,7 +74,9 @@ def load(path: Path, name: str, setup: Setup) -> Method:
             raise InputError(f"--method {path}: has no function build(setup); see docs/methods.md")
         method = guard.call("build", Method, build, setup)
     _check_declaration(method, setup, f"--method {path}")
-    return guard.wrapped(replace(method, name=name, item_text=trimmed, seed=setup.seed, seeds=setup.seeds))
+    return guard.wrapped(
+        replace(method, name=name, item_text=trimmed, seed=setup.seed, seeds=setup.seeds, structured=frozenset())
+    )
 
 
 def rehearse(method: Method) -> None:
@@ -101,6 +104,8 @@ def rehearse(method: Method) -> None:
             if subject is None:
                 break
             step.ask(subject)
+            if callable(step.form):
+                step.form(subject)
             for text in _REHEARSED:
                 step.read(Completion(text, "length"), subject)
             outcomes = [(step.read(Completion(text, "stop"), subject), text) for text in _REHEARSED]
@@ -167,6 +172,9 @@ def _check_declaration(method: Method, setup: Setup, where: str) -> None:
     for sampling in (method.creation.sampling, *(step.sampling for step in method.steps)):
         if type(sampling) is not Sampling:
             raise InputError(f"{where}: build() declares {_shown(sampling)} where a Sampling belongs")
+    for form in (method.creation.form, *(step.form for step in method.steps)):
+        if form is not None and not isinstance(form, Form) and not callable(form):
+            raise InputError(f"{where}: build() declares {_shown(form)} where a Form belongs")
     for name in ("seeds", "documents"):
         own = getattr(method, name)
         if own and [*own] != [*getattr(setup, name)]:
@@ -235,8 +243,14 @@ class _Guard:
             outcome: StepOutcome = self.call(step.name, kinds, step.read, completion, subject, check=check)
             return outcome
 
+        form = step.form
         check = _check_text_ask if step.is_batched else _check_ask
-        return replace(step, read=read, ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=check))
+        return replace(
+            step,
+            read=read,
+            ask=lambda subject: self.call(step.name, Ask, step.ask, subject, check=check),
+            form=form if form is None or isinstance(form, Form) else partial(self.call, step.name, Form, form),
+        )
 
     def call(
         self,

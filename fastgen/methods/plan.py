@@ -94,6 +94,10 @@ class Plan:
         """Ask for one completion of each creating prompt from now on."""
         self.method = replace(self.method, creation=replace(self.method.creation, samples=1))
 
+    def ask_for_json(self, steps: frozenset[str]) -> None:
+        """Ask these steps for JSON, and the others for text, from now on."""
+        self.method = replace(self.method, structured=steps)
+
     def give_back(self, request: Request) -> None:
         """Return a request from `next` that will not be answered, so that its work can be asked again."""
         if request.step == CREATION:
@@ -114,7 +118,8 @@ class Plan:
         fewer = request.demonstrations[: len(request.demonstrations) // 2]
         if request.step != CREATION or not fewer or (shorter := self.method.creation.shrink) is None:
             return None
-        return replace(request, prompt=shorter(self.state, fewer, request.drawn or {}), demonstrations=fewer)
+        prompt = shorter(self.state, fewer, request.drawn or {})
+        return self.method.in_form(replace(request, prompt=prompt, demonstrations=fewer))
 
     def _split(self, request: Request) -> Request:
         first, *others = request.subjects
@@ -157,7 +162,7 @@ class Plan:
         self._creations_out += n
         if method.documents:
             self._sources_out.update(dict.fromkeys(ask.demonstrations, n))
-        return Request(
+        request = Request(
             number=self._take_number(),
             step=CREATION,
             prompt=ask.prompt,
@@ -167,6 +172,7 @@ class Plan:
             role=creation.role,
             drawn=ask.drawn or None,
         )
+        return method.in_form(request)
 
     def _demonstrations(self, count: int, machine: int) -> tuple[int, ...]:
         state = self.state
@@ -196,10 +202,13 @@ class Plan:
         return subject in self._split_up or subject in self.state.alone
 
     def _ask(self, step: Step, subjects: Sequence[int], number: int) -> Request:
-        asks = [step.ask(self.state.subject(subject)) for subject in subjects]
+        about = [self.state.subject(subject) for subject in subjects]
+        asks = [step.ask(one) for one in about]
         prompt = asks[0].prompt if len(asks) == 1 else tuple(map(_text_of, asks))
         sampling = asks[0].sampling or step.sampling
-        return Request(number, step.name, prompt, sampling, tuple(subjects), role=step.role)
+        return self.method.in_form(
+            Request(number, step.name, prompt, sampling, tuple(subjects), role=step.role), about[0]
+        )
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

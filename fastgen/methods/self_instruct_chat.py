@@ -45,7 +45,7 @@ from fastgen.methods.self_instruct.fields import clean_input, input_begins, outp
 from fastgen.methods.self_instruct.instance import repeats_instruction
 from fastgen.methods.self_instruct.instruction import UNCLOSED_THINKING, UNFINISHED, is_labelled, item_number
 from fastgen.methods.self_instruct.rules import PRESETS
-from fastgen.methods.self_instruct.structured import read_records
+from fastgen.methods.structured import Form, is_left_open, is_written, read_records
 from fastgen.text import COLON, NOWHERE, answer_span, is_chatter, is_closing, is_cut, lines, strip, trim, whole_answer
 from fastgen.types import Completion, Message, Sampling, Span
 
@@ -101,6 +101,7 @@ def build(setup: Setup) -> Method:
             samples=setup.samples,
             shows_pool=machine > 0,
             expected=EXPECTED,
+            form=_FORM if is_chat else None,
         ),
         steps=(
             Step(
@@ -116,6 +117,13 @@ def build(setup: Setup) -> Method:
         seed=setup.seed,
     )
 
+
+_FORM: Final = Form(
+    "tasks",
+    ("instruction", "input"),
+    most=NEW_TASKS,
+    note='"input" holds the material that the task works on, written out in full, and is empty where it needs none.',
+)
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
@@ -205,7 +213,7 @@ _HEADING: Final = re.compile(r"[ \t]*+(?:\#{1,6}[ \t].*|(\*\*|__)[^*_\n]{1,80}\1
 
 def _read_structured(text: str, answer: Span) -> list[Item]:
     """Return the tasks of an answer that is JSON or a table with named columns. Else nothing."""
-    is_escaped = _ESCAPED_INPUT.search(text, *answer) is not None
+    is_escaped = not is_written(text, answer) and _ESCAPED_INPUT.search(text, *answer) is not None
     items = []
     for record in read_records(text, answer):
         span = next((record[name] for name in _INSTRUCTION_NAMES if name in record), NOWHERE)
@@ -228,6 +236,10 @@ def read_tasks(completion: Completion, *, first_number: int) -> list[Item]:
     if answer is None:
         span = strip(text, 0, len(text))
         return [Item(span, trimmed(text, span), UNCLOSED_THINKING)]
+    if is_written(text, answer):
+        found = _read_structured(text, answer)
+        is_open = is_cut(completion) and is_left_open(text)
+        return [*found[:-1], found[-1]._replace(rule=UNFINISHED)] if found and is_open else found
     layout = _find_layout(text, answer, first_number)
     if not layout.starts and (found := _read_structured(text, answer)):
         return found

@@ -44,6 +44,7 @@ KINDS: Final = {
     "without `n`": ServedModel(ignores_n=True),
     "without `/tokenize`": ServedModel(tokenizes=False),
     "refuses schemas": ServedModel(schemas=Schemas.REFUSE),
+    "honours schemas": ServedModel(schemas=Schemas.HONOUR),
 }
 """Stand-ins. Those that are marked ``always`` reason whatever a request says."""
 
@@ -95,7 +96,7 @@ def table(method: str, folder: Path) -> str:
 
 def ending(said: Said) -> str:
     """Data, with what the probe changed for it, or the remedy."""
-    changed = re.findall(r"(--thinking off|--samples-per-prompt 1)$", said.err, re.MULTILINE)
+    changed = re.findall(r"(--thinking off|--samples-per-prompt 1|--structured \S+)$", said.err, re.MULTILINE)
     if said.code == 0:
         return " with ".join(["data", *(f"`{one}`" for one in changed)])
     assert said.code == 2, said.err
@@ -274,6 +275,97 @@ def test_a_server_without_n_gets_one_sample_and_the_same_command_resumes(tmp_pat
         other = generate(run, server, "--samples-per-prompt", "3", count=8)
     assert other.code == 2
     assert "--samples-per-prompt 1 (not 3)" in other.last
+
+
+def schemas(server: FaultServer) -> list[str]:
+    """The names of the schemas that were asked for."""
+    wanted = (body.get("response_format") for body in bodies(server))
+    return [one["json_schema"]["name"] for one in wanted if one is not None]
+
+
+def test_answers_that_only_a_schema_makes_readable_are_asked_for_as_json_and_the_same_command_resumes(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--method", "self-instruct-chat", "--probe", "on")
+    with in_a_thread(served("honours schemas")) as server:
+        said = generate(run, server, *flags)
+        assert said.code == 0, said.err
+        assert said.err.count("read better as JSON than as text: --structured instruction\n") == 1
+        assert header(run)["structured"] == "instruction"
+        server.received.clear()
+        again = generate(run, server, *flags, count=8)
+        assert again.code == 0, again.err
+        assert set(schemas(server)) == {"tasks"}
+        other = generate(run, server, *flags, "--structured", "off", count=9)
+    assert other.code == 2
+    assert "--structured instruction (not off)" in other.last
+
+
+def test_answers_that_can_be_read_as_text_are_not_asked_for_as_json(tmp_path: Path) -> None:
+    with in_a_thread(served("honours schemas")) as server:
+        assert generate(tmp_path / "run", server, "--probe", "on").code == 0
+        assert not schemas(server)
+    assert header(tmp_path / "run")["structured"] == "auto"
+
+
+@pytest.mark.parametrize("given", ["on", "instruction,instance"])
+def test_a_user_asks_for_json_of_every_step_that_has_a_form(given: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with in_a_thread(served("honours schemas")) as server:
+        said = generate(run, server, "--structured", given, count=20)
+        assert said.code == 0, said.err
+        assert set(schemas(server)) == {"tasks", "examples"}
+    kept = [commit for commit in commits(run) if commit.step != "classification"]
+    assert all(commit.completion.text.startswith("\x1e") for commit in kept)
+    assert fastgen("refilter", "--run-dir", run, "--output", tmp_path / "again").code == 0
+    assert fastgen("export", "--run-dir", run, "--format", "alpaca", "--output", tmp_path / "rows.jsonl").code == 0
+    assert "\\u001e" not in (tmp_path / "rows.jsonl").read_text()
+    assert "\\u001f" not in (tmp_path / "rows.jsonl").read_text()
+
+
+def test_a_server_that_refuses_schemas_is_asked_for_text(tmp_path: Path) -> None:
+    with in_a_thread(served("refuses schemas")) as server:
+        said = generate(tmp_path / "run", server, "--structured", "on")
+    assert said.code == 0, said.err
+    assert (
+        "the server refuses JSON by a schema, so instruction, instance is asked for text: --structured off" in said.err
+    )
+    assert header(tmp_path / "run")["structured"] == "off"
+
+
+def test_a_server_that_ignores_schemas_is_read_as_text(tmp_path: Path) -> None:
+    with in_a_thread(served("plain chat")) as server:
+        said = generate(tmp_path / "run", server, "--structured", "on")
+    assert said.code == 0, said.err
+    assert not any("\x1e" in commit.completion.text for commit in commits(tmp_path / "run"))
+
+
+def test_a_run_whose_server_begins_to_refuse_schemas_names_the_remedy(tmp_path: Path) -> None:
+    with in_a_thread(served("refuses schemas")) as server:
+        said = generate(tmp_path / "run", server, "--structured", "on", "--probe", "off")
+    assert said.code in (2, 3)
+    assert "--structured off" in said.last
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [
+        (("--structured", "on", "--api", "completions"), "--structured on: no step of self-instruct asks for JSON"),
+        (("--structured", "on", "--method", "magpie"), "--structured on: no step of magpie asks for JSON"),
+        (("--structured", "on", "--preset", "paper"), "--structured on: no step of self-instruct asks for JSON"),
+        (
+            ("--structured", "yes", "--api", "chat"),
+            "--structured: 'yes' is not one of on, off, auto, instruction, instance",
+        ),
+    ],
+)
+def test_structured_output_where_no_step_has_it_is_refused(flags: tuple[str, ...], wrong: str, tmp_path: Path) -> None:
+    with in_a_thread(served("honours schemas")) as server:
+        said = generate(tmp_path / "run", server, *flags)
+    assert said.code == 2
+    assert wrong in said.last
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 # -- what models come with ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fastgen.store.run_folder import RunFolder
 
 pytestmark = pytest.mark.real_server
 SHORT = ["--instruction.max-tokens", "90", "--instance-input-first.max-tokens", "60", "--concurrency", "16"]
-WAIT_S = 1200  # in a chat most answers of this small model cannot be read
+WAIT_S = 1200
 
 
 def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -30,19 +30,21 @@ def export(run: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
 
-@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("flags", [("--api", "completions"), ("--api", "chat", "--structured", "on")])
 def test_a_real_model_writes_instructions_with_instances(
-    embedded_endpoint: tuple[str, str], tmp_path: Path, api: str
+    embedded_endpoint: tuple[str, str], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     base_url, model = embedded_endpoint
-    run = tmp_path / api
-    done = generate(run, "--base-url", base_url, "--num-instructions", "3", "--api", api, *SHORT)
+    run = tmp_path / "run"
+    done = generate(run, "--base-url", base_url, "--num-instructions", "3", *flags, *SHORT)
     assert done.returncode == 0, done.stderr
     rows = export(run)
     assert len(rows) == 3
     assert all(row["instances"] for row in rows)
     ledger = RunFolder(run).ledger()
     assert ledger.complete == 3
+    commits = [one for one in RunFolder(run).whole_commits() if one.step != "classification"]
+    assert any("\x1e" in one.completion.text for one in commits) == ("--structured" in flags)
     assert ledger.prompt_tokens.total() > ledger.completion_tokens.total() > 0
     assert RunFolder(run).header().configuration["model"] == model
     assert RunFolder(run).saved_counts().server["prefix_cache_hit_rate"] > 0.3

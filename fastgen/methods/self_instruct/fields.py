@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastgen.methods.self_instruct.structured import NUMBER_NAMES, read_records
+from fastgen.methods.structured import NUMBER_NAMES, is_left_open, is_written, read_records
 from fastgen.text import CLOSE, COLON, NOWHERE, OPEN, is_chatter, lines, trim
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def read_generation(text: str, answer: Span) -> tuple[list[ParsedInstance], bool
     The second value says whether the last instance runs up to the end of the text, so that more may be missing. Under
     an "Example k" heading without "Output:", everything is output. Without any heading or "Output:", nothing is.
     """
+    if is_written(text, answer):
+        return _cleaned(text, _read_structured(text, answer))
     answer = _without_begun_label(text, answer)
     return _read_generation(text, answer, _candidate_lines(text, answer))
 
@@ -54,6 +56,8 @@ def read_classification(text: str, answer: Span) -> tuple[list[ParsedInstance], 
     An answer that writes labelled inputs first, or outputs instead of class labels, is read as such. The second value
     is that of `read_generation`.
     """
+    if is_written(text, answer):
+        return _cleaned(text, _read_structured(text, answer))
     answer = _without_begun_label(text, answer)
     rows = _candidate_lines(text, answer)
     found, open_ended = _read_classification(text, answer, rows) or _read_generation(text, answer, rows)
@@ -149,11 +153,14 @@ def _read_labelled(text: str, answer: Span, kind: re.Pattern[str], fields: list[
 def _read_structured(text: str, answer: Span) -> list[_Piece]:
     """Return the instances of an answer that is JSON or a table."""
     pieces = []
-    for record in read_records(text, answer):
+    records = read_records(text, answer)
+    open_one = records[-1] if records and is_written(text, answer) and is_left_open(text) else None
+    for record in records:
         wanted = next((record[name] for name in _OUTPUT_NAMES if name in record), None)
         if wanted is not None:
             others = [span for name, span in record.items() if name not in _OUTPUT_NAMES and name not in NUMBER_NAMES]
-            pieces.append(_Piece(record.get("input", others[0] if len(others) == 1 else NOWHERE), wanted, 0))
+            end = len(text) if record is open_one else 0
+            pieces.append(_Piece(record.get("input", others[0] if len(others) == 1 else NOWHERE), wanted, end))
     return pieces
 
 

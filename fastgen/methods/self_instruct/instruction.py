@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from fastgen.methods.base import Item
-from fastgen.methods.self_instruct.structured import NUMBER_NAMES, read_records
+from fastgen.methods.structured import NUMBER_NAMES, is_left_open, is_written, read_records
 from fastgen.text import CLOSE, COLON, NOWHERE, OPEN, answer_span, is_chatter, is_closing, is_cut, lines, strip, trim
 
 if TYPE_CHECKING:
@@ -75,12 +75,14 @@ def parse(completion: Completion, rules: Rules, *, first_number: int) -> list[It
     text before the next number is an item too. A cut completion marks its last item, or all of them, `UNFINISHED`.
     """
     text = completion.text
-    if rules.list_style == "paper":
+    answer = (0, len(text)) if rules.list_style == "paper" else answer_span(text)
+    if answer is not None and is_written(text, answer):
+        spans, cut, open_ended = _read_structured(text, answer), is_cut(completion), is_left_open(text)
+    elif rules.list_style == "paper":
         spans, cut, open_ended = _paper_spans(text), completion.finish_reason == "length", True
+    elif answer is None:
+        return _items(text, (strip(text, 0, len(text)),), rules, UNCLOSED_THINKING)
     else:
-        answer = answer_span(text)
-        if answer is None:
-            return _items(text, (strip(text, 0, len(text)),), rules, UNCLOSED_THINKING)
         spans, open_ended = _read_list(text, answer, first_number)
         cut = is_cut(completion)
     if cut and rules.unfinished == "drop_completion":

@@ -23,6 +23,7 @@ from fastgen.methods.base import (
 )
 from fastgen.methods.self_instruct import classification, instance, instruction
 from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.structured import Form
 from fastgen.types import Sampling
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from fastgen.methods.self_instruct.rules import Rules
     from fastgen.types import Completion, Request, SeedTask
 
+_NO_INPUT: Final = 'An example of a task that needs no input has an empty "input".'
+_TASKS: Final = Form("tasks", ("task",), most=8)
+_INPUT_FIRST_FORM: Final = Form("examples", ("input", "output"), most=5, note=_NO_INPUT)
+_OUTPUT_FIRST_FORM: Final = Form("examples", ("class_label", "input"), most=5, note=_NO_INPUT)
 INPUT_FIRST: Final = "instance_input_first"
 OUTPUT_FIRST: Final = "instance_output_first"
 """What `self_instruct` calls the two ways of asking for instances."""
@@ -58,6 +63,7 @@ def self_instruct(
     there are any. ``classification_only`` asks for classification tasks only, with classification seeds.
     """
     given = context or Context()
+    has_forms = prompts.api == "chat" and rules.list_style != "paper"
 
     def prompt_of(pool: Pool, shown: Sequence[int], drawn: Drawn) -> Prompt:
         texts = [pool.text(index) for index in shown]
@@ -75,6 +81,9 @@ def self_instruct(
         is_classification = subject.label is True
         prompt = instance.build_prompt(subject.text, is_classification, prompts)
         return Ask(prompt, sampling=sampling[OUTPUT_FIRST if is_classification else INPUT_FIRST])
+
+    def form_of_instances(subject: Subject) -> Form:
+        return _OUTPUT_FIRST_FORM if subject.label is True else _INPUT_FIRST_FORM
 
     def read_instructions(completion: Completion, request: Request) -> Sequence[Item]:
         return instruction.parse(completion, rules, first_number=request.first_number)
@@ -97,6 +106,7 @@ def self_instruct(
             shows_pool=num_machine_instructions > 0,
             expected=6.0,
             tokens_flag="--instruction.max-tokens",
+            form=_TASKS if has_forms else None,
         ),
         steps=(
             Step(
@@ -114,6 +124,7 @@ def self_instruct(
                 read=read_instances,
                 is_answer=True,
                 tokens_flag="--instance-input-first.max-tokens and --instance-output-first.max-tokens",
+                form=form_of_instances if has_forms else None,
             ),
         ),
         seeds=seeds,
