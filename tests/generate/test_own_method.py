@@ -12,6 +12,7 @@ import pytest
 
 from fastgen.methods.base import Commit, Created
 from fastgen.report.live_view import Follower
+from fastgen.simulator.chat import Schemas, ServedModel
 from fastgen.simulator.server import FaultServer, in_a_thread
 from fastgen.store.reader import finished_instructions, open_run
 from fastgen.store.run_folder import RunFolder
@@ -142,3 +143,68 @@ def test_prometheus_names_any_step() -> None:
     assert [*hub.mean_latencies_s()] == STEPS
     seen = scrape(hub)
     assert all(seen["fastgen_request_seconds_count", frozenset({step})] == 1 for step in STEPS)
+
+
+# -- structured output -------------------------------------------------------------------------------------------------
+
+WITH_FORMS = """
+from fastgen.methods import base
+from fastgen.methods.structured import Form, read_records
+from fastgen.text import answer_span
+from fastgen.types import Message, Sampling
+
+def spans(text, name):
+    return [record[name] for record in read_records(text, answer_span(text) or (0, 0)) if name in record]
+
+def build(setup):
+    tasks = Form("tasks", ("task",), most=4)
+    answers = Form("answers", ("answer", "reason"), most=2)
+    return base.Method(
+        name="forms",
+        creation=base.Creation(
+            sampling=Sampling(1.0, 1.0, 500),
+            ask=lambda draw: base.Ask((Message("user", f"Write tasks, number {draw.number}."),)),
+            read=lambda done, _: [base.Item(at, done.text[slice(*at)]) for at in spans(done.text, "text")],
+            form=tasks,
+        ),
+        steps=(
+            base.Step(
+                name="answer",
+                sampling=Sampling(1.0, 1.0, 500),
+                ask=lambda subject: base.Ask((Message("user", subject.text),)),
+                read=lambda done, _: base.Answered(tuple(((0, 0), at) for at in spans(done.text, "answer"))),
+                form=FORM,
+            ),
+        ),
+        check=setup.check,
+    )
+"""
+
+
+def with_forms(tmp_path: Path, form: str) -> list[str | Path]:
+    path = tmp_path / "forms.py"
+    path.write_text(WITH_FORMS.replace("FORM", form))
+    return ["--method", path, "--structured", "on", "--num-instructions", "12"]
+
+
+@pytest.mark.parametrize("form", ["answers", "lambda subject: answers"])
+def test_a_method_of_a_user_gets_the_fields_of_its_forms(form: str, tmp_path: Path) -> None:
+    with in_a_thread(FaultServer(kind=ServedModel(schemas=Schemas.HONOUR))) as server:
+        flags = with_forms(tmp_path, form)
+        said = fastgen("generate", "--run-dir", tmp_path / "run", "--base-url", server.base_url, *flags)
+    assert said.code == 0, said.err
+    folder = tmp_path / "run"
+    rows = list(finished_instructions(commits(folder), open_run(folder)))
+    assert len(rows) == 12
+    assert all(one.instances and '"' not in one.instances[0].output for one in rows)
+
+
+@pytest.mark.parametrize(
+    ("form", "wrong"), [("3", "declares int 3 where a Form"), ("lambda _: 3", "answer: TypeError")]
+)
+def test_a_form_that_is_none_is_a_mistake_in_the_file(form: str, wrong: str, tmp_path: Path) -> None:
+    with in_a_thread(FaultServer(kind=ServedModel(schemas=Schemas.HONOUR))) as server:
+        flags = with_forms(tmp_path, form)
+        said = fastgen("generate", "--run-dir", tmp_path / "run", "--base-url", server.base_url, *flags)
+    assert said.code == 2
+    assert wrong in said.last
