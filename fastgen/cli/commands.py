@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from fastgen.errors import INTERRUPTED, InputError
+from fastgen.errors import INTERRUPTED, InputError, how_to_install
 from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelOptions
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.generate.options import JOB, MAX_PORT, AskSpeed, Options, RefilterOptions
@@ -293,7 +293,7 @@ def report(
     done = write(run_dir, output, options)
     notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
-        notes.append("verbs not counted: pip install 'fastgen[report]'")
+        notes.append(f"verbs not counted: {how_to_install('report')}")
     tell(f"{output}: report of {done.complete} instructions{_in_brackets(notes)}")
     return 0
 
