@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import uvloop
@@ -22,6 +22,7 @@ from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.display import LogFile, put, tell
 from fastgen.telemetry.monitor import MetricsHub
 from fastgen.telemetry.progress import GuardedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.text import as_json
 
 
 def run(place: Place, options: Options) -> int:
@@ -89,7 +90,9 @@ def _dry_run(place: Place, options: Options) -> int:
     prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
     load = Load(hub.mean_latencies_s(), max(in_flight))
     expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices, load)
-    put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
+    figures = asdict(expected) | {"in_flight": outcome.concurrency, "prefix_cache_hit_rate": hit_rate}
+    text = render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate)
+    put(as_json(figures, indent=2) if job.log_json else text)
     return 0
 
 
