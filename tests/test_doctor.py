@@ -19,7 +19,7 @@ from fastgen import doctor
 from fastgen.doctor import EXTRAS, PACKAGES, Finding, as_data, examine, render, summary
 from fastgen.errors import how_to_install
 from fastgen.servers.endpoint import Endpoint
-from fastgen.simulator import TEMPLATES, Fault, FaultServer, ServedModel, in_a_thread
+from fastgen.simulator import TEMPLATES, Fault, FaultPlan, FaultServer, ServedModel, in_a_thread
 from tests.command_help import Said, fastgen
 
 ROOT = Path(__file__).parent.parent
@@ -302,6 +302,15 @@ def test_requests_that_fail_are_a_warning_and_a_server_that_answers_none_a_probl
         assert "no completion: " in checks["throughput"]["fact"]
     with in_a_thread(FaultServer(script=[None, *[Fault.SERVER_ERROR] * 16])) as server:
         assert asked(server)[1]["throughput"]["state"] == "problem"
+
+
+def test_a_server_without_token_counts_is_measured_by_completions() -> None:
+    with in_a_thread(FaultServer(faults=FaultPlan(rate=1.0, kinds=(Fault.NO_USAGE,)))) as server:
+        said, checks = asked(server)
+    assert said.code == 0
+    assert "token counts are not told" in checks["throughput"]["fact"]
+    assert checks["throughput"]["figures"]["tokens_per_s"] is None
+    assert checks["throughput"]["figures"]["completions_per_s"] > 0
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_page_is_plain_text_without_markup_tuples_or_empty_defaults(command: C
         ":class:",
         "``",
         "`",
-        "()",
+        "[default: (",
         "',)",
         "False]",
         "True]",
@@ -187,6 +187,8 @@ def test_an_unknown_option_names_the_page_that_lists_them() -> None:
     said = fastgen("status", "--run-dir", "x", "--nothing")
     assert said.code == 2
     assert "'fastgen status --help' lists" in said.last
+    assert "'fastgen generate --help-all' lists" in fastgen("generate", "--run-dir", "x", "--nothing").last
+    assert "'fastgen seeds check --help' lists" in fastgen("seeds", "check", "x", "--nothing").last
     assert "'fastgen --help' lists" in fastgen("nothing").last
 
 
