@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fastgen import doctor
-from fastgen.doctor import EXTRAS, PACKAGES, Finding, as_data, examine, render, summary
+from fastgen.doctor import EXTRAS, OLDEST_VLLM, PACKAGES, Finding, as_data, examine, installation, render, summary
 from fastgen.errors import how_to_install
 from fastgen.servers.endpoint import Endpoint
 from fastgen.simulator import TEMPLATES, Fault, FaultPlan, FaultServer, ServedModel, in_a_thread
@@ -83,6 +83,20 @@ def test_gpus_without_vllm_are_a_problem_with_a_remedy(tmp_path: Path, monkeypat
     assert found["vllm"].state == "problem"
     assert how_to_install("vllm") in found["vllm"].remedy
     assert "not needed" in found["embedded server"].fact
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("0.9.2", "warning"), ("0.10.0", "ok"), ("1.0rc1", "ok"), ("dev", "warning")]
+)
+def test_an_old_vllm_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, state: str) -> None:
+    info = tmp_path / "site" / "vllm-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(info.parent)
+    found = looked_at(tmp_path)["vllm"]
+    assert (found.state, found.figures) == (state, {"version": version})
+    assert installation()[2] == f"vLLM {version}"
+    assert PROJECT["optional-dependencies"]["vllm"] == [f"vllm>={'.'.join(map(str, OLDEST_VLLM))}"]
 
 
 def test_gpus_are_not_needed_where_a_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
