@@ -102,13 +102,13 @@ def as_text(completion: Completion) -> Completion:
         return completion
     try:
         found = _decoded(text, answer[0], cut=is_cut(completion))
-    except RecursionError:
-        return completion
-    if found is None:
+        if found is None:
+            return completion
+        records, is_open = found
+        written = _RECORD_END + "".join(map(_written, records))
+    except RecursionError:  # nested too deeply
         return completion
     head = _OPENED_FENCE.sub("", text[: answer[0]])
-    records, is_open = found
-    written = _RECORD_END + "".join(map(_written, records))
     return replace(completion, text=head + (written.removesuffix(_RECORD_END) if is_open else written))
 
 
