@@ -20,5 +20,6 @@ PUBLIC = (
     "self_instruct.rules",
     "self_instruct.seeds",
     "state",
+    "structured",
 )
 """Modules that other rooms may import."""
