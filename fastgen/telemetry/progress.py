@@ -78,13 +78,7 @@ class Progress:
     @property
     def eta(self) -> str:
         """Time to the target, as hours:minutes:seconds. A range while it is uncertain, a dash while it is unknown."""
-        if self.eta_s is None:
-            return "-"
-        low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
-        if self.eta_high_s is None:
-            return f"at least {duration(low_s)}"
-        low, high = duration(low_s), duration(self.eta_high_s)
-        return duration(self.eta_s) if low == high or self.eta_high_s <= _NARROW * low_s else f"{low} to {high}"
+        return time_left(self.eta_s, self.eta_low_s, self.eta_high_s)
 
     def details(self) -> str:
         """Everything but the count and the ETA, for people: rows of a label, a tab and figures."""
@@ -439,6 +433,17 @@ def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
         return GuardedReporter(JsonReporter(display))
     is_live = display.isatty() and os.environ.get("TERM") not in _DUMB
     return GuardedReporter(LiveReporter(display) if is_live else PlainReporter(display))
+
+
+def time_left(eta_s: float | None, low_s: float | None, high_s: float | None) -> str:
+    """An ETA with its range (`fastgen.telemetry.figures.Rates`) for people: a time, a range, or a dash."""
+    if eta_s is None:
+        return "-"
+    low_s = eta_s if low_s is None else low_s
+    if high_s is None:
+        return f"at least {duration(low_s)}"
+    low, high = duration(low_s), duration(high_s)
+    return duration(eta_s) if low == high or high_s <= _NARROW * low_s else f"{low} to {high}"
 
 
 def duration(seconds: float) -> str:
