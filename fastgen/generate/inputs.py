@@ -335,7 +335,7 @@ async def planned(
     made: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
 
     async def make() -> None:
-        novelty = await asyncio.to_thread(_make_filter, options, say)
+        novelty = await asyncio.to_thread(_make_filter, options)
         made.set_result(await asyncio.to_thread(_make_plan, novelty, *(await known)))
         await _prepare(novelty, say)
 
@@ -348,12 +348,12 @@ async def planned(
         raise errors.exceptions[0] from None
 
 
-def _make_filter(options: Options, say: Callable[[str], None]) -> NoveltyFilter:
+def _make_filter(options: Options) -> NoveltyFilter:
     from fastgen.similarity.novelty import NoveltyFilter
 
     novelty = NoveltyFilter(**asdict(options.similarity))
     if novelty.bands is not None:
-        say(_shown(novelty.bands))
+        log.info("%s", _shown(novelty.bands))
     return novelty
 
 
