@@ -51,8 +51,10 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 seeds_app = App(name="seeds", help="Check seed tasks.")
+prompts_app = App(name="prompts", help="Write the prompts of self-instruct into a folder, to edit them.")
 embedded_app = App(name="embedded", help="The small CPU server that fastgen can set up: show it, remove it.")
 app.command(seeds_app)
+app.command(prompts_app)
 app.command(embedded_app)
 for command in (
     *(commands.generate, commands.methods, commands.status, commands.refilter, commands.audit, commands.export),
@@ -60,6 +62,7 @@ for command in (
 ):
     app.command(command)
 seeds_app.command(commands.check)
+prompts_app.command(commands.prompts_init, name="init")
 embedded_app.command(commands.embedded_status, name="status")
 embedded_app.command(commands.embedded_remove, name="remove")
 
