@@ -427,7 +427,8 @@ _NEXT_TASK: Final = _label("task|aufgabe|任务|任務")  # in the languages of 
 _INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 _INLINE_OUTPUT: Final = re.compile(rf"(?:(?<=\s)(?:[|→⇒]|[-=]>)[ \t]++)?(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
 _BEGUN: Final = re.compile(
-    r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?|beispiel|eingabe|ausgabe|kategorie|示例|输入|输出|类别)[ \t*]*+$",
+    r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?|beispiel|eingabe|ausgabe|kategorie|示例|输入|输出|类别)"
+    r"[ \t*]*+$",
     re.IGNORECASE,
 )
 _FENCE: Final = re.compile(r"[ \t]*+```[^`\n]*+$")

@@ -45,7 +45,7 @@ NAMES: Final[Mapping[str, str]] = {
     "tr": "Turkish",
     "zh": "Chinese",
 }
-"""The languages that are recognised, by ISO 639-1 code. A script stands for the language that most people write in it."""
+"""The languages that are recognised, by ISO 639-1 code. A script stands for its most frequent language."""
 
 _SCRIPTS: Final[Mapping[str, str]] = {  # first word of the Unicode names of its letters
     "ARABIC": "ar",
@@ -60,7 +60,7 @@ _SCRIPTS: Final[Mapping[str, str]] = {  # first word of the Unicode names of its
     "THAI": "th",
 }
 _SYLLABLES: Final = frozenset({"CJK", "HANGUL", "HIRAGANA", "KATAKANA"})
-_LETTERS_OF_A_SYLLABLE: Final = 3  # so that a name of a function does not outweigh the sentence around it
+_LETTERS_OF_A_SYLLABLE: Final = 2  # so that a name of a function does not outweigh the sentence around it
 # Words that most sentences of a language have, and few sentences of the others. Verbs that begin tasks are among them.
 _FREQUENT: Final[Mapping[str, frozenset[str]]] = {
     code: frozenset(words.split())
@@ -83,7 +83,7 @@ _FREQUENT: Final[Mapping[str, frozenset[str]]] = {
         "po czy lub",
         "sv": "och att är en ett som för med på av till den det inte hur vad vilken skriv förklara ge mening från "
         "om eller mellan i",
-        "tr": "ve bir bu için ile nasıl nedir hangi yaz açıkla cümle olan olarak ne mi da de listele veya daha metni",
+        "tr": "ve bir bu için ile nedir hangi yaz cümle olan olarak ne mi da de listele veya daha metni",
     }.items()
 }
 _WORD: Final = re.compile(r"[^\W\d_]+")

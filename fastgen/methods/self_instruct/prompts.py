@@ -111,7 +111,7 @@ class PromptSet:
     """What begins a task and an example in these prompts, by what does in the shipped ones ("Task:", "Example")."""
 
     def with_own_stops(self, sampling: Sampling) -> Sampling:
-        """Return the sampling with stop strings in the words of these prompts: ``\\nAufgabe:`` for ``\\nTask:``."""
+        """Return the sampling with stop strings in the words of these prompts ("Aufgabe:" for "Task:")."""
         stop = tuple(map(self._own_stop, sampling.stop))
         return sampling if stop == sampling.stop else replace(sampling, stop=stop)
 
