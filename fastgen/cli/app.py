@@ -48,6 +48,7 @@ _GROUPS = {
     name: App(name=name, help=what, help_flags=HELP_FLAGS, help_formatter=HelpPage(name))
     for name, what in {
         "seeds": "Check seed tasks.",
+        "prompts": "Write the prompts of self-instruct into a folder, to edit them.",
         "embedded": "The small CPU server that fastgen can set up: show it, remove it.",
     }.items()
 }

@@ -23,6 +23,7 @@ from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelO
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.generate.options import JOB, MAX_PORT, AskSpeed, Options, RefilterOptions
 from fastgen.judge.options import JudgeOptions, ScopeOptions
+from fastgen.methods.self_instruct.prompts import PromptLanguage
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import put, tell
@@ -279,7 +280,14 @@ def dedup(
     return 0
 
 
-def check(file: Path, /, *, preset: Literal["default", "paper"] = "default", json: bool = False) -> int:
+def check(
+    file: Path,
+    /,
+    *,
+    preset: Literal["default", "paper"] = "default",
+    prompts: Path | None = None,
+    json: bool = False,
+) -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
 
     Parameters
@@ -288,13 +296,44 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default", jso
         Seed tasks as JSON lines.
     preset
         Preset of the run that the seeds are for. Its rules count the words and say what the filters would reject.
+    prompts
+        Folder of the run's own prompts, which should be in the language of the seeds.
     json
         Print one JSON object instead.
     """
     from fastgen.methods.self_instruct.seeds import check_seed_tasks
 
-    found = check_seed_tasks(file, preset)
+    found = check_seed_tasks(file, preset, prompts)
     put(as_json(asdict(found) | {"path": str(file)}, indent=2) if json else str(found))
+    return 0
+
+
+def prompts_init(
+    directory: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    language: PromptLanguage = "en",
+    overwrite: bool = False,
+) -> int:
+    """Write the prompt templates and demonstrations of self-instruct into a folder, to edit and give as --prompts.
+
+    Parameters
+    ----------
+    directory
+        New or empty folder.
+    language
+        Language of the files. German (de) and Chinese (zh) are complete. French (fr) and Spanish (es) are written in
+        English, with the words to use in a translation.
+    overwrite
+        Write into a folder that has files, and replace those of the same names.
+    """
+    from fastgen.methods.self_instruct.prompts import is_complete_in, starting_files
+    from fastgen.store.output import write_folder
+
+    found = starting_files(language)
+    write_folder("DIR", directory, found, overwrite=overwrite)
+    todo = "edit them" if is_complete_in(language) else "translate them (the first lines of the .toml files say how)"
+    tell(f"{directory}: {', '.join(found)} written; {todo}, then: fastgen generate --prompts {directory} ...")
     return 0
 
 

@@ -47,6 +47,7 @@ from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.foreign import rehearse
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.languages import language_warning
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptFiles, PromptSet, parse_prompts, read_prompt_files
 from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_tasks, read_seed_file, seed_fingerprint
@@ -165,6 +166,8 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         texts=texts,
         template=_known_template(folder, asked) if begun or asked.pre_query else None,
     )
+    if not begun:
+        _warn_of_languages(inputs)
     method = method_of(options, replace(inputs, template=_ANY_TEMPLATE) if entry.needs_template else inputs)
     if not entry.is_own:
         rehearse(method)
@@ -172,6 +175,12 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         if name not in method.roles:
             raise InputError(f"{own.flag('model')}: {method.name} has the roles {', '.join(method.roles)}")
     return inputs
+
+
+def _warn_of_languages(inputs: Inputs) -> None:
+    """Warn if demonstrations are in another language than the seeds. Only self-instruct shows any."""
+    if inputs.entry.name == SELF_INSTRUCT and (mixed := language_warning(inputs.seeds, inputs.prompts)):
+        log.warning("%s", mixed)
 
 
 def _check_same_method(folder: RunFolder, given: str) -> None:

@@ -15,6 +15,7 @@ PUBLIC = (
     "plan",
     "self_instruct.filters",
     "self_instruct.instruction",
+    "self_instruct.languages",
     "self_instruct.method",
     "self_instruct.prompts",
     "self_instruct.rules",
