@@ -204,7 +204,8 @@ def export(
     format
         raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
         a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
-        JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
+        JSON array; messages: chats; sharegpt: chats as one JSON array of from and value; prompt-completion: the paper's
+        templates, shuffled; parquet: flat, with provenance; csv: the flat ones as a table.
     json
         Also print the figures, as one JSON object.
     """
@@ -224,6 +225,8 @@ def export(
         )
     if json:
         put(as_json({"output": str(output), "format": format, **asdict(done)}, indent=2))
+    if done.formulas and not choice.for_spreadsheets:
+        notes.append(f"{done.formulas} cells begin like a formula; --for-spreadsheets guards them")
     tell(f"{sum(done.rows.values())} rows{by_split} written to {output}{_in_brackets(notes)}")
     if done.url is not None:
         tell(f"uploaded to {done.url}")
@@ -258,7 +261,7 @@ def dedup(
     rejected
         File for the others, each with its neighbour and ROUGE-L.
     field
-        Top-level key (column) whose text is compared.
+        Key (column) whose text is compared. A path of keys and places leads into a row: messages.0.content.
     against
         Data sets that rows are compared with but that are not written; may be given several times.
     overwrite
