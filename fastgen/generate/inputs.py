@@ -171,10 +171,15 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
     method = method_of(options, replace(inputs, template=_ANY_TEMPLATE) if entry.needs_template else inputs)
     if not entry.is_own:
         rehearse(method)
+    _check_roles(options, method)
+    return inputs
+
+
+def _check_roles(options: Options, method: Method) -> None:
+    """:raises InputError: servers are named for a role that the method does not have."""
     for name, own in options.server.roles().items():
         if name not in method.roles:
             raise InputError(f"{own.flag('model')}: {method.name} has the roles {', '.join(method.roles)}")
-    return inputs
 
 
 def _warn_of_languages(inputs: Inputs) -> None:
