@@ -482,7 +482,7 @@ def evaluate(
         tell("interrupted; every answer so far is kept, and the same command resumes")
         return INTERRUPTED
     if json and compare is None and output is not None:
-        result = (output / SCORES).read_text(encoding="utf-8").rstrip()
+        result = _read_json(output / SCORES)
     put(result)
     return 0
 
@@ -518,13 +518,20 @@ def _compare(
                 cache_dir=cache_dir(),
                 api_key=key,
             )
-        return (output / GRADES_FILE).read_text(encoding="utf-8").rstrip() if json and said is not None else said
+        return _read_json(output / GRADES_FILE) if json and said is not None else said
     if judge.judge_base_url:
         raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
     found = compare(a, b)
     if output is not None:
         write_comparison(output, found)
     return as_json(asdict(found), indent=2) if json else str(found)
+
+
+def _read_json(path: Path) -> str:
+    """A file that fastgen has just written, as JSON that may be shown."""
+    import orjson
+
+    return as_json(orjson.loads(path.read_bytes()), indent=2)
 
 
 def tune(

@@ -67,7 +67,7 @@ class JobOptions:
     quiet: Annotated[bool, Parameter(group=_DISPLAY)] = False
     """Print only errors and the last line."""
     log_json: Annotated[bool, Parameter(group=_DISPLAY)] = False
-    """Write progress and events as JSON lines on standard error."""
+    """Write progress and events as JSON lines on standard error, and the estimate of --dry-run as JSON."""
     log_file: Annotated[Path | None, Parameter(group=_DISPLAY)] = None
     """Also append events, and progress now and then, to this file."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=_DISPLAY)] = "info"

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from fastgen.telemetry.progress import (
     duration,
     json_event,
 )
-from fastgen.text import printable
+from fastgen.text import as_json, printable
 
 
 def run(place: Place, options: Options) -> int:
@@ -177,7 +177,9 @@ def _dry_run(place: Place, options: Options) -> int:
         hit_rate = folder.saved_counts().server.get("prefix_cache_hit_rate")
     load = Load(hub.mean_latencies_s(), max(in_flight))
     expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, _prices(options), load)
-    put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
+    figures = asdict(expected) | {"in_flight": outcome.concurrency, "prefix_cache_hit_rate": hit_rate}
+    text = render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate)
+    put(as_json(figures, indent=2) if job.log_json else text)
     return 0
 
 
