@@ -9,7 +9,7 @@ from fastgen.telemetry.figures import Rates, Sample, StageSample
 from tests.export_help import Task, make_run, numbered
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
-MODEL = f"a/model {HOSTILE} \u202e"
+MODEL = f"a/{'long' * 40} {HOSTILE} \u202e"
 SAMPLE = Sample(
     time_s=1e9,
     window_s=5.0,

@@ -52,17 +52,16 @@ def _tell_end(outcome: Outcome, place: Place, options: Options) -> None:
     if options.job.log_json:
         tell(json_event("summary", run_dir=str(place.run_dir), **summary(outcome, prices)).rstrip("\n"))
         return
-    next_command = f"write them out with: fastgen export --run-dir {place.run_dir} --output FILE"
-    ended = f"{outcome.complete} instructions complete in {place.run_dir}; {next_command}"
+    ended = f"{outcome.complete:,} instructions complete in {place.run_dir}"
     if outcome.used_up is not None:
-        of = f"{outcome.complete} of {outcome.target} instructions complete in {place.run_dir}"
-        ended = f"{outcome.used_up}: {of}; {next_command}"
+        ended = (
+            f"{outcome.used_up}: {outcome.complete:,} of {outcome.target:,} instructions complete in {place.run_dir}"
+        )
     if outcome.ended_by is not None:
         lower = "the same command with a lower figure (0: none)"
-        ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target}\n{ended}"
+        ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target:,}\n{ended}"
     if not options.job.quiet:
-        look = f"  to read   fastgen report --run-dir {place.run_dir} --output report.html"
-        ended = f"{render_summary(outcome, prices)}\n{look}\n{ended}"
+        ended = f"{render_summary(outcome, prices, place.run_dir)}\n{ended}"
     tell(ended)
 
 
@@ -96,8 +95,8 @@ def summary(outcome: Outcome, prices: Prices | None) -> dict[str, Any]:
     }
 
 
-def render_summary(outcome: Outcome, prices: Prices | None) -> str:
-    """The figures of `summary` for people, as lines of text that begin with two spaces."""
+def render_summary(outcome: Outcome, prices: Prices | None, run_dir: Path) -> str:
+    """The figures of `summary` and the next commands for people, as lines of text that begin with two spaces."""
     ledger, rows = outcome.ledger, outcome.complete
     rejected = ledger.rejected.total()
     unfinished = "".join(
@@ -119,7 +118,9 @@ def render_summary(outcome: Outcome, prices: Prices | None) -> str:
         lines["cost"] = f"{f'{cost:,.2f}' if cost >= 1 else f'{cost:.3g}'}{each}, every token at full price"
     if outcome.elapsed_s:
         lines = {"time": duration(outcome.elapsed_s)} | lines
-    return "\n".join(f"  {name:<9} {text}" for name, text in lines.items())
+    lines["read it"] = f"fastgen report --run-dir {run_dir} --output report.html"
+    lines["export it"] = f"fastgen export --run-dir {run_dir} --output FILE"
+    return "\n".join(f"  {name:<10} {text}" for name, text in lines.items())
 
 
 def _most_frequent(rejected: Counter[str]) -> str:

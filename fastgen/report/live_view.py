@@ -255,7 +255,10 @@ def _times(sample: Sample | None, *, is_done: bool) -> Iterator[tuple[str, str, 
     """The tiles about time. A dash where nothing was measured."""
     recent = Rates() if sample is None else sample.recent
     left = time_left(recent.eta_s, recent.eta_low_s, recent.eta_high_s)
-    yield "Time left", "done" if is_done else left, "to the target, at the rate of the last minute"
+    if is_done:
+        yield "Time left", "done", "the target is reached"
+    else:
+        yield "Time left", left, "to the target, at the rate of the last minute"
     elapsed = "-" if sample is None else duration(sample.session_s)
     yield "Elapsed", elapsed, "since this session's servers answered"
     rate = "-" if sample is None or (recent.eta_s is None and not is_done) else short(recent.complete_per_min)
@@ -288,7 +291,7 @@ def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, 
         return
     yield "Speed", short(sample.recent.generated_tokens_per_s), f"tokens/s; {generated} generated"
     allowed = "of" if round(sample.in_flight) <= round(sample.concurrency) else "the limit fell to"
-    yield "In flight", short(round(sample.in_flight, 1)), f"{allowed} {sample.concurrency:.0f}"
+    yield "In flight", short(round(sample.in_flight)), f"{allowed} {sample.concurrency:.0f}"
     yield "Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"
     yield "Limited by", sample.limit.value, sample.limit_reason
 

@@ -146,7 +146,8 @@ def test_answers_without_a_text_are_counted(tmp_path: Path) -> None:
     follower = read_all(Follower(path))
     value, note = _tiles(pieces(follower, None, is_running=True)["now"])["Empty answers"]
     empty = follower.ledger.answers["instance.empty"]
-    assert (value, note.split("; ")[1]) == (str(empty), "1 instructions ended without one")
+    assert empty == 1
+    assert (value, note) == ("1", "11.1% of 9 answers; 1 instructions ended without one")
 
 
 def test_before_the_run_begins_the_tab_has_its_name(tmp_path: Path) -> None:
@@ -190,7 +191,9 @@ def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> Non
             page.wait_for_selector("#state:text-is('the run is in progress')")
             assert page.locator("svg.plot").count() >= 9
             assert HOSTILE in page.inner_text("#piece-newest")
-            assert f"Model: a/model {HOSTILE} \\u202e" in page.inner_text("#piece-now")
+            assert f"Model: a/{'long' * 40} {HOSTILE} \\u202e" in page.inner_text("#piece-now")
+            page.set_viewport_size({"width": 400, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
             assert page.title() == "100% - Run run"
             assert page.evaluate("window.hacked") is None
             assert page.locator("img").count() == 0
