@@ -301,6 +301,27 @@ def test_the_command_refuses_a_file_a_run_and_an_unknown_language(tmp_path: Path
     assert not (tmp_path / "x").exists()
 
 
+def _label_rows() -> list[list[str]]:
+    page = (Path(__file__).parents[2] / "docs" / "languages.md").read_text(encoding="utf-8")
+    table = page.partition("| class label | yes, no |\n")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("row", _label_rows(), ids=lambda row: row[0])
+def test_the_labels_that_the_page_lists_are_read(row: list[str]) -> None:
+    _, task, example, given, output, label, answers = row
+    text = f"{task} X\n{example}\n{given} A\n{output} B"
+    (one,) = instance.parse(Completion(text, "stop"), False, DEFAULT).instances
+    assert (text[slice(*one.input)], text[slice(*one.output)]) == ("A", "B")
+    text = f"{label} A\nB\n{label} C\nD"
+    read = instance.parse(Completion(text, "stop"), True, DEFAULT).instances
+    assert [text[slice(*one.output)] for one in read] == ["A", "C"]
+    yes, no = answers.split(", ")
+    assert classification.parse(Completion(yes, "stop"), DEFAULT).value
+    read_no = classification.parse(Completion(no, "stop"), DEFAULT)
+    assert (read_no.value, read_no.unread) == (False, None)
+
+
 # The language that texts are in.
 
 SAMPLES = {
