@@ -166,8 +166,7 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         texts=texts,
         template=_known_template(folder, asked) if begun or asked.pre_query else None,
     )
-    if not begun:
-        _warn_of_languages(inputs)
+    _warn_of_languages(inputs, is_new=not begun)
     method = method_of(options, replace(inputs, template=_ANY_TEMPLATE) if entry.needs_template else inputs)
     if not entry.is_own:
         rehearse(method)
@@ -182,9 +181,9 @@ def _check_roles(options: Options, method: Method) -> None:
             raise InputError(f"{own.flag('model')}: {method.name} has the roles {', '.join(method.roles)}")
 
 
-def _warn_of_languages(inputs: Inputs) -> None:
-    """Warn if demonstrations are in another language than the seeds. Only self-instruct shows any."""
-    if inputs.entry.name == SELF_INSTRUCT and (mixed := language_warning(inputs.seeds, inputs.prompts)):
+def _warn_of_languages(inputs: Inputs, *, is_new: bool) -> None:
+    """Warn of a new run if demonstrations are in another language than the seeds. Only self-instruct shows any."""
+    if is_new and inputs.entry.name == SELF_INSTRUCT and (mixed := language_warning(inputs.seeds, inputs.prompts)):
         log.warning("%s", mixed)
 
 

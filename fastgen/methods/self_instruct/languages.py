@@ -65,25 +65,30 @@ _LETTERS_OF_A_SYLLABLE: Final = 2  # so that a name of a function does not outwe
 _FREQUENT: Final[Mapping[str, frozenset[str]]] = {
     code: frozenset(words.split())
     for code, words in {
-        "en": "the and of to is with for that this from are what how which write explain each you your by my into if "
-        "give one it not there sentence text list between",
-        "de": "der die das und ist ein eine einen einem einer den dem des mit für von zu auf im nicht wie was welche "
-        "welcher schreibe erkläre nenne satz aus sich oder bei deine dein zum zur du bitte sie",
-        "fr": "le la les des et est une un du dans pour avec que qui sur par ce cette au aux écris rédige explique "
-        "donne phrase quel quelle ou pas son sont plus deux votre",
-        "es": "el la los las y es una un del para con que por en como qué cuál escribe explica al este esta se su "
-        "sus dos frase oración lista más si sobre da",
-        "pt": "o a os as e é uma um do da dos das para com que por em como qual escreva explique ao este esta não "
-        "frase duas lista mais sobre no na",
-        "it": "il lo la gli le e è una un del della dei delle per con che di come quale scrivi spiega al nel nella "
-        "questo questa frase due elenco più non sono",
-        "nl": "de het een en is van voor met dat in op te hoe wat welke schrijf geef leg uit zin niet zijn deze dit "
-        "naar door je of tussen",
-        "pl": "w i na z do jest się nie że jak który która napisz wyjaśnij podaj dla o oraz zdanie jest co tego tym "
-        "po czy lub",
-        "sv": "och att är en ett som för med på av till den det inte hur vad vilken skriv förklara ge mening från "
-        "om eller mellan i",
-        "tr": "ve bir bu için ile nedir hangi yaz cümle olan olarak ne mi da de listele veya daha metni",
+        "en": "the and of to is with for that this from are what how which write explain each you your by my "
+        "into if give one it not there sentence text list between translate summarize rewrite make",
+        "de": "der die das und ist ein eine einen einem einer den dem des mit für von zu auf im nicht wie was "
+        "welche welcher schreibe erkläre nenne satz aus sich oder bei deine dein zum zur du bitte sie "
+        "übersetze fasse berechne ordne welches text",
+        "fr": "le la les des et est une un du dans pour avec que qui sur par ce cette au aux écris rédige "
+        "explique donne phrase quel quelle ou pas son sont plus deux votre traduis traduisez résume "
+        "classe écrivez texte anglais français",
+        "es": "el la los las y es una un del para con que por en como qué cuál escribe explica al este esta se "
+        "su sus dos frase oración lista más si sobre da traduce resume clasifica enumera calcula texto "
+        "inglés español",
+        "pt": "o a os as e é uma um do da dos das para com que por em como qual escreva explique ao este esta "
+        "não frase duas lista mais sobre no na traduza resuma classifique calcule texto inglês português",
+        "it": "il lo la gli le e è una un del della dei delle per con che di come quale scrivi spiega al nel "
+        "nella questo questa frase due elenco più non sono traduci riassumi classifica calcola testo "
+        "inglese italiano",
+        "nl": "de het een en is van voor met dat in op te hoe wat welke schrijf geef leg uit zin niet zijn deze "
+        "dit naar door je of tussen vertaal noem vat tekst engels nederlands",
+        "pl": "w i na z do jest się nie że jak który która napisz wyjaśnij podaj dla o oraz zdanie co tego tym "
+        "po czy lub przetłumacz wymień opisz tekst angielski",
+        "sv": "och att är en ett som för med på av till den det inte hur vad vilken skriv förklara ge mening "
+        "från om eller mellan i översätt nämn sammanfatta texten engelska",
+        "tr": "ve bir bu için ile nedir hangi yaz cümle olan olarak ne mi da de listele veya daha metni çevir "
+        "özetle cümleyi ingilizceye",
     }.items()
 }
 _WORD: Final = re.compile(r"[^\W\d_]+")
@@ -119,7 +124,7 @@ def language_warning(seeds: Iterable[SeedTask], prompts: PromptSet) -> str | Non
     if not others:
         return None
     languages = " and ".join(sorted({NAMES[code] for code in others.values() if code}))
-    remedy = f"write them with 'fastgen prompts init DIR --language {wanted}'"
+    remedy = f"write {NAMES[wanted]} ones with 'fastgen prompts init DIR --language {wanted}'"
     if not is_complete_in(wanted):
         flag = f" --language {wanted}" if wanted in get_args(PromptLanguage) else ""
         remedy = f"write English ones with 'fastgen prompts init DIR{flag}' and translate them"
