@@ -22,7 +22,7 @@ from cyclopts import App, Parameter
 from fastgen import __version__
 from fastgen.cli import commands
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
-from fastgen.generate.options import OPTIONS_OF_EARLIER_RUNS, preset_values
+from fastgen.generate.options import OPTIONS_OF_EARLIER_RUNS, Options, preset_values
 from fastgen.methods.catalogue import SELF_INSTRUCT
 from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, SAMPLING_PRESETS, Rules
 from fastgen.similarity.options import SimilarityOptions
@@ -31,6 +31,8 @@ from fastgen.text import printable
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
+
+    from fastgen.generate.run import Place
 
 
 _HELP = """Instruction-tuning data at the speed of the server. A language model writes instructions and answers by a
@@ -55,7 +57,15 @@ embedded_app = App(name="embedded", help="The small CPU server that fastgen can 
 app.command(seeds_app)
 app.command(embedded_app)
 for command in (
-    *(commands.generate, commands.methods, commands.status, commands.refilter, commands.audit, commands.export),
+    *(
+        commands.generate,
+        commands.methods,
+        commands.status,
+        commands.runs,
+        commands.refilter,
+        commands.audit,
+        commands.export,
+    ),
     *(commands.dedup, commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
 ):
     app.command(command)
@@ -116,6 +126,19 @@ def _carry_out(argv: Sequence[str] | None) -> int:
 def _fail(message: str, exit_code: int) -> int:
     tell(f"fastgen: {printable(message)}")
     return exit_code
+
+
+def asked_of_generate(arguments: Sequence[str]) -> tuple[Place, Options]:
+    """Where and with which options ``fastgen generate`` with these arguments would run. Nothing is started.
+
+    :raises InputError: as the command.
+    """
+    try:
+        _, bound, _ = app.parse_args(["generate", *arguments], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    options = bound.arguments.get("options", Options())
+    return commands.place_of(bound.arguments["run_dir"], options), options
 
 
 # -- standard streams --------------------------------------------------------------------------------------------------
