@@ -19,6 +19,7 @@ import json
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
@@ -399,10 +400,11 @@ def _arguments(flag: str, value: Any) -> Iterator[str]:
         else:
             for name, one in value.items():
                 yield from _arguments(f"{flag}.{str(name).replace('_', '-')}", one)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield from (f"{flag}={one}" for one in value)
+    elif isinstance(value, Sequence | AbstractSet) and not isinstance(value, str):
+        for one in value:
+            yield from _arguments(flag, one)
     else:
-        yield f"{flag}={value}"
+        yield f"{flag}={value.expanduser() if isinstance(value, Path) else value}"
 
 
 def _check_names(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

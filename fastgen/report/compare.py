@@ -7,7 +7,8 @@ settings that differ are listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _page(found: Comparison) -> str:
     lengths, novelty = list(_length_charts(names, figures)), list(_novelty_charts(names, found))
     settings = [(name.replace("_", " "), *(_setting(value) for value in both)) for name, both in found.differences()]
     body = [
-        render("compared_counts", names, list(_count_rows(sides)), [_growth(names, figures)]),
+        render("compared_counts", names, list(_count_rows(sides)), list(_growth(names, figures))),
         render("compared_rejections", names, list(_rejection_rows(sides))),
         render("compared_charts", "lengths", "How long they are", "Words between whitespace.", lengths),
         render("compared_charts", "novelty", "How new they are", "Every kept instruction when it was kept.", novelty),
@@ -232,19 +233,36 @@ def _novelty_charts(names: Sequence[str], found: Comparison) -> Iterator[Chart]:
         yield sections.rouge_chart(name, told_of, label, spread, "instructions", threshold)
 
 
-def _growth(names: Sequence[str], figures: Sequence[RunFigures]) -> Chart:
+def _growth(names: Sequence[str], figures: Sequence[RunFigures]) -> Iterator[Chart]:
+    """Complete instructions over what they took: working time, and generated tokens."""
     longest_s = max(one.timeline.working_s for one in figures)
     unit_s, unit = sections.time_unit(longest_s)
-    times = [longest_s * (i + 1) / _STEPS for i in range(_STEPS)]
-    series = []
-    for number, (name, one) in enumerate(zip(names, figures, strict=True), 1):
-        line, counts = one.timeline, list(accumulate(bin_.complete for bin_ in one.timeline.bins))
-        points = [(at, counts[min(int(at / line.width_s), len(counts) - 1)] if counts else None) for at in times]
-        ended = [(at, count if at <= line.working_s + longest_s / _STEPS else None) for at, count in points]
-        series.append(Line(name, f"series-{number}", [(at / unit_s, count) for at, count in ended]))
+    times = [accumulate(one.timeline.seconds_of(i) / unit_s for i in range(len(one.timeline.bins))) for one in figures]
     told = "How many there are after each stretch of working time."
-    x, y = Axis(f"working time ({unit})"), Axis("instructions")
-    return sections.over_time("Instructions complete", told, series, x, y)
+    yield _over("Complete over time", told, names, figures, times, Axis(f"working time ({unit})"))
+    tokens = [accumulate(bin_.generated_tokens for bin_ in one.timeline.bins) for one in figures]
+    told = "How many there are for the tokens that were generated until then, which is what they cost."
+    yield _over("Complete over tokens", told, names, figures, tokens, Axis("generated tokens"))
+
+
+def _over(
+    title: str,
+    told: str,
+    names: Sequence[str],
+    figures: Sequence[RunFigures],
+    spent: Sequence[Iterable[float]],
+    x: Axis,
+) -> Chart:
+    """A line for each run, at the same places of the axis. It ends where the run does."""
+    taken = [[0.0, *one] for one in spent]
+    step = max(one[-1] for one in taken) / _STEPS
+    series = []
+    for number, (name, one, ends) in enumerate(zip(names, figures, taken, strict=True), 1):
+        counts = [0, *accumulate(bin_.complete for bin_ in one.timeline.bins)]
+        places = (i * step for i in range(_STEPS + 1))
+        points = [(at, counts[bisect_right(ends, at) - 1] if at < ends[-1] + step else None) for at in places]
+        series.append(Line(name, f"series-{number}", points))
+    return sections.over_time(title, told, series, x, Axis("instructions"))
 
 
 def _setting(value: object) -> str:
