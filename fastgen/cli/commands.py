@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from fastgen.text import as_json
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from fastgen.generate.run import Place
     from fastgen.telemetry.progress import Reporter
     from fastgen.tune.folder import BaseModel
 
@@ -58,6 +60,15 @@ def generate(
         0.9).
     """
     from fastgen.generate import session
+
+    return session.run(place_of(run_dir, options), options)
+
+
+def place_of(run_dir: Path, options: Options) -> Place:
+    """Where a run happens, with the keys that its options name.
+
+    :raises InputError: the options ask for no instructions, or a key cannot be read.
+    """
     from fastgen.generate.run import Place, require_target
     from fastgen.generate.serving import Keys
 
@@ -67,8 +78,7 @@ def generate(
         name: api_key(role.api_key_env, role.api_key_file, role.flag("api-key"))
         for name, role in server.roles().items()
     }
-    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_role)
-    return session.run(Place(run_dir, cache_dir(), keys), options)
+    return Place(run_dir, cache_dir(), Keys(api_key(server.api_key_env, server.api_key_file), by_role))
 
 
 def methods(*, json: bool = False) -> int:
@@ -115,6 +125,28 @@ def status(*, run_dir: Path, json: bool = False) -> int:
 
     figures = read(run_dir)
     put(as_json(figures, indent=2) if json else render(figures))
+    return 0
+
+
+def runs(folder: Path, /, *, json: bool = False) -> int:
+    """List the runs in a folder and below it: state, instructions against the target, method, model, age.
+
+    Parameters
+    ----------
+    folder
+        Folder to look through. Logs are not read, so the counts of a run in progress are some seconds old.
+    json
+        Print one JSON object a line instead.
+    """
+    from fastgen.report.runs import render, runs_below
+
+    found = list(runs_below(folder))
+    if not json:
+        put(render(found, folder))
+        return 0
+    now_s = time.time()
+    for one in found:
+        put(as_json(one.as_dict(now_s)))
     return 0
 
 
@@ -345,8 +377,10 @@ def prompts_init(
 
 def report(
     *,
-    run_dir: Path,
-    output: OutputPath,
+    run_dir: Path | None = None,
+    output: OutputPath | None = None,
+    compare: tuple[Path, Path] | None = None,
+    json: bool = False,
     options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Write a run as one HTML page: charts, samples with a search, figures next to the original study's.
@@ -357,14 +391,44 @@ def report(
         Folder of the run, which may be in progress.
     output
         HTML file to write (- is standard output). The page works without a network.
+    compare
+        Instead of one run, two of them side by side: --compare A B.
+    json
+        Of a comparison: print the figures as one JSON object instead of a page.
     """
     from fastgen.report.build import report as write
 
+    if compare is not None:
+        return _compare_runs(compare, run_dir, output, options, json=json)
+    if json:
+        raise InputError("--json: is for --compare; 'fastgen status --json' has the figures of one run")
+    if run_dir is None:
+        raise InputError("--run-dir: name the folder of the run, or two with --compare A B")
+    if output is None:
+        raise InputError("--output: name the HTML file to write")
     done = write(run_dir, output, options)
     notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
         notes.append(f"verbs not counted: {how_to_install('report')}")
     tell(f"{output}: report of {done.complete} instructions{_in_brackets(notes)}")
+    return 0
+
+
+def _compare_runs(
+    runs: tuple[Path, Path], run_dir: Path | None, output: Path | None, options: ReportOptions, *, json: bool
+) -> int:
+    from fastgen.report.compare import Comparison, check_options, write_comparison
+
+    if run_dir is not None:
+        raise InputError("--run-dir: --compare names the runs; leave it out")
+    if json == (output is not None):
+        raise InputError("--output: with --compare, give either a file for the page or --json")
+    if output is None:
+        check_options(options)
+        put(as_json(Comparison(*runs, options).as_dict(), indent=2))
+        return 0
+    write_comparison(*runs, output, options)
+    tell(f"{output}: {runs[0]} and {runs[1]} side by side")
     return 0
 
 

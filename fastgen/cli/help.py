@@ -36,7 +36,8 @@ COMMANDS: Final = (
     Command("Make", "prompts init", "prompts_init", "Write prompts to edit, also in German and Chinese"),
     Command("Make", "refilter", "refilter", "Rebuild a run under other rules, without a server"),
     Command("Look", "status", "status", "Counts, yield and rejections of a run"),
-    Command("Look", "report", "report", "Write one HTML page about a run"),
+    Command("Look", "runs", "runs", "List the runs of a folder"),
+    Command("Look", "report", "report", "Write one HTML page about a run, or compare two"),
     Command("Look", "dashboard", "dashboard", "Show a run as a live page"),
     Command("Look", "audit", "audit", "Check a run's similarity decisions by a full scan"),
     Command("Export", "export", "export", "Write a run's instructions for trainers and the hub"),
@@ -77,7 +78,12 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "prompts init": ("fastgen prompts init prompts --language de",),
     "refilter": ("fastgen refilter --run-dir runs/demo --output runs/strict --threshold 0.6",),
     "status": ("fastgen status --run-dir runs/demo",),
-    "report": ("fastgen report --run-dir runs/demo --output demo.html",),
+    "runs": ("fastgen runs runs",),
+    "report": (
+        "fastgen report --run-dir runs/demo --output demo.html",
+        "# two runs side by side",
+        "fastgen report --compare runs/demo runs/strict --output compared.html",
+    ),
     "dashboard": ("fastgen dashboard --run-dir runs/demo",),
     "audit": ("fastgen audit --run-dir runs/demo",),
     "export": (

@@ -15,14 +15,23 @@ from typing import IO, Final
 
 from fastgen.errors import InputError
 from fastgen.export.card import CardFacts, Figures, write_card
-from fastgen.export.entries import InstanceScores, entries
+from fastgen.export.entries import InstanceScores, entries, machine_entry
 from fastgen.export.hub import connect, upload
 from fastgen.export.method import method_facts
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import FORMATS_WITH_TURNS, INSTRUCTION_FORMATS, FormatSpec, format_spec, rejected_row
+from fastgen.export.rows import (
+    FORMATS_WITH_TURNS,
+    INSTRUCTION_FORMATS,
+    REJECTED_COLUMNS,
+    Feature,
+    FormatSpec,
+    format_spec,
+    rejected_row,
+)
 from fastgen.export.writers import Csv, JsonLines, Row, RowWriter
+from fastgen.store.log import Position, TornTail
 from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
-from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
+from fastgen.store.reader import Finishing, OpenRun, open_run, rejected_instructions, unfinished
 
 CARD: Final = "README.md"
 
@@ -82,10 +91,7 @@ def export(
     else:
         check_output_folder(output, names, [run_dir], overwrite=choice.overwrite)
     run = open_run(run_dir)
-    if choice.min_judge_score is not None and scores is None:
-        raise InputError(
-            f"--min-judge-score: {run_dir} has no judgements; 'fastgen judge --run-dir {run_dir}' makes them"
-        )
+    _check_scores(run, choice, scores)
     hub = None if card.push_to_hub is None else connect(card.push_to_hub)
     job = _Job(run, form, choice, scores)
     if to_file:
@@ -185,6 +191,58 @@ class _Job:
 def spec_of(form: Format, run: OpenRun, choice: ChoiceOptions) -> FormatSpec:
     """How a format of instructions is written for a run, with what the options add to it."""
     return format_spec(form, run, with_reasoning=choice.with_reasoning, for_spreadsheets=choice.for_spreadsheets)
+
+
+def _check_scores(run: OpenRun, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
+    if choice.min_judge_score is not None and scores is None:
+        path = run.folder.path
+        raise InputError(f"--min-judge-score: {path} has no judgements; 'fastgen judge --run-dir {path}' makes them")
+
+
+def rows_of(
+    run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None = None
+) -> tuple[Mapping[str, Feature], Iterator[Row]]:
+    """The columns and the rows of a format, as they are written, in the order of the run. Nothing is shuffled.
+
+    :raises InputError: options that do not fit the format, or there are no judgements to choose by.
+    """
+    choice.check_format(form)
+    _check_scores(run, choice, scores)
+    if form == "rejected":
+        rejected = rejected_instructions(run.folder.whole_commits(), run)
+        return REJECTED_COLUMNS, (rejected_row(one, run.seeds) for one in rejected)
+    spec = spec_of(form, run, choice)
+    found = entries(run, choice, scores)
+    return spec.columns, (row for entry in found for row in spec.rows(entry, run, choice.seed))
+
+
+class RowsWhileWritten:
+    """The rows of a run that is being written, in the order of the run. Each `read` goes on where the last one ended.
+
+    :raises InputError: options that do not fit the format.
+    """
+
+    def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions) -> None:
+        choice.check_format(form)
+        self._run = run
+        self._choice = choice
+        self._spec = spec_of(form, run, choice)
+        self._finishing = Finishing(run)
+        self._position: Position | None = None
+
+    def read(self) -> Iterator[Row]:
+        """The rows that the log has now and that no earlier call has read. Read them to the end.
+
+        :raises DamagedLogError: the run's log is damaged.
+        """
+        for item in self._run.folder.commits(self._position):
+            if isinstance(item, TornTail):  # a line that is being written
+                return
+            commit, self._position = item
+            finished = self._finishing.add(commit)
+            entry = finished and machine_entry(finished, self._run, self._choice, None)
+            if entry:
+                yield from self._spec.rows(entry, self._run, self._choice.seed)
 
 
 def _file_names(form: Format, choice: ChoiceOptions) -> dict[str, str]:

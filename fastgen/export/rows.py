@@ -227,6 +227,12 @@ class FormatSpec:
 
 _FLAT: Final[dict[str, Feature]] = {"instruction": "string", "input": "string", "output": "string"}
 _NEIGHBOUR: Final[Feature] = {"id": "string", "rouge_l": "float64"}
+REJECTED_COLUMNS: Final[Mapping[str, Feature]] = {
+    "instruction": "string",
+    "rule": "string",
+    "neighbour": _NEIGHBOUR,
+    "request_id": "int64",
+}
 PARQUET_COLUMNS: Final = {  # pyarrow's names of the types, with ? where a value may be missing
     "id": "string",
     "instance": "int64",

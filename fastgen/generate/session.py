@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastgen.errors import INTERRUPTED
 from fastgen.generate.dry_run import PROBE_INSTRUCTIONS, Load, Prices, estimate, render
 from fastgen.generate.options import Options
 from fastgen.generate.run import Outcome, Place, generate
-from fastgen.generate.runtime import Stopper, return_large_blocks, until_stopped
+from fastgen.generate.runtime import Stopper, by_signals, return_large_blocks, until_stopped
 from fastgen.methods.self_instruct.prompts import FILES
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
@@ -148,7 +148,7 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        return uvloop.run(_generate(place, options, GuardedReporter(shown, is_logged=True), hub))
+        return uvloop.run(until_ended(place, options, GuardedReporter(shown, is_logged=True), hub))
     finally:
         shown.close()
         for handler in handlers:
@@ -203,9 +203,20 @@ async def _dashboard(place: Place, options: Options, reporter: Reporter, hub: Me
         yield
 
 
-async def _generate(place: Place, options: Options, reporter: Reporter, hub: MetricsHub) -> Outcome | None:
+async def until_ended(
+    place: Place,
+    options: Options,
+    reporter: Reporter,
+    hub: MetricsHub,
+    stopped: Callable[[Stopper], None] = by_signals,
+) -> Outcome | None:
+    """Run in this event loop to the end, or until ``stopped``. Returns ``None`` if the user cancelled it.
+
+    :raises FastgenError: as `fastgen.generate.run.generate`.
+    """
+
     async def work(stopper: Stopper) -> Outcome:
         async with _dashboard(place, options, reporter, hub):
             return await generate(place, options, reporter, stopper, hub=hub)
 
-    return await until_stopped(work, reporter)
+    return await until_stopped(work, reporter, stopped)

@@ -113,7 +113,7 @@ def test_csv_reads_back_as_the_same_texts(tmp_path: Path) -> None:
     assert [row["output"] for row in found] == list(CELLS)
     assert [*found[0]] == ["instruction", "input", "output"]
     content = (tmp_path / "data.csv").read_bytes()
-    assert content.startswith(b"instruction,input,output\r\n"Copy cell 0 as it is, please.",,=1+1\r\n")
+    assert content.startswith(b'instruction,input,output\r\n"Copy cell 0 as it is, please.",,=1+1\r\n')
     assert b',"say ""hi"", then go"\r\n' in content
 
 
