@@ -1,8 +1,8 @@
 """What the site's build adds to MkDocs: links that leave ``docs/`` work there too.
 
 A link such as ``../benchmarks/README.md`` is right in a clone and on a code host, but a site has only what is in
-``docs/``. Each file of the repository that a page links to becomes a page of the site, under ``repository/``. Markdown is
-rendered, and everything else is shown as code. Links between such pages lead to their pages on the site.
+``docs/``. Each file of the repository that a page links to becomes a page of the site, under ``repository/``. Markdown
+is rendered, and everything else is shown as code. Links between such pages lead to their pages on the site.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def name_of(page: Path) -> str:
 
 
 def shell_blocks(page: Path) -> Iterator[tuple[int, str]]:
-    """The line of each block of shell commands, and its text. Blocks of other languages, and of output, are left out."""
+    """The line of each block of shell commands, and its text. Blocks of other languages are left out."""
     text = page.read_text(encoding="utf-8")
     for match in _FENCE.finditer(text):
         if match[3].strip() in SHELL_LANGUAGES:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from cyclopts import App, Argument
+from cyclopts import App, Argument, Group
 
 from fastgen.cli.app import app
 from tests.docs.pages import DOCS
@@ -17,8 +17,8 @@ from tests.docs.pages import DOCS
 PAGE: Final = DOCS / "flags.md"
 HEAD: Final = """# Flags
 
-Every command and every flag, with its default. `fastgen COMMAND --help` shows the same text. `fastgen generate` also reads these
-names from a TOML file (`--config`), with underscores: `num_instructions = 1000`.
+Every command and every flag, with its default. `fastgen COMMAND --help` shows the same text. `fastgen generate` also
+reads these names from a TOML file (`--config`), with underscores: `num_instructions = 1000`.
 
 A flag that is switched on by its name is switched off by `--no-` and the name.
 
@@ -54,7 +54,11 @@ def _section(name: str, one: App) -> Iterator[str]:
 
 
 def _group(argument: Argument) -> str:
-    return next((group.name for group in argument.parameter.group or () if not isinstance(group, str)), "")
+    match argument.parameter.group:
+        case (Group() as group, *_):
+            return group.name
+        case _:
+            return ""
 
 
 def _row(argument: Argument) -> str:

@@ -57,7 +57,9 @@ def test_the_reference_of_types_is_made_from_the_docstrings(site: Path) -> None:
 
 
 def test_no_page_loads_anything_from_another_site(site: Path) -> None:
-    loading = re.compile(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//|<link[^>]*stylesheet[^>]*href="(?:https?:)?//')
+    loading = re.compile(
+        r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//|<link[^>]*stylesheet[^>]*href="(?:https?:)?//'
+    )
     loads = {page.name: found[0] for page in site.rglob("*.html") if (found := loading.search(page.read_text("utf-8")))}
     assert not loads
 
