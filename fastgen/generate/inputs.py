@@ -326,7 +326,7 @@ def _seeds_of_dataset(path: Path) -> bytes:
         for text, row in zip(rows.texts, data, strict=True):
             given, wanted = (value if isinstance(value := row.get(name), str) else "" for name in ("input", "output"))
             instance = {"input": given, "output": wanted.strip() or "-"}
-            tasks.setdefault(text, {"id": f"row_{len(tasks)}", "name": "", FIELD: text, "instances": [instance]})
+            tasks.setdefault(text, {"id": f"row_{len(tasks)}", FIELD: text, "instances": [instance]})
     return b"".join(orjson.dumps(task | {"is_classification": False}) + b"\n" for task in tasks.values())
 
 
