@@ -27,6 +27,9 @@ from fastgen.text import printable
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
 
+    from fastgen.generate.options import Options
+    from fastgen.generate.run import Place
+
 
 def _version() -> str:
     from fastgen.doctor import installation
@@ -49,6 +52,7 @@ _GROUPS = {
     name: App(name=name, help=what, help_flags=HELP_FLAGS, help_formatter=HelpPage(name))
     for name, what in {
         "seeds": "Check seed tasks.",
+        "prompts": "Write the prompts of self-instruct into a folder, to edit them.",
         "embedded": "The small CPU server that fastgen can set up: show it, remove it.",
     }.items()
 }
@@ -123,6 +127,22 @@ def _carry_out(argv: Sequence[str] | None) -> int:
 def _fail(message: str, exit_code: int) -> int:
     tell(f"fastgen: {printable(message)}")
     return exit_code
+
+
+def asked_of_generate(arguments: Sequence[str]) -> tuple[Place, Options]:
+    """Where and with which options ``fastgen generate`` with these arguments would run. Nothing is started.
+
+    :raises InputError: as the command.
+    """
+    from fastgen.cli.commands import place_of
+    from fastgen.generate.options import Options
+
+    try:
+        _, bound, _ = app.parse_args(["generate", *arguments], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    options = bound.arguments.get("options", Options())
+    return place_of(bound.arguments["run_dir"], options), options
 
 
 # -- standard streams --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelO
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.generate.options import JOB, MAX_PORT, AskSpeed, Options, RefilterOptions
 from fastgen.judge.options import JudgeOptions, ScopeOptions
+from fastgen.methods.self_instruct.prompts import PromptLanguage
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import put, tell
@@ -30,6 +32,7 @@ from fastgen.text import as_json
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from fastgen.generate.run import Place
     from fastgen.telemetry.progress import Reporter
     from fastgen.tune.folder import BaseModel
 
@@ -57,6 +60,15 @@ def generate(
         0.9).
     """
     from fastgen.generate import session
+
+    return session.run(place_of(run_dir, options), options)
+
+
+def place_of(run_dir: Path, options: Options) -> Place:
+    """Where a run happens, with the keys that its options name.
+
+    :raises InputError: the options ask for no instructions, or a key cannot be read.
+    """
     from fastgen.generate.run import Place, require_target
     from fastgen.generate.serving import Keys
 
@@ -66,8 +78,7 @@ def generate(
         name: api_key(role.api_key_env, role.api_key_file, role.flag("api-key"))
         for name, role in server.roles().items()
     }
-    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_role)
-    return session.run(Place(run_dir, cache_dir(), keys), options)
+    return Place(run_dir, cache_dir(), Keys(api_key(server.api_key_env, server.api_key_file), by_role))
 
 
 def methods(*, json: bool = False) -> int:
@@ -114,6 +125,28 @@ def status(*, run_dir: Path, json: bool = False) -> int:
 
     figures = read(run_dir)
     put(as_json(figures, indent=2) if json else render(figures))
+    return 0
+
+
+def runs(folder: Path, /, *, json: bool = False) -> int:
+    """List the runs in a folder and below it: state, instructions against the target, method, model, age.
+
+    Parameters
+    ----------
+    folder
+        Folder to look through. Logs are not read, so the counts of a run in progress are some seconds old.
+    json
+        Print one JSON object a line instead.
+    """
+    from fastgen.report.runs import render, runs_below
+
+    found = list(runs_below(folder))
+    if not json:
+        put(render(found, folder))
+        return 0
+    now_s = time.time()
+    for one in found:
+        put(as_json(one.as_dict(now_s)))
     return 0
 
 
@@ -203,7 +236,8 @@ def export(
     format
         raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
         a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
-        JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
+        JSON array; messages: chats; sharegpt: chats as one JSON array of from and value; prompt-completion: the paper's
+        templates, shuffled; parquet: flat, with provenance; csv: the flat ones as a table.
     json
         Also print the figures, as one JSON object.
     """
@@ -223,6 +257,8 @@ def export(
         )
     if json:
         put(as_json({"output": str(output), "format": format, **asdict(done)}, indent=2))
+    if done.formulas and not choice.for_spreadsheets:
+        notes.append(f"{done.formulas} cells begin like a formula; --for-spreadsheets guards them")
     tell(f"{sum(done.rows.values())} rows{by_split} written to {output}{_in_brackets(notes)}")
     if done.url is not None:
         tell(f"uploaded to {done.url}")
@@ -257,7 +293,7 @@ def dedup(
     rejected
         File for the others, each with its neighbour and ROUGE-L.
     field
-        Top-level key (column) whose text is compared.
+        Key (column) whose text is compared. A path of keys and places leads into a row: messages.0.content.
     against
         Data sets that rows are compared with but that are not written; may be given several times.
     overwrite
@@ -279,7 +315,14 @@ def dedup(
     return 0
 
 
-def check(file: Path, /, *, preset: Literal["default", "paper"] = "default", json: bool = False) -> int:
+def check(
+    file: Path,
+    /,
+    *,
+    preset: Literal["default", "paper"] = "default",
+    prompts: Path | None = None,
+    json: bool = False,
+) -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
 
     Parameters
@@ -288,13 +331,44 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default", jso
         Seed tasks as JSON lines.
     preset
         Preset of the run that the seeds are for. Its rules count the words and say what the filters would reject.
+    prompts
+        Folder of the run's own prompts, which should be in the language of the seeds.
     json
         Print one JSON object instead.
     """
     from fastgen.methods.self_instruct.seeds import check_seed_tasks
 
-    found = check_seed_tasks(file, preset)
+    found = check_seed_tasks(file, preset, prompts)
     put(as_json(asdict(found) | {"path": str(file)}, indent=2) if json else str(found))
+    return 0
+
+
+def prompts_init(
+    directory: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    language: PromptLanguage = "en",
+    overwrite: bool = False,
+) -> int:
+    """Write the prompt templates and demonstrations of self-instruct into a folder, to edit and give as --prompts.
+
+    Parameters
+    ----------
+    directory
+        New or empty folder.
+    language
+        Language of the files. German (de) and Chinese (zh) are complete. French (fr) and Spanish (es) are written in
+        English, with the words to use in a translation.
+    overwrite
+        Write into a folder that has files, and replace those of the same names.
+    """
+    from fastgen.methods.self_instruct.prompts import is_complete_in, starting_files
+    from fastgen.store.output import write_folder
+
+    found = starting_files(language)
+    write_folder("DIR", directory, found, overwrite=overwrite)
+    todo = "edit them" if is_complete_in(language) else "translate them (the first lines of the .toml files say how)"
+    tell(f"{directory}: {', '.join(found)} written; {todo}, then: fastgen generate --prompts {directory} ...")
     return 0
 
 
@@ -303,8 +377,10 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default", jso
 
 def report(
     *,
-    run_dir: Path,
-    output: OutputPath,
+    run_dir: Path | None = None,
+    output: OutputPath | None = None,
+    compare: tuple[Path, Path] | None = None,
+    json: bool = False,
     options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Write a run as one HTML page: charts, samples with a search, figures next to the original study's.
@@ -315,14 +391,44 @@ def report(
         Folder of the run, which may be in progress.
     output
         HTML file to write (- is standard output). The page works without a network.
+    compare
+        Instead of one run, two of them side by side: --compare A B.
+    json
+        Of a comparison: print the figures as one JSON object instead of a page.
     """
     from fastgen.report.build import report as write
 
+    if compare is not None:
+        return _compare_runs(compare, run_dir, output, options, json=json)
+    if json:
+        raise InputError("--json: is for --compare; 'fastgen status --json' has the figures of one run")
+    if run_dir is None:
+        raise InputError("--run-dir: name the folder of the run, or two with --compare A B")
+    if output is None:
+        raise InputError("--output: name the HTML file to write")
     done = write(run_dir, output, options)
     notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
         notes.append(f"verbs not counted: {how_to_install('report')}")
     tell(f"{output}: report of {done.complete} instructions{_in_brackets(notes)}")
+    return 0
+
+
+def _compare_runs(
+    runs: tuple[Path, Path], run_dir: Path | None, output: Path | None, options: ReportOptions, *, json: bool
+) -> int:
+    from fastgen.report.compare import Comparison, check_options, write_comparison
+
+    if run_dir is not None:
+        raise InputError("--run-dir: --compare names the runs; leave it out")
+    if json == (output is not None):
+        raise InputError("--output: with --compare, give either a file for the page or --json")
+    if output is None:
+        check_options(options)
+        put(as_json(Comparison(*runs, options).as_dict(), indent=2))
+        return 0
+    write_comparison(*runs, output, options)
+    tell(f"{output}: {runs[0]} and {runs[1]} side by side")
     return 0
 
 

@@ -88,9 +88,9 @@ class JobOptions:
     dashboard_port: Annotated[int, Parameter(group=_DISPLAY)] = 8642
     """Port of --dashboard (0: any free port)."""
     price_in: float | None = None
-    """Price of a million tokens read, for --dry-run."""
+    """Price of a million tokens read, for --dry-run and for the summary at the end."""
     price_out: float | None = None
-    """Price of a million tokens generated, for --dry-run."""
+    """Price of a million tokens generated, for the same."""
 
     def __post_init__(self) -> None:
         at_least("--num-instructions", self.num_instructions, 0)

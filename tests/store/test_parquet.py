@@ -53,6 +53,25 @@ def run_parquet(job: Job, **more: Any) -> Counts:
     return dedup(names[0], names[1], names[2], similarity(), QuietReporter(), **more)
 
 
+def test_a_path_leads_to_a_text_within_a_parquet_row(job: Job) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    chats = [[{"role": "user", "content": t}, {"role": "assistant", "content": "Yes."}] for t in make_texts(60)]
+    pq.write_table(pa.table({"id": range(60), "messages": chats}), job.folder / "in.parquet")
+    job.source.write_bytes(b"".join(orjson.dumps({"messages": chat}) + b"\n" for chat in chats))
+    counts = run_parquet(job, field="messages.0.content")
+    assert counts == job.run(field="messages.0.content")
+    assert 0 < counts.kept < 60
+    assert pq.read_table(job.folder / "kept.parquet").column_names == ["id", "messages"]
+    for field, named in {
+        "messages.0.text": "missing; name the field",
+        "messages.content": "missing; name the field",
+        "messages.0": "not of text",
+        "nothing.0": "missing; name the field that holds the text (there: id, messages)",
+        "messages.2.content": ":1: messages.2.content: missing in this row",
+    }.items():
+        refused(lambda field=field: run_parquet(job, field=field, overwrite=True), named)
+
+
 def test_parquet_rows_come_out_whole_and_decided_like_json_lines(job: Job) -> None:
     table = write_parquet(job.folder / "in.parquet", 2000)
     pq = pytest.importorskip("pyarrow.parquet")
