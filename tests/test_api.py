@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -378,3 +380,19 @@ def test_importing_fastgen_loads_nothing_and_generate_stays_the_function() -> No
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_examples_of_the_page_run_one_after_the_other(server: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 9
+    program = "\n".join(blocks).replace("http://127.0.0.1:8000/v1", server)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("done 30 test-model-base\n")
+    assert "generate() has no keyword 'num_instruction'; did you mean num_instructions?\n" in done.stdout
+    assert "runs/demo done\n" in done.stdout
+    assert (tmp_path / "demo.json").is_file()
