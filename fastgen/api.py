@@ -540,6 +540,8 @@ class _InCallersThread(_Work):
             self.stop()
             with contextlib.suppress(KeyboardInterrupt):
                 self.look(None)
+        if self.is_begun:
+            self._thread.join()
         self._display.close()
 
 
@@ -578,6 +580,7 @@ class _BesideALoop(_Work):
                 await self._over.wait()
             except asyncio.CancelledError as error:
                 cancelled = error
+        self._thread.join()  # which is at its end
         self._display.close()
         if cancelled is not None:
             raise cancelled
