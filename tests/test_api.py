@@ -141,6 +141,26 @@ def test_a_resume_takes_what_is_not_given_from_the_run(server: str, tmp_path: Pa
         fastgen.generate(tmp_path / "run", num_instructions=12, seed=4, progress=False)
 
 
+def test_a_run_that_ends_by_a_rule_says_which(server: str, tmp_path: Path) -> None:
+    run = fastgen.generate(
+        tmp_path / "run",
+        base_url=server,
+        num_instructions=MANY,
+        stop_when_yield_below=900.0,
+        yield_window=20,
+        progress=False,
+    )
+    assert run.ended_by is not None
+    assert "--stop-when-yield-below" in run.ended_by
+    assert run.state == "resumable"
+
+
+def test_a_configuration_file_is_a_keyword_and_other_keywords_win(server: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'base_url = ["{server}"]\nnum_instructions = 3\nseed = 4\n')
+    run = fastgen.generate(tmp_path / "run", config=tmp_path / "run.toml", seed=5, progress=False)
+    assert (run.counts.complete, run.configuration["seed"]) == (3, 5)
+
+
 def test_an_error_of_the_callers_function_drains_the_run_and_is_raised(server: str, tmp_path: Path) -> None:
     def fail(_: Progress) -> None:
         raise RuntimeError("mine")
@@ -344,6 +364,16 @@ def test_a_missing_library_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(InputError, match=rf"{call}: needs {library}.*pip install 'fastgen\[data\]'"):
         getattr(run, call)()
+
+
+@pytest.mark.parametrize("name", ["self-instruct", *OTHER_METHODS])
+def test_the_counts_are_those_of_the_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run"
+    run = Run(make_run(path, numbered(4)) if name == "self-instruct" else make_method_run(path, name))
+    assert run.counts.instances == len(list(run.rows()))
+    assert run.counts.complete == len({row["id"] for row in run.rows()})
+    (path / "ledger.json").unlink()  # of a run that was copied without it
+    assert run.counts.instances == len(list(run.rows()))
 
 
 def test_two_runs_are_compared(run: Run, tmp_path: Path) -> None:
