@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.export.options import digest
 from fastgen.store.output import json_line
 
@@ -145,7 +145,7 @@ class Csv(JsonLines):
 
 
 class Parquet:
-    """Rows of the given columns, through pyarrow (``pip install 'fastgen[parquet]'``), compressed with zstd.
+    """Rows of the given columns, through pyarrow (the extra ``parquet``), compressed with zstd.
 
     The schema depends on nothing else, so files of several runs make one data set. A row group holds `GROUP_ROWS` rows
     or about `GROUP_CHARACTERS` of text.
@@ -168,7 +168,7 @@ class Parquet:
             from pyarrow.parquet import ParquetWriter
         except ModuleNotFoundError:
             raise InputError(
-                "--format parquet: needs pyarrow, which is not installed: pip install 'fastgen[parquet]'"
+                f"--format parquet: needs pyarrow, which is not installed: {how_to_install('parquet')}"
             ) from None
         self._pa = pa
         message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])

@@ -1,4 +1,4 @@
-"""Parquet data sets as streams of row batches, through pyarrow (``pip install 'fastgen[parquet]'``).
+"""Parquet data sets as streams of row batches, through pyarrow (the extra ``parquet``).
 
 A separate module, since importing it needs pyarrow. Use `fastgen.store.tables.open_table`.
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.store.files import disk_errors
 from fastgen.store.tables import BATCH_ROWS, MISSING, Rejected, Rows, check_text, sync_file, value_at
 
@@ -26,7 +26,7 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError:
-    raise InputError("Parquet needs pyarrow, which is not installed: pip install 'fastgen[parquet]'") from None
+    raise InputError(f"Parquet needs pyarrow, which is not installed: {how_to_install('parquet')}") from None
 
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 64 << 20

@@ -1,6 +1,6 @@
 """The probe of each step before a run, against every kind of model, and the sampling that models come with.
 
-``python -m tests.generate.test_probe`` writes the tables of docs/models.md anew.
+``python -m tests.generate.test_probe`` writes the tables of docs/development/probe.md anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastgen.simulator.server import FaultServer, in_a_thread
 from fastgen.store.run_folder import RunFolder
 from tests.command_help import Said, fastgen
 
-DOCS: Final = Path(__file__).parents[2] / "docs" / "models.md"
+DOCS: Final = Path(__file__).parents[2] / "docs" / "development" / "probe.md"
 ALWAYS = partial(ServedModel, switches_thinking=False)
 KINDS: Final = {
     "base": ServedModel(template=None),
@@ -448,7 +448,7 @@ def test_without_a_preset_nothing_changes(model: str, more: tuple[str, ...], tmp
 
 
 def main() -> None:
-    """Write the tables of docs/models.md."""
+    """Write the tables of docs/development/probe.md."""
     text = DOCS.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         tables = "\n".join(table(method, Path(folder)) for method in METHODS)

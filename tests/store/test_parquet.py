@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from fastgen.dedup.job import Counts, dedup
+from fastgen.errors import how_to_install
 from fastgen.telemetry.progress import QuietReporter
 from tests.dedup_data import make_texts, similarity, write_rows
 from tests.dedup_help import (
@@ -31,7 +32,7 @@ def test_parquet_without_pyarrow_names_the_extra(job: Job, monkeypatch: pytest.M
     job.source.write_bytes(b"PAR1 and so on")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "fastgen.store.parquet", raising=False)
-    refused(job.run, "pip install 'fastgen[parquet]'")
+    refused(job.run, how_to_install("parquet"))
 
 
 def write_parquet(path: Path, count: int) -> Any:

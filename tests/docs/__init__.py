@@ -1,0 +1,1 @@
+"""The documentation: its commands, messages, flags, links and language."""
