@@ -200,7 +200,7 @@ class Counts:
     """The counts of a run. Only ``complete`` instructions count for the ``target``.
 
     ``kept`` instructions passed the filters: ``complete`` with an answer, ``empty`` without, or still ``pending``.
-    ``rejected`` are by rule.
+    ``instances`` are what `Run.rows` gives (a conversation is one). ``rejected`` are by rule.
     """
 
     complete: int
@@ -255,11 +255,16 @@ class Run:
 
         :raises InputError: the run is damaged.
         """
-        folder = RunFolder(self.path)
-        counts, target = folder.ledger(), int(folder.header().options["num_instructions"])
-        rejected = dict(counts.rejected.most_common())
+        run = open_for_reading(self.path)
+        found, target = run.folder.ledger(), int(run.folder.header().options["num_instructions"])
         return Counts(
-            counts.complete, target, counts.kept, counts.empty, counts.pending, counts.instances, rejected=rejected
+            found.complete,
+            target,
+            found.kept,
+            found.empty,
+            found.pending,
+            run.instances(found),
+            rejected=dict(found.rejected.most_common()),
         )
 
     @property
@@ -538,6 +543,8 @@ class _InCallersThread(_Work):
             self.stop()
             with contextlib.suppress(KeyboardInterrupt):
                 self.look(None)
+        if self.is_begun:
+            self._thread.join()
         self._display.close()
 
 
@@ -576,6 +583,7 @@ class _BesideALoop(_Work):
                 await self._over.wait()
             except asyncio.CancelledError as error:
                 cancelled = error
+        self._thread.join()  # which is at its end
         self._display.close()
         if cancelled is not None:
             raise cancelled
