@@ -18,7 +18,7 @@ from fastgen.methods.self_instruct.prompts import FILES, PromptLanguage, load_pr
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
 from fastgen.types import Completion, Instance, Message, SeedTask
-from tests.command_help import fastgen
+from tests.command_help import fastgen, file_size_limit
 
 DEFAULT = PRESETS["default"]
 LANGUAGES = pytest.mark.parametrize("language", get_args(PromptLanguage))
@@ -154,6 +154,12 @@ def test_the_answers_that_are_shown_are_the_ones_that_are_read(
         ("Die Antwort lautet: Ja.", True),
         ("Das ist eine Klassifikationsaufgabe.", True),
         ("Nein. Gefragt ist ein Gedicht.", False),
+        ("Réponse : oui, il y a deux étiquettes.", True),
+        ("C'est une tâche de classification.", True),
+        ("Ce n'est pas une tâche de classification.", False),
+        ("La respuesta es sí.", True),
+        ("Es una tarea de clasificación.", True),
+        ("No es una tarea de clasificación.", False),
         ("是的，答案只有两种。", True),
         ("答案：是", True),
         ("这是一个分类任务。", True),
@@ -175,6 +181,14 @@ ANSWERS = {
     "zh": (
         "示例 1\n输入：火车8:05到站。\n输出：8:05\n\n示例2\n句子：我九点到。\n输出：\n9:00\n\n任务：写诗。\n输出：春天",
         [("火车8:05到站。", "8:05"), ("句子：我九点到。", "9:00")],
+    ),
+    "fr": (
+        "Exemple 1\nEntrée : À 8 h 05.\nSortie : 8:05\nExemple 2\nTexte : À neuf h.\nSortie :\n9:00\n\nTâche : Rime.",
+        [("À 8 h 05.", "8:05"), ("Texte : À neuf h.", "9:00")],
+    ),
+    "es": (
+        "Ejemplo 1\nEntrada: A las 8:05.\nSalida: 8:05\nEjemplo 2\nTexto: A las nueve.\nSalida:\n9:00\n\nTarea: Rima.",
+        [("A las 8:05.", "8:05"), ("Texto: A las nueve.", "9:00")],
     ),
 }
 
@@ -304,6 +318,25 @@ def test_the_labels_that_the_page_lists_are_read(row: list[str]) -> None:
     assert classification.parse(Completion(yes, "stop"), DEFAULT).value
     read_no = classification.parse(Completion(no, "stop"), DEFAULT)
     assert (read_no.value, read_no.unread) == (False, None)
+
+
+def test_a_label_that_was_cut_is_no_part_of_the_output() -> None:
+    for text, wanted in (
+        ("Beispiel 1\nAusgabe: Ja.\n\nBeispiel", "Ja."),
+        ("示例 1\n输出：好。\n\n示例", "好。"),
+        ("Exemple 1\nSortie : Oui.\nExemple", "Oui."),
+        ("Ejemplo 1\nSalida: Sí.\nEjemplo", "Sí."),
+    ):
+        (one,) = instance.parse(Completion(text, "length"), False, DEFAULT).instances
+        assert text[slice(*one.output)] == wanted
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    with file_size_limit(1000):
+        said = fastgen("prompts", "init", tmp_path / "new")
+    assert (said.code, said.err.count("\n")) == (3, 1)
+    assert "cannot be written" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 # The language that texts are in.
