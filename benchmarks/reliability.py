@@ -42,7 +42,7 @@ FASTGEN = [sys.executable, "-m", "fastgen"]
 FIRST = 32  # requests that fail without exception before a quarter of all does
 EACH_WAIT_S = 300.0
 _COUNTED = re.compile(r"(\w+) (\d+)(?=,|$)")  # of "server faults met: timeout 129, all_down 12"
-_NOISE = re.compile(r"similarity index|compiling|\d+/\d+ complete|instructions complete|resuming with")
+_NOISE = re.compile(r"^  |making|compiling|\d+/\d+ complete|instructions complete|resuming with")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""Every error that fastgen raises on purpose, and the checks of option values that raise them.
+"""Every error that fastgen raises on purpose, the checks of option values that raise them, and one remedy.
+
+The remedy is `how_to_install`: what a user types to install an extra is said here only.
 
 ::
 
@@ -23,6 +25,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+DISTRIBUTION: Final = "fastgen-selfinstruct"
+"""The name to install fastgen by. Another project has the name ``fastgen`` on PyPI."""
+IS_PUBLISHED: Final = False
+"""Whether a package index has the distribution."""
 INTERRUPTED: Final = 130
 """The exit code of a command that its user stopped: 128 + SIGINT, as in shells."""
 MAX_SECONDS: Final = 1e9  # 30 years; timers take no more
@@ -97,6 +103,13 @@ class RequestRejected(RequestError):
 
 class PromptTooLong(RequestRejected):
     """The prompt does not fit the model's context. The plan asks again with fewer demonstrations."""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of fastgen, for the end of a message."""
+    if IS_PUBLISHED:
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install '.[{extra}]' in the folder of fastgen's source"
 
 
 def flag_name(option: str) -> str:

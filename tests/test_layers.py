@@ -16,10 +16,11 @@ import fastgen
 
 PACKAGE = Path(fastgen.__file__).parent
 
-# From the bottom up: a room imports only rooms that stand before it. `types`, `text` and `errors` are modules.
+# From the bottom up: a room imports only rooms before it. `types`, `text`, `errors`, `doctor` and `api` are
+# modules.
 ROOMS = (
     *("errors", "types", "text", "similarity", "methods", "store", "engine", "telemetry", "servers", "generate"),
-    *("dedup", "export", "judge", "evaluate", "tune", "report", "simulator", "cli"),
+    *("dedup", "export", "judge", "evaluate", "tune", "report", "simulator", "doctor", "cli", "api"),
 )
 PURE = {"similarity", "methods", "types", "text", "errors", "store.records", "store.ledger"}
 READS_FILES = {

@@ -19,49 +19,50 @@ from typing import TYPE_CHECKING, Any
 import cyclopts
 from cyclopts import App, Parameter
 
-from fastgen import __version__
-from fastgen.cli import commands
+from fastgen.cli.help import COMMANDS, HELP_FLAGS, WHOLE, HelpPage, first_page, shown_default, shows_all
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
-from fastgen.generate.options import OPTIONS_OF_EARLIER_RUNS, preset_values
-from fastgen.methods.catalogue import SELF_INSTRUCT
-from fastgen.methods.self_instruct.rules import PRESETS, RULES_OF_EARLIER_RUNS, SAMPLING_PRESETS, Rules
-from fastgen.similarity.options import SimilarityOptions
-from fastgen.telemetry.display import StderrHandler, tell
+from fastgen.telemetry.display import StderrHandler, put, tell
 from fastgen.text import printable
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
 
+    from fastgen.generate.options import Options
+    from fastgen.generate.run import Place
 
-_HELP = """Instruction-tuning data at the speed of the server. A language model writes instructions and answers by a
-method (Self-Instruct, Magpie, Evol-Instruct, your own); everything low-quality or too similar is filtered out.
 
-Start with: fastgen generate --num-instructions 30 --run-dir runs/demo
+def _version() -> str:
+    from fastgen.doctor import installation
 
-Exit codes: 0 done; 2 bad input; 3 stopped, the same command resumes; 130 interrupted.
-"""
+    return "\n".join(installation())
+
 
 app = App(
     name="fastgen",
-    help=_HELP,
-    version=__version__,
+    version=_version,
     version_flags=["--version"],
-    help_format="markdown",
-    default_parameter=Parameter(negative_iterable=()),
+    help_flags=HELP_FLAGS,
+    help_format="plaintext",
+    help_formatter=HelpPage(),
+    default_parameter=Parameter(negative_iterable=(), show_default=shown_default),
     suppress_keyboard_interrupt=False,
 )
-seeds_app = App(name="seeds", help="Check seed tasks.")
-embedded_app = App(name="embedded", help="The small CPU server that fastgen can set up: show it, remove it.")
-app.command(seeds_app)
-app.command(embedded_app)
-for command in (
-    *(commands.generate, commands.methods, commands.status, commands.refilter, commands.audit, commands.export),
-    *(commands.dedup, commands.judge, commands.evaluate, commands.report, commands.dashboard, commands.tune),
-):
-    app.command(command)
-seeds_app.command(commands.check)
-embedded_app.command(commands.embedded_status, name="status")
-embedded_app.command(commands.embedded_remove, name="remove")
+_GROUPS = {
+    name: App(name=name, help=what, help_flags=HELP_FLAGS, help_formatter=HelpPage(name))
+    for name, what in {
+        "seeds": "Check seed tasks.",
+        "prompts": "Write the prompts of self-instruct into a folder, to edit them.",
+        "embedded": "The small CPU server that fastgen can set up: show it, remove it.",
+    }.items()
+}
+for group in _GROUPS.values():
+    app.command(group)
+for command in COMMANDS:  # each by its path: it is imported when it is used
+    first, _, second = command.name.partition(" ")
+    place = _GROUPS[first] if second else app
+    place.command(
+        f"fastgen.cli.commands:{command.function}", name=second or first, help_formatter=HelpPage(command.name)
+    )
 
 
 # -- one command line --------------------------------------------------------------------------------------------------
@@ -102,10 +103,19 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _carry_out(argv: Sequence[str] | None) -> int:
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    if not tokens or (len(tokens) == 1 and tokens[0] in HELP_FLAGS):
+        put(first_page())
+        return 0
+    if tokens == ["--version"]:
+        put(_version())
+        return 0
+    shows_all.set(WHOLE in tokens)
     try:
-        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        return _fail(f"{' '.join(str(error).split())} ('fastgen --help' lists what there is)", InputError.exit_code)
+        where = f"fastgen {' '.join(error.command_chain or ())}".strip()
+        return _fail(f"{' '.join(str(error).split())} ('{where} --help' lists what there is)", InputError.exit_code)
     except FastgenError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -116,6 +126,22 @@ def _carry_out(argv: Sequence[str] | None) -> int:
 def _fail(message: str, exit_code: int) -> int:
     tell(f"fastgen: {printable(message)}")
     return exit_code
+
+
+def asked_of_generate(arguments: Sequence[str]) -> tuple[Place, Options]:
+    """Where and with which options ``fastgen generate`` with these arguments would run. Nothing is started.
+
+    :raises InputError: as the command.
+    """
+    from fastgen.cli.commands import place_of
+    from fastgen.generate.options import Options
+
+    try:
+        _, bound, _ = app.parse_args(["generate", *arguments], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    options = bound.arguments.get("options", Options())
+    return place_of(bound.arguments["run_dir"], options), options
 
 
 # -- standard streams --------------------------------------------------------------------------------------------------
@@ -178,6 +204,13 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         filling = cyclopts.config.Dict(dict(values), source=source, use_commands_as_keys=False)
         filling(app, commands, arguments)
 
+    if commands not in (("generate",), ("refilter",)):
+        return
+    from fastgen.generate.options import preset_values
+    from fastgen.methods.catalogue import SELF_INSTRUCT
+    from fastgen.methods.self_instruct.rules import PRESETS, Rules
+    from fastgen.similarity.options import SimilarityOptions
+
     if commands == ("generate",):
         if (config := _given(arguments, "--config")) is not None:
             fill_from(_read_toml(Path(config)), config)
@@ -189,7 +222,7 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         if preset in PRESETS:
             method = _given(arguments, "--method") or SELF_INSTRUCT
             fill_from(preset_values(preset, api, method), f"--preset {preset}")
-    elif commands == ("refilter",):
+    else:
         run_dir, given = _given(arguments, "--run-dir"), _given(arguments, "--preset")
         values = {} if run_dir is None else saved_options(Path(run_dir))
         if given is not None and given in PRESETS:
@@ -211,6 +244,8 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 def _sampling_given(arguments: ArgumentCollection) -> list[str]:
     """The figures of sampling that have a value so far, such as ``instruction.temperature``."""
+    from fastgen.methods.self_instruct.rules import SAMPLING_PRESETS
+
     steps = SAMPLING_PRESETS["default"]
     names = [argument.name.removeprefix("--").replace("-", "_") for argument in arguments if argument.tokens]
     return [name for name in names if name.partition(".")[0] in steps and "." in name]
@@ -221,6 +256,8 @@ def saved_options(run_dir: Path) -> dict[str, Any]:
 
     :raises InputError: the folder is not a run's or cannot be read.
     """
+    from fastgen.generate.options import OPTIONS_OF_EARLIER_RUNS
+    from fastgen.methods.self_instruct.rules import RULES_OF_EARLIER_RUNS
     from fastgen.store.run_folder import RunFolder
 
     folder = RunFolder(run_dir)

@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from fastgen.errors import INTERRUPTED, InputError
+from fastgen.errors import INTERRUPTED, InputError, how_to_install
 from fastgen.evaluate.options import BenchmarkOptions, JudgeModelOptions, ModelOptions
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
 from fastgen.generate.options import JOB, MAX_PORT, AskSpeed, Options, RefilterOptions
 from fastgen.judge.options import JudgeOptions, ScopeOptions
+from fastgen.methods.self_instruct.prompts import PromptLanguage
 from fastgen.report.options import ReportOptions
 from fastgen.similarity.options import SimilarityOptions
 from fastgen.telemetry.display import put, tell
@@ -29,6 +32,7 @@ from fastgen.text import as_json
 from fastgen.tune.options import DataOptions, MachineOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from fastgen.generate.run import Place
     from fastgen.telemetry.progress import Reporter
     from fastgen.tune.folder import BaseModel
 
@@ -56,6 +60,15 @@ def generate(
         0.9).
     """
     from fastgen.generate import session
+
+    return session.run(place_of(run_dir, options), options)
+
+
+def place_of(run_dir: Path, options: Options) -> Place:
+    """Where a run happens, with the keys that its options name.
+
+    :raises InputError: the options ask for no instructions, or a key cannot be read.
+    """
     from fastgen.generate.run import Place, require_target
     from fastgen.generate.serving import Keys
 
@@ -65,8 +78,7 @@ def generate(
         name: api_key(role.api_key_env, role.api_key_file, role.flag("api-key"))
         for name, role in server.roles().items()
     }
-    keys = Keys(api_key(server.api_key_env, server.api_key_file), by_role)
-    return session.run(Place(run_dir, cache_dir(), keys), options)
+    return Place(run_dir, cache_dir(), Keys(api_key(server.api_key_env, server.api_key_file), by_role))
 
 
 def methods(*, json: bool = False) -> int:
@@ -116,11 +128,34 @@ def status(*, run_dir: Path, json: bool = False) -> int:
     return 0
 
 
+def runs(folder: Path, /, *, json: bool = False) -> int:
+    """List the runs in a folder and below it: state, instructions against the target, method, model, age.
+
+    Parameters
+    ----------
+    folder
+        Folder to look through. Logs are not read, so the counts of a run in progress are some seconds old.
+    json
+        Print one JSON object a line instead.
+    """
+    from fastgen.report.runs import render, runs_below
+
+    found = list(runs_below(folder))
+    if not json:
+        put(render(found, folder))
+        return 0
+    now_s = time.time()
+    for one in found:
+        put(as_json(one.as_dict(now_s)))
+    return 0
+
+
 def refilter(
     *,
     run_dir: Path,
     output: Path,
     options: RefilterOptions = RefilterOptions(),  # noqa: B008 - frozen
+    json: bool = False,
 ) -> int:
     """Rebuild a run under other rules from its kept completions, without any server, into a new run folder.
 
@@ -130,6 +165,8 @@ def refilter(
         Folder of the run; it is not changed.
     output
         New folder for the rebuilt run. 'fastgen generate --run-dir' resumes it.
+    json
+        Also print the figures, as one JSON object.
     """
     from fastgen.generate.refilter import refilter as rebuild
     from fastgen.store.run_folder import RunFolder
@@ -139,6 +176,11 @@ def refilter(
     except KeyboardInterrupt:
         tell(f"interrupted; {output} is not a run yet, run the same command again to start over")
         return INTERRUPTED
+    if json:
+        figures = {
+            name: {"kept": one.kept, "complete": one.complete} for name, one in (("before", before), ("after", after))
+        }
+        put(as_json({"output": str(output), **figures}, indent=2))
     tell(
         f"{output}: kept {after.kept} instructions (before: {before.kept}), {after.complete} of them complete "
         f"(before: {before.complete})"
@@ -146,7 +188,7 @@ def refilter(
     return 0
 
 
-def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
+def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0, json: bool = False) -> int:
     """Check a run's similarity decisions against the full scan: what its index missed, with a confidence bound.
 
     Parameters
@@ -158,12 +200,16 @@ def audit(*, run_dir: Path, rate: float | None = None, seed: int = 0) -> int:
         (some 100,000 instructions), else as many as that allows, and at least 3,000.
     seed
         Seed of the random choice of decisions.
+    json
+        Print one JSON object instead.
     """
     from fastgen.generate.audit import audit as check_decisions
 
     if rate is not None and not 0 < rate <= 1:
         raise InputError(f"--rate: {rate} is not above 0 and at most 1")
-    put(str(check_decisions(run_dir, rate=rate, seed=seed)))
+    found = check_decisions(run_dir, rate=rate, seed=seed)
+    more = {"misses": found.misses, "miss_rate_bound": found.miss_rate_bound}
+    put(as_json(asdict(found) | more, indent=2) if json else str(found))
     return 0
 
 
@@ -177,6 +223,7 @@ def export(
     format: Format = "raw",  # noqa: A002 - the flag's name
     choice: ChoiceOptions = ChoiceOptions(),  # noqa: B008 - frozen
     card: CardOptions = CardOptions(),  # noqa: B008 - frozen
+    json: bool = False,
 ) -> int:
     """Write a run's instructions for people, trainers and the hub. Works while the run is in progress.
 
@@ -189,11 +236,16 @@ def export(
     format
         raw: one instruction with its instances and provenance a line; instances: one flat instruction, input, output
         a line; rejected: what the filters rejected, with rule, neighbour and ROUGE-L; alpaca: the flat ones as one
-        JSON array; messages: chats; prompt-completion: the paper's templates, shuffled; parquet: flat, with provenance.
+        JSON array; messages: chats; sharegpt: chats as one JSON array of from and value; prompt-completion: the paper's
+        templates, shuffled; parquet: flat, with provenance; csv: the flat ones as a table.
+    json
+        Also print the figures, as one JSON object.
     """
     from fastgen.export.export import export as write
     from fastgen.judge.judgements import instance_scores
 
+    if json and str(output) == "-":
+        raise InputError("--json: standard output has the rows already; name a file with --output")
     scores = None if format == "rejected" else instance_scores(run_dir)
     done = write(run_dir, format, output, choice, card, scores=scores)
     by_split = f" ({', '.join(f'{split} {count}' for split, count in done.rows.items())})" if len(done.rows) > 1 else ""
@@ -203,6 +255,10 @@ def export(
         notes.append(
             f"{done.first_turns} of them are the first turn of a conversation; --format messages has all turns"
         )
+    if json:
+        put(as_json({"output": str(output), "format": format, **asdict(done)}, indent=2))
+    if done.formulas and not choice.for_spreadsheets:
+        notes.append(f"{done.formulas} cells begin like a formula; --for-spreadsheets guards them")
     tell(f"{sum(done.rows.values())} rows{by_split} written to {output}{_in_brackets(notes)}")
     if done.url is not None:
         tell(f"uploaded to {done.url}")
@@ -223,6 +279,7 @@ def dedup(
     against: tuple[Path, ...] = (),
     overwrite: bool = False,
     quiet: bool = False,
+    json: bool = False,
     similarity: SimilarityOptions = SimilarityOptions(),
 ) -> int:
     """Filter any JSON-lines or Parquet data set by ROUGE-L: whole rows, in order. Resumes when it was killed.
@@ -236,13 +293,15 @@ def dedup(
     rejected
         File for the others, each with its neighbour and ROUGE-L.
     field
-        Top-level key (column) whose text is compared.
+        Key (column) whose text is compared. A path of keys and places leads into a row: messages.0.content.
     against
         Data sets that rows are compared with but that are not written; may be given several times.
     overwrite
         Replace existing output files.
     quiet
         Print only errors and the last line.
+    json
+        Also print the counts, as one JSON object.
     """
     from fastgen.dedup.job import dedup as run_dedup
 
@@ -250,11 +309,20 @@ def dedup(
         counts = run_dedup(
             source, output, rejected, similarity, reporter, field=field, against=against, overwrite=overwrite
         )
+    if json:
+        put(as_json(asdict(counts), indent=2))
     tell(f"{counts.kept} of {counts.rows} rows kept in {output}, {counts.rejected} rejected")
     return 0
 
 
-def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> int:
+def check(
+    file: Path,
+    /,
+    *,
+    preset: Literal["default", "paper"] = "default",
+    prompts: Path | None = None,
+    json: bool = False,
+) -> int:
     """Validate a seed file: schema with line and field, duplicates, near-duplicates, what the filters would reject.
 
     Parameters
@@ -263,10 +331,44 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> 
         Seed tasks as JSON lines.
     preset
         Preset of the run that the seeds are for. Its rules count the words and say what the filters would reject.
+    prompts
+        Folder of the run's own prompts, which should be in the language of the seeds.
+    json
+        Print one JSON object instead.
     """
     from fastgen.methods.self_instruct.seeds import check_seed_tasks
 
-    put(str(check_seed_tasks(file, preset)))
+    found = check_seed_tasks(file, preset, prompts)
+    put(as_json(asdict(found) | {"path": str(file)}, indent=2) if json else str(found))
+    return 0
+
+
+def prompts_init(
+    directory: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    language: PromptLanguage = "en",
+    overwrite: bool = False,
+) -> int:
+    """Write the prompt templates and demonstrations of self-instruct into a folder, to edit and give as --prompts.
+
+    Parameters
+    ----------
+    directory
+        New or empty folder.
+    language
+        Language of the files. German (de) and Chinese (zh) are complete. French (fr) and Spanish (es) are written in
+        English, with the words to use in a translation.
+    overwrite
+        Write into a folder that has files, and replace those of the same names.
+    """
+    from fastgen.methods.self_instruct.prompts import is_complete_in, starting_files
+    from fastgen.store.output import write_folder
+
+    found = starting_files(language)
+    write_folder("DIR", directory, found, overwrite=overwrite)
+    todo = "edit them" if is_complete_in(language) else "translate them (the first lines of the .toml files say how)"
+    tell(f"{directory}: {', '.join(found)} written; {todo}, then: fastgen generate --prompts {directory} ...")
     return 0
 
 
@@ -275,8 +377,10 @@ def check(file: Path, /, *, preset: Literal["default", "paper"] = "default") -> 
 
 def report(
     *,
-    run_dir: Path,
-    output: OutputPath,
+    run_dir: Path | None = None,
+    output: OutputPath | None = None,
+    compare: tuple[Path, Path] | None = None,
+    json: bool = False,
     options: ReportOptions = ReportOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Write a run as one HTML page: charts, samples with a search, figures next to the original study's.
@@ -287,14 +391,44 @@ def report(
         Folder of the run, which may be in progress.
     output
         HTML file to write (- is standard output). The page works without a network.
+    compare
+        Instead of one run, two of them side by side: --compare A B.
+    json
+        Of a comparison: print the figures as one JSON object instead of a page.
     """
     from fastgen.report.build import report as write
 
+    if compare is not None:
+        return _compare_runs(compare, run_dir, output, options, json=json)
+    if json:
+        raise InputError("--json: is for --compare; 'fastgen status --json' has the figures of one run")
+    if run_dir is None:
+        raise InputError("--run-dir: name the folder of the run, or two with --compare A B")
+    if output is None:
+        raise InputError("--output: name the HTML file to write")
     done = write(run_dir, output, options)
     notes = [done.unfinished] if done.unfinished else []
     if done.parsed is None:
-        notes.append("verbs not counted: pip install 'fastgen[report]'")
+        notes.append(f"verbs not counted: {how_to_install('report')}")
     tell(f"{output}: report of {done.complete} instructions{_in_brackets(notes)}")
+    return 0
+
+
+def _compare_runs(
+    runs: tuple[Path, Path], run_dir: Path | None, output: Path | None, options: ReportOptions, *, json: bool
+) -> int:
+    from fastgen.report.compare import Comparison, check_options, write_comparison
+
+    if run_dir is not None:
+        raise InputError("--run-dir: --compare names the runs; leave it out")
+    if json == (output is not None):
+        raise InputError("--output: with --compare, give either a file for the page or --json")
+    if output is None:
+        check_options(options)
+        put(as_json(Comparison(*runs, options).as_dict(), indent=2))
+        return 0
+    write_comparison(*runs, output, options)
+    tell(f"{output}: {runs[0]} and {runs[1]} side by side")
     return 0
 
 
@@ -373,6 +507,7 @@ def evaluate(
     compare: tuple[Path, Path] | None = None,
     training_data: Path | None = None,
     quiet: bool = False,
+    json: bool = False,
 ) -> int:
     """Evaluate a model on held-out tasks, zero-shot. The same command resumes where it stopped.
 
@@ -388,12 +523,15 @@ def evaluate(
         Run folder or exported file. Also state its overlap with the benchmark (leakage).
     quiet
         Print only errors and the result.
+    json
+        Print the result as one JSON object instead: that of scores.json, or of a comparison's file.
     """
+    from fastgen.evaluate.results import SCORES
     from fastgen.evaluate.run import evaluate_model, evaluate_predictions
 
     result: str | None
     if compare is not None:
-        result = _compare(compare, output, judge, speed, ask.server_timeout, quiet=quiet)
+        result = _compare(compare, output, judge, speed, ask.server_timeout, quiet=quiet, json=json)
     elif output is None:
         raise InputError("--output: name a folder for the results")
     elif predictions is not None:
@@ -407,6 +545,8 @@ def evaluate(
     if result is None:
         tell("interrupted; every answer so far is kept, and the same command resumes")
         return INTERRUPTED
+    if json and compare is None and output is not None:
+        result = _read_json(output / SCORES)
     put(result)
     return 0
 
@@ -419,32 +559,43 @@ def _compare(
     server_timeout: float,
     *,
     quiet: bool,
+    json: bool,
 ) -> str | None:
-    """The comparison as text, or ``None`` when the user stopped the judge's session."""
+    """The comparison as text or JSON, or ``None`` when the user stopped the judge's session."""
     from fastgen.evaluate.results import compare, read_results, write_comparison
-    from fastgen.evaluate.user_comparison import compare_user_oriented
+    from fastgen.evaluate.user_comparison import GRADES_FILE, compare_user_oriented
     from fastgen.store.output import check_output
 
     if output is not None:
         check_output("--output", output)
     a, b = map(read_results, folders)
     if a.about["benchmark"] == b.about["benchmark"] == "user-oriented":
+        if json and not judge.judge_base_url:
+            raise InputError("--json: without --judge-base-url there are no figures, only files; leave it out")
         key = api_key(judge.judge_api_key_env, judge.judge_api_key_file, "--judge-api-key")
         if output is None:
             raise InputError("--output: name a folder for the answers side by side")
         with _reporter(quiet) as reporter:
-            return compare_user_oriented(
+            said = compare_user_oriented(
                 *(a, b, output, judge, speed, reporter),
                 server_timeout=server_timeout,
                 cache_dir=cache_dir(),
                 api_key=key,
             )
+        return _read_json(output / GRADES_FILE) if json and said is not None else said
     if judge.judge_base_url:
         raise InputError("--judge-base-url: only answers to user-oriented tasks are graded")
     found = compare(a, b)
     if output is not None:
         write_comparison(output, found)
-    return str(found)
+    return as_json(asdict(found), indent=2) if json else str(found)
+
+
+def _read_json(path: Path) -> str:
+    """A file that fastgen has just written, as JSON that may be shown."""
+    import orjson
+
+    return as_json(orjson.loads(path.read_bytes()), indent=2)
 
 
 def tune(
@@ -455,6 +606,7 @@ def tune(
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     quiet: bool = False,
+    json: bool = False,
 ) -> int:
     """Tune a model on a run's instances (loss on the outputs only). The same command resumes a stopped tuning.
 
@@ -467,6 +619,8 @@ def tune(
         Folder for the tuned model, which vLLM serves; holds the checkpoints until the tuning is finished.
     quiet
         Print only errors and the last line.
+    json
+        Also print the figures, as one JSON object.
     """
     from fastgen.tune.tune import check_libraries
     from fastgen.tune.tune import tune as run_tuning
@@ -481,6 +635,8 @@ def tune(
     if "eval_loss_after" in done.figures:
         before, after = done.figures["eval_loss_before"], done.figures["eval_loss_after"]
         held_out = f"; loss on held-out instructions {before:.3f} -> {after:.3f}"
+    if json:
+        put(as_json({"output": str(output), "was_there": done.was_there, **done.figures}, indent=2))
     tell(f"{output}: model {state}{held_out}; serve it with: vllm serve {output}")
     return 0
 
@@ -530,14 +686,105 @@ def _stop_signals() -> Iterator[list[bool]]:
             signal.signal(number, handler)
 
 
+# -- this machine ------------------------------------------------------------------------------------------------------
+
+
+def doctor(
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key_env: str | None = None,
+    api_key_file: Path | None = None,
+    run_dir: Path = Path(),
+    probe_seconds: float = 5.0,
+    json: bool = False,
+) -> int:
+    """Check what a run needs: this machine, its disk, what is installed, and a server. Nothing is changed.
+
+    Each line is ok, a warning or a problem, with a remedy where one is needed. The exit code is 2 if there is a
+    problem.
+
+    Parameters
+    ----------
+    base_url
+        Also check this server: its model, API, chat template and metrics, and how fast it answers.
+    model
+        The model's name at the server. Default: its only one.
+    api_key_env
+        Name of the environment variable that holds the server's key.
+    api_key_file
+        File that holds the server's key on its first line.
+    run_dir
+        Where a run would be, for the free space.
+    probe_seconds
+        Seconds in which the server is asked for short completions, 16 at a time (0: none, at most 600).
+    json
+        Print one JSON object instead.
+    """
+    from fastgen.doctor import as_data, check_probe, examine, render, summary
+    from fastgen.servers.endpoint import Endpoint
+
+    check_probe(probe_seconds)
+    if base_url is None:
+        for flag, value in (("--model", model), ("--api-key-env", api_key_env), ("--api-key-file", api_key_file)):
+            if value is not None:
+                raise InputError(f"{flag}: is about a server; name that with --base-url, or leave it out")
+    key = api_key(api_key_env, api_key_file)
+    server = None if base_url is None else Endpoint(base_url, model or "", api_key=key)
+    found = []
+    for finding in examine(run_dir, cache_dir(), server, probe_s=probe_seconds):
+        found.append(finding)
+        if not json:
+            put(render(finding))
+    put(as_json(as_data(found), indent=2) if json else f"\n{summary(found)}")
+    return InputError.exit_code if any(finding.state == "problem" for finding in found) else 0
+
+
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None, output: OutputPath | None = None) -> int:
+    """Set up the completion of commands, options and values in your shell.
+
+    Parameters
+    ----------
+    shell
+        The shell. Default: the one that this command is typed in.
+    output
+        Write the script to this file instead, and change no file of the shell.
+    """
+    from cyclopts.completion.detect import ShellDetectionError
+
+    from fastgen.cli.app import app
+
+    try:
+        path = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
+    except ShellDetectionError:
+        raise InputError("--install-completion: the shell is not known; name it with --shell") from None
+    except OSError as error:
+        raise InputError(
+            f"--install-completion: {error.filename} cannot be written ({error.strerror}); name a file with --output"
+        ) from None
+    put(
+        f"{path} has the completion" + ("; open a new shell to use it" if output is None else "; load it in your shell")
+    )
+    return 0
+
+
 # -- the embedded server -----------------------------------------------------------------------------------------------
 
 
-def embedded_status() -> int:
-    """Show whether the embedded server is set up, where, its versions and its size."""
+def embedded_status(*, json: bool = False) -> int:
+    """Show whether the embedded server is set up, where, its versions and its size.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object instead.
+    """
     from fastgen.servers.embedded import embedded_status as read
 
     found = read(cache_dir())
+    if json:
+        put(as_json(asdict(found) | {"path": str(found.path)}, indent=2))
+        return 0
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     state = f"set up ({versions})" if found.ready else "not set up; 'fastgen generate' without --base-url does that"
     put(f"{found.path}: {state}, {found.size_bytes / 1e9:.2f} GB")

@@ -71,9 +71,9 @@ def dedup(
 ) -> Counts:
     """Write each row of ``source`` to ``output``, or to ``rejected`` with the reason if it is too similar.
 
-    A row is too similar if its text (the top-level ``field``) breaks the rule of ``similarity`` against a row kept
-    before it or any text of the ``against`` files. The same call resumes a run that was killed. ``overwrite`` replaces
-    existing outputs, and an unfinished run of another job.
+    A row is too similar if its text breaks the rule of ``similarity`` against a row kept before it or any text of the
+    ``against`` files. ``field`` is the text's key, or a path to it (`fastgen.store.tables.value_at`). The same call
+    resumes a run that was killed. ``overwrite`` replaces existing outputs, and an unfinished run of another job.
 
     :raises InputError: a file cannot be read or used, an output exists, or an unfinished run had another job.
     :raises DiskError: an output cannot be written; the same call resumes.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
@@ -51,7 +51,7 @@ def _rouge_l_f1() -> Callable[[str, str], float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("evaluate needs the extra 'evaluate': pip install 'fastgen[evaluate]'") from None
+        raise InputError(f"evaluate needs rouge-score, which is not installed: {how_to_install('evaluate')}") from None
     scorer: Any = RougeScorer(["rougeL"], use_stemmer=True)
     return lambda reference, prediction: float(scorer.score(reference, prediction)["rougeL"].fmeasure)
 

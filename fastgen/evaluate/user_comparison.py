@@ -41,7 +41,7 @@ from fastgen.telemetry.progress import Reporter
 from fastgen.text import parse_json_object, without_template_marks
 from fastgen.types import Message, Sampling
 
-SHEET, TABLE, KEY = "side_by_side.jsonl", "side_by_side.csv", "key.json"
+SHEET, TABLE, KEY, GRADES_FILE = "side_by_side.jsonl", "side_by_side.csv", "key.json", "grades.json"
 _COLUMNS: Final = ("number", "instruction", "input", "response_1", "response_2", "rating_1", "rating_2")
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _SEED: Final = 0
@@ -127,7 +127,7 @@ def compare_user_oriented(
     grades = [read_grade(reply.text) for reply in replies]
     figures = _figures(name, (a.model, b.model), (grades[0::2], grades[1::2]))
     table = _render(figures)
-    write_json(output / "grades.json", figures)
+    write_json(output / GRADES_FILE, figures)
     write_file(output / "grades.md", f"{table}\n".encode())
     return f"{said}\n\n{table}"
 

@@ -66,8 +66,7 @@ def _eligible(run: OpenRun, options: ChoiceOptions, scores: InstanceScores | Non
         yield from map(_seed_entry, run.seeds)
     commits = run.folder.whole_commits()
     for finished in finished_instructions(commits, run):
-        entry = _machine_entry(finished, run, scores, options.min_judge_score)
-        if entry.instances or options.include_empty:
+        if (entry := machine_entry(finished, run, options, scores)) is not None:
             yield entry
 
 
@@ -76,14 +75,18 @@ def _seed_entry(seed: SeedTask) -> Entry:
     return Entry(seed.id, seed.instruction, seed.is_classification, instances, None)
 
 
-def _machine_entry(
-    finished: FinishedInstruction, run: OpenRun, scores: InstanceScores | None, least: float | None
-) -> Entry:
+def machine_entry(
+    finished: FinishedInstruction, run: OpenRun, options: ChoiceOptions, scores: InstanceScores | None
+) -> Entry | None:
+    """A finished instruction with the instances that the options ask for. ``None`` if they do not ask for it."""
+    least = options.min_judge_score
     scored = (
         ScoredInstance(i, instance, None if scores is None else scores.score(finished.number, i))
         for i, instance in enumerate(finished.instances)
     )
     instances = tuple(s for s in scored if least is None or (s.score is not None and s.score >= least))
+    if not (instances or options.include_empty):
+        return None
     name = pool_id(len(run.seeds) + finished.number, run.seeds)
     return Entry(name, finished.instruction, finished.is_classification, instances, finished)
 

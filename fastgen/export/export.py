@@ -15,14 +15,23 @@ from typing import IO, Final
 
 from fastgen.errors import InputError
 from fastgen.export.card import CardFacts, Figures, write_card
-from fastgen.export.entries import InstanceScores, entries
+from fastgen.export.entries import InstanceScores, entries, machine_entry
 from fastgen.export.hub import connect, upload
 from fastgen.export.method import method_facts
 from fastgen.export.options import CardOptions, ChoiceOptions, Format
-from fastgen.export.rows import FORMATS_WITH_TURNS, INSTRUCTION_FORMATS, format_spec, rejected_row
-from fastgen.export.writers import JsonLines, Row, RowWriter
+from fastgen.export.rows import (
+    FORMATS_WITH_TURNS,
+    INSTRUCTION_FORMATS,
+    REJECTED_COLUMNS,
+    Feature,
+    FormatSpec,
+    format_spec,
+    rejected_row,
+)
+from fastgen.export.writers import Csv, JsonLines, Row, RowWriter
+from fastgen.store.log import Position, TornTail
 from fastgen.store.output import check_output, check_output_folder, output_file, output_folder
-from fastgen.store.reader import OpenRun, open_run, rejected_instructions, unfinished
+from fastgen.store.reader import Finishing, OpenRun, open_run, rejected_instructions, unfinished
 
 CARD: Final = "README.md"
 
@@ -33,6 +42,7 @@ class Exported:
 
     ``complete`` of the ``target`` instructions (``None``: not known) were there, so the run may not be at its end.
     ``first_turns`` of the rows are only the first turn of a conversation, since the format has no place for more.
+    ``formulas`` is the number of cells of a CSV file that a spreadsheet would take for a formula.
     """
 
     rows: Mapping[str, int]
@@ -40,6 +50,7 @@ class Exported:
     target: int | None
     url: str | None = None
     first_turns: int = 0
+    formulas: int = 0
 
     @property
     def total(self) -> int:
@@ -80,10 +91,7 @@ def export(
     else:
         check_output_folder(output, names, [run_dir], overwrite=choice.overwrite)
     run = open_run(run_dir)
-    if choice.min_judge_score is not None and scores is None:
-        raise InputError(
-            f"--min-judge-score: {run_dir} has no judgements; 'fastgen judge --run-dir {run_dir}' makes them"
-        )
+    _check_scores(run, choice, scores)
     hub = None if card.push_to_hub is None else connect(card.push_to_hub)
     job = _Job(run, form, choice, scores)
     if to_file:
@@ -100,17 +108,18 @@ def export(
     if hub is not None and card.push_to_hub is not None:
         url = upload(hub, card.push_to_hub, output, names, private=card.private)
     target = run.folder.header().options.get("num_instructions")
-    return Exported(rows, run.folder.ledger().complete, target, url, job.figures.first_turns)
+    return Exported(rows, run.folder.ledger().complete, target, url, job.figures.first_turns, job.formulas)
 
 
 class _Job:
-    """An export of a run. ``figures`` count what was written."""
+    """An export of a run. ``figures`` and ``formulas`` count what was written."""
 
     def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
         self.figures = Figures()
+        self.formulas = 0
         self._run = run
         is_rejected = form not in INSTRUCTION_FORMATS
-        self._spec = None if is_rejected else format_spec(form, run, with_reasoning=choice.with_reasoning)
+        self._spec = None if is_rejected else spec_of(form, run, choice)
         self._form = form
         self._choice = choice
         self._scores = scores
@@ -125,7 +134,7 @@ class _Job:
         ):
             for _, row in self._split_rows():
                 writer.write(row)
-            rows = {"train": writer.finish()}
+            rows = {"train": self._finish(writer)}
             if self._spec is not None and not self._spec.may_be_empty:
                 self._check_not_empty(rows)
         return rows
@@ -139,13 +148,18 @@ class _Job:
                 writers[split] = stack.enter_context(closing(self._writer(sink, scratch / f"{split}.rows")))
             for split, row in self._split_rows():
                 writers[split].write(row)
-            rows = {split: writer.finish() for split, writer in writers.items()}
+            rows = {split: self._finish(writer) for split, writer in writers.items()}
         self._check_not_empty(rows)
         return rows
 
     def _writer(self, sink: IO[bytes], scratch: Path) -> RowWriter:
         make = JsonLines if self._spec is None else self._spec.writer
         return make(sink, scratch, self._choice.seed)
+
+    def _finish(self, writer: RowWriter) -> int:
+        rows = writer.finish()
+        self.formulas += writer.formulas if isinstance(writer, Csv) else 0
+        return rows
 
     def _split_rows(self) -> Iterator[tuple[str, Row]]:
         """All rows, each with its split. The figures are counted in passing."""
@@ -172,6 +186,63 @@ class _Job:
             raise InputError(f"--run-dir {path}: no instruction has an instance yet; 'fastgen generate' resumes it")
         if empty := [split for split, count in rows.items() if not count]:
             raise InputError(f"--split {self._choice.split}: {empty[0]} would be empty; give it more or export more")
+
+
+def spec_of(form: Format, run: OpenRun, choice: ChoiceOptions) -> FormatSpec:
+    """How a format of instructions is written for a run, with what the options add to it."""
+    return format_spec(form, run, with_reasoning=choice.with_reasoning, for_spreadsheets=choice.for_spreadsheets)
+
+
+def _check_scores(run: OpenRun, choice: ChoiceOptions, scores: InstanceScores | None) -> None:
+    if choice.min_judge_score is not None and scores is None:
+        path = run.folder.path
+        raise InputError(f"--min-judge-score: {path} has no judgements; 'fastgen judge --run-dir {path}' makes them")
+
+
+def rows_of(
+    run: OpenRun, form: Format, choice: ChoiceOptions, scores: InstanceScores | None = None
+) -> tuple[Mapping[str, Feature], Iterator[Row]]:
+    """The columns and the rows of a format, as they are written, in the order of the run. Nothing is shuffled.
+
+    :raises InputError: options that do not fit the format, or there are no judgements to choose by.
+    """
+    choice.check_format(form)
+    _check_scores(run, choice, scores)
+    if form == "rejected":
+        rejected = rejected_instructions(run.folder.whole_commits(), run)
+        return REJECTED_COLUMNS, (rejected_row(one, run.seeds) for one in rejected)
+    spec = spec_of(form, run, choice)
+    found = entries(run, choice, scores)
+    return spec.columns, (row for entry in found for row in spec.rows(entry, run, choice.seed))
+
+
+class RowsWhileWritten:
+    """The rows of a run that is being written, in the order of the run. Each `read` goes on where the last one ended.
+
+    :raises InputError: options that do not fit the format.
+    """
+
+    def __init__(self, run: OpenRun, form: Format, choice: ChoiceOptions) -> None:
+        choice.check_format(form)
+        self._run = run
+        self._choice = choice
+        self._spec = spec_of(form, run, choice)
+        self._finishing = Finishing(run)
+        self._position: Position | None = None
+
+    def read(self) -> Iterator[Row]:
+        """The rows that the log has now and that no earlier call has read. Read them to the end.
+
+        :raises DamagedLogError: the run's log is damaged.
+        """
+        for item in self._run.folder.commits(self._position):
+            if isinstance(item, TornTail):  # a line that is being written
+                return
+            commit, self._position = item
+            finished = self._finishing.add(commit)
+            entry = finished and machine_entry(finished, self._run, self._choice, None)
+            if entry:
+                yield from self._spec.rows(entry, self._run, self._choice.seed)
 
 
 def _file_names(form: Format, choice: ChoiceOptions) -> dict[str, str]:

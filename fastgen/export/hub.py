@@ -1,4 +1,4 @@
-"""Uploads a folder to the Hugging Face hub, through huggingface_hub (``pip install 'fastgen[hub]'``).
+"""Uploads a folder to the Hugging Face hub, through huggingface_hub (the extra ``hub``).
 
 The library finds the token by itself (``HF_TOKEN``, or what ``hf auth login`` saved). It is never read, kept or shown
 here. Every failure is one line.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,7 +36,7 @@ def connect(repo: str, endpoint: str | None = None) -> HfApi:
         from huggingface_hub import HfApi, hf_hub_url
     except ModuleNotFoundError:
         raise InputError(
-            "--push-to-hub: needs huggingface_hub, which is not installed: pip install 'fastgen[hub]'"
+            f"--push-to-hub: needs huggingface_hub, which is not installed: {how_to_install('hub')}"
         ) from None
     with _in_one_line(repo):
         hf_hub_url(repo, "README.md", repo_type="dataset")  # sends nothing; refuses what is no name

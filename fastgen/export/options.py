@@ -22,7 +22,9 @@ from cyclopts import Group, Parameter
 
 from fastgen.errors import InputError
 
-Format = Literal["raw", "instances", "rejected", "alpaca", "messages", "prompt-completion", "parquet"]
+Format = Literal[
+    "raw", "instances", "rejected", "alpaca", "messages", "sharegpt", "prompt-completion", "parquet", "csv"
+]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 _CHOICE = Group("Which rows", sort_key=1)
@@ -52,6 +54,9 @@ class ChoiceOptions:
     with_reasoning: Annotated[bool, Parameter(negative=())] = False
     """Also what the model thought before it answered: a field 'reasoning', null where there is nothing. In messages it
     is the field 'thinking' of the assistant's turn, as TRL and the chat template of gpt-oss read it."""
+    for_spreadsheets: Annotated[bool, Parameter(negative=())] = False
+    """csv only: an apostrophe before each cell that a spreadsheet would run as a formula, and a byte order mark. Texts
+    of models are data, so use it for files that people open in Excel or LibreOffice, not for training."""
     split: str | None = None
     """Names and shares, such as train=0.9,test=0.1: one file each in the folder --output. By instruction, and an
     instruction stays in its split while the run grows."""
@@ -78,8 +83,10 @@ class ChoiceOptions:
         """:raises InputError: an option that this format has no use for."""
         if self.include_empty and form != "raw":
             raise InputError(f"--include-empty: --format {form} has no place for them; leave it out or choose raw")
-        if self.with_reasoning and form in ("prompt-completion", "rejected"):
+        if self.with_reasoning and form in ("prompt-completion", "rejected", "sharegpt"):
             raise InputError(f"--with-reasoning: --format {form} has no place for it; choose messages or instances")
+        if self.for_spreadsheets and form != "csv":
+            raise InputError(f"--for-spreadsheets: --format {form} is no spreadsheet; leave it out or choose csv")
         given = {
             "--include-seeds": self.include_seeds,
             "--max-instructions": self.max_instructions is not None,

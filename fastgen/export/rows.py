@@ -13,7 +13,7 @@ token is added, since trainers add their own model's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO, Final
 from fastgen.export.entries import Entry, ScoredInstance
 from fastgen.export.method import MethodFacts, method_facts, role_models
 from fastgen.export.options import Format, draw
-from fastgen.export.writers import JsonArray, JsonLines, Parquet, Row, RowWriter, ShuffledJsonLines
+from fastgen.export.writers import Csv, JsonArray, JsonLines, Parquet, Row, RowWriter, ShuffledJsonLines
 from fastgen.methods.admission import CONTAMINATED
 from fastgen.methods.self_instruct.rules import Style
 from fastgen.store.output import json_line
@@ -86,6 +86,8 @@ def plain_input(text: str, style: Style = "lenient") -> str:
     return text.strip().replace("\n\n", "\n")
 
 
+_SPEAKERS: Final = {"user": "human", "assistant": "gpt"}
+"""How ShareGPT's conversations name the roles."""
 STAGE_MODELS: Final = ("instance_model", "classification_model")
 """In a run's configuration, and so in the provenance, only where a stage has another model than the run."""
 
@@ -159,6 +161,12 @@ def _message_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
         yield {"messages": _messages(entry, scored)}
 
 
+def _sharegpt_rows(entry: Entry, _run: OpenRun, _seed: int) -> Iterator[Row]:
+    for scored in entry.instances:
+        told = _messages(entry, scored)
+        yield {"conversations": [{"from": _SPEAKERS[one["role"]], "value": one["content"]} for one in told]}
+
+
 def _prompt_rows(entry: Entry, run: OpenRun, seed: int) -> Iterator[Row]:
     style: Style = "paper" if run.configuration["preset"] == "paper" else "lenient"
     for scored in entry.instances:
@@ -219,6 +227,12 @@ class FormatSpec:
 
 _FLAT: Final[dict[str, Feature]] = {"instruction": "string", "input": "string", "output": "string"}
 _NEIGHBOUR: Final[Feature] = {"id": "string", "rouge_l": "float64"}
+REJECTED_COLUMNS: Final[Mapping[str, Feature]] = {
+    "instruction": "string",
+    "rule": "string",
+    "neighbour": _NEIGHBOUR,
+    "request_id": "int64",
+}
 PARQUET_COLUMNS: Final = {  # pyarrow's names of the types, with ? where a value may be missing
     "id": "string",
     "instance": "int64",
@@ -237,6 +251,10 @@ PARQUET_COLUMNS: Final = {  # pyarrow's names of the types, with ? where a value
 
 def _parquet(columns: Mapping[str, str]) -> Callable[[IO[bytes], Path, int], RowWriter]:
     return lambda sink, _scratch, _seed: Parquet(sink, columns)
+
+
+def _csv(columns: Iterable[str], *, is_guarded: bool) -> Callable[[IO[bytes], Path, int], RowWriter]:
+    return partial(Csv, columns=tuple(columns), is_guarded=is_guarded)
 
 
 INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
@@ -278,6 +296,14 @@ INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
         "One conversation a line: `messages` with a user's turn (the instruction and, after a blank line, the "
         "input) and the assistant's (the output).",
     ),
+    "sharegpt": FormatSpec(
+        _sharegpt_rows,
+        {"conversations": [{"from": "string", "value": "string"}]},
+        "One JSON array of conversations: `conversations` with turns of `human` (the instruction and, after a blank "
+        "line, the input) and `gpt` (the output).",
+        JsonArray,
+        ".json",
+    ),
     "prompt-completion": FormatSpec(
         _prompt_rows,
         {"prompt": "string", "completion": "string"},
@@ -293,14 +319,23 @@ INSTRUCTION_FORMATS: Final[Mapping[Format, FormatSpec]] = {
         _parquet(PARQUET_COLUMNS),
         ".parquet",
     ),
+    "csv": FormatSpec(
+        _flat_rows,
+        _FLAT,
+        "One instance a record: `instruction`, `input` (may be empty), `output`. An empty cell is an empty text.",
+        _csv(_FLAT, is_guarded=False),
+        ".csv",
+    ),
 }
 """Every format of instructions; ``rejected`` is the one other format."""
-FORMATS_WITH_TURNS: Final = frozenset({"raw", "messages", "parquet"})
+FORMATS_WITH_TURNS: Final = frozenset({"raw", "messages", "sharegpt", "parquet"})
 """The formats that write all turns of a conversation. The others write the first."""
 
 
-def format_spec(form: Format, run: OpenRun, *, with_reasoning: bool = False) -> FormatSpec:
-    """How one of `INSTRUCTION_FORMATS` is written for a run, also with the reasoning.
+def format_spec(
+    form: Format, run: OpenRun, *, with_reasoning: bool = False, for_spreadsheets: bool = False
+) -> FormatSpec:
+    """How one of `INSTRUCTION_FORMATS` is written for a run, also with the reasoning, or as CSV for spreadsheets.
 
     Rows of Self-Instruct have no other fields than its formats. With the reasoning, every row has a field more, null
     where the answer had none: ``reasoning``, or in ``messages`` ``thinking`` beside the assistant's ``content``. That
@@ -312,6 +347,12 @@ def format_spec(form: Format, run: OpenRun, *, with_reasoning: bool = False) -> 
         spec = _with_provenance(form, spec, method_facts(run))
     if not run.is_self_instruct and form == "messages":
         spec = replace(spec, card_text="One conversation a line: `messages` with all turns of user and assistant.")
+    if for_spreadsheets:
+        spec = replace(
+            spec,
+            writer=_csv(spec.columns, is_guarded=True),
+            card_text=f"{spec.card_text} Cells that a spreadsheet would take for a formula begin with an apostrophe.",
+        )
     if not with_reasoning:
         return spec
     if form == "messages":
@@ -326,6 +367,8 @@ def format_spec(form: Format, run: OpenRun, *, with_reasoning: bool = False) -> 
         columns={**spec.columns, **turns, "reasoning": "string"},
         card_text=f"{spec.card_text} `reasoning` is what the model wrote before it answered.",
     )
+    if form == "csv":
+        return replace(spec, writer=_csv(spec.columns, is_guarded=for_spreadsheets))
     return replace(spec, writer=_parquet({**parquet, "reasoning": "string?"})) if form == "parquet" else spec
 
 

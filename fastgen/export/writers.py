@@ -13,12 +13,15 @@ sort). It needs as much disk as the rows have bytes.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-from collections.abc import Iterator, Mapping
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.export.options import digest
 from fastgen.store.output import json_line
 
@@ -29,6 +32,9 @@ GROUP_CHARACTERS: Final = 32 << 20
 BATCH_ROWS: Final = 1024
 LOADED_BYTES: Final = 64 << 20
 """Most bytes of rows that a shuffle holds in memory at once."""
+
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What spreadsheets take for the beginning of a formula, also in full-width forms (OWASP, "CSV Injection")."""
 
 _KEY_BYTES: Final = 16
 _DIGIT_BITS: Final = 6
@@ -96,8 +102,50 @@ class ShuffledJsonLines(JsonLines):
         self._shuffle.close()
 
 
+class Csv(JsonLines):
+    """A header and a record a row, as RFC 4180 has them: CRLF between records, quotes where a cell needs them.
+
+    Cells are exactly the texts. ``formulas`` counts those that a spreadsheet would take for a formula. With
+    ``is_guarded`` they get an apostrophe in front, and the file a byte order mark, by which Excel knows UTF-8.
+
+    :param columns: the names, in order. A value that is missing or ``None`` is an empty cell.
+    """
+
+    def __init__(self, sink: IO[bytes], scratch: Path, seed: int, *, columns: Sequence[str], is_guarded: bool) -> None:
+        super().__init__(sink, scratch, seed)
+        self.formulas = 0
+        self._is_guarded = is_guarded
+        self._text = io.StringIO(newline="")
+        self._csv = csv.DictWriter(self._text, list(columns), lineterminator="\r\n", extrasaction="ignore")
+        self._csv.writeheader()
+        if is_guarded:
+            sink.write(codecs.BOM_UTF8)
+
+    def write(self, row: Row) -> None:
+        """Append the record."""
+        self._csv.writerow({name: self._cell(value) for name, value in row.items()})
+        self._flush()
+        self._rows += 1
+
+    def finish(self) -> int:
+        """Complete the file, of which the header is there even without rows."""
+        self._flush()
+        return self._rows
+
+    def _cell(self, value: object) -> object:
+        if not (isinstance(value, str) and value.startswith(_FORMULA_STARTS)):
+            return value
+        self.formulas += 1
+        return f"'{value}" if self._is_guarded else value
+
+    def _flush(self) -> None:
+        self._sink.write(self._text.getvalue().encode())
+        self._text.seek(0)
+        self._text.truncate()
+
+
 class Parquet:
-    """Rows of the given columns, through pyarrow (``pip install 'fastgen[parquet]'``), compressed with zstd.
+    """Rows of the given columns, through pyarrow (the extra ``parquet``), compressed with zstd.
 
     The schema depends on nothing else, so files of several runs make one data set. A row group holds `GROUP_ROWS` rows
     or about `GROUP_CHARACTERS` of text.
@@ -120,7 +168,7 @@ class Parquet:
             from pyarrow.parquet import ParquetWriter
         except ModuleNotFoundError:
             raise InputError(
-                "--format parquet: needs pyarrow, which is not installed: pip install 'fastgen[parquet]'"
+                f"--format parquet: needs pyarrow, which is not installed: {how_to_install('parquet')}"
             ) from None
         self._pa = pa
         message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])

@@ -24,6 +24,10 @@ class Prices:
     per_million_in: float
     per_million_out: float
 
+    def of(self, tokens_in: float, tokens_out: float) -> float:
+        """What so many tokens cost."""
+        return (tokens_in * self.per_million_in + tokens_out * self.per_million_out) / 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -64,9 +68,7 @@ def estimate(
         )
     factor = target / ledger.complete
     tokens_in, tokens_out = ledger.prompt_tokens.total() * factor, ledger.generated_tokens * factor
-    money = None
-    if prices is not None:
-        money = (tokens_in * prices.per_million_in + tokens_out * prices.per_million_out) / 1e6
+    money = None if prices is None else prices.of(tokens_in, tokens_out)
     return Estimate(
         target=target,
         probed=ledger.complete,

@@ -47,6 +47,7 @@ from fastgen.methods.chat_template import ChatTemplate
 from fastgen.methods.foreign import rehearse
 from fastgen.methods.plan import Plan
 from fastgen.methods.self_instruct.filters import check_instruction
+from fastgen.methods.self_instruct.languages import language_warning
 from fastgen.methods.self_instruct.method import self_instruct
 from fastgen.methods.self_instruct.prompts import PromptFiles, PromptSet, parse_prompts, read_prompt_files
 from fastgen.methods.self_instruct.seeds import default_seed_path, parse_seed_tasks, read_seed_file, seed_fingerprint
@@ -165,13 +166,25 @@ def load_inputs(folder: RunFolder, options: Options) -> Inputs:
         texts=texts,
         template=_known_template(folder, asked) if begun or asked.pre_query else None,
     )
+    _warn_of_languages(inputs, is_new=not begun)
     method = method_of(options, replace(inputs, template=_ANY_TEMPLATE) if entry.needs_template else inputs)
     if not entry.is_own:
         rehearse(method)
+    _check_roles(options, method)
+    return inputs
+
+
+def _check_roles(options: Options, method: Method) -> None:
+    """:raises InputError: servers are named for a role that the method does not have."""
     for name, own in options.server.roles().items():
         if name not in method.roles:
             raise InputError(f"{own.flag('model')}: {method.name} has the roles {', '.join(method.roles)}")
-    return inputs
+
+
+def _warn_of_languages(inputs: Inputs, *, is_new: bool) -> None:
+    """Warn of a new run if demonstrations are in another language than the seeds. Only self-instruct shows any."""
+    if is_new and inputs.entry.name == SELF_INSTRUCT and (mixed := language_warning(inputs.seeds, inputs.prompts)):
+        log.warning("%s", mixed)
 
 
 def _check_same_method(folder: RunFolder, given: str) -> None:
@@ -335,7 +348,7 @@ async def planned(
     made: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
 
     async def make() -> None:
-        novelty = await asyncio.to_thread(_make_filter, options, say)
+        novelty = await asyncio.to_thread(_make_filter, options)
         made.set_result(await asyncio.to_thread(_make_plan, novelty, *(await known)))
         await _prepare(novelty, say)
 
@@ -348,12 +361,12 @@ async def planned(
         raise errors.exceptions[0] from None
 
 
-def _make_filter(options: Options, say: Callable[[str], None]) -> NoveltyFilter:
+def _make_filter(options: Options) -> NoveltyFilter:
     from fastgen.similarity.novelty import NoveltyFilter
 
     novelty = NoveltyFilter(**asdict(options.similarity))
     if novelty.bands is not None:
-        say(_shown(novelty.bands))
+        log.info("%s", _shown(novelty.bands))
     return novelty
 
 

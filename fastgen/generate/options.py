@@ -43,11 +43,15 @@ Thinking = Literal["auto", "on", "off"]
 MAX_STOPS = 4  # of the OpenAI API
 MAX_PORT = 65535
 JOB = Group("The job", sort_key=0)
-_SERVER = Group("The server", sort_key=1)
-_SPEED = Group("Speed and faults (may change on resume)", sort_key=2)
-_ASK_SPEED = Group("Speed and faults", sort_key=3)
-_RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=4)
-_SAMPLING = Group("Sampling per step of self-instruct (fixed for a run's life; defaults from --preset)", sort_key=5)
+_SERVER = Group("The server", sort_key=10)
+_OWN_SERVERS = Group("Servers that fastgen starts (without --base-url)", sort_key=11)
+_ROLES = Group("Other servers for single steps", sort_key=12)
+_SPEED = Group("Speed and faults (may change on resume)", sort_key=20)
+_ASK_SPEED = Group("Speed and faults", sort_key=20)
+_ONE_METHOD = Group("Options of single methods (fixed for a run's life)", sort_key=31)
+_RULES = Group("Filter rules (fixed for a run's life; defaults from --preset)", sort_key=40)
+_SAMPLING = Group("Sampling per step of self-instruct (fixed for a run's life; defaults from --preset)", sort_key=50)
+_DISPLAY = Group("Display, logs and metrics", sort_key=60)
 
 
 # -- groups of options -------------------------------------------------------------------------------------------------
@@ -60,13 +64,13 @@ class JobOptions:
 
     num_instructions: int = 100
     """Instructions to make. Only those count that pass every filter and have at least one valid instance."""
-    quiet: bool = False
+    quiet: Annotated[bool, Parameter(group=_DISPLAY)] = False
     """Print only errors and the last line."""
-    log_json: bool = False
-    """Write progress and events as JSON lines on standard error."""
-    log_file: Path | None = None
+    log_json: Annotated[bool, Parameter(group=_DISPLAY)] = False
+    """Write progress and events as JSON lines on standard error, and the estimate of --dry-run as JSON."""
+    log_file: Annotated[Path | None, Parameter(group=_DISPLAY)] = None
     """Also append events, and progress now and then, to this file."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=_DISPLAY)] = "info"
     """Lowest level that --log-file records."""
     dry_run: bool = False
     """Make a few instructions in a temporary folder and estimate what the whole run would take."""
@@ -74,19 +78,19 @@ class JobOptions:
     """Before a new run, ask a few answers of each step, and do not begin if those of a step are of no use
     (docs/models.md). auto: with --dry-run, and before runs of at least 200 instructions unless --preset paper is
     given."""
-    metrics_port: int | None = None
+    metrics_port: Annotated[int | None, Parameter(group=_DISPLAY)] = None
     """Serve the run's figures for Prometheus at this port, under /metrics (0: any free port); see docs/metrics.md."""
-    metrics_host: str = "127.0.0.1"
+    metrics_host: Annotated[str, Parameter(group=_DISPLAY)] = "127.0.0.1"
     """Address that --metrics-port listens on. The page has no password; do not expose it to strangers."""
-    dashboard: bool = False
+    dashboard: Annotated[bool, Parameter(group=_DISPLAY)] = False
     """Show the run as a live page, on this machine only. The page's process starts with the first visitor and uses
     only idle CPU time; see docs/report.md. 'fastgen dashboard' shows any run."""
-    dashboard_port: int = 8642
+    dashboard_port: Annotated[int, Parameter(group=_DISPLAY)] = 8642
     """Port of --dashboard (0: any free port)."""
     price_in: float | None = None
-    """Price of a million tokens read, for --dry-run."""
+    """Price of a million tokens read, for --dry-run and for the summary at the end."""
     price_out: float | None = None
-    """Price of a million tokens generated, for --dry-run."""
+    """Price of a million tokens generated, for the same."""
 
     def __post_init__(self) -> None:
         at_least("--num-instructions", self.num_instructions, 0)
@@ -183,39 +187,39 @@ class ServerOptions:
     model's name; sampling flags win (docs/models.md); fixed for a run's life."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
-    server_args: str = ""
+    server_args: Annotated[str, Parameter(group=_OWN_SERVERS)] = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait for a server's first answer at the start."""
-    num_servers: int = 1
+    num_servers: Annotated[int, Parameter(group=_OWN_SERVERS)] = 1
     """Servers that fastgen starts, each on its own GPUs (on the CPU: on its share of the cores). One that dies is
     restarted while the others keep working."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Annotated[int, Parameter(group=_OWN_SERVERS)] = 1
     """GPUs that share one copy of the model, in each server that fastgen starts."""
-    data_parallel_size: int = 1
+    data_parallel_size: Annotated[int, Parameter(group=_OWN_SERVERS)] = 1
     """Copies of the model behind one address, in each server that fastgen starts."""
-    api_server_count: int | None = None
+    api_server_count: Annotated[int | None, Parameter(group=_OWN_SERVERS)] = None
     """HTTP processes of each server that fastgen starts, for thousands of short requests a second. Default: one for
     each copy of the model."""
-    instance_base_url: tuple[str, ...] = ()
+    instance_base_url: Annotated[tuple[str, ...], Parameter(group=_ROLES)] = ()
     """Separate servers that write the instances, with a stronger model for example. May be given several times; they
     are asked through the same --api."""
-    instance_model: str | None = None
+    instance_model: Annotated[str | None, Parameter(group=_ROLES)] = None
     """The model that writes the instances, at --instance-base-url or else at --base-url. Default: the only one there;
     fixed for a run's life."""
-    instance_api_key_env: str | None = None
+    instance_api_key_env: Annotated[str | None, Parameter(group=_ROLES)] = None
     """Name of the environment variable with the key of --instance-base-url. That key is sent to no other server."""
-    instance_api_key_file: Path | None = None
+    instance_api_key_file: Annotated[Path | None, Parameter(group=_ROLES)] = None
     """File that holds that key on its first line."""
-    classification_base_url: tuple[str, ...] = ()
+    classification_base_url: Annotated[tuple[str, ...], Parameter(group=_ROLES)] = ()
     """Separate servers that tell classification tasks from others."""
-    classification_model: str | None = None
+    classification_model: Annotated[str | None, Parameter(group=_ROLES)] = None
     """The model that tells classification tasks from others; fixed for a run's life."""
-    classification_api_key_env: str | None = None
+    classification_api_key_env: Annotated[str | None, Parameter(group=_ROLES)] = None
     """Name of the environment variable with the key of --classification-base-url."""
-    classification_api_key_file: Path | None = None
+    classification_api_key_file: Annotated[Path | None, Parameter(group=_ROLES)] = None
     """File that holds that key on its first line."""
-    role: tuple[str, ...] = ()
+    role: Annotated[tuple[str, ...], Parameter(group=_ROLES)] = ()
     """Separate servers or another model for the steps of one role, as NAME=URL,MODEL or NAME=,MODEL; a third part names
     the environment variable of a key. 'fastgen methods' lists the roles. May be given several times."""
 
@@ -390,31 +394,31 @@ class MethodOptions:
     (docs/yield.md)."""
     samples_per_prompt: int = 1
     """Completions of each instruction prompt; fewer where the target needs fewer."""
-    classification_only: bool = False
+    classification_only: Annotated[bool, Parameter(group=_ONE_METHOD)] = False
     """Ask for classification tasks only, with classification seeds as demonstrations."""
     topics: Path | None = None
     """Text file with one topic a line. Each prompt for new instructions names one, and the run records which."""
     personas: Path | None = None
     """Text file with one persona a line, such as "a nurse on a night shift". Each prompt names one, as with topics."""
-    documents: tuple[Path, ...] = ()
+    documents: Annotated[tuple[Path, ...], Parameter(group=_ONE_METHOD)] = ()
     """Texts to make instructions for (backtranslate): JSON lines or Parquet with a field 'text'."""
-    from_dataset: Annotated[Path | None, Parameter(name="--from")] = None
+    from_dataset: Annotated[Path | None, Parameter(name="--from", group=_ONE_METHOD)] = None
     """Instructions to begin with instead of seed tasks (evol): JSON lines or Parquet with a field 'instruction'."""
-    turns: int = 1
+    turns: Annotated[int, Parameter(group=_ONE_METHOD)] = 1
     """Turns of each conversation, 1 to 8 (magpie)."""
-    rounds: int = 4
+    rounds: Annotated[int, Parameter(group=_ONE_METHOD)] = 4
     """Most rewritings between a seed task and an instruction that is made from it, 1 to 16 (evol)."""
-    min_score: int = 4
+    min_score: Annotated[int, Parameter(group=_ONE_METHOD)] = 4
     """Least score of 1 to 5 that a row needs (backtranslate)."""
-    max_document: int = 2048
+    max_document: Annotated[int, Parameter(group=_ONE_METHOD)] = 2048
     """Most tokens of a document that a prompt shows (backtranslate)."""
-    passes: int = 1
+    passes: Annotated[int, Parameter(group=_ONE_METHOD)] = 1
     """How often each document is used (backtranslate)."""
-    pre_query: str = ""
+    pre_query: Annotated[str, Parameter(group=_ONE_METHOD)] = ""
     """The text that precedes the user's words in the model's chat template (magpie). Default: as the server says."""
-    method_option: tuple[str, ...] = ()
+    method_option: Annotated[tuple[str, ...], Parameter(group=_ONE_METHOD)] = ()
     """An option of a method of yours, as NAME=VALUE. May be given several times."""
-    step_sampling: tuple[str, ...] = ()
+    step_sampling: Annotated[tuple[str, ...], Parameter(group=_ONE_METHOD)] = ()
     """How a step of a method other than self-instruct samples, or all steps of a role: answer.temperature=0.7. May be
     given several times; the names are those of the sampling flags below."""
     structured: str = "auto"

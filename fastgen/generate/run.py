@@ -165,6 +165,10 @@ async def _begin(
         options = await probe(plan, serving, options, reporter.say)
     begin(store, plan, options, inputs, serving.models, asked=asked)
     _warn_of_generation_config(options, serving, reporter)
+    reporter.say(
+        f"making {plan.state.target:,} instructions with {serving.models['model']} in {store.folder.path}; Ctrl-C stops"
+        " the run, and the same command continues it"
+    )
     return options
 
 

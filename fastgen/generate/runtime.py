@@ -53,12 +53,23 @@ class Stopper:
         self._reporter.restart()
 
 
-async def until_stopped(work: Callable[[Stopper], Awaitable[T]], reporter: Reporter) -> T | None:
-    """The result of ``work``, while SIGINT and SIGTERM go to its `Stopper`, or ``None`` if the user cancelled it."""
-    stopper, loop = Stopper(reporter), asyncio.get_running_loop()
+def by_signals(stopper: Stopper) -> None:
+    """SIGINT and SIGTERM stop, in the main thread only."""
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopper)
     loop.add_signal_handler(signal.SIGCONT, stopper.continued)
+
+
+async def until_stopped(
+    work: Callable[[Stopper], Awaitable[T]], reporter: Reporter, stopped: Callable[[Stopper], None] = by_signals
+) -> T | None:
+    """The result of ``work``, or ``None`` if the user cancelled it.
+
+    ``stopped`` connects its `Stopper` with the user.
+    """
+    stopper = Stopper(reporter)
+    stopped(stopper)
     try:
         return await work(stopper)
     except asyncio.CancelledError:

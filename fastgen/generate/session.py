@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Final
 
 import uvloop
 
@@ -15,13 +17,21 @@ from fastgen.errors import INTERRUPTED
 from fastgen.generate.dry_run import PROBE_INSTRUCTIONS, Load, Prices, estimate, render
 from fastgen.generate.options import Options
 from fastgen.generate.run import Outcome, Place, generate
-from fastgen.generate.runtime import Stopper, return_large_blocks, until_stopped
+from fastgen.generate.runtime import Stopper, by_signals, return_large_blocks, until_stopped
 from fastgen.methods.self_instruct.prompts import FILES
 from fastgen.store.output import check_output
 from fastgen.store.run_folder import RunFolder
 from fastgen.telemetry.display import LogFile, put, tell
 from fastgen.telemetry.monitor import MetricsHub
-from fastgen.telemetry.progress import GuardedReporter, Reporter, ReporterHandler, choose_reporter
+from fastgen.telemetry.progress import (
+    GuardedReporter,
+    Reporter,
+    ReporterHandler,
+    choose_reporter,
+    duration,
+    json_event,
+)
+from fastgen.text import as_json, printable
 
 
 def run(place: Place, options: Options) -> int:
@@ -32,18 +42,98 @@ def run(place: Place, options: Options) -> int:
     if outcome is None or outcome.interrupted:
         tell(_how_to_resume(place.run_dir))
         return INTERRUPTED
-    ended = (
-        f"{outcome.complete} instructions complete in {place.run_dir}; write them out with: fastgen export --run-dir "
-    )
-    ended += f"{place.run_dir} --output FILE"
+    _tell_end(outcome, place, options)
+    return 0
+
+
+def _tell_end(outcome: Outcome, place: Place, options: Options) -> None:
+    """Say how the run ended, what it made and took, and what to type next. The last line says the most."""
+    prices = _prices(options)
+    if options.job.log_json:
+        tell(json_event("summary", run_dir=str(place.run_dir), **summary(outcome, prices)).rstrip("\n"))
+        return
+    ended = f"{outcome.complete:,} instructions complete in {place.run_dir}"
     if outcome.used_up is not None:
-        ended = f"{outcome.used_up}: {outcome.complete} of {outcome.target} instructions complete in {place.run_dir}; "
-        ended += f"write them out with: fastgen export --run-dir {place.run_dir} --output FILE"
+        ended = (
+            f"{outcome.used_up}: {outcome.complete:,} of {outcome.target:,} instructions complete in {place.run_dir}"
+        )
     if outcome.ended_by is not None:
         lower = "the same command with a lower figure (0: none)"
-        ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target}\n{ended}"
+        ended = f"ended by {outcome.ended_by}; {lower} continues to {outcome.target:,}\n{ended}"
+    if not options.job.quiet:
+        ended = f"{render_summary(outcome, prices, place.run_dir)}\n{ended}"
     tell(ended)
-    return 0
+
+
+_MOST_RULES: Final = 4
+
+
+def summary(outcome: Outcome, prices: Prices | None) -> dict[str, Any]:
+    """What a run has made and what it took, as JSON values.
+
+    Counts are since the start of the run. ``elapsed_s`` is of this session, from its first request to its last commit,
+    and 0 if there was nothing to do. ``cost`` is in the currency of the prices, ``None`` without prices.
+    """
+    ledger = outcome.ledger
+    tokens_in, tokens_out, rows = ledger.prompt_tokens.total(), ledger.generated_tokens, outcome.complete
+    cost = None if prices is None else prices.of(tokens_in, tokens_out)
+    return {
+        "complete": rows,
+        "target": outcome.target,
+        "kept": ledger.kept,
+        "empty": ledger.empty,
+        "pending": ledger.pending,
+        "rejected": dict(ledger.rejected.most_common()),
+        "elapsed_s": round(outcome.elapsed_s, 3),
+        "generated_tokens": tokens_out,
+        "prompt_tokens": tokens_in,
+        "generated_tokens_per_row": round(tokens_out / rows, 1) if rows else None,
+        "prompt_tokens_per_row": round(tokens_in / rows, 1) if rows else None,
+        "cost": cost,
+        "cost_per_row": cost / rows if cost is not None and rows else None,
+        "ended_by": outcome.ended_by or outcome.used_up or "",
+    }
+
+
+def render_summary(outcome: Outcome, prices: Prices | None, run_dir: Path) -> str:
+    """The figures of `summary` and the next commands for people, as lines of text that begin with two spaces."""
+    ledger, rows = outcome.ledger, outcome.complete
+    rejected = ledger.rejected.total()
+    unfinished = "".join(
+        f", {count:,} {what}"
+        for count, what in ((ledger.empty, "without an answer"), (ledger.pending, "not finished"))
+        if count
+    )
+    lines = {
+        "rows": f"{rows:,} complete{unfinished}, of {ledger.kept:,} kept and {ledger.kept + rejected:,} written",
+        "rejected": _most_frequent(ledger.rejected),
+        "tokens": f"{ledger.generated_tokens:,} generated, {ledger.prompt_tokens.total():,} read",
+    }
+    figures = summary(outcome, prices)
+    if rows:
+        each = f"{figures['generated_tokens_per_row']:,.0f} and {figures['prompt_tokens_per_row']:,.0f}"
+        lines["tokens"] += f" ({each} for each row)"
+    if (cost := figures["cost"]) is not None:
+        each = f", {figures['cost_per_row']:.4g} for each row" if rows else ""
+        lines["cost"] = f"{f'{cost:,.2f}' if cost >= 1 else f'{cost:.3g}'}{each}, every token at full price"
+    if outcome.elapsed_s:
+        lines = {"time": duration(outcome.elapsed_s)} | lines
+    lines["read it"] = f"fastgen report --run-dir {run_dir} --output report.html"
+    lines["export it"] = f"fastgen export --run-dir {run_dir} --output FILE"
+    return "\n".join(f"  {name:<10} {text}" for name, text in lines.items())
+
+
+def _most_frequent(rejected: Counter[str]) -> str:
+    shown = [f"{printable(rule)} {count:,}" for rule, count in rejected.most_common(_MOST_RULES)]
+    if (rest := len(rejected) - len(shown)) > 0:
+        others = rejected.total() - sum(count for _, count in rejected.most_common(_MOST_RULES))
+        shown.append(f"{others:,} by {rest} other rule{'s' if rest > 1 else ''}")
+    return f"{rejected.total():,}: {', '.join(shown)}" if shown else "none"
+
+
+def _prices(options: Options) -> Prices | None:
+    read, generated = options.job.price_in, options.job.price_out
+    return None if read is None or generated is None else Prices(read, generated)
 
 
 def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | None:
@@ -58,7 +148,7 @@ def _carry_out(place: Place, options: Options, hub: MetricsHub) -> Outcome | Non
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        return uvloop.run(_generate(place, options, GuardedReporter(shown, is_logged=True), hub))
+        return uvloop.run(until_ended(place, options, GuardedReporter(shown, is_logged=True), hub))
     finally:
         shown.close()
         for handler in handlers:
@@ -86,10 +176,11 @@ def _dry_run(place: Place, options: Options) -> int:
             return INTERRUPTED
         log_bytes = sum(path.stat().st_size for path in folder.log_path.iterdir())
         hit_rate = folder.saved_counts().server.get("prefix_cache_hit_rate")
-    prices = None if job.price_in is None or job.price_out is None else Prices(job.price_in, job.price_out)
     load = Load(hub.mean_latencies_s(), max(in_flight))
-    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, prices, load)
-    put(render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate))
+    expected = estimate(outcome.ledger, log_bytes, outcome.elapsed_s, job.num_instructions, _prices(options), load)
+    figures = asdict(expected) | {"in_flight": outcome.concurrency, "prefix_cache_hit_rate": hit_rate}
+    text = render(expected, in_flight=outcome.concurrency, hit_rate=hit_rate)
+    put(as_json(figures, indent=2) if job.log_json else text)
     return 0
 
 
@@ -112,9 +203,20 @@ async def _dashboard(place: Place, options: Options, reporter: Reporter, hub: Me
         yield
 
 
-async def _generate(place: Place, options: Options, reporter: Reporter, hub: MetricsHub) -> Outcome | None:
+async def until_ended(
+    place: Place,
+    options: Options,
+    reporter: Reporter,
+    hub: MetricsHub,
+    stopped: Callable[[Stopper], None] = by_signals,
+) -> Outcome | None:
+    """Run in this event loop to the end, or until ``stopped``. Returns ``None`` if the user cancelled it.
+
+    :raises FastgenError: as `fastgen.generate.run.generate`.
+    """
+
     async def work(stopper: Stopper) -> Outcome:
         async with _dashboard(place, options, reporter, hub):
             return await generate(place, options, reporter, stopper, hub=hub)
 
-    return await until_stopped(work, reporter)
+    return await until_stopped(work, reporter, stopped)

@@ -15,10 +15,12 @@ PUBLIC = (
     "plan",
     "self_instruct.filters",
     "self_instruct.instruction",
+    "self_instruct.languages",
     "self_instruct.method",
     "self_instruct.prompts",
     "self_instruct.rules",
     "self_instruct.seeds",
     "state",
+    "structured",
 )
 """Modules that other rooms may import."""

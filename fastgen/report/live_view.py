@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -32,12 +33,15 @@ from fastgen.store.ledger import Ledger
 from fastgen.store.log import Position, TornTail, segment_files
 from fastgen.store.reader import FinishedInstruction, OpenRun, RejectedInstruction, finished_instructions, open_run
 from fastgen.store.run_folder import RunFolder
-from fastgen.telemetry.figures import Sample
+from fastgen.telemetry.figures import Rates, Sample
+from fastgen.telemetry.progress import duration, time_left
+from fastgen.text import AnswerKind, printable
 from fastgen.types import Failure
 
 SLICE_COMMITS: Final = 500
 """Some 10 ms of work."""
 STATE: Final = "state"
+TITLE: Final = "title"
 PIECES: Final = ("now", "newest", "time", "novelty", "lengths", "rejections")
 _MENU: Final = {
     "overview": "Now",
@@ -69,6 +73,8 @@ class Follower:
         """ROUGE-L above which the run rejects an instruction."""
         self.target = 0
         """Instructions asked for; it may change when the run is resumed."""
+        self.model = ""
+        """What the run's model is called; empty until there is a run."""
         self._slice_commits = slice_commits
         self._run: OpenRun | None = None
         self._items: Iterator[tuple[Commit, Position] | TornTail] | None = None
@@ -103,6 +109,7 @@ class Follower:
             self._run = open_run(self.run_dir)
             self.figures = RunFigures(self._run, _NO_SAMPLES)
             self._pending = {}
+            self.model = self._run.configuration["model"]
             self.threshold, self.trouble = self._run.configuration["threshold"], None
         if self._items is None:
             before, self._log_end = self._log_end, _end_of(self._run.folder.log_path)
@@ -172,8 +179,15 @@ def frame_policy() -> str:
 
 
 def pieces(run: Follower, sample: Sample | None, *, is_running: bool) -> Mapping[str, str]:
-    """What each place shows now, and under `STATE` a line of text. ``is_running``: ``sample`` is of this moment."""
-    shown = {STATE: _state(run, is_running=is_running), "now": _now(run, sample, is_running=is_running)}
+    """What each place shows now. ``is_running``: ``sample`` is of this moment.
+
+    `STATE` and `TITLE`, the title of the browser's tab, are lines of text. The others are HTML.
+    """
+    shown = {
+        STATE: _state(run, is_running=is_running),
+        TITLE: _title(run),
+        "now": _now(run, sample, is_running=is_running),
+    }
     if (figures := run.figures) is None:
         return shown
     shown["newest"] = render(
@@ -204,6 +218,13 @@ def _state(run: Follower, *, is_running: bool) -> str:
     return method + ("the run is complete" if run.ledger.complete >= run.target else "following the run's log")
 
 
+def _title(run: Follower) -> str:
+    name = f"Run {printable(run.run_dir.resolve().name)}"
+    if run.figures is None:
+        return name
+    return f"{math.floor(100 * min(1.0, run.ledger.complete / max(1, run.target)))}% - {name}"
+
+
 def _now(run: Follower, sample: Sample | None, *, is_running: bool) -> Markup:
     ledger = run.ledger
     notices = []
@@ -213,29 +234,64 @@ def _now(run: Follower, sample: Sample | None, *, is_running: bool) -> Markup:
         part = "" if run.share_read is None else f", about {run.share_read:.0%} of it"
         notices.append(f"So far {ledger.commits:,} answers of the log were read{part}; counts and charts are of these.")
     written = ledger.kept + ledger.rejected.total()
+    is_done = run.figures is not None and ledger.complete >= run.target
     tiles = [
         ("Complete", f"{ledger.complete:,}", f"{ledger.complete / max(1, run.target):.1%} of {run.target:,}"),
+        *_times(sample, is_done=is_done),
         ("Kept", f"{ledger.kept:,}", f"{ledger.pending:,} on their way"),
         ("Acceptance", f"{ledger.acceptance:.1%}" if written else "-", f"of {written:,} instructions written"),
+        _empty_answers(ledger),
+        _errors(ledger, sample),
         *_measurements(sample, short(ledger.generated_tokens)),
     ]
     note = ""
     if sample is not None and not is_running:
         when = dt.datetime.fromtimestamp(sample.time_s, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        note = f"Speed, in flight, novelty and limit are what was measured last, at {when}."
-    return render("now", notices, tiles, note)
+        note = f"Times, errors, speed, in flight, novelty and limit are what was measured last, at {when}."
+    return render("now", notices, tiles, note, f"Model: {run.model}" if run.model else "")
+
+
+def _times(sample: Sample | None, *, is_done: bool) -> Iterator[tuple[str, str, str]]:
+    """The tiles about time. A dash where nothing was measured."""
+    recent = Rates() if sample is None else sample.recent
+    left = time_left(recent.eta_s, recent.eta_low_s, recent.eta_high_s)
+    if is_done:
+        yield "Time left", "done", "the target is reached"
+    else:
+        yield "Time left", left, "to the target, at the rate of the last minute"
+    elapsed = "-" if sample is None else duration(sample.session_s)
+    yield "Elapsed", elapsed, "since this session's servers answered"
+    rate = "-" if sample is None or (recent.eta_s is None and not is_done) else short(recent.complete_per_min)
+    yield "Complete a minute", rate, "over the last minute" if sample is not None else "not measured yet"
+
+
+def _empty_answers(ledger: Ledger) -> tuple[str, str, str]:
+    answers = ledger.answers.total()
+    empty = sum(count for name, count in ledger.answers.items() if name.endswith(f".{AnswerKind.EMPTY}"))
+    share = f"{empty / answers:.1%} of {answers:,} answers" if answers else "no answers yet"
+    return "Empty answers", f"{empty:,}", f"{share}; {ledger.empty:,} instructions ended without one"
+
+
+def _errors(ledger: Ledger, sample: Sample | None) -> tuple[str, str, str]:
+    """Share of the attempts in the last window that failed, as of the newest sample."""
+    given_up = f"{ledger.failures.total():,} requests given up"
+    attempts = 0
+    if sample is not None:
+        attempts = sample.faults_in_window + sum(stage.requests for stage in sample.stages.values())
+    if sample is None or not attempts:
+        return "Error rate", "-", f"no attempt in the last seconds; {given_up}"
+    return "Error rate", f"{sample.faults_in_window / attempts:.1%}", f"of {attempts:,} attempts lately; {given_up}"
 
 
 def _measurements(sample: Sample | None, generated: str) -> Iterator[tuple[str, str, str]]:
     """What the log does not hold: title, value, note."""
     if sample is None:
-        for name in ("Speed", "Complete a minute", "In flight", "Novelty", "Limited by"):
+        for name in ("Speed", "In flight", "Novelty", "Limited by"):
             yield name, "-", "not measured yet"
         return
-    yield "Speed", short(sample.recent.generated_tokens_per_s), "generated tokens/s"
-    yield "Complete a minute", short(sample.recent.complete_per_min), f"{generated} tokens generated"
+    yield "Speed", short(sample.recent.generated_tokens_per_s), f"tokens/s; {generated} generated"
     allowed = "of" if round(sample.in_flight) <= round(sample.concurrency) else "the limit fell to"
-    yield "In flight", short(round(sample.in_flight, 1)), f"{allowed} {sample.concurrency:.0f}"
+    yield "In flight", short(round(sample.in_flight)), f"{allowed} {sample.concurrency:.0f}"
     yield "Novelty", f"{sample.novelty:.2f}", "kept per 1,000 tokens of their stage"
     yield "Limited by", sample.limit.value, sample.limit_reason
 

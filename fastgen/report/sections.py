@@ -189,8 +189,18 @@ def _method_lengths(figures: RunFigures) -> Iterable[Chart]:
         yield _lengths("Answer", figures.output_words, "answers")
 
 
-def _lengths(title: str, spread: Spread, what: str, note: str = "") -> Chart:
-    width = max(1, -(-(spread.quantile(0.98) + 1) // _LENGTH_BINS))
+def length_charts(titles: Sequence[str], spreads: Sequence[Spread], what: str) -> list[Chart]:
+    """Words of one thing in several runs, with the same bins."""
+    width = max(map(_bin_width, spreads))
+    return [_lengths(title, spread, what, width=width) for title, spread in zip(titles, spreads, strict=True)]
+
+
+def _bin_width(spread: Spread) -> int:
+    return max(1, -(-(spread.quantile(0.98) + 1) // _LENGTH_BINS))
+
+
+def _lengths(title: str, spread: Spread, what: str, note: str = "", *, width: int | None = None) -> Chart:
+    width = width or _bin_width(spread)
     names = [str(i) if width == 1 else f"{i * width} to {i * width + width - 1}" for i in range(_LENGTH_BINS)]
     names[-1] = f"{(_LENGTH_BINS - 1) * width}+"
     bins = [
@@ -214,7 +224,7 @@ def time_section(title: str, lead: str, timeline: Timeline, measured: Sequence[C
 
 def _time_charts(timeline: Timeline) -> Iterable[Chart]:
     drawn = timeline.joined(_DRAWN_BINS)
-    unit_s, unit = _unit(drawn.working_s)
+    unit_s, unit = time_unit(drawn.working_s)
     x = Axis(f"working time ({unit})")
     ends = [min((i + 1) * drawn.width_s, max(drawn.working_s, drawn.width_s)) / unit_s for i in range(len(drawn.bins))]
     places = range(len(drawn.bins))
@@ -224,7 +234,7 @@ def _time_charts(timeline: Timeline) -> Iterable[Chart]:
     def line(name: str, colour: str, values: Iterable[float | None]) -> Line:
         return Line(name, colour, list(zip(ends, values, strict=True)))
 
-    yield _over_time(
+    yield over_time(
         "Instructions kept and complete",
         "How many there are after each stretch of working time.",
         (
@@ -234,14 +244,14 @@ def _time_charts(timeline: Timeline) -> Iterable[Chart]:
         x,
         Axis("instructions"),
     )
-    yield _over_time(
+    yield over_time(
         "Throughput",
         f"Generated tokens a second, of all stages, as they were committed; mean of {_SMOOTH_BINS} stretches.",
         (line("generated tokens/s", "series-1", (one.generated_tokens / s for one, s in by_time)),),
         x,
         Axis("tokens/s"),
     )
-    yield _over_time(
+    yield over_time(
         "Acceptance",
         f"Kept share of the last {_SMOOTH_WRITTEN} or more instructions that the model wrote.",
         (line("kept share", "series-1", (one.acceptance for one in by_written)),),
@@ -249,7 +259,7 @@ def _time_charts(timeline: Timeline) -> Iterable[Chart]:
         Axis("kept share", percent=True),
         highest=1.0,
     )
-    yield _over_time(
+    yield over_time(
         "Yield",
         f"Kept per 1,000 generated tokens of all stages, over the last {_SMOOTH_WRITTEN} or more written.",
         (line("kept per 1,000 tokens", "series-1", (one.kept_per_1000_tokens for one in by_written)),),
@@ -258,9 +268,10 @@ def _time_charts(timeline: Timeline) -> Iterable[Chart]:
     )
 
 
-def _over_time(
+def over_time(
     title: str, description: str, series: Sequence[Line], x: Axis, y: Axis, *, highest: float | None = None
 ) -> Chart:
+    """Lines over working time. All series have points at the same times."""
     values = [value for one in series for _, value in one.points if value is not None]
     if not values:
         return Chart(title, "Nothing yet.")
@@ -268,7 +279,8 @@ def _over_time(
     return lines(title, description, label, series, x, y, highest=highest)
 
 
-def _unit(working_s: float) -> tuple[float, str]:
+def time_unit(working_s: float) -> tuple[float, str]:
+    """The unit in which a working time is shown: its seconds, and its name."""
     if working_s < 180:  # noqa: PLR2004 - three minutes
         return 1.0, "s"
     return (60.0, "min") if working_s < 3 * 3600 else (3600.0, "h")

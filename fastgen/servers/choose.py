@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.servers.spec import Flag, Layout, ServerSpec, flag_value, merge_flags, parse_server_args
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def choose_servers(
     if found := gpus():
         if not (has_vllm or (lambda: importlib.util.find_spec("vllm") is not None))():
             raise InputError(
-                "this machine has an NVIDIA GPU but no vLLM: run pip install 'fastgen[vllm]', or name a server with "
+                f"this machine has an NVIDIA GPU but no vLLM: run {how_to_install('vllm')}, or name a server with "
                 "--base-url"
             )
         return gpu_server_specs(model or DEFAULT_GPU_MODEL, found, server_args, layout, report=report)

@@ -13,10 +13,11 @@ from fastgen.similarity.rouge import RejectAt, Tokenizer
 MAX_RECORDED = 100
 MIN_RECALL, MAX_RECALL = 0.5, 0.999999
 MAX_BANDS, MAX_ROWS = 1024, 16
-METHOD_GROUP = Group("The method (fixed for a run's life)", sort_key=3)
+METHOD_GROUP = Group("The method (fixed for a run's life)", sort_key=30)
+SIMILARITY_GROUP = Group("The similarity filter (fixed for a run's life)", sort_key=35)
 
 
-@Parameter(name="*", group=METHOD_GROUP)
+@Parameter(name="*", group=SIMILARITY_GROUP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimilarityOptions:
     """When a new instruction is too similar to one that is there, and how that is found."""

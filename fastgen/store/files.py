@@ -162,8 +162,36 @@ class Lock:
         os.close(descriptor)
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the `Lock` of this file. It is asked with a shared lock, for which a `Lock` makes way."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, so nobody has one
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_only_looked_at(descriptor: int) -> bool:
+    """Whether a lock that was refused is kept from us by no more than calls of `is_locked`, which take no time."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def _take(file: Path, named: str, instead: str) -> int | None:
-    """The descriptor of the locked file, or ``None`` if its last holder removed the file before."""
+    """The descriptor of the locked file, or ``None`` where it is worth another try at once.
+
+    That is so if the last holder removed the file before, or if others only look whether it is locked.
+    """
     try:
         descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     except OSError as error:
@@ -173,6 +201,9 @@ def _take(file: Path, named: str, instead: str) -> int | None:
         if is_still_at(descriptor, file):
             return descriptor
     except BlockingIOError:
+        if _is_only_looked_at(descriptor):
+            os.close(descriptor)
+            return None
         holder = os.read(descriptor, _HOLDER_BYTES).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise FolderInUse(f"{named}: in use by {holder}; wait for it, stop it, or {instead}") from None

@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
@@ -143,6 +143,29 @@ def output_folder(output: Path, names: Sequence[str], *, overwrite: bool) -> Ite
         check_output_folder(output, names, overwrite=overwrite)
         for name in names:
             (scratch / name).replace(output / name)
+
+
+def write_folder(what: str, folder: Path, contents: Mapping[str, bytes], *, overwrite: bool) -> None:
+    """Write files, by name, into a folder that is new or empty.
+
+    :param what: the argument that named the folder. :param overwrite: whether the folder may have files, of which
+        those of the same names are replaced.
+    :raises InputError: no such place, or the folder has files and ``overwrite`` is false.
+    :raises DiskError: it cannot be written.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_output_errors(folder, what))
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{what} {folder}: is no folder; name a new one")
+        check_output(what, folder)
+        if not overwrite and folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{what} {folder}: is not empty; name a new folder, or replace its files with --overwrite")
+        stack.enter_context(_made(folder))
+        scratch = _scratch(stack, folder)
+        for name, content in contents.items():
+            (scratch / name).write_bytes(content)
+        for name in contents:
+            (scratch / name).replace(folder / name)
 
 
 def check_output_folder(output: Path, names: Sequence[str], inputs: Iterable[Path] = (), *, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Parquet data sets as streams of row batches, through pyarrow (``pip install 'fastgen[parquet]'``).
+"""Parquet data sets as streams of row batches, through pyarrow (the extra ``parquet``).
 
 A separate module, since importing it needs pyarrow. Use `fastgen.store.tables.open_table`.
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.store.files import disk_errors
-from fastgen.store.tables import BATCH_ROWS, Rejected, Rows, check_text, sync_file
+from fastgen.store.tables import BATCH_ROWS, MISSING, Rejected, Rows, check_text, sync_file, value_at
 
 if TYPE_CHECKING:
     from typing import IO
@@ -26,7 +26,7 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError:
-    raise InputError("Parquet needs pyarrow, which is not installed: pip install 'fastgen[parquet]'") from None
+    raise InputError(f"Parquet needs pyarrow, which is not installed: {how_to_install('parquet')}") from None
 
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 64 << 20
@@ -40,11 +40,13 @@ class ParquetTable:
     def __init__(self, path: Path, field: str, *, text_only: bool = False) -> None:
         self.path = path
         self._field = field
-        self._columns = [field] if text_only else None
         self._read_rows = 0
         with self._open() as file:
             self._rows = file.metadata.num_rows
             self._schema = file.schema_arrow
+        names = self._schema.names
+        self._column = field if field in names else field.partition(".")[0]
+        self._columns = [self._column] if text_only else None
         self._check_field()
 
     def share_read(self) -> float:
@@ -84,7 +86,7 @@ class ParquetTable:
             ) from None
 
     def _check_field(self) -> None:
-        places = self._schema.get_all_field_indices(self._field)
+        places = self._schema.get_all_field_indices(self._column)
         if len(places) != 1:
             found = "missing" if not places else "there more than once"
             names = ", ".join(self._schema.names[:10])
@@ -92,6 +94,10 @@ class ParquetTable:
                 f"{self.path}: {self._field}: {found}; name the field that holds the text (there: {names})"
             )
         kind = self._schema.field(places[0]).type
+        for name in self._field.removeprefix(self._column).split(".")[1:]:
+            kind = _part_of(kind, name)
+            if kind is None:
+                raise InputError(f"{self.path}: {self._field}: missing; name the field that holds the text")
         if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
             raise InputError(
                 f"{self.path}: {self._field}: a column of {kind}, not of text; name the field that holds the text"
@@ -99,13 +105,28 @@ class ParquetTable:
 
     def _texts(self, batch: pa.RecordBatch, first_line: int) -> list[str]:
         try:
-            texts = batch.column(self._field).to_pylist()
+            values = batch.column(self._column).to_pylist()
         except UnicodeDecodeError:
             raise InputError(
                 f"{self.path}:{first_line}: {self._field}: not UTF-8 in this row or the {batch.num_rows - 1} after it; "
                 f"fix the column"
             ) from None
-        return [check_text(text, f"{self.path}:{n}: {self._field}") for n, text in enumerate(texts, start=first_line)]
+        return [self._text(value, f"{self.path}:{n}: {self._field}") for n, value in enumerate(values, first_line)]
+
+    def _text(self, value: object, where: str) -> str:
+        text = value_at({self._column: value}, self._field)
+        if text is MISSING:
+            raise InputError(f"{where}: missing in this row; remove the row, or name another field")
+        return check_text(text, where)
+
+
+def _part_of(kind: pa.DataType, name: str) -> pa.DataType | None:
+    """The type below one of a path's names, or ``None`` if there is none."""
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index(name)
+        return kind.field(place).type if place >= 0 else None
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return kind.value_type if is_list and name.removeprefix("-").isdigit() else None
 
 
 def _is_text(kind: pa.DataType) -> bool:

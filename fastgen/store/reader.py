@@ -161,29 +161,41 @@ class _Unfinished:
         )
 
 
-def finished_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[FinishedInstruction]:
-    """Every finished instruction, in the order in which they were finished."""
-    pending: dict[int, _Unfinished] = {}
-    for commit in commits:
+class Finishing:
+    """Puts instructions together from commits, which come one by one and in the order of the log."""
+
+    def __init__(self, run: OpenRun) -> None:
+        self._run = run
+        self._pending: dict[int, _Unfinished] = {}
+
+    def add(self, commit: Commit) -> FinishedInstruction | None:
+        """Take the next commit, and return the instruction that it finishes, if it does."""
         text, outcome = commit.completion.text, commit.outcome
         if isinstance(outcome, Created):
             for kept in outcome.kept:
                 given = "" if kept.input is None else text[slice(*kept.input)]
-                pending[kept.number] = _Unfinished(kept, run.item_text(text, kept.span), given, commit)
-            continue
+                self._pending[kept.number] = _Unfinished(kept, self._run.item_text(text, kept.span), given, commit)
+            return None
         if commit.subject is None:  # a creating request that failed
-            continue
+            return None
         match outcome:
             case Labelled(value):
-                pending[commit.subject].labels[commit.step] = value
+                self._pending[commit.subject].labels[commit.step] = value
             case Rejected(_, value) if value is not None:
-                pending[commit.subject].labels[commit.step] = value
+                self._pending[commit.subject].labels[commit.step] = value
             case Continued((start, end)):
-                pending[commit.subject].message = text[start:end]
+                self._pending[commit.subject].message = text[start:end]
             case Answered(spans):
-                pending[commit.subject].answer(commit.completion, spans)
+                self._pending[commit.subject].answer(commit.completion, spans)
         if ended := commit.ended:
-            yield pending.pop(commit.subject).finish(ended, run.documents)
+            return self._pending.pop(commit.subject).finish(ended, self._run.documents)
+        return None
+
+
+def finished_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[FinishedInstruction]:
+    """Every finished instruction, in the order in which they were finished."""
+    finishing = Finishing(run)
+    return (finished for commit in commits if (finished := finishing.add(commit)) is not None)
 
 
 def rejected_instructions(commits: Iterable[Commit], run: OpenRun) -> Iterator[RejectedInstruction]:

@@ -24,7 +24,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
@@ -119,7 +119,7 @@ class Table(Protocol[T]):
 def open_table(path: Path, field: str, *, text_only: bool = False) -> Table[Any]:
     """The data set in a file.
 
-    :param field: the top-level key (column) of the text. :param text_only: read only that column where the format
+    :param field: where the text is, as `value_at` takes it. :param text_only: read only that column where the format
         allows it; the rows cannot be written then.
     :raises InputError: not a readable regular file, or a Parquet file that is damaged, has no such column of text, or
         cannot be read because pyarrow is not installed.
@@ -182,6 +182,41 @@ def check_text(text: object, where: str) -> str:
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InputError(f"{where}: the text has {len(text):,} characters, over {MAX_TEXT_CHARACTERS:,}; remove it")
     return text
+
+
+MISSING = object()
+"""What `value_at` gives where a row has no such field."""
+_PLACE = re.compile(r"-?\d{1,9}")
+_SHOWN_FIELDS = 10
+
+
+def value_at(row: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401 - any JSON value
+    """What a row has under a top-level key or, if there is none of that name, at the end of a path of keys and places.
+
+    ``messages.0.content`` is the content of the first message, ``messages.-1.content`` that of the last one.
+    """
+    if field in row:
+        return row[field]
+    value: Any = row
+    for name in field.split("."):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and _PLACE.fullmatch(name) and -len(value) <= int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return MISSING
+    return value
+
+
+def _fields_in(value: object, name: str = "", depth: int = 4) -> Iterator[str]:
+    """The names of what is in a row, as `value_at` takes them."""
+    parts: list[tuple[object, object]] = []
+    if isinstance(value, dict | list) and depth:
+        parts = list(value.items() if isinstance(value, dict) else enumerate(value))
+    if not parts and name:
+        yield name
+    for key, part in parts:
+        yield from _fields_in(part, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 def _kind(value: object) -> str:
@@ -254,9 +289,9 @@ class JsonlTable:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             row = _parse_slowly(line, self._where(number))
-        if not isinstance(row, dict) or self._field not in row:
+        if not isinstance(row, dict) or (text := value_at(row, self._field)) is MISSING:
             raise _without_field(row, self._field, self._where(number))
-        return check_text(row[self._field], f"{self._where(number)}: {self._field}")
+        return check_text(text, f"{self._where(number)}: {self._field}")
 
     def _raw_rows(self) -> Iterator[bytes]:
         """Every line, or every element of the array."""
@@ -395,7 +430,8 @@ def _parse_slowly(line: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON va
 def _without_field(row: object, field: str, where: str) -> InputError:
     if not isinstance(row, dict):
         return InputError(f"{where}: found {_kind(row)}; write one JSON object on each line")
-    keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(row)[:10]) or "no field"
+    found = islice(_fields_in(row), _SHOWN_FIELDS)
+    keys = ", ".join(key if key.isprintable() else ascii(key) for key in found) or "no field"
     return InputError(f"{where}: {field}: missing; add it, or name the field that holds the text (there: {keys})")
 
 

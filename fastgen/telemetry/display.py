@@ -26,7 +26,9 @@ CAPACITY: Final = 1 << 18
 CLOSE_WITHIN_S: Final = 2.0
 """How long `Display.close` may take. A reader that pauses for longer misses what is left."""
 _WAIT_MS: Final = 100
-_ASCII: Final = str.maketrans({"·": "|", "…": "...", "\u2013": "-", "“": '"', "”": '"', "\u2019": "'"})
+_ASCII: Final = str.maketrans(
+    {"·": "|", "━": "=", "─": "-", "…": "...", "\u2013": "-", "“": '"', "”": '"', "\u2019": "'"}
+)
 
 
 def fitting(text: str, encoding: str | None) -> str:
@@ -80,11 +82,12 @@ class Display:
             raise OSError("no descriptor")
         return self._descriptor
 
-    def columns(self) -> int:
-        """Width of the terminal. 80 where nothing tells."""
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal. 80 and 24 where nothing tells."""
+        columns, rows = 0, 0
         with contextlib.suppress(OSError):
-            return os.get_terminal_size(self.fileno()).columns or 80
-        return 80
+            columns, rows = os.get_terminal_size(self.fileno())
+        return columns or 80, rows or 24
 
     def write(self, text: str) -> int:
         """Write all of ``text`` soon, or none of it."""

@@ -373,7 +373,8 @@ def limit_of(seen: Sample) -> tuple[Limit, str]:
     ============ =======================================================================================================
     drain        the run was stopped, by its user or by ``--stop-when-yield-below``, and finishes the requests in flight
     no server    no server is up, or no request was answered while many wait for another attempt
-    ramp-up      nothing has been answered in this session yet, or it is younger than `RAMP_UP_S`
+    ramp-up      nothing has been answered in this session yet, or it is younger than `RAMP_UP_S`, or no answer of the
+                 run has been judged yet
     disk         batches are in work more than `BUSY_SHARE` of the time, and at least `DISK_SHARE` of that is writing
                  commits
     filter       `BACKLOG` answers wait to be judged, batches are always in work, and the judging thread has a core for
@@ -417,6 +418,8 @@ def _not_at_work(seen: Sample) -> Iterator[tuple[Limit, str]]:
         yield Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
     if seen.session_s < RAMP_UP_S:
         yield Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
+    if not seen.completions:  # of a resumed run the filter was ready before it began
+        yield Limit.RAMP_UP, "the first answers wait until the similarity filter is ready"
 
 
 def _client(seen: Sample) -> Iterator[tuple[Limit, str]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TextIO, cast
 
@@ -21,12 +22,29 @@ from fastgen.telemetry.display import Display, fitting
 from fastgen.text import as_json, printable
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from fastgen.telemetry.monitor import MetricsHub
 
 
 log = logging.getLogger(__name__)
 _PLAIN_EVERY_S: Final = 10.0
 _NARROW: Final = 1.1  # a range whose ends differ by less is shown as one time
+_LABEL: Final = 7  # columns of a row's label
+_SHORTEST_BAR: Final = 10  # columns; a terminal that has no room for it gets the figures without a bar
+_DUMB: Final = {"dumb", "unknown"}  # terminals that cannot replace what they show
+LIMIT_IN_WORDS: Final = {
+    "server": "the server",
+    "client CPU": "the CPU of this machine",
+    "filter": "the similarity filter",
+    "disk": "the disk",
+    "yield": "the yield",
+    "user limit": "your settings",
+    "ramp-up": "starting up",
+    "drain": "stopping",
+    "no server": "no server answers",
+}
+"""What the live display calls the limits of `fastgen.telemetry.figures.Limit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +52,8 @@ class Progress:
     """What is shown of a run. Rates and the ETA with its range are those of `fastgen.telemetry.figures`.
 
     ``acceptance`` and ``yield_per_1000_tokens``, which counts complete instructions, are since the start of the run;
-    ``kept_per_1000_tokens`` is over the yield window. ``limit`` and ``limit_reason`` are empty until they are measured.
+    ``kept_per_1000_tokens`` is over the yield window. ``elapsed_s`` is since this session's servers answered. ``limit``
+    and ``limit_reason`` are empty until they are measured.
     """
 
     complete: int
@@ -52,40 +71,53 @@ class Progress:
     eta_s: float | None
     eta_low_s: float | None = None
     eta_high_s: float | None = None
+    elapsed_s: float = 0.0
     limit: str = ""
     limit_reason: str = ""
 
     @property
     def eta(self) -> str:
         """Time to the target, as hours:minutes:seconds. A range while it is uncertain, a dash while it is unknown."""
-        if self.eta_s is None:
-            return "-"
-        low_s = self.eta_s if self.eta_low_s is None else self.eta_low_s
-        if self.eta_high_s is None:
-            return f"at least {duration(low_s)}"
-        low, high = duration(low_s), duration(self.eta_high_s)
-        return duration(self.eta_s) if low == high or self.eta_high_s <= _NARROW * low_s else f"{low} to {high}"
+        return time_left(self.eta_s, self.eta_low_s, self.eta_high_s)
 
     def details(self) -> str:
-        """Everything but the count and the ETA, for people: the figures, and what limits the run."""
-        return f"{self._figures()}\nlimited by {self._limited()}" if self.limit else self._figures()
+        """Everything but the count and the ETA, for people: rows of a label, a tab and figures."""
+        rows = {
+            "speed": f"{self._rate(' a minute')} · {self.generated_tokens_per_s:,.0f} tokens/s · {self._elapsed()}",
+            "yield": f"{self.yield_per_1000_tokens:.2f} complete, {self.kept_per_1000_tokens:.2f} kept per 1,000 tokens"
+            f" · {self.kept_per_server_s:.3g} kept per server-second",
+            "kept": f"{self._accepted()} · {self.pending:,} on the way · {self._requests()}",
+        }
+        if self.limit and self.complete < self.target:
+            reason = f" ({self.limit_reason})" if self.limit_reason else ""
+            rows["limit"] = f"{LIMIT_IN_WORDS.get(self.limit, self.limit)}{reason}"
+        return "\n".join(f"{label}\t{text}" for label, text in rows.items())
 
     def line(self) -> str:
         """All of it in one line."""
-        limited = f" · limited by {self._limited()}" if self.limit else ""
-        return f"{self.complete}/{self.target} complete · {self._figures()} · ETA {self.eta}{limited}"
-
-    def _figures(self) -> str:
-        retrying = f" · retrying {self.waiting_retries}" if self.waiting_retries else ""
+        limited = f" · limited by {self.limit}" if self.limit else ""
+        reason = f": {self.limit_reason}" if self.limit and self.limit_reason else ""
         return (
-            f"{self.complete_per_min:,.1f}/min · {self.generated_tokens_per_s:,.0f} tokens/s · "
-            f"yield {self.yield_per_1000_tokens:.2f}/1k tokens · kept {self.kept_per_1000_tokens:.2f}/1k tokens, "
-            f"{self.kept_per_server_s:.3g}/server-s · acceptance {self.acceptance:.0%} · "
-            f"on the way {self.pending} · in flight {self.in_flight}{retrying}"
+            f"{self.complete}/{self.target} complete · {self._rate('/min')} · {self._elapsed()} · ETA {self.eta} · "
+            f"{self.generated_tokens_per_s:,.0f} tokens/s · yield {self.yield_per_1000_tokens:.2f}/1k tokens · "
+            f"kept {self.kept_per_1000_tokens:.2f}/1k tokens, {self.kept_per_server_s:.3g}/server-s · "
+            f"acceptance {self.acceptance:.0%} · on the way {self.pending} · in flight {self.in_flight}"
+            f"{f' · retrying {self.waiting_retries}' if self.waiting_retries else ''}{limited}{reason}"
         )
 
-    def _limited(self) -> str:
-        return f"{self.limit}: {self.limit_reason}" if self.limit_reason else self.limit
+    def _rate(self, unit: str) -> str:
+        # One batch of instructions is no rate: the time before it would count.
+        return "no rate yet" if self.eta_s is None else f"{self.complete_per_min:,.1f}{unit}"
+
+    def _elapsed(self) -> str:
+        return f"{duration(self.elapsed_s)} elapsed"
+
+    def _accepted(self) -> str:
+        return f"{self.acceptance:.0%} of what was written" if self.kept else "none yet"
+
+    def _requests(self) -> str:
+        retrying = f", {self.waiting_retries:,} wait to be sent again" if self.waiting_retries else ""
+        return f"{self.in_flight:,} in flight{retrying}"
 
 
 def progress_of(
@@ -109,6 +141,7 @@ def progress_of(
         eta_s=rates.eta_s,
         eta_low_s=rates.eta_low_s,
         eta_high_s=rates.eta_high_s,
+        elapsed_s=0.0 if hub.reading is None else hub.reading.session_s,
         limit=sample.limit if sample is not None else "",
         limit_reason=sample.limit_reason if sample is not None else "",
     )
@@ -132,7 +165,7 @@ class Shown(Protocol):
         """Time to the target, or a dash."""
 
     def details(self) -> str:
-        """Everything except the count and the ETA. May have several lines."""
+        """Everything except the count and the ETA, in one line or several. A label may stand before a tab."""
 
     def line(self) -> str:
         """All of it in one line."""
@@ -200,32 +233,35 @@ class PlainReporter(QuietReporter):
             self._pending = None
 
 
+def json_event(event: str, **values: object) -> str:
+    """One line of ``--log-json``: ``{"event": "message" | "progress" | "summary", "t": Unix time, ...}``, in ASCII."""
+    return as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n"
+
+
 class JsonReporter(QuietReporter):
-    """One JSON object a line: ``{"event": "message" | "progress", "t": Unix time, ...}``."""
+    """Lines of JSON for programs, see `json_event`."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
 
     def say(self, text: str) -> None:
         """See `Reporter.say`."""
-        self._write("message", {"text": text})
+        self._display.write(json_event("message", text=text))
 
     def show(self, progress: Shown) -> None:
         """See `Reporter.show`."""
-        self._write("progress", asdict(progress))
+        self._display.write(json_event("progress", **asdict(progress)))
 
     def close(self) -> None:
         """See `Reporter.close`."""
         self._display.close()
 
-    def _write(self, event: str, values: dict[str, object]) -> None:
-        self._display.write(as_json({"event": event, "t": round(time.time(), 3), **values}) + "\n")
-
 
 class LiveReporter:
     """A bar and the figures at the bottom of the terminal, with messages scrolling above.
 
-    A frame replaces the one before it, even if that has more rows now because the terminal became narrower.
+    A frame replaces the one before it, even if that has more rows now because the terminal became narrower. Lines end
+    before the last column and have no spaces at their end, since terminals disagree about what becomes of those.
     """
 
     def __init__(self, display: Display) -> None:
@@ -239,22 +275,29 @@ class LiveReporter:
 
     def say(self, text: str) -> None:
         """See `Reporter.say`."""
-        with self._lock:
-            self._display.write(f"{self._erase()}{self._fitting(text)}\n{self._frame}")
-
-    def show(self, progress: Shown) -> None:
-        """See `Reporter.show`."""
-        from rich.cells import cell_len
         from rich.text import Text
 
         with self._lock:
-            erase, self._frame = self._erase(), self._drawn(progress)
-            self._widths = [cell_len(Text.from_ansi(line).plain) for line in self._frame.split("\n")]
+            width = max(1, self._display.size()[0] - 1)
+            lines = [one for line in self._fitting(text).split("\n") for one in self._wrapped(Text(line), width)]
+            self._display.write(f"{self._erase()}{_joined(lines)}\n{self._frame}")
+
+    def show(self, progress: Shown) -> None:
+        """See `Reporter.show`."""
+        with self._lock:
+            erase, lines = self._erase(), self._drawn(progress)
+            with self._console.capture() as captured:
+                for drawn in lines:
+                    self._console.print(drawn, soft_wrap=True)
+            self._frame, self._widths = captured.get().rstrip("\n"), [line.cell_len for line in lines]
             self._display.write(erase + self._frame)
 
     def restart(self) -> None:
         """See `Reporter.restart`."""
         with self._lock:
+            if self._frame:
+                # To the begin of a line that is empty: spaces wrap only where something stands on the line already.
+                self._display.write(" " * (self._display.size()[0] - 1) + "\r\x1b[K")
             self._frame, self._widths = "", []
 
     def close(self) -> None:
@@ -267,29 +310,59 @@ class LiveReporter:
 
     def _erase(self) -> str:
         """What clears the last frame. Terminals wrap lines that have become too long."""
-        columns = self._display.columns()
+        columns, _ = self._display.size()
         rows = sum(max(1, math.ceil(width / columns)) for width in self._widths)
         up = f"\x1b[{rows - 1}A" if rows > 1 else ""
         return f"\r{up}\x1b[J" if rows else ""
 
-    def _drawn(self, progress: Shown) -> str:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+    def _drawn(self, progress: Shown) -> list[Text]:
+        """The lines of a frame, no more than the terminal has."""
+        columns, rows = self._display.size()
+        width = max(1, columns - 1)
+        lines = [*self._head(progress, width)]
+        for line in self._fitting(progress.details()).split("\n"):
+            lines += self._row(line, width)
+        for line in lines:
+            line.rstrip()
+        return lines[: max(1, rows - 1)]
+
+    def _head(self, progress: Shown, width: int) -> Iterator[Text]:
+        """The bar between the count and the time that is left. Without a bar where there is no room for it."""
         from rich.text import Text
 
-        head = Table.grid(padding=(0, 1), expand=True)
-        head.add_column(no_wrap=True)
-        head.add_column(ratio=1)
-        head.add_column(no_wrap=True)
-        bar = ProgressBar(total=max(progress.target, 1), completed=progress.complete)
-        head.add_row(f"{progress.complete}/{progress.target} complete", bar, Text(f"ETA {progress.eta}"))
-        with self._console.capture() as captured:
-            columns = self._display.columns()
-            self._console.print(head, Text(self._fitting(progress.details())), sep="\n", width=columns)
-        return captured.get().rstrip("\n")
+        share = min(1.0, progress.complete / max(1, progress.target))
+        is_done = progress.complete >= progress.target
+        left = f"{progress.complete:,} of {progress.target:,} complete "
+        right = self._fitting(f" {math.floor(100 * share)}% · {'done' if is_done else f'ETA {progress.eta}'}")
+        if (room := width - len(left) - len(right)) < _SHORTEST_BAR:
+            yield from self._wrapped(Text(left + right.lstrip()), width)
+            return
+        done = math.floor(share * room)
+        bar = (self._fitting("━" * done), "green" if is_done else "cyan"), (self._fitting("─" * (room - done)), "dim")
+        yield Text.assemble((left, "bold"), *bar, right)
+
+    def _row(self, line: str, width: int) -> list[Text]:
+        """A row of figures, whose further lines begin below the first one's text."""
+        from rich.text import Text
+
+        label, tab, text = line.partition("\t")
+        if not tab:
+            return self._wrapped(Text(line), width)
+        if width < 2 * _LABEL:
+            return self._wrapped(Text(f"{label}: {text}"), width)
+        first, *rest = self._wrapped(Text(text), width - _LABEL)
+        indent = " " * _LABEL
+        return [Text.assemble((f"{label:<{_LABEL}}", "dim"), first), *(Text(indent).append_text(one) for one in rest)]
+
+    def _wrapped(self, text: Text, width: int) -> list[Text]:
+        return list(text.wrap(self._console, width)) or [text]
 
     def _fitting(self, text: str) -> str:
         return fitting(printable(text, lines=True), self._display.encoding)
+
+
+def _joined(lines: Sequence[Text]) -> str:
+    return "\n".join(line.plain.rstrip() for line in lines)
 
 
 class GuardedReporter:
@@ -358,7 +431,19 @@ def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     display = Display(sys.stderr)
     if log_json:
         return GuardedReporter(JsonReporter(display))
-    return GuardedReporter(LiveReporter(display) if display.isatty() else PlainReporter(display))
+    is_live = display.isatty() and os.environ.get("TERM") not in _DUMB
+    return GuardedReporter(LiveReporter(display) if is_live else PlainReporter(display))
+
+
+def time_left(eta_s: float | None, low_s: float | None, high_s: float | None) -> str:
+    """An ETA with its range (`fastgen.telemetry.figures.Rates`) for people: a time, a range, or a dash."""
+    if eta_s is None:
+        return "-"
+    low_s = eta_s if low_s is None else low_s
+    if high_s is None:
+        return f"at least {duration(low_s)}"
+    low, high = duration(low_s), duration(high_s)
+    return duration(eta_s) if low == high or high_s <= _NARROW * low_s else f"{low} to {high}"
 
 
 def duration(seconds: float) -> str:

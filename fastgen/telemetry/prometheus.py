@@ -181,6 +181,7 @@ _GAUGES: Final = {
     "waiting_retries": ("waiting_retries", "Requests that wait for another attempt."),
     "queued_answers": ("queued", "Answers that wait to be judged."),
     "rss_mb": ("rss_mb", "Memory in RAM, in MB."),
+    "session_s": ("session_seconds", "Age of this session, since its servers answered."),
 }
 _WINDOW_GAUGES: Final = {
     "loop_lag_mean_ms": "How late the event loop's timers were, on average over the last sample, in ms.",
@@ -219,6 +220,9 @@ class RunCollector(Collector):
             yield from _server_families(now.servers)
             for name, text in _RATES.items():
                 yield GaugeMetricFamily(f"fastgen_{name}", text, value=getattr(self._hub.rates, name))
+            if (eta_s := self._hub.rates.eta_s) is not None:
+                text = "Seconds until the target is reached, at the rate of complete instructions."
+                yield GaugeMetricFamily("fastgen_eta_seconds", text, value=eta_s)
         if (window := self._hub.latest) is not None:
             yield from _window_families(window)
 

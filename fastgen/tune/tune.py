@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastgen import __version__
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.store.files import disk_errors
 from fastgen.store.output import check_output
 from fastgen.telemetry.progress import Reporter
@@ -36,7 +36,7 @@ def check_libraries() -> None:
     if missing:
         raise InputError(
             f"tune needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install 'fastgen[tune]'"
+            f"{how_to_install('tune')}"
         )
 
 
@@ -76,7 +76,7 @@ def tune(
         figures = _figures(measured, losses)
         has_plot = plot(losses, scratch / "loss.png", f"{base.name}, {figures['steps']} steps")
         if not has_plot:
-            reporter.say("no picture of the loss, since matplotlib is not installed: pip install 'fastgen[tune]'")
+            reporter.say(f"no picture of the loss, since matplotlib is not installed: {how_to_install('tune')}")
         result = {
             "fastgen": __version__,
             "base_model": base.name,

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from fastgen.errors import how_to_install
 from fastgen.evaluate import scoring
 from fastgen.evaluate.results import read_results
 from fastgen.evaluate.run import clean_up
@@ -249,5 +250,5 @@ def test_a_missing_scorer_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mo
     said = call("--data", superni(tmp_path), "--output", tmp_path / "out", "--base-url", "http://127.0.0.1:9/v1")
     assert (said.code, said.err) == (
         2,
-        "fastgen: evaluate needs the extra 'evaluate': pip install 'fastgen[evaluate]'\n",
+        f"fastgen: evaluate needs rouge-score, which is not installed: {how_to_install('evaluate')}\n",
     )

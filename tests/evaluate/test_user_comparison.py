@@ -108,6 +108,20 @@ def test_a_judge_grades_both_models_and_what_cannot_be_read_is_counted(tmp_path:
     )
     assert again.code == 0, again.err
     assert again.out == said.out
+    figures = call(
+        "--compare",
+        a,
+        b,
+        "--output",
+        tmp_path / "out",
+        "--judge-base-url",
+        "http://127.0.0.1:9/v1",
+        *flags[2:],
+        "--json",
+    )
+    assert json.loads(figures.out) == found
+    refused = call("--compare", a, b, "--output", tmp_path / "out", "--json")
+    assert (refused.code, refused.out) == (2, "")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import os
 import re
 import subprocess
@@ -31,7 +33,7 @@ from fastgen.store.reader import finished_instructions, open_run
 from fastgen.types import Completion, Instance
 from tests.export_help import INSTANCES, Task, call, extend_run, make_run, numbered, read_rows, rows
 
-TRAINING: tuple[Format, ...] = ("alpaca", "messages", "prompt-completion", "parquet")
+TRAINING: tuple[Format, ...] = ("alpaca", "messages", "sharegpt", "prompt-completion", "parquet", "csv")
 
 
 @pytest.fixture
@@ -72,6 +74,69 @@ def test_messages_are_a_users_turn_and_an_assistants(run: Path) -> None:
         ]
     }
     assert with_input["messages"][0]["content"] == "Describe thing number 0 in plain words.\n\nText: some words"
+
+
+def test_sharegpt_is_one_json_array_of_conversations(run: Path) -> None:
+    array = orjson.loads(call(run, "-", "--format", "sharegpt").out)
+    assert len(array) == 80
+    assert array[1] == {
+        "conversations": [
+            {"from": "human", "value": "Describe thing number 0 in plain words.\n\nText: some words"},
+            {"from": "gpt", "value": "Another answer."},
+        ]
+    }
+
+
+CELLS = (
+    "=1+1",
+    "+49 30 1",
+    "-5",
+    "@name",
+    "\ttab",
+    "\uff1dsum",
+    'say "hi", then go',
+    "two\nlines",
+    "a\rb",
+    " 3 ",
+    "é·日本",
+)
+
+
+def test_csv_reads_back_as_the_same_texts(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", [Task(f"Copy cell {n} as it is, please.", (("", c),)) for n, c in enumerate(CELLS)]
+    )
+    said = call(run, tmp_path / "data.csv", "--format", "csv")
+    assert said.line.endswith("data.csv (6 cells begin like a formula; --for-spreadsheets guards them)")
+    with (tmp_path / "data.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file, strict=True))
+    assert [row["output"] for row in found] == list(CELLS)
+    assert [*found[0]] == ["instruction", "input", "output"]
+    content = (tmp_path / "data.csv").read_bytes()
+    assert content.startswith(b'instruction,input,output\r\n"Copy cell 0 as it is, please.",,=1+1\r\n')
+    assert b',"say ""hi"", then go"\r\n' in content
+
+
+def test_csv_for_spreadsheets_guards_what_would_be_run_as_a_formula(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", [Task(f"Copy cell {n} as it is, please.", (("", c),)) for n, c in enumerate(CELLS)]
+    )
+    said = call(run, tmp_path / "data.csv", "--format", "csv", "--for-spreadsheets")
+    assert said.line == f"11 rows written to {tmp_path / 'data.csv'}"
+    with (tmp_path / "data.csv").open(newline="", encoding="utf-8-sig") as file:
+        outputs = [row["output"] for row in csv.DictReader(file)]
+    assert outputs == [f"'{cell}" for cell in CELLS[:6]] + list(CELLS[6:])
+    assert (tmp_path / "data.csv").read_bytes().startswith(b"\xef\xbb\xbfinstruction,")
+    said = call(run, "-", "--format", "alpaca", "--for-spreadsheets")
+    assert (said.code, "is no spreadsheet" in said.line) == (2, True)
+
+
+def test_csv_has_the_reasoning_as_a_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", THINKING_TASKS)
+    lines = call(run, "-", "--format", "csv", "--with-reasoning", "--for-spreadsheets").out.decode("utf-8-sig")
+    first = next(csv.DictReader(io.StringIO(lines, newline="")))
+    assert first["reasoning"] == THINKING_TASKS[0].reasoning.strip()
+    assert [*first] == ["instruction", "input", "output", "reasoning"]
 
 
 def test_prompts_are_the_methods_shuffled_and_each_once(tmp_path: Path) -> None:
@@ -186,7 +251,7 @@ def test_reasoning_inside_the_text_is_exported_like_that_which_was_sent_apart(ru
 def test_a_card_names_the_column_of_the_reasoning(tmp_path: Path, form: Format) -> None:
     run = make_run(tmp_path / "run", THINKING_TASKS)
     said = call(run, tmp_path / "out", "--format", form, "--with-reasoning", "--card")
-    if form in ("prompt-completion", "rejected"):
+    if form in ("prompt-completion", "rejected", "sharegpt"):
         assert said.code == 2
         assert "--with-reasoning" in said.line or form == "rejected"
     else:

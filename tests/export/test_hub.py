@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastgen.errors import InputError
+from fastgen.errors import InputError, how_to_install
 from fastgen.export import export as export_module
 from fastgen.export import hub
 from tests.export_help import call, make_run, numbered
@@ -181,4 +181,4 @@ def test_without_the_library_the_extra_is_named(run: Path, tmp_path: Path, monke
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     said = call(run, tmp_path / "out", "--push-to-hub", "me/data")
     assert said.code == 2
-    assert said.line.endswith("pip install 'fastgen[hub]'")
+    assert said.line.endswith(how_to_install("hub"))

@@ -55,7 +55,7 @@ def test_every_turn_has_its_reasoning(tmp_path: Path) -> None:
     assert raw["reasoning"] == CHAT[0].reasoning
 
 
-@pytest.mark.parametrize("form", ["alpaca", "instances", "prompt-completion"])
+@pytest.mark.parametrize("form", ["alpaca", "instances", "prompt-completion", "csv"])
 def test_a_flat_format_takes_the_first_turn_and_says_so(tmp_path: Path, form: str) -> None:
     said = call(make_method_run(tmp_path / "run", "magpie"), tmp_path / "out", "--format", form)
     assert "(1 of them are the first turn of a conversation; --format messages has all turns)" in said.line
@@ -65,7 +65,7 @@ def test_a_flat_format_takes_the_first_turn_and_says_so(tmp_path: Path, form: st
 
 
 @pytest.mark.parametrize("name", OTHER_METHODS)
-@pytest.mark.parametrize("form", ["raw", "messages", "parquet"])
+@pytest.mark.parametrize("form", ["raw", "messages", "sharegpt", "parquet"])
 def test_formats_with_turns_say_nothing_of_first_ones(tmp_path: Path, name: str, form: str) -> None:
     said = call(make_method_run(tmp_path / "run", name), tmp_path / "out", "--format", form)
     assert said.line == f"2 rows written to {tmp_path / 'out'}"
@@ -202,7 +202,7 @@ def test_load_dataset_reads_every_format_of_every_method(tmp_path: Path) -> None
         run = make_method_run(tmp_path / name, name)
         for form, spec in INSTRUCTION_FORMATS.items():
             output = tmp_path / f"{name} {form}"
-            with_reasoning = form != "prompt-completion"
+            with_reasoning = form not in ("prompt-completion", "sharegpt")
             export(run, form, output, ChoiceOptions(with_reasoning=with_reasoning), CardOptions(card=True))
             arguments += [output, spec.ending[1:]]
     found = python(_LOAD, tmp_path, *arguments)

@@ -30,8 +30,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
-import fastgen.generate.checkpoint
 from fastgen.cli.app import run as command_line
+from fastgen.generate import checkpoint as checkpointing
 from fastgen.generate.checkpoint import Checkpointer
 from fastgen.methods.base import Answered, Commit, Created
 from fastgen.methods.self_instruct.filters import check_instruction
@@ -334,7 +334,7 @@ def eager_checkpoints() -> None:
 def slow_checkpoints() -> None:
     """The same, and a file is written in pieces of a few bytes, so that a kill meets one half done."""
     eager_checkpoints()
-    fastgen.generate.checkpoint._PIECE_BYTES = 512
+    checkpointing._PIECE_BYTES = 512
 
 
 def test_a_run_killed_while_a_checkpoint_is_written_resumes_from_the_last_whole_one(tmp_path: Path) -> None:

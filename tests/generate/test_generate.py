@@ -313,8 +313,8 @@ def test_a_key_may_come_from_a_file_and_events_go_to_a_log_file_without_it(tmp_p
         flags = ["--api-key-file", str(key_file), "--log-file", str(log_file), "--log-json"]
         done = generate(tmp_path / "run", url, 12, *flags)
     assert done.returncode == 0, done.stderr
-    events = [orjson.loads(line) for line in done.stderr.splitlines()[:-1]]
-    assert {event["event"] for event in events} == {"message", "progress"}
+    events = [orjson.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} == {"message", "progress", "summary"}
     logged = log_file.read_text()
     assert "similarity index" in logged
     assert "complete" in logged

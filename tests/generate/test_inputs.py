@@ -39,6 +39,24 @@ def test_seed_tasks_may_come_through_a_pipe(tmp_path: Path) -> None:
         assert fastgen("generate", "--run-dir", run, "--num-instructions", "8").code == 0
 
 
+def test_a_new_run_is_warned_of_demonstrations_in_another_language(tmp_path: Path) -> None:
+    run, seeds, prompts = tmp_path / "run", tmp_path / "seeds.jsonl", tmp_path / "prompts"
+    row = {"instances": [{"input": "", "output": "x"}], "is_classification": True}
+    texts = ("Schreibe ein Gedicht.", "Wie groß ist der Mond?", "Erkläre den Begriff mit einem Bild.", "Ist das wahr?")
+    seeds.write_text("".join(json.dumps(row | {"id": str(n), "instruction": t}) + "\n" for n, t in enumerate(texts)))
+    with in_a_thread(FaultServer()) as server:
+        command = ["generate", "--base-url", server.base_url, "--num-instructions", "3", "--seed-tasks", str(seeds)]
+        said = fastgen(*command, "--run-dir", run)
+        assert (said.code, said.err.count("the seed tasks are in German")) == (0, 1)
+        said = fastgen("generate", "--run-dir", run, "--num-instructions", "5")
+        assert (said.code, said.err.count("the seed tasks are in")) == (0, 0)
+        assert fastgen("prompts", "init", prompts, "--language", "de").code == 0
+        (prompts / "base.toml").unlink()  # the test server recognises the words of the English templates
+        (prompts / "chat.toml").unlink()
+        said = fastgen(*command, "--run-dir", tmp_path / "other", "--prompts", prompts)
+        assert (said.code, said.err.count("the seed tasks are in")) == (0, 0)
+
+
 class Editor(QuietReporter):
     """Edits files when the run says its first word, which it does after it has loaded them."""
 

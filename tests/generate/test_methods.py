@@ -279,7 +279,7 @@ def test_a_run_whose_documents_are_used_up_ends_well_and_each_was_used_once(
         code, said = generate(run, url, 1000, *own).ended()
         assert code == 0, said
         complete = RunFolder(run).ledger().complete
-        assert said[-1].startswith(f"the documents are used up: {complete} of 1000 instructions complete in {run}; ")
+        assert said[-1] == f"the documents are used up: {complete:,} of 1,000 instructions complete in {run}"
     asked = {one.request: one.demonstrations for one in commits(run) if one.step == CREATION}
     assert sorted(asked.values()) == [(number,) for number in range(60)]
 

@@ -177,6 +177,10 @@ def test_a_lone_surrogate_does_not_reach_the_log() -> None:
     written('{"tasks": ["a\\ud800b"]}').text.encode()
 
 
+def test_places_that_the_prompt_left_open_are_empty() -> None:
+    assert values(written({"examples": [{"input": "...", "output": "3..."}]})) == [{"input": "", "output": "3..."}]
+
+
 def test_an_empty_list_is_an_empty_answer() -> None:
     assert values(written({"tasks": []})) == []
 
@@ -196,8 +200,8 @@ def test_nothing_raises(text: str, finish_reason: str) -> None:
 
 
 def test_instructions_are_read_whatever_they_look_like() -> None:
-    tasks = ["Name three\n9. rivers.", 'Say "no" politely.', "1. Count to ten.\nInput: none"]
-    found = instruction.parse(written({"tasks": tasks}), RULES, first_number=9)
+    tasks = ["Name three\n9. rivers.", 'Say "no" politely.', "Count to ten.\nInput: none"]
+    found = instruction.parse(written({"tasks": [*tasks[:2], f"11. {tasks[2]}"]}), RULES, first_number=9)
     assert [item.text for item in found] == [" ".join(task.split()) for task in tasks]
     assert all(item.rule is None for item in found)
 
@@ -237,11 +241,13 @@ def test_the_last_instance_of_a_cut_answer_is_unfinished() -> None:
 def test_tasks_with_inputs_are_read_whatever_they_look_like() -> None:
     tasks = [
         {"instruction": "Fix it.", "input": 'def f():\n    return "a\\n"\n\nTask 10: no'},
-        {"instruction": 'Why is {"input": "a\\n"} valid?', "input": ""},
+        {"instruction": 'Task 10: Why is {"input": "a\\n"} valid?', "input": ""},
     ]
     made = written({"tasks": tasks})
     found = read_tasks(made, first_number=9)
-    assert [(item.text, item.rule) for item in found] == [(task["instruction"], None) for task in tasks]
+    assert [(item.text, item.rule) for item in found] == [
+        (task["instruction"].removeprefix("Task 10: "), None) for task in tasks
+    ]
     assert [item.input and made.text[slice(*item.input)] for item in found] == [tasks[0]["input"], None]
 
 

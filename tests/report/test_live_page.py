@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ import orjson
 import pytest
 
 from fastgen.report.live import MAX_CONNECTIONS, Dashboard, serve_dashboard
-from fastgen.report.live_view import PIECES, STATE, Follower, pieces
+from fastgen.report.live_view import PIECES, STATE, TITLE, Follower, pieces
 from fastgen.telemetry.live_page import listen, url_of
 from tests.command_help import chromium
 from tests.dashboard_help import HOSTILE, SAMPLE, make_hostile_run, read_all
+from tests.export_help import Task, make_run, numbered
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ async def _events(run: Path) -> None:
             assert (await _get(url + "events"))[0] == 503
             line = await first.content.readline()
             shown = orjson.loads(line.removeprefix(b"data: "))
-            assert set(shown) == {*PIECES, STATE}
+            assert set(shown) == {*PIECES, STATE, TITLE}
+            assert shown[TITLE] == "100% - Run run"
             assert shown[STATE] == "the run is in progress"
             assert "<dd>9</dd>" in shown["now"]
             assert b"<script>" not in line
@@ -116,6 +119,43 @@ def test_a_page_of_a_run_that_is_not_active_shows_the_time_of_its_measurements(r
     assert pieces(follower, SAMPLE, is_running=False)[STATE] == "the run is complete"
 
 
+def _tiles(now: str) -> dict[str, tuple[str, str]]:
+    """Value and note of each tile, by its title."""
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd><dd class=\"note\">(.*?)</dd>", now)
+    return {title: (value, note) for title, value, note in found}
+
+
+def test_the_figures_of_now_are_times_errors_and_what_was_empty(run: Path) -> None:
+    follower = read_all(Follower(run))
+    follower.target = 10
+    shown = _tiles(pieces(follower, SAMPLE, is_running=True)["now"])
+    assert shown["Time left"][0] == "1:00 to 2:00"
+    assert shown["Elapsed"][0] == "1:02:05"
+    assert shown["Complete a minute"][0] == "12.5"
+    assert shown["Error rate"] == ("25.0%", "of 12 attempts lately; 0 requests given up")
+    assert shown["Empty answers"] == ("0", "0.0% of 27 answers; 0 instructions ended without one")
+    assert pieces(follower, SAMPLE, is_running=True)[TITLE] == "90% - Run run"
+    before = _tiles(pieces(follower, None, is_running=True)["now"])
+    assert {before[name][0] for name in ("Time left", "Elapsed", "Complete a minute", "Error rate")} == {"-"}
+    follower.target = 9
+    assert _tiles(pieces(follower, SAMPLE, is_running=True)["now"])["Time left"][0] == "done"
+
+
+def test_answers_without_a_text_are_counted(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", [*numbered(2), Task("Say nothing.", [])])
+    follower = read_all(Follower(path))
+    value, note = _tiles(pieces(follower, None, is_running=True)["now"])["Empty answers"]
+    empty = follower.ledger.answers["instance.empty"]
+    assert empty == 1
+    assert (value, note) == ("1", "11.1% of 9 answers; 1 instructions ended without one")
+
+
+def test_before_the_run_begins_the_tab_has_its_name(tmp_path: Path) -> None:
+    shown = pieces(Follower(tmp_path / "later"), None, is_running=True)
+    assert shown[TITLE] == "Run later"
+    assert shown[STATE] == "waiting for the run to begin"
+
+
 @contextmanager
 def _served(run: Path) -> Iterator[str]:
     """The page from a thread with a separate event loop."""
@@ -151,6 +191,10 @@ def test_a_browser_shows_the_run_and_runs_nothing_of_its_texts(run: Path) -> Non
             page.wait_for_selector("#state:text-is('the run is in progress')")
             assert page.locator("svg.plot").count() >= 9
             assert HOSTILE in page.inner_text("#piece-newest")
+            assert f"Model: a/{'long' * 40} {HOSTILE} \\u202e" in page.inner_text("#piece-now")
+            page.set_viewport_size({"width": 400, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+            assert page.title() == "100% - Run run"
             assert page.evaluate("window.hacked") is None
             assert page.locator("img").count() == 0
         page.wait_for_selector("#state:text('the run has ended')")

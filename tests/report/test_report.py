@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastgen.cli import app as cli
+from fastgen.errors import how_to_install
 from fastgen.generate.options import JobOptions, Options
 from fastgen.report import build
 from fastgen.report.build import report
@@ -92,7 +93,7 @@ def test_an_unfinished_and_an_empty_run_are_shown_and_said(tmp_path: Path) -> No
 def test_without_the_extra_the_page_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_parser", lambda _name: None)
     run = make_run(tmp_path / "run", numbered(3))
-    assert "pip install 'fastgen[report]'" in call("--run-dir", run, "--output", tmp_path / "r")[1]
+    assert how_to_install("report") in call("--run-dir", run, "--output", tmp_path / "r")[1]
     assert "no parser is installed" in (tmp_path / "r").read_text("utf-8")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-import fastgen.generate.serving
 from fastgen.cli.app import run as command_line
+from fastgen.generate import serving as opening
 from fastgen.servers import router
 from fastgen.servers.fleet import RestartPolicy, start_fleet
 from fastgen.servers.spec import ServerSpec
@@ -264,8 +264,8 @@ def managed(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*arguments: Any, **more: Any) -> Any:
         return start_fleet(*arguments, **more, policy=RestartPolicy(most=2, pause_s=0.0))
 
-    monkeypatch.setattr(fastgen.generate.serving, "choose_servers", choose)
-    monkeypatch.setattr(fastgen.generate.serving, "start_fleet", start)
+    monkeypatch.setattr(opening, "choose_servers", choose)
+    monkeypatch.setattr(opening, "start_fleet", start)
 
 
 def started(run: Path, job: Job, times: int) -> None:

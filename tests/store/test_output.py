@@ -194,7 +194,7 @@ def test_an_error_of_another_file_is_not_taken_for_one_of_standard_output(monkey
 
     monkeypatch.setattr(cli, "app", broken)
     with pytest.raises(PermissionError):
-        cli.run([])
+        cli.run(["status"])
 
 
 @pytest.mark.parametrize("form", ["raw", "instances", "alpaca", "messages", "prompt-completion", "rejected"])

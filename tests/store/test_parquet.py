@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from fastgen.dedup.job import Counts, dedup
+from fastgen.errors import how_to_install
 from fastgen.telemetry.progress import QuietReporter
 from tests.dedup_data import make_texts, similarity, write_rows
 from tests.dedup_help import (
@@ -30,7 +31,7 @@ def test_parquet_without_pyarrow_names_the_extra(job: Job, monkeypatch: pytest.M
     job.source.write_bytes(b"PAR1 and so on")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "fastgen.store.parquet", raising=False)
-    refused(job.run, "pip install 'fastgen[parquet]'")
+    refused(job.run, how_to_install("parquet"))
 
 
 def write_parquet(path: Path, count: int) -> Any:
@@ -50,6 +51,25 @@ def write_parquet(path: Path, count: int) -> Any:
 def run_parquet(job: Job, **more: Any) -> Counts:
     names = [job.folder / name for name in ("in.parquet", "kept.parquet", "rejected.parquet")]
     return dedup(names[0], names[1], names[2], similarity(), QuietReporter(), **more)
+
+
+def test_a_path_leads_to_a_text_within_a_parquet_row(job: Job) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    chats = [[{"role": "user", "content": t}, {"role": "assistant", "content": "Yes."}] for t in make_texts(60)]
+    pq.write_table(pa.table({"id": range(60), "messages": chats}), job.folder / "in.parquet")
+    job.source.write_bytes(b"".join(orjson.dumps({"messages": chat}) + b"\n" for chat in chats))
+    counts = run_parquet(job, field="messages.0.content")
+    assert counts == job.run(field="messages.0.content")
+    assert 0 < counts.kept < 60
+    assert pq.read_table(job.folder / "kept.parquet").column_names == ["id", "messages"]
+    for field, named in {
+        "messages.0.text": "missing; name the field",
+        "messages.content": "missing; name the field",
+        "messages.0": "not of text",
+        "nothing.0": "missing; name the field that holds the text (there: id, messages)",
+        "messages.2.content": ":1: messages.2.content: missing in this row",
+    }.items():
+        refused(lambda field=field: run_parquet(job, field=field, overwrite=True), named)
 
 
 def test_parquet_rows_come_out_whole_and_decided_like_json_lines(job: Job) -> None:

@@ -24,11 +24,12 @@ from fastgen.telemetry.progress import QuietReporter
 from tests.dedup_data import make_rows, similarity
 
 
-def run(folder: Path, content: bytes, index: IndexKind = "exhaustive") -> Counts:
+def run(folder: Path, content: bytes, index: IndexKind = "exhaustive", *, field: str = "instruction") -> Counts:
     """Dedup of a file with this content."""
     (folder / "in.jsonl").write_bytes(content)
     kept, rejected = folder / "kept.jsonl", folder / "rejected.jsonl"
-    return dedup(folder / "in.jsonl", kept, rejected, similarity(index), QuietReporter(), overwrite=True)
+    rule = similarity(index)
+    return dedup(folder / "in.jsonl", kept, rejected, rule, QuietReporter(), field=field, overwrite=True)
 
 
 def kept(folder: Path) -> bytes:
@@ -304,6 +305,41 @@ def test_an_empty_array_has_no_rows_and_a_row_beyond_all_reason_is_refused(
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 2 << 20)
     with pytest.raises(InputError, match="row 1: is longer than 2 MiB"):
         run(tmp_path, b'[{"instruction": "' + b"x" * (5 << 20))
+
+
+CHATS = [
+    {"id": n, "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "An answer."}]}
+    for n, text in enumerate(("Name a long river.", "Sort by length.", "Name a long river!"))
+]
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_a_path_leads_to_a_text_within_a_row(tmp_path: Path, form: str) -> None:
+    content = orjson.dumps(CHATS) if form == "array" else b"".join(orjson.dumps(row) + b"\n" for row in CHATS)
+    assert run(tmp_path, content, field="messages.0.content") == Counts(3, 2, 1, 0)
+    assert [orjson.loads(line)["id"] for line in kept(tmp_path).splitlines()] == [0, 1]
+    assert orjson.loads(rejected(tmp_path))["neighbour"]["text"] == "Name a long river."
+    assert run(tmp_path, content, field="messages.-1.content").kept == 1
+
+
+def test_a_key_with_a_dot_comes_before_a_path(tmp_path: Path) -> None:
+    rows = [{"a.b": text, "a": {"b": "always the same"}} for text in ("Name a river.", "Sort by length.")]
+    assert run(tmp_path, b"".join(orjson.dumps(row) + b"\n" for row in rows), field="a.b").kept == 2
+
+
+@pytest.mark.parametrize(
+    "field", ["messages.2.content", "messages.-3.content", "messages.x", "messages.0.text", "id.0"]
+)
+def test_a_path_that_leads_nowhere_names_those_that_do(tmp_path: Path, field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, orjson.dumps(CHATS[0]) + b"\n", field=field)
+    assert f":1: {field}: missing;" in str(caught.value)
+    assert "(there: id, messages.0.role, messages.0.content, messages.1.role" in str(caught.value)
+
+
+def test_a_path_to_something_else_than_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"messages\.0: found an object; make it text"):
+        run(tmp_path, orjson.dumps(CHATS[0]) + b"\n", field="messages.0")
 
 
 def test_an_array_is_a_pool_to_compare_with(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import orjson
+import pyte
 import pytest
 
 from fastgen.store.run_folder import RunFolder
@@ -236,6 +237,12 @@ class Terminal:
         self.sent += block
         return bool(block)
 
+    def lines(self, columns: int = 100) -> list[str]:
+        """What a terminal of this width shows in the end, with what has scrolled away."""
+        screen = pyte.Screen(columns, 500)
+        pyte.ByteStream(screen).feed(self.sent)
+        return [line.rstrip() for line in screen.display]
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -296,7 +303,7 @@ def test_a_pause_is_no_limit_and_keeps_the_printed_lines(tmp_path: Path) -> None
         shipped_server("--latency", "0.2") as url,
         terminal(command(run, url, 100_000, "--concurrency", "2")) as seen,
     ):
-        seen.read_until(lambda sent: b"limited by" in sent)
+        seen.read_until(lambda sent: b"limit " in sent)
         seen.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, seen.process.pid, os.WSTOPPED | os.WNOWAIT)
         paused_s = time.time()
@@ -308,6 +315,9 @@ def test_a_pause_is_no_limit_and_keeps_the_printed_lines(tmp_path: Path) -> None
         seen.process.send_signal(signal.SIGINT)
         seen.read_all()
     assert seen.sent[before:].count(b"\x1b[J") < seen.sent[before:].count(b"ETA")  # one frame replaced none
+    heads = [line for line in seen.lines() if "ETA" in line]
+    assert [head for head in heads if not re.match(r"\d+ of 100,000 complete ", head)] == []
+    assert len(heads) == 2  # of the frame before the pause, which stays, and of the last one
     samples = list(read_metrics(run))
     assert samples[-1].time_s > continued_s
     assert not [one for one in samples if one.time_s - one.window_s < paused_s and one.time_s > continued_s]

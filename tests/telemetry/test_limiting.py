@@ -20,6 +20,7 @@ STEADY = Sample(
     complete=500,
     kept=620,
     pending=100,
+    completions=4000,
     completions_per_s=80.0,
     generated_tokens_per_s=9000.0,
     in_flight=255.0,
@@ -56,6 +57,12 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
         "30 faults (http_500) in 5 s",
     ),
     ("before the first answer", {"servers": (replace(SERVER, completed=0),)}, Limit.RAMP_UP, "nothing answered yet"),
+    (
+        "before the filter is ready",
+        {"completions": 0, **BACKLOG},
+        Limit.RAMP_UP,
+        "until the similarity filter is ready",
+    ),
     (
         "a limit that fell below what is in flight",
         {"in_flight": 48.0, "concurrency": 17.0},

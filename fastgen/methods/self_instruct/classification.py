@@ -25,14 +25,17 @@ _WORD: Final = (  # Chinese and Japanese write no space after the word
 _AT_THE_START: Final = re.compile(rf"[\W_]*+{_WORD}(?!\s*+(?:or\b|/))", re.IGNORECASE)
 _AFTER_A_LABEL: Final = re.compile(
     rf"""(?:classification(?:[ ]task)?["*]*+[ ]*+[?:]
-    | \b(?:answer|output|response|therefore)(?:[ ](?:is|would[ ]be))?[ ]*+[\W_]?)
+    | \b(?:answer|output|response|therefore)(?:[ ](?:is|would[ ]be))?[ ]*+[\W_]?
+    | \bantwort(?:[ ](?:ist|lautet))?[ ]*+[\W_]? | (?:答案|回答)(?:[是为](?=\W))?[ ]*+[:\uff1a])
     [\W_]*+{_WORD}(?!\s+or\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _ALONE_ON_A_LINE: Final = re.compile(rf"^[^\w\n]*+{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 _STATED: Final = re.compile(
     r"""\b(?:this|it|(?:this|the|that)[ ]task)[ ]is[ ](?:clearly[ ]|indeed[ ])?an?[ ]classification[ ]task\b
-    | ^\W*classification(?:[ ]task)?\W*$""",
+    | ^\W*classification(?:[ ]task)?\W*$
+    | \b(?:das|dies|es)[ ]ist[ ](?:eindeutig[ ])?eine[ ]klassifikation(?:saufgabe)?\b
+    | (?<!不)[是属][于]?(?:一[个項项])?分[类類]任[务務](?![吗嗎])""",
     re.IGNORECASE | re.VERBOSE,
 )
 

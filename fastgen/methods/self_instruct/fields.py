@@ -423,10 +423,14 @@ _OUTPUT_ALIAS: Final = _label(_ANSWERS)
 _CLASS_LABEL: Final = _label(_CLASS_LABELS)
 _CLASS_LABEL_ALIAS: Final = _label(_CLASSES)
 _TASK: Final = _label(_TASKS)
-_NEXT_TASK: Final = _label("task")
+_NEXT_TASK: Final = _label("task|aufgabe|任务|任務")  # in the languages of the shipped prompts
 _INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 _INLINE_OUTPUT: Final = re.compile(rf"(?:(?<=\s)(?:[|→⇒]|[-=]>)[ \t]++)?(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
-_BEGUN: Final = re.compile(r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?)[ \t*]*+$", re.IGNORECASE)
+_BEGUN: Final = re.compile(
+    r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?|beispiel|eingabe|ausgabe|kategorie|示例|输入|输出|类别)"
+    r"[ \t*]*+$",
+    re.IGNORECASE,
+)
 _FENCE: Final = re.compile(r"[ \t]*+```[^`\n]*+$")
 # A line that may begin with a label: a word of one, with a colon or mark soon after it, or a heading, or a fence.
 # Without a colon the words are not tried, which would take most of the time of a long text.

@@ -142,7 +142,13 @@ def _read_structured(text: str, answer: Span) -> tuple[Span, ...]:
         named = [record[name] for name in _INSTRUCTION_NAMES if name in record]
         others = [span for name, span in record.items() if name not in NUMBER_NAMES]
         spans += named[:1] or (others if len(others) == 1 else [])
-    return tuple(unwrap(text, span) for span in spans if span != NOWHERE)
+    return tuple(unwrap(text, without_number(text, span)) for span in spans if span != NOWHERE)
+
+
+def without_number(text: str, span: Span) -> Span:
+    """Return an instruction of a record without the number that a list would have before it ("9. ", "Task 9: ")."""
+    number = _NUMBERED.match(text, *span)
+    return span if number is None or number.end() == span[1] else (number.end(), span[1])
 
 
 def _head_is_item(text: str, head: Span, markers: list[_Marker], first_number: int) -> bool:

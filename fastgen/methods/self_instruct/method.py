@@ -63,6 +63,7 @@ def self_instruct(
     there are any. ``classification_only`` asks for classification tasks only, with classification seeds.
     """
     given = context or Context()
+    sampling = {step: prompts.with_own_stops(figures) for step, figures in sampling.items()}
     has_forms = prompts.api == "chat" and rules.list_style != "paper"
 
     def prompt_of(pool: Pool, shown: Sequence[int], drawn: Drawn) -> Prompt:

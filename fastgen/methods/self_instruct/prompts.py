@@ -3,11 +3,12 @@
 A folder given with ``--prompts`` may hold any of ``base.toml`` (completions) or ``chat.toml`` (chat),
 ``classification.jsonl``, ``input_first.jsonl`` and ``output_first.jsonl``. The shipped files of the preset replace what
 it lacks. In a template, ``{name}`` is a placeholder. Other braces are plain text. Every defect is an `InputError` of
-one line that names file, line and field.
+one line that names file, line and field. `starting_files` are the files that a user begins such a folder with.
 
 The shipped files are those of the preset ``default``. The folder ``paper`` beside them holds the ones that differ under
 ``--preset paper``: templates without remarks about what the rules reject, and as many demonstrations as the original
-has (Wang et al., ACL 2023). What they say is part of every such run's configuration, so they never change.
+has (Wang et al., ACL 2023). What they say is part of every such run's configuration, so they never change. The folders
+``de`` and ``zh`` hold a whole set in German and in Chinese.
 
 Building a prompt is a concatenation. The demonstrations are rendered when the set is loaded, and a task's own text is
 never formatted, so braces in it mean nothing. In the shipped prompts all fixed text comes first, where a server's
@@ -20,12 +21,12 @@ import hashlib
 import json
 import re
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from fastgen.errors import InputError
-from fastgen.types import Message
+from fastgen.types import Message, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Api = Literal["completions", "chat"]
 Preset = Literal["default", "paper"]
+PromptLanguage = Literal["en", "de", "zh", "fr", "es"]
+"""The languages of `starting_files`."""
 
 _LIST: Final = frozenset({"instructions", "next_number"})
 _TASK: Final = frozenset({"demonstrations", "instruction"})
@@ -46,7 +49,11 @@ _PROMPTS: Final[Mapping[str, frozenset[str]]] = {
 }
 """The sections of a template file, and the placeholders of each one's prompt."""
 _RENDERING: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
-    "classification": {"demonstration": frozenset({"instruction", "answer"})},
+    "classification": {
+        "demonstration": frozenset({"instruction", "answer"}),
+        "yes": frozenset(),
+        "no": frozenset(),
+    },
     "input_first": {
         "demonstration": frozenset({"instruction", "examples"}),
         "example": frozenset({"number", "input", "output"}),
@@ -59,7 +66,9 @@ _RENDERING: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
     },
 }
 """Further keys of the sections with demonstrations, and the placeholders of each."""
-_MAY_LACK: Final = frozenset({("output_first", "example_without_input")})  # which came after the other keys
+_MAY_LACK: Final = frozenset(  # which came after the other keys
+    {("output_first", "example_without_input"), ("classification", "yes"), ("classification", "no")}
+)
 _OPTIONAL: Final = frozenset({"demonstrations", "next_number", "number"})  # every other placeholder is required
 _TEMPLATE_FILE: Final[Mapping[Api, str]] = {"completions": "base.toml", "chat": "chat.toml"}
 FILES: Final = (*_TEMPLATE_FILE.values(), *(f"{name}.jsonl" for name in _RENDERING))
@@ -96,6 +105,22 @@ class PromptSet:
     input_first: Template
     output_first: Template
     fingerprint: str
+    shown: Mapping[str, tuple[str, ...]]
+    """The instructions of the demonstrations, by the name of their file."""
+    words: Mapping[str, str]
+    """What begins a task and an example in these prompts, by what does in the shipped ones ("Task:", "Example")."""
+
+    def with_own_stops(self, sampling: Sampling) -> Sampling:
+        """Return the sampling with stop strings in the words of these prompts ("Aufgabe:" for "Task:")."""
+        stop = tuple(map(self._own_stop, sampling.stop))
+        return sampling if stop == sampling.stop else replace(sampling, stop=stop)
+
+    def _own_stop(self, text: str) -> str:
+        line = text.removeprefix("\n")
+        for shipped, own in self.words.items():
+            if line.startswith(shipped):
+                return text.replace(shipped, own, 1)
+        return text
 
 
 def load_prompts(api: Api, directory: Path | None = None, *, preset: Preset = "default") -> PromptSet:
@@ -154,10 +179,40 @@ def read_prompt_files(directory: Path | None, *, stored: Path | None = None, pre
     return {name: read.get(name) or _shipped(name, preset) for name in FILES}
 
 
-def _shipped(name: str, preset: Preset) -> PromptFile:
-    """Read the preset's own file, or the default's where it has none."""
+_TO_TRANSLATE: Final[Mapping[str, tuple[str, str]]] = {
+    "fr": ("French", 'Tâche:, Exemple, Entrée:, Sortie: and Étiquette de classe:, with yes = "Oui" and no = "Non"'),
+    "es": ("Spanish", 'Tarea:, Ejemplo, Entrada:, Salida: and Etiqueta de clase:, with yes = "Sí" and no = "No"'),
+}
+_COMMENT: Final = """\
+# Translate into {language}: all text in quotation marks below, and the .jsonl files beside this one.
+# Use these words in place of Task:, Example, Input:, Output: and Class label:, so that answers can be read:
+# {words} under [classification].
+# Leave the names in [brackets], the keys before "=" and what stands in {{braces}} as they are.
+
+"""
+
+
+def starting_files(language: PromptLanguage) -> dict[str, bytes]:
+    """Return all of `FILES` for a user to edit. They are complete in English (the default's), German and Chinese.
+
+    In the other languages they are in English. The templates begin with a comment on what to translate.
+    """
+    read = {name: _shipped(name, language).content for name in FILES}
+    if language in _TO_TRANSLATE:
+        comment = _COMMENT.format(language=_TO_TRANSLATE[language][0], words=_TO_TRANSLATE[language][1]).encode()
+        read |= {name: comment + read[name] for name in _TEMPLATE_FILE.values()}
+    return read
+
+
+def is_complete_in(language: str) -> bool:
+    """Whether `starting_files` of a language need no translation."""
+    return language in get_args(PromptLanguage) and language not in _TO_TRANSLATE
+
+
+def _shipped(name: str, kind: Preset | PromptLanguage) -> PromptFile:
+    """Read the file of the preset or language, or the default's where it has none."""
     folder = files("fastgen.methods.self_instruct").joinpath("prompt_files")
-    own = folder.joinpath(preset, name)
+    own = folder.joinpath(kind, name)
     return PromptFile(name, (own if own.is_file() else folder.joinpath(name)).read_bytes())
 
 
@@ -190,7 +245,21 @@ def parse_prompts(api: Api, read: PromptFiles) -> PromptSet:
     demonstrations = {name: _read_demonstrations(name, read[f"{name}.jsonl"]) for name in _RENDERING}
     templates = {name: _template(tables[name], demonstrations.get(name, [])) for name in _PROMPTS}
     content = json.dumps([api, {name: asdict(template) for name, template in templates.items()}], sort_keys=True)
-    return PromptSet(api, **templates, fingerprint=hashlib.sha256(content.encode()).hexdigest())
+    return PromptSet(
+        api,
+        **templates,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        shown={f"{name}.jsonl": tuple(one.instruction for one in found) for name, found in demonstrations.items()},
+        words=_words(tables["input_first"]),
+    )
+
+
+def _words(table: Mapping[str, str]) -> dict[str, str]:
+    """Return the own words of templates that have some, by those of the shipped ones."""
+    task = re.search(r"^([^\n{}]*\w[ \t]*[:\uff1a])[ \t]*\{instruction\}", table["demonstration"], re.MULTILINE)
+    example = re.search(r"^([^\n{}]*\w)[ \t]*\{number\}", table["example"], re.MULTILINE)
+    found = {"Task:": task and task[1], "Example": example and example[1]}
+    return {shipped: own for shipped, own in found.items() if own}
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
@@ -271,7 +340,8 @@ def _render(table: Mapping[str, str], demonstration: _Demonstration) -> str:
     for number, example in enumerate(demonstration.examples, 1):
         key = "example" if example["input"] or "example_without_input" not in table else "example_without_input"
         examples += _fill(_PLACEHOLDER.split(table[key]), {"number": str(number), **example})
-    values = {"instruction": demonstration.instruction, "answer": demonstration.answer, "examples": examples}
+    answer = table.get("yes", "Yes") if demonstration.is_classification else table.get("no", "No")
+    values = {"instruction": demonstration.instruction, "answer": answer, "examples": examples}
     return _fill(_PLACEHOLDER.split(table["demonstration"]), values)
 
 
@@ -284,10 +354,10 @@ def _fill(parts: Sequence[str], values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Demonstration:
-    """A worked task: for classification the ``answer`` ("Yes" or "No"), else ``examples``, each field to text."""
+    """A worked task: whether it is one of classification, or else ``examples``, each field to text."""
 
     instruction: str
-    answer: str = ""
+    is_classification: bool = False
     examples: tuple[Mapping[str, str], ...] = ()
 
 
@@ -312,7 +382,7 @@ def _demonstration(name: str, file: PromptFile, number: int, line: str) -> _Demo
         return _Demonstration(instruction, examples=_examples(name, file, number, row.get("examples")))
     if not isinstance(row.get("is_classification"), bool):
         raise file.error(number, "is_classification: has to be true or false")
-    return _Demonstration(instruction, answer="Yes" if row["is_classification"] else "No")
+    return _Demonstration(instruction, row["is_classification"])
 
 
 def _examples(name: str, file: PromptFile, number: int, examples: object) -> tuple[Mapping[str, str], ...]:

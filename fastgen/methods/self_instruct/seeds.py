@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations, count
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastgen.errors import InputError
 from fastgen.methods.self_instruct.filters import check_instruction, count_words
+from fastgen.methods.self_instruct.languages import language_warning
+from fastgen.methods.self_instruct.prompts import load_prompts
 from fastgen.methods.self_instruct.rules import PRESETS
 from fastgen.similarity.rouge import f1_of_lcs, rouge_l_f1, tokenise
 from fastgen.text import printable
@@ -27,6 +28,8 @@ from fastgen.types import Instance, SeedTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from fastgen.methods.self_instruct.prompts import Preset, PromptSet
 
 
 NEAR: Final = 0.5
@@ -139,13 +142,14 @@ def seed_fingerprint(tasks: Sequence[SeedTask]) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
-    """Load a seed file and report on it as the start of a run with ``preset`` (a key of `PRESETS`).
+def check_seed_tasks(path: Path, preset: Preset = "default", prompts: Path | None = None) -> SeedReport:
+    """Load a seed file and report on it as the start of a run with ``preset``.
 
-    The report has figures, and warnings of what will hurt a run.
+    ``prompts`` is the run's own folder of prompts. The report has figures, and warnings of what will hurt a run.
 
-    :raises InputError: as `load_seed_tasks`.
+    :raises InputError: as `load_seed_tasks`; as `load_prompts` for the folder.
     """
+    shown = load_prompts("completions", prompts, preset=preset)
     numbered = _numbered_tasks(path, read_seed_file(path))
     tasks = [task for _, task in numbered]
     blank = [not instance.input.strip() for task in tasks for instance in task.instances]
@@ -161,7 +165,7 @@ def check_seed_tasks(path: Path, preset: str = "default") -> SeedReport:
         words_median=median(words),
         words_max=max(words),
         closest=closest,
-        warnings=tuple(_warnings(path, numbered, near, preset)),
+        warnings=tuple(_warnings(path, numbered, near, preset, shown)),
     )
 
 
@@ -290,19 +294,15 @@ def _bits(texts: Sequence[list[str]]) -> list[int]:
 
 
 def _warnings(
-    path: Path, numbered: Sequence[tuple[int, SeedTask]], near: Sequence[SeedPair], preset: str
+    path: Path, numbered: Sequence[tuple[int, SeedTask]], near: Sequence[SeedPair], preset: Preset, prompts: PromptSet
 ) -> Iterator[str]:
     tasks = [task for _, task in numbered]
     if len(tasks) < FEWEST:
         yield f"only {len(tasks)} seed tasks, fewer than the {FEWEST} of one prompt; prompts will repeat themselves"
     if not any(task.is_classification for task in tasks):
         yield "no classification seed; 'generate --classification-only' refuses these seeds"
-    letters = [letter for task in tasks for letter in task.instruction if letter.isalpha()]
-    if 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters):
-        yield (
-            "most letters are not Latin, but the shipped demonstrations of instances are English, and outputs may "
-            "become so too; give prompts in the language of the seeds with --prompts"
-        )
+    if mixed := language_warning(tasks, prompts):
+        yield mixed
     for line, task in numbered:  # seeds are not filtered, but the model imitates them
         if rule := check_instruction(" ".join(task.instruction.split()), PRESETS[preset]):
             where = f"{printable(str(path))}:{line}: instruction"

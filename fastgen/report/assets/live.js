@@ -29,7 +29,8 @@
   source.onopen = () => say(told, true);
   source.onerror = () => say("no connection; trying again", false);
   source.onmessage = (event) => {
-    const { state: text, ...pieces } = JSON.parse(event.data);
+    const { state: text, title, ...pieces } = JSON.parse(event.data);
+    if (title !== undefined) document.title = title;
     for (const [name, html] of Object.entries(pieces)) put(name, html);
     told = text ?? told;
     say(told, true);
