@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastgen.cli import asked_of_generate
-from fastgen.errors import InputError, flag_name
+from fastgen.errors import InputError, flag_name, how_to_install
 from fastgen.export.export import Exported, RowsWhileWritten, export, rows_of
 from fastgen.export.options import FORMATS, CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import Feature
@@ -291,26 +291,24 @@ class Run:
     def to_pandas(self, format: Format = "parquet", **choice: Any) -> pd.DataFrame:
         """The rows of `rows` as a data frame.
 
-        :raises InputError: pandas is not installed: ``pip install 'fastgen[data]'``.
+        :raises InputError: pandas is not installed (the extra ``data``).
         """
         try:
             import pandas as pd
         except ModuleNotFoundError:
-            raise InputError("to_pandas: needs pandas, which is not installed: pip install 'fastgen[data]'") from None
+            raise InputError(f"to_pandas: needs pandas, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         return pd.DataFrame(list(rows), columns=list(columns))
 
     def to_dataset(self, format: Format = "messages", **choice: Any) -> datasets.Dataset:
         """The rows of `rows` as a `datasets.Dataset` in memory, chats by default, as trainers take them.
 
-        :raises InputError: datasets is not installed: ``pip install 'fastgen[data]'``.
+        :raises InputError: datasets is not installed (the extra ``data``).
         """
         try:
             import datasets
         except ModuleNotFoundError:
-            raise InputError(
-                "to_dataset: needs datasets, which is not installed: pip install 'fastgen[data]'"
-            ) from None
+            raise InputError(f"to_dataset: needs datasets, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         listed = list(rows)
         features = datasets.Features({name: _feature(kind, datasets.Value) for name, kind in columns.items()})

@@ -20,7 +20,7 @@ import pytest
 
 import fastgen
 from fastgen.api import _ONLY_COMMAND, Run
-from fastgen.errors import BackendUnavailable, InputError
+from fastgen.errors import BackendUnavailable, InputError, how_to_install
 from fastgen.export.options import FORMATS
 from fastgen.generate.options import Options
 from fastgen.store.run_folder import RunFolder
@@ -362,7 +362,7 @@ def test_a_missing_library_is_named_with_its_extra(
     run: Run, call: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf"{call}: needs {library}.*pip install 'fastgen\[data\]'"):
+    with pytest.raises(InputError, match=rf"{call}: needs {library}.*{re.escape(how_to_install('data'))}"):
         getattr(run, call)()
 
 

@@ -35,9 +35,12 @@ PARSED_ONLY: Final = {
     "tune": "trains a model, which needs the extra tune",
     "embedded remove": "removes the user's own server",
     "dashboard": "serves a page until Ctrl-C",
+    "doctor": "reports what this machine lacks",
+    "--install-completion": "changes the user's shell",
     "--push-to-hub": "needs an account and the network",
+    "generate --prompts": "may be in a language that the simulator does not read",
 }
-"""Commands and flags of fastgen that these tests do not run, and why."""
+"""Words that a command of fastgen has if these tests do not run it, and why."""
 NOT_OURS: Final = (
     "python3.11 -m venv",
     ". .venv/bin/activate",
@@ -48,8 +51,13 @@ NOT_OURS: Final = (
     "python -m benchmarks.",
     "export HF_TOKEN=",
     "vllm serve",
+    "docker build",
+    "docker compose down",
+    "MODEL=",
 )
 """How the commands of other programs begin."""
+IMAGES: Final = ("fastgen", "fastgen:gpu")
+"""The program, and the images of containers that run it."""
 OWN_SERVER: Final = {
     "--server-args",
     "--num-servers",
@@ -72,12 +80,18 @@ ESSAY: Final = (
 
 
 def of_fastgen(command: Command) -> tuple[str, ...]:
-    """The arguments of a command of fastgen, or none. A command that is shortened by an ellipsis gets a run folder."""
-    program, *words = command.words or ("",)
-    if program not in {"fastgen", ".venv/bin/fastgen"}:
+    """The arguments of a command of fastgen, or none. A container's are those behind its image.
+
+    A command that is shortened by an ellipsis gets a run folder.
+    """
+    program = command.text.split()[0]
+    if program not in {"fastgen", ".venv/bin/fastgen", "docker"}:
         return ()
-    needs_folder = "…" in command.text and "--run-dir" not in words
-    return (*words, *(("--run-dir", f"runs/line-{command.line}") if needs_folder else ()))
+    words = list(command.words)
+    begin = next((at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") in IMAGES), len(words))
+    rest = words[begin + 1 :]
+    needs_folder = "…" in command.text and "--run-dir" not in rest
+    return (*rest, *(("--run-dir", f"runs/line-{command.line}") if needs_folder else ()))
 
 
 OURS: Final = tuple(one for page in ALL_PAGES for one in commands(page) if of_fastgen(one))
@@ -149,9 +163,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_lines(tmp_path / "essays.jsonl", ({"text": ESSAY.format(number)} for number in range(9)))
     for name in ("topics.txt", "personas.txt"):
         (tmp_path / name).write_text("bread\nrivers\nbees\n")
-    (tmp_path / "examples").mkdir()
-    for name in ("examples/own_method.py", "mine.py"):
-        shutil.copy(ROOT / "examples" / "own_method.py", tmp_path / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "examples" / "own_method.py", tmp_path / "mine.py")
     shutil.copy(ROOT / "seeds" / "seed_tasks.jsonl", tmp_path / "seeds.jsonl")
     data = superni(tmp_path)
     (data / "task1.json").write_bytes(orjson.dumps(TASKS[0]))
@@ -177,7 +190,7 @@ def test_the_commands_of_a_page_run(
 
 def _why_not(words: Sequence[str]) -> str:
     """Why these tests only parse a command. Empty: they run it."""
-    return next((why for what, why in PARSED_ONLY.items() if " ".join(words).startswith(what) or what in words), "")
+    return next((why for what, why in PARSED_ONLY.items() if set(what.split()) <= set(words)), "")
 
 
 def _make_place(words: Sequence[str], folder: Path, runs: Runs) -> None:
@@ -194,6 +207,7 @@ def _make_place(words: Sequence[str], folder: Path, runs: Runs) -> None:
     if output.is_dir():
         shutil.rmtree(output)
     output.unlink(missing_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _small(words: Sequence[str], server: FaultServer) -> list[str]:
