@@ -159,6 +159,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_lines(tmp_path / name, rows)
     (tmp_path / "data.jsonl.zst").write_bytes(zstandard.compress((tmp_path / "data.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+    write_lines(tmp_path / "chats.jsonl", ({"messages": [{"role": "user", "content": row["prompt"]}]} for row in rows))
     write_lines(tmp_path / "essays.jsonl", ({"text": ESSAY.format(number)} for number in range(9)))
     for name in ("topics.txt", "personas.txt"):
         (tmp_path / name).write_text("bread\nrivers\nbees\n")
@@ -195,6 +196,10 @@ def _why_not(words: Sequence[str]) -> str:
 def _make_place(words: Sequence[str], folder: Path, runs: Runs) -> None:
     """Give a command that reads a run one, and take away what its output would replace."""
     values = dict(pairwise(words))
+    if words[0] == "report" and "--compare" in values:
+        for name in words[words.index("--compare") + 1 :][:2]:
+            shutil.copytree(runs.large, folder / name, dirs_exist_ok=True)
+        return
     place = folder / values.get("--run-dir", values.get("--training-data", "runs"))
     if words[0] != "generate" and not place.exists():
         shutil.copytree(runs.for_command(words[0]), place)
