@@ -8,6 +8,7 @@ commands of other programs. A command that is in neither list, and does not run,
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ PAGES: Final = tuple(page for page in USER_PAGES if any(of_fastgen(one) for one 
 def test_a_command_is_of_fastgen_or_of_a_known_program(page: Path) -> None:
     unknown = [str(one) for one in commands(page) if not of_fastgen(one) and not one.text.startswith(NOT_OURS)]
     assert not unknown, "name the language of the block if it is no shell command (```text), or add it to NOT_OURS"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_no_page_installs_the_other_project_of_this_name(page: Path) -> None:
+    assert not re.search(r"pip install (-\S+ )*['\"]?fastgen\b(?!-selfinstruct)", page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("command", OURS, ids=lambda one: f"{one.page}:{one.line}")
