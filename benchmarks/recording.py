@@ -55,7 +55,7 @@ class Run:
 Frame = tuple[tuple[Run, ...], ...]
 
 
-class _Screen(pyte.Screen):  # type: ignore[misc]
+class _Screen(pyte.Screen):
     """A terminal that shows faint text in grey, which pyte leaves out."""
 
     def select_graphic_rendition(self, *attributes: int) -> None:
@@ -155,22 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Record one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "assets" / "live.svg")
-    parser.add_argument("--columns", type=int, default=88)
+    parser.add_argument("--columns", type=int, default=80)
     parser.add_argument("--instructions", type=int, default=1000)
     parser.add_argument("--engine", default="h100-8b", help="of the simulator")
+    parser.add_argument("--port", default="8000", help="of the simulator")
     asked = parser.parse_args(arguments)
-    with test_server("--model", MODEL, "--engine", asked.engine) as server, tempfile.TemporaryDirectory() as name:
-        flags = [
-            "generate",
-            "--base-url",
-            server.base_url,
-            "--num-instructions",
-            str(asked.instructions),
-            "--run-dir",
-            "runs/big",
-        ]
-        command = [sys.executable, "-m", "fastgen", *flags]
-        frames = record(command, f"$ {shlex.join(['fastgen', *flags])}", asked.columns, Path(name))
+    flags = ["--model", MODEL, "--engine", asked.engine, "--port", asked.port]
+    with test_server(*flags) as server, tempfile.TemporaryDirectory() as name:
+        first = ["generate", "--base-url", server.base_url]
+        then = ["--num-instructions", str(asked.instructions), "--run-dir", "runs/big"]
+        shown = f"$ {shlex.join(['fastgen', *first])} \\\r\n    {shlex.join(then)}"
+        frames = record([sys.executable, "-m", "fastgen", *first, *then], shown, asked.columns, Path(name))
     drawn = svg(frames, asked.columns)
     if len(drawn.encode()) > MOST_BYTES:
         raise SystemExit(f"{len(drawn.encode()):,} bytes are more than {MOST_BYTES:,}; ask for fewer --instructions")

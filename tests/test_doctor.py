@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from fastgen import doctor
-from fastgen.doctor import EXTRAS, PACKAGES, Finding, as_data, examine, render, summary
+from fastgen.doctor import EXTRAS, OLDEST_VLLM, PACKAGES, Finding, as_data, examine, installation, render, summary
 from fastgen.errors import how_to_install
 from fastgen.servers.endpoint import Endpoint
-from fastgen.simulator import TEMPLATES, Fault, FaultServer, ServedModel, in_a_thread
+from fastgen.simulator import TEMPLATES, Fault, FaultPlan, FaultServer, ServedModel, in_a_thread
 from tests.command_help import Said, fastgen
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +83,20 @@ def test_gpus_without_vllm_are_a_problem_with_a_remedy(tmp_path: Path, monkeypat
     assert found["vllm"].state == "problem"
     assert how_to_install("vllm") in found["vllm"].remedy
     assert "not needed" in found["embedded server"].fact
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("0.9.2", "warning"), ("0.10.0", "ok"), ("1.0rc1", "ok"), ("dev", "warning")]
+)
+def test_an_old_vllm_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, state: str) -> None:
+    info = tmp_path / "site" / "vllm-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(info.parent)
+    found = looked_at(tmp_path)["vllm"]
+    assert (found.state, found.figures) == (state, {"version": version})
+    assert installation()[2] == f"vLLM {version}"
+    assert PROJECT["optional-dependencies"]["vllm"] == [f"vllm>={'.'.join(map(str, OLDEST_VLLM))}"]
 
 
 def test_gpus_are_not_needed_where_a_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +171,7 @@ def test_packages_and_extras_are_those_of_the_project() -> None:
     extras = PROJECT["optional-dependencies"]
     for extra, distributions in EXTRAS.items():
         assert {re.split(r"[><=;\[ ]", needed)[0] for needed in extras[extra]} == {*distributions}
-    assert {*extras} - {*EXTRAS} == {"all", "bench", "test"}
+    assert {*extras} - {*EXTRAS} == {"all", "bench", "docs", "test"}
 
 
 def test_a_missing_package_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +316,15 @@ def test_requests_that_fail_are_a_warning_and_a_server_that_answers_none_a_probl
         assert "no completion: " in checks["throughput"]["fact"]
     with in_a_thread(FaultServer(script=[None, *[Fault.SERVER_ERROR] * 16])) as server:
         assert asked(server)[1]["throughput"]["state"] == "problem"
+
+
+def test_a_server_without_token_counts_is_measured_by_completions() -> None:
+    with in_a_thread(FaultServer(faults=FaultPlan(rate=1.0, kinds=(Fault.NO_USAGE,)))) as server:
+        said, checks = asked(server)
+    assert said.code == 0
+    assert "token counts are not told" in checks["throughput"]["fact"]
+    assert checks["throughput"]["figures"]["tokens_per_s"] is None
+    assert checks["throughput"]["figures"]["completions_per_s"] > 0
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from fastgen.cli.help import COMMANDS, HELP_FLAGS, WHOLE, HelpPage, first_page, shown_default, shows_all
+from fastgen.cli.help import COMMANDS, HELP_FLAGS, WHOLE, HelpPage, first_page, shown_default, shows_all, where_listed
 from fastgen.errors import INTERRUPTED, DiskError, FastgenError, InputError
 from fastgen.telemetry.display import StderrHandler, put, tell
 from fastgen.text import printable
@@ -44,6 +44,7 @@ app = App(
     help_flags=HELP_FLAGS,
     help_format="plaintext",
     help_formatter=HelpPage(),
+    group_parameters=Group.create_default_parameters("Options"),
     default_parameter=Parameter(negative_iterable=(), show_default=shown_default),
     suppress_keyboard_interrupt=False,
 )
@@ -114,8 +115,8 @@ def _carry_out(argv: Sequence[str] | None) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        where = f"fastgen {' '.join(error.command_chain or ())}".strip()
-        return _fail(f"{' '.join(str(error).split())} ('{where} --help' lists what there is)", InputError.exit_code)
+        where = where_listed(" ".join(error.command_chain or ()))
+        return _fail(f"{' '.join(str(error).split())} ('{where}' lists what there is)", InputError.exit_code)
     except FastgenError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -357,18 +357,16 @@ def prompts_init(
     directory
         New or empty folder.
     language
-        Language of the files. German (de) and Chinese (zh) are complete. French (fr) and Spanish (es) are written in
-        English, with the words to use in a translation.
+        Language of the files. For any other language, translate the English ones: their first lines say how.
     overwrite
         Write into a folder that has files, and replace those of the same names.
     """
-    from fastgen.methods.self_instruct.prompts import is_complete_in, starting_files
+    from fastgen.methods.self_instruct.prompts import starting_files
     from fastgen.store.output import write_folder
 
     found = starting_files(language)
     write_folder("DIR", directory, found, overwrite=overwrite)
-    todo = "edit them" if is_complete_in(language) else "translate them (the first lines of the .toml files say how)"
-    tell(f"{directory}: {', '.join(found)} written; {todo}, then: fastgen generate --prompts {directory} ...")
+    tell(f"{directory}: {', '.join(found)} written; edit them, then: fastgen generate --prompts {directory} ...")
     return 0
 
 

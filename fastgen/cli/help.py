@@ -177,6 +177,11 @@ def first_page() -> str:
 # -- the page of a command ---------------------------------------------------------------------------------------------
 
 
+def where_listed(command: str) -> str:
+    """The command that lists every option of a command, or every command."""
+    return " ".join(part for part in ("fastgen", command, WHOLE if command in _MOST_USED else "--help") if part)
+
+
 class HelpPage:
     """Writes the help page of a command: a ``HelpFormatter`` of cyclopts.
 

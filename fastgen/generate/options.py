@@ -381,7 +381,7 @@ class MethodOptions:
     """Seed tasks, JSON lines in the original's schema. Default: the 175 that ship with fastgen."""
     prompts: Path | None = None
     """Folder with prompt templates and demonstrations that replace the shipped ones of the same names
-    (self-instruct)."""
+    (self-instruct). 'fastgen prompts init' writes one."""
     decontaminate: tuple[Path, ...] = ()
     """Files with tasks that no kept instruction may resemble: JSON lines or Parquet with a field 'instruction', or
     tasks of Super-NaturalInstructions (.json). May be given several times."""

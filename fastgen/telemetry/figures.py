@@ -417,7 +417,7 @@ def _not_at_work(seen: Sample) -> Iterator[tuple[Limit, str]]:
     if not any(server.completed for server in seen.servers):
         yield Limit.RAMP_UP, f"{seen.in_flight:.0f} in flight, nothing answered yet"
     if seen.session_s < RAMP_UP_S:
-        yield Limit.RAMP_UP, f"{_of_the_limit(seen)} after {seen.session_s:.0f} s"
+        yield Limit.RAMP_UP, f"began {seen.session_s:.0f} s ago"
     if not seen.completions:  # of a resumed run the filter was ready before it began
         yield Limit.RAMP_UP, "the first answers wait until the similarity filter is ready"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import threading
 import time
@@ -32,7 +31,6 @@ _PLAIN_EVERY_S: Final = 10.0
 _NARROW: Final = 1.1  # a range whose ends differ by less is shown as one time
 _LABEL: Final = 7  # columns of a row's label
 _SHORTEST_BAR: Final = 10  # columns; a terminal that has no room for it gets the figures without a bar
-_DUMB: Final = {"dumb", "unknown"}  # terminals that cannot replace what they show
 LIMIT_IN_WORDS: Final = {
     "server": "the server",
     "client CPU": "the CPU of this machine",
@@ -84,8 +82,7 @@ class Progress:
         """Everything but the count and the ETA, for people: rows of a label, a tab and figures."""
         rows = {
             "speed": f"{self._rate(' a minute')} · {self.generated_tokens_per_s:,.0f} tokens/s · {self._elapsed()}",
-            "yield": f"{self.yield_per_1000_tokens:.2f} complete, {self.kept_per_1000_tokens:.2f} kept per 1,000 tokens"
-            f" · {self.kept_per_server_s:.3g} kept per server-second",
+            "yield": self._yields(),
             "kept": f"{self._accepted()} · {self.pending:,} on the way · {self._requests()}",
         }
         if self.limit and self.complete < self.target:
@@ -108,6 +105,14 @@ class Progress:
     def _rate(self, unit: str) -> str:
         # One batch of instructions is no rate: the time before it would count.
         return "no rate yet" if self.eta_s is None else f"{self.complete_per_min:,.1f}{unit}"
+
+    def _yields(self) -> str:
+        if not self.kept:
+            return "none yet"
+        return (
+            f"{self.yield_per_1000_tokens:.2f} complete, {self.kept_per_1000_tokens:.2f} kept per 1,000 tokens · "
+            f"{self.kept_per_server_s:.3g} kept per server-second"
+        )
 
     def _elapsed(self) -> str:
         return f"{duration(self.elapsed_s)} elapsed"
@@ -273,6 +278,11 @@ class LiveReporter:
         self._widths: list[int] = []  # of the lines of the last frame, in columns
         self._lock = threading.Lock()
 
+    @property
+    def is_dumb(self) -> bool:
+        """Whether the terminal cannot replace what it shows, as ``TERM`` says."""
+        return self._console.is_dumb_terminal
+
     def say(self, text: str) -> None:
         """See `Reporter.say`."""
         from rich.text import Text
@@ -320,8 +330,8 @@ class LiveReporter:
         columns, rows = self._display.size()
         width = max(1, columns - 1)
         lines = [*self._head(progress, width)]
-        for line in self._fitting(progress.details()).split("\n"):
-            lines += self._row(line, width)
+        for row in self._fitting(progress.details()).split("\n"):
+            lines += self._row(row, width)
         for line in lines:
             line.rstrip()
         return lines[: max(1, rows - 1)]
@@ -431,8 +441,9 @@ def choose_reporter(*, quiet: bool, log_json: bool) -> Reporter:
     display = Display(sys.stderr)
     if log_json:
         return GuardedReporter(JsonReporter(display))
-    is_live = display.isatty() and os.environ.get("TERM") not in _DUMB
-    return GuardedReporter(LiveReporter(display) if is_live else PlainReporter(display))
+    if display.isatty() and not (live := LiveReporter(display)).is_dumb:
+        return GuardedReporter(live)
+    return GuardedReporter(PlainReporter(display))
 
 
 def time_left(eta_s: float | None, low_s: float | None, high_s: float | None) -> str:

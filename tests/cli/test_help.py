@@ -14,6 +14,7 @@ import pytest
 import fastgen as package
 from fastgen.cli.app import app
 from fastgen.cli.help import COMMANDS, EXAMPLES, Command, first_page, shown_default
+from fastgen.doctor import EXTRAS
 from fastgen.errors import DISTRIBUTION, how_to_install
 from fastgen.methods.self_instruct.rules import BANNED_WORDS
 from tests.command_help import fastgen
@@ -88,7 +89,7 @@ def test_a_page_is_plain_text_without_markup_tuples_or_empty_defaults(command: C
         ":class:",
         "``",
         "`",
-        "()",
+        "[default: (",
         "',)",
         "False]",
         "True]",
@@ -187,6 +188,8 @@ def test_an_unknown_option_names_the_page_that_lists_them() -> None:
     said = fastgen("status", "--run-dir", "x", "--nothing")
     assert said.code == 2
     assert "'fastgen status --help' lists" in said.last
+    assert "'fastgen generate --help-all' lists" in fastgen("generate", "--run-dir", "x", "--nothing").last
+    assert "'fastgen seeds check --help' lists" in fastgen("seeds", "check", "x", "--nothing").last
     assert "'fastgen --help' lists" in fastgen("nothing").last
 
 
@@ -223,7 +226,10 @@ def test_version_is_one_short_block() -> None:
 def test_the_project_and_its_messages_have_one_name() -> None:
     assert PROJECT["name"] == DISTRIBUTION
     assert PROJECT["scripts"] == {"fastgen": "fastgen.cli:main"}
-    assert PROJECT["optional-dependencies"]["all"] == [f"{DISTRIBUTION}[parquet,hub,evaluate,report,tune]"]
+    (every,) = PROJECT["optional-dependencies"]["all"]
+    name, _, extras = every.rstrip("]").partition("[")
+    assert name == DISTRIBUTION
+    assert {*extras.split(",")} == {*EXTRAS} - {"vllm"}
 
 
 def test_only_one_place_says_how_to_install_an_extra() -> None:

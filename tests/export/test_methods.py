@@ -45,6 +45,14 @@ def test_messages_have_all_turns_of_a_conversation(tmp_path: Path) -> None:
     assert [m["content"] for m in short["messages"]] == ["Name a river in Spain.", "The Ebro."]
 
 
+def test_sharegpt_has_all_turns_of_a_conversation(tmp_path: Path) -> None:
+    said = call(make_method_run(tmp_path / "run", "magpie"), "-", "--format", "sharegpt")
+    short, long = orjson.loads(said.out)
+    assert [turn["value"] for turn in long["conversations"]] == [text for turn in CHAT for text in turn[:2]]
+    assert [turn["from"] for turn in long["conversations"]] == ["human", "gpt"] * 3
+    assert [turn["value"] for turn in short["conversations"]] == ["Name a river in Spain.", "The Ebro."]
+
+
 def test_every_turn_has_its_reasoning(tmp_path: Path) -> None:
     run = make_method_run(tmp_path / "run", "magpie")
     _, said = rows(run, "--format", "messages", "--with-reasoning")

@@ -110,7 +110,7 @@ def test_the_other_command_of_the_page_writes_files_to_translate(
     monkeypatch.chdir(tmp_path)
     (command,) = commands("In another language")
     assert fastgen(*command).code == 0
-    assert "Translate into French" in Path("prompts-fr", "chat.toml").read_text(encoding="utf-8")
+    assert "docs/languages.md lists" in Path("prompts-mine", "chat.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("language", ["de", "zh"])

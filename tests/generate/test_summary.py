@@ -62,7 +62,7 @@ def test_a_run_without_rows_has_no_figures_for_each() -> None:
 
 def test_the_end_is_said_in_the_form_that_was_asked_for(server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = ["generate", "--base-url", server, "--run-dir", run, "--price-in", "1", "--price-out", "2"]
+    flags = ["generate", "--base-url", server, "--run-dir", str(run), "--price-in", "1", "--price-out", "2"]
     first = fastgen(*flags, "--num-instructions", "5")
     assert first.code == 0, first.err
     lines = first.err.splitlines()

@@ -18,14 +18,20 @@ from fastgen.methods.self_instruct.prompts import FILES, PromptLanguage, load_pr
 from fastgen.methods.self_instruct.rules import PRESETS, SAMPLING_PRESETS
 from fastgen.methods.self_instruct.seeds import default_seed_path, load_seed_tasks
 from fastgen.types import Completion, Instance, Message, SeedTask
-from tests.command_help import fastgen
+from tests.command_help import fastgen, file_size_limit
 
 DEFAULT = PRESETS["default"]
-LANGUAGES = pytest.mark.parametrize("language", ["en", "de", "zh"])
+LANGUAGES = pytest.mark.parametrize("language", get_args(PromptLanguage))
 APIS = pytest.mark.parametrize("api", ["completions", "chat"])
-INPUT = {"en": "Input: ", "de": "Eingabe: ", "zh": "输入："}
-TASK = {"en": "Task: ", "de": "Aufgabe: ", "zh": "任务："}
-AFTER = {"en": "Here is another task", "de": "Hier ist eine weitere Aufgabe", "zh": "下面是另一个任务"}
+INPUT = {"en": "Input: ", "de": "Eingabe: ", "zh": "输入：", "fr": "Entrée : ", "es": "Entrada: "}
+TASK = {"en": "Task: ", "de": "Aufgabe: ", "zh": "任务：", "fr": "Tâche : ", "es": "Tarea: "}
+AFTER = {
+    "en": "Here is another task",
+    "de": "Hier ist eine weitere Aufgabe",
+    "zh": "下面是另一个任务",
+    "fr": "Voici une autre tâche",
+    "es": "Aquí tienes otra tarea",
+}
 GERMAN = (
     "Erkläre den Unterschied zwischen „dasselbe“ und „das gleiche“.",
     "Schreibe eine kurze Geschichte über einen Leuchtturmwärter.",
@@ -114,16 +120,20 @@ def test_the_code_that_a_demonstration_shows_is_right(language: Any) -> None:
     for code in codes:
         exec(code, scope)  # noqa: S102 - our own demonstrations
     assert len(codes) == 2
-    if language == "de":
-        assert all(map(scope["ist_palindrom"], ["", "a", "Ein Esel lese nie", "Lagerregal"]))
-        assert not any(map(scope["ist_palindrom"], ["ab", "Regal", "Esel 1"]))
-        assert scope["laengstes_wort"]("Der Leuchtturm steht noch") == "Leuchtturm"
+    check, longest = (scope[re.findall(r"def (\w+)", code)[0]] for code in codes)
+    assert longest("Der Leuchtturm steht noch") == "Leuchtturm"
+    if language == "de":  # it looks for palindromes, the others for balanced brackets
+        assert all(map(check, ["", "a", "Ein Esel lese nie", "Lagerregal"]))
+        assert not any(map(check, ["ab", "Regal", "Esel 1"]))
     else:
-        assert all(map(scope["is_balanced"], ["", "a", "f(x[1], {2: (3)})"]))
-        assert not any(map(scope["is_balanced"], ["(", ")", "(]", "([)]"]))
+        assert all(map(check, ["", "a", "f(x[1], {2: (3)})"]))
+        assert not any(map(check, ["(", ")", "(]", "([)]"]))
 
 
-@pytest.mark.parametrize(("language", "yes", "no"), [("en", "Yes", "No"), ("de", "Ja", "Nein"), ("zh", "是", "否")])
+@pytest.mark.parametrize(
+    ("language", "yes", "no"),
+    [("en", "Yes", "No"), ("de", "Ja", "Nein"), ("zh", "是", "否"), ("fr", "Oui", "Non"), ("es", "Sí", "No")],
+)
 @APIS
 def test_the_answers_that_are_shown_are_the_ones_that_are_read(
     language: Any, yes: str, no: str, api: Any, tmp_path: Path
@@ -144,6 +154,12 @@ def test_the_answers_that_are_shown_are_the_ones_that_are_read(
         ("Die Antwort lautet: Ja.", True),
         ("Das ist eine Klassifikationsaufgabe.", True),
         ("Nein. Gefragt ist ein Gedicht.", False),
+        ("Réponse : oui, il y a deux étiquettes.", True),
+        ("C'est une tâche de classification.", True),
+        ("Ce n'est pas une tâche de classification.", False),
+        ("La respuesta es sí.", True),
+        ("Es una tarea de clasificación.", True),
+        ("No es una tarea de clasificación.", False),
         ("是的，答案只有两种。", True),
         ("答案：是", True),
         ("这是一个分类任务。", True),
@@ -165,6 +181,14 @@ ANSWERS = {
     "zh": (
         "示例 1\n输入：火车8:05到站。\n输出：8:05\n\n示例2\n句子：我九点到。\n输出：\n9:00\n\n任务：写诗。\n输出：春天",
         [("火车8:05到站。", "8:05"), ("句子：我九点到。", "9:00")],
+    ),
+    "fr": (
+        "Exemple 1\nEntrée : À 8 h 05.\nSortie : 8:05\nExemple 2\nTexte : À neuf h.\nSortie :\n9:00\n\nTâche : Rime.",
+        [("À 8 h 05.", "8:05"), ("Texte : À neuf h.", "9:00")],
+    ),
+    "es": (
+        "Ejemplo 1\nEntrada: A las 8:05.\nSalida: 8:05\nEjemplo 2\nTexto: A las nueve.\nSalida:\n9:00\n\nTarea: Rima.",
+        [("A las 8:05.", "8:05"), ("Texto: A las nueve.", "9:00")],
     ),
 }
 
@@ -208,7 +232,8 @@ def test_lists_of_tasks_are_read_in_german_and_chinese(text: str, wanted: int) -
         ("en", ("\nExample 6", "\nTask:")),
         ("de", ("\nBeispiel 6", "\nAufgabe:")),
         ("zh", ("\n示例 6", "\n任务：")),
-        ("fr", ("\nExample 6", "\nTask:")),
+        ("fr", ("\nExemple 6", "\nTâche :")),
+        ("es", ("\nEjemplo 6", "\nTarea:")),
     ],
 )
 def test_stop_strings_are_in_the_words_of_the_prompts(language: Any, stop: tuple[str, ...], tmp_path: Path) -> None:
@@ -237,37 +262,10 @@ def test_the_command_writes_a_folder_that_a_run_can_use(language: Any, tmp_path:
     assert f"fastgen generate --prompts {tmp_path / 'new'}" in said.err
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(FILES)
     own, english = (load_prompts("chat", folder) for folder in (tmp_path / "new", None))
-    assert (own == english) is (language in ("en", "fr", "es"))
-    assert ("Translate into" in (tmp_path / "new" / "base.toml").read_text()) is (language in ("fr", "es"))
-
-
-@pytest.mark.parametrize(
-    ("language", "task", "example", "given", "output", "label", "yes", "no"),
-    [
-        ("fr", "Tâche", "Exemple", "Entrée", "Sortie", "Étiquette de classe", "Oui", "Non"),
-        ("es", "Tarea", "Ejemplo", "Entrada", "Salida", "Etiqueta de clase", "Sí", "No"),
-    ],
-)
-def test_the_words_that_a_translation_is_told_to_use_are_read(
-    language: Any, task: str, example: str, given: str, output: str, label: str, yes: str, no: str, tmp_path: Path
-) -> None:
-    head = "".join(starting_files(language)["base.toml"].decode().splitlines(keepends=True)[:4])
-    for word in (f"{task}:", example, f"{given}:", f"{output}:", f"{label}:", f'"{yes}"', f'"{no}"'):
-        assert word in head
-    text = f"{example} 1\n{given}: A\n{output}: B"
-    (one,) = instance.parse(Completion(text, "stop"), False, DEFAULT).instances
-    assert (text[slice(*one.input)], text[slice(*one.output)]) == ("A", "B")
-    text = f"{label}: A\nB"
-    (one,) = instance.parse(Completion(text, "stop"), True, DEFAULT).instances
-    assert (text[slice(*one.input)], text[slice(*one.output)]) == ("B", "A")
-    assert classification.parse(Completion(yes, "stop"), DEFAULT).value
-    assert classification.parse(Completion(no, "stop"), DEFAULT).unread is None
-    template = starting_files(language)["base.toml"].decode()
-    (tmp_path / "base.toml").write_text(template.replace("Task:", f"{task}:").replace("Example {", f"{example} {{"))
-    stop = (
-        load_prompts("completions", tmp_path).with_own_stops(SAMPLING_PRESETS["default"]["instance_input_first"]).stop
-    )
-    assert stop == (f"\n{example} 6", f"\n{task}:")
+    assert (own == english) is (language == "en")
+    for name in ("base.toml", "chat.toml"):
+        head = (tmp_path / "new" / name).read_text(encoding="utf-8").splitlines()[0]
+        assert head.startswith("# To use another language") is (language == "en")
 
 
 def test_the_command_writes_over_nothing_unless_it_is_told_to(tmp_path: Path) -> None:
@@ -320,6 +318,25 @@ def test_the_labels_that_the_page_lists_are_read(row: list[str]) -> None:
     assert classification.parse(Completion(yes, "stop"), DEFAULT).value
     read_no = classification.parse(Completion(no, "stop"), DEFAULT)
     assert (read_no.value, read_no.unread) == (False, None)
+
+
+def test_a_label_that_was_cut_is_no_part_of_the_output() -> None:
+    for text, wanted in (
+        ("Beispiel 1\nAusgabe: Ja.\n\nBeispiel", "Ja."),
+        ("示例 1\n输出：好。\n\n示例", "好。"),
+        ("Exemple 1\nSortie : Oui.\nExemple", "Oui."),
+        ("Ejemplo 1\nSalida: Sí.\nEjemplo", "Sí."),
+    ):
+        (one,) = instance.parse(Completion(text, "length"), False, DEFAULT).instances
+        assert text[slice(*one.output)] == wanted
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    with file_size_limit(1000):
+        said = fastgen("prompts", "init", tmp_path / "new")
+    assert (said.code, said.err.count("\n")) == (3, 1)
+    assert "cannot be written" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 # The language that texts are in.
@@ -378,7 +395,7 @@ def test_a_large_collection_is_sampled() -> None:
 @LANGUAGES
 def test_seeds_and_demonstrations_of_one_language_are_fine(language: Any, tmp_path: Path) -> None:
     prompts = load_prompts("completions", folder_of(language, tmp_path))
-    texts = {"de": GERMAN, "zh": CHINESE, "en": [s.instruction for s in load_seed_tasks(default_seed_path())]}
+    texts = SAMPLES | {"en": tuple(s.instruction for s in load_seed_tasks(default_seed_path()))}
     for other, seeds in texts.items():
         assert (language_warning(seeds_of(seeds), prompts) is None) is (other == language)
 
@@ -390,8 +407,7 @@ def test_the_warning_names_languages_files_and_what_to_do(tmp_path: Path) -> Non
         "output_first.jsonl are in English, and models imitate them; write German ones with 'fastgen prompts init DIR "
         "--language de', then give --prompts DIR"
     )
-    french, russian = (language_warning(seeds_of(SAMPLES[code]), english) or "" for code in ("fr", "ru"))
-    assert "write English ones with 'fastgen prompts init DIR --language fr' and translate them" in french
+    russian = language_warning(seeds_of(SAMPLES["ru"]), english) or ""
     assert "write English ones with 'fastgen prompts init DIR' and translate them" in russian
     (tmp_path / "input_first.jsonl").write_bytes(starting_files("de")["input_first.jsonl"])
     partly = language_warning(seeds_of(GERMAN), load_prompts("completions", tmp_path)) or ""

@@ -464,7 +464,7 @@ def test_fewer_than_eight_seeds_and_no_classification_seed_are_warned_about(tmp_
     ],
 )
 def test_an_instruction_that_the_filters_reject_is_warned_about(
-    tmp_path: Path, instruction: str, preset: str, rule: str
+    tmp_path: Path, instruction: str, preset: Any, rule: str
 ) -> None:
     path = write(tmp_path, *eight(instruction=instruction))
     (warning,) = check_seed_tasks(path, preset).warnings

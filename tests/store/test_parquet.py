@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_a_path_leads_to_a_text_within_a_parquet_row(job: Job) -> None:
         "nothing.0": "missing; name the field that holds the text (there: id, messages)",
         "messages.2.content": ":1: messages.2.content: missing in this row",
     }.items():
-        refused(lambda field=field: run_parquet(job, field=field, overwrite=True), named)
+        refused(partial(run_parquet, job, field=field, overwrite=True), named)
 
 
 def test_parquet_rows_come_out_whole_and_decided_like_json_lines(job: Job) -> None:

@@ -69,7 +69,7 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
         Limit.SERVER,
         "48 in flight, the limit fell to 17",
     ),
-    ("the first seconds", {"session_s": 2.0, "in_flight": 40.0}, Limit.RAMP_UP, "40 of 256 in flight after 2 s"),
+    ("the first seconds", {"session_s": 2.0, "in_flight": 40.0}, Limit.RAMP_UP, "began 2 s ago"),
     (
         "a pool that is smaller than what may be in flight",
         {"in_flight": 40.0, "asked_for_nothing": True, "kept": 31, "complete": 2},

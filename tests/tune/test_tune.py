@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import io
 import json
@@ -250,6 +251,35 @@ def test_publishing_moves_the_model_and_removes_the_training(tmp_path: Path) -> 
         place.publish(scratch, {"figures": {}})
     assert sorted(p.name for p in place.path.iterdir()) == ["config.json", "tuning.json"]
     assert place.finished() == {"format": 1, "figures": {}}
+
+
+def test_a_finished_tuning_prints_its_figures_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the check for the libraries is skipped. Nothing else asks for them where the model is there."""
+    module = importlib.import_module("fastgen.tune.tune")
+    monkeypatch.setattr(module, "check_libraries", lambda: None)
+    for name in (
+        "GOMP_SPINCOUNT",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HUB_OFFLINE",
+    ):
+        monkeypatch.setenv(name, "0")
+    model, run = model_folder(tmp_path / "base"), make_run(tmp_path / "run", numbered(2))
+    base = local_base(str(model))
+    assert base is not None
+    meaning = module._configuration(base, DataOptions(run_dir=run), TrainingOptions())
+    place = TuningFolder(tmp_path / "out")
+    with place.locked():
+        place.clear()
+        place.begin(meaning, {})
+        place.publish(place.scratch(), {"meaning": meaning, "figures": {"steps": 3, "loss_last_tenth": 1.5}})
+    flags = ["--run-dir", str(run), "--base-model", str(model), "--output", str(place.path), "--json"]
+    assert cli.run(["tune", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"output": str(place.path), "was_there": True, "steps": 3, "loss_last_tenth": 1.5}
 
 
 def test_the_losses_after_a_checkpoint_are_forgotten_and_a_torn_line_too(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ _AT_THE_START: Final = re.compile(rf"[\W_]*+{_WORD}(?!\s*+(?:or\b|/))", re.IGNOR
 _AFTER_A_LABEL: Final = re.compile(
     rf"""(?:classification(?:[ ]task)?["*]*+[ ]*+[?:]
     | \b(?:answer|output|response|therefore)(?:[ ](?:is|would[ ]be))?[ ]*+[\W_]?
-    | \bantwort(?:[ ](?:ist|lautet))?[ ]*+[\W_]? | (?:答案|回答)(?:[是为](?=\W))?[ ]*+[:\uff1a])
+    | \b(?:antwort(?:[ ](?:ist|lautet))?|réponse(?:[ ]est)?|respuesta(?:[ ]es)?)[ ]*+[\W_]?
+    | (?:答案|回答)(?:[是为](?=\W))?[ ]*+[:\uff1a])
     [\W_]*+{_WORD}(?!\s+or\b)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -35,6 +36,8 @@ _STATED: Final = re.compile(
     r"""\b(?:this|it|(?:this|the|that)[ ]task)[ ]is[ ](?:clearly[ ]|indeed[ ])?an?[ ]classification[ ]task\b
     | ^\W*classification(?:[ ]task)?\W*$
     | \b(?:das|dies|es)[ ]ist[ ](?:eindeutig[ ])?eine[ ]klassifikation(?:saufgabe)?\b
+    | \bc'est[ ](?:bien[ ])?une[ ](?:tâche[ ]de[ ])?classification\b
+    | (?<!no[ ])\bes[ ]una[ ](?:tarea[ ]de[ ])?clasificación\b
     | (?<!不)[是属][于]?(?:一[个項项])?分[类類]任[务務](?![吗嗎])""",
     re.IGNORECASE | re.VERBOSE,
 )

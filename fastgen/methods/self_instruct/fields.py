@@ -423,12 +423,12 @@ _OUTPUT_ALIAS: Final = _label(_ANSWERS)
 _CLASS_LABEL: Final = _label(_CLASS_LABELS)
 _CLASS_LABEL_ALIAS: Final = _label(_CLASSES)
 _TASK: Final = _label(_TASKS)
-_NEXT_TASK: Final = _label("task|aufgabe|任务|任務")  # in the languages of the shipped prompts
+_NEXT_TASK: Final = _label("task|aufgabe|tâche|tarea|任务|任務")  # in the languages of the shipped prompts
 _INLINE_INPUT: Final = re.compile(rf"(?<=\s)Input[ \t]*+\d*+[ \t]*+{COLON}")
 _INLINE_OUTPUT: Final = re.compile(rf"(?:(?<=\s)(?:[|→⇒]|[-=]>)[ \t]++)?(?<=\s)Output[ \t]*+\d*+[ \t]*+{COLON}")
 _BEGUN: Final = re.compile(
-    r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?|beispiel|eingabe|ausgabe|kategorie|示例|输入|输出|类别)"
-    r"[ \t*]*+$",
+    r"\n[ \t*#]*+(?:example|input|output|class(?:[ ]label)?|beispiel|eingabe|ausgabe|kategorie|exemple|entrée|sortie"
+    r"|étiquette(?:[ ]de[ ]classe)?|ejemplo|entrada|salida|etiqueta(?:[ ]de[ ]clase)?|示例|输入|输出|类别)[ \t*]*+$",
     re.IGNORECASE,
 )
 _FENCE: Final = re.compile(r"[ \t]*+```[^`\n]*+$")

@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Final, get_args
 
-from fastgen.methods.self_instruct.prompts import PromptLanguage, is_complete_in
+from fastgen.methods.self_instruct.prompts import PromptLanguage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,20 +73,20 @@ _FREQUENT: Final[Mapping[str, frozenset[str]]] = {
         "fr": "le la les des et est une un du dans pour avec que qui sur par ce cette au aux écris rédige "
         "explique donne phrase quel quelle ou pas son sont plus deux votre traduis traduisez résume "
         "classe écrivez texte anglais français",
-        "es": "el la los las y es una un del para con que por en como qué cuál escribe explica al este esta se "
+        "es": "el la los las es una un del para con que por en como qué cuál escribe explica al este esta se "
         "su sus dos frase oración lista más si sobre da traduce resume clasifica enumera calcula texto "
         "inglés español",
-        "pt": "o a os as e é uma um do da dos das para com que por em como qual escreva explique ao este esta "
-        "não frase duas lista mais sobre no na traduza resuma classifique calcule texto inglês português",
-        "it": "il lo la gli le e è una un del della dei delle per con che di come quale scrivi spiega al nel "
+        "pt": "os é uma um da dos das para com que por em como qual escreva explique ao este esta "
+        "não frase duas lista mais sobre na traduza resuma classifique calcule texto inglês português",
+        "it": "il lo la gli le è una un del della dei delle per con che di come quale scrivi spiega al nel "
         "nella questo questa frase due elenco più non sono traduci riassumi classifica calcola testo "
         "inglese italiano",
         "nl": "de het een en is van voor met dat in op te hoe wat welke schrijf geef leg uit zin niet zijn deze "
         "dit naar door je of tussen vertaal noem vat tekst engels nederlands",
-        "pl": "w i na z do jest się nie że jak który która napisz wyjaśnij podaj dla o oraz zdanie co tego tym "
+        "pl": "na jest się nie że jak który która napisz wyjaśnij podaj dla o oraz zdanie co tego tym "
         "po czy lub przetłumacz wymień opisz tekst angielski",
         "sv": "och att är en ett som för med på av till den det inte hur vad vilken skriv förklara ge mening "
-        "från om eller mellan i översätt nämn sammanfatta texten engelska",
+        "från om eller mellan översätt nämn sammanfatta texten engelska",
         "tr": "ve bir bu için ile nedir hangi yaz cümle olan olarak ne mi da de listele veya daha metni çevir "
         "özetle cümleyi ingilizceye",
     }.items()
@@ -125,9 +125,8 @@ def language_warning(seeds: Iterable[SeedTask], prompts: PromptSet) -> str | Non
         return None
     languages = " and ".join(sorted({NAMES[code] for code in others.values() if code}))
     remedy = f"write {NAMES[wanted]} ones with 'fastgen prompts init DIR --language {wanted}'"
-    if not is_complete_in(wanted):
-        flag = f" --language {wanted}" if wanted in get_args(PromptLanguage) else ""
-        remedy = f"write English ones with 'fastgen prompts init DIR{flag}' and translate them"
+    if wanted not in get_args(PromptLanguage):
+        remedy = "write English ones with 'fastgen prompts init DIR' and translate them"
     return (
         f"the seed tasks are in {NAMES[wanted]}, but the demonstrations in {', '.join(sorted(others))} are in "
         f"{languages}, and models imitate them; {remedy}, then give --prompts DIR"

@@ -8,7 +8,7 @@ one line that names file, line and field. `starting_files` are the files that a 
 The shipped files are those of the preset ``default``. The folder ``paper`` beside them holds the ones that differ under
 ``--preset paper``: templates without remarks about what the rules reject, and as many demonstrations as the original
 has (Wang et al., ACL 2023). What they say is part of every such run's configuration, so they never change. The folders
-``de`` and ``zh`` hold a whole set in German and in Chinese.
+``de``, ``es``, ``fr`` and ``zh`` hold a whole set in German, Spanish, French and Chinese.
 
 Building a prompt is a concatenation. The demonstrations are rendered when the set is loaded, and a task's own text is
 never formatted, so braces in it mean nothing. In the shipped prompts all fixed text comes first, where a server's
@@ -23,7 +23,7 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 from fastgen.errors import InputError
 from fastgen.types import Message, Sampling
@@ -179,34 +179,21 @@ def read_prompt_files(directory: Path | None, *, stored: Path | None = None, pre
     return {name: read.get(name) or _shipped(name, preset) for name in FILES}
 
 
-_TO_TRANSLATE: Final[Mapping[str, tuple[str, str]]] = {
-    "fr": ("French", 'Tâche:, Exemple, Entrée:, Sortie: and Étiquette de classe:, with yes = "Oui" and no = "Non"'),
-    "es": ("Spanish", 'Tarea:, Ejemplo, Entrada:, Salida: and Etiqueta de clase:, with yes = "Sí" and no = "No"'),
-}
-_COMMENT: Final = """\
-# Translate into {language}: all text in quotation marks below, and the .jsonl files beside this one.
-# Use these words in place of Task:, Example, Input:, Output: and Class label:, so that answers can be read:
-# {words} under [classification].
-# Leave the names in [brackets], the keys before "=" and what stands in {{braces}} as they are.
+_TO_TRANSLATE: Final = """\
+# To use another language, translate all text in quotation marks below, and the .jsonl files beside this one.
+# docs/languages.md lists, by language, the words for "Task:", "Example", "Input:", "Output:" and "Class label:" with
+# which answers can be read. Set yes = "..." and no = "..." under [classification].
+# Leave the names in [brackets], the keys before "=" and what stands in {braces} as they are.
 
 """
 
 
 def starting_files(language: PromptLanguage) -> dict[str, bytes]:
-    """Return all of `FILES` for a user to edit. They are complete in English (the default's), German and Chinese.
-
-    In the other languages they are in English. The templates begin with a comment on what to translate.
-    """
+    """Return all of `FILES` in a language, for a user to edit. The English templates say how to translate them."""
     read = {name: _shipped(name, language).content for name in FILES}
-    if language in _TO_TRANSLATE:
-        comment = _COMMENT.format(language=_TO_TRANSLATE[language][0], words=_TO_TRANSLATE[language][1]).encode()
-        read |= {name: comment + read[name] for name in _TEMPLATE_FILE.values()}
+    if language == "en":
+        read |= {name: _TO_TRANSLATE.encode() + read[name] for name in _TEMPLATE_FILE.values()}
     return read
-
-
-def is_complete_in(language: str) -> bool:
-    """Whether `starting_files` of a language need no translation."""
-    return language in get_args(PromptLanguage) and language not in _TO_TRANSLATE
 
 
 def _shipped(name: str, kind: Preset | PromptLanguage) -> PromptFile:
