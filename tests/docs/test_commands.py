@@ -163,6 +163,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"instruction": task.instruction, "prompt": task.instruction, "input": ""} for task in numbered(20)]
     for name in ("data.jsonl", "tasks.jsonl", "benchmark.jsonl", "rows.jsonl"):
         write_lines(tmp_path / name, rows)
+    chats = ({"messages": [{"role": "user", "content": row["instruction"]}]} for row in rows)
+    write_lines(tmp_path / "chats.jsonl", chats)
     (tmp_path / "data.jsonl.zst").write_bytes(zstandard.compress((tmp_path / "data.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
     write_lines(tmp_path / "essays.jsonl", ({"text": ESSAY.format(number)} for number in range(9)))
@@ -201,14 +203,16 @@ def _why_not(words: Sequence[str]) -> str:
 def _make_place(words: Sequence[str], folder: Path, runs: Runs) -> None:
     """Give a command that reads a run one, and take away what its output would replace."""
     values = dict(pairwise(words))
-    place = folder / values.get("--run-dir", values.get("--training-data", "runs"))
-    if words[0] != "generate" and not place.exists():
-        shutil.copytree(runs.for_command(words[0]), place)
-    output = folder / values.get("--output", "none")
-    if output.is_dir():
-        shutil.rmtree(output)
-    output.unlink(missing_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    outputs = [folder / values[flag] for flag in ("--output", "--rejected") if flag in values]
+    read = [folder / word for word in words if word.startswith("runs/") and folder / word not in outputs]
+    for place in read if words[0] != "generate" else ():
+        if not place.exists():
+            shutil.copytree(runs.for_command(words[0]), place)
+    for output in outputs:
+        if output.is_dir():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _small(words: Sequence[str], server: FaultServer) -> list[str]:
