@@ -8,6 +8,7 @@ commands of other programs. A command that is in neither list, and does not run,
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,11 @@ def test_a_command_is_of_fastgen_or_of_a_known_program(page: Path) -> None:
     assert not unknown, "name the language of the block if it is no shell command (```text), or add it to NOT_OURS"
 
 
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_no_page_installs_the_other_project_of_this_name(page: Path) -> None:
+    assert not re.search(r"pip install (-\S+ )*['\"]?fastgen\b(?!-selfinstruct)", page.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("command", OURS, ids=lambda one: f"{one.page}:{one.line}")
 def test_the_parser_takes_every_command(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,9 +163,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"instruction": task.instruction, "prompt": task.instruction, "input": ""} for task in numbered(20)]
     for name in ("data.jsonl", "tasks.jsonl", "benchmark.jsonl", "rows.jsonl"):
         write_lines(tmp_path / name, rows)
+    chats = ({"messages": [{"role": "user", "content": row["instruction"]}]} for row in rows)
+    write_lines(tmp_path / "chats.jsonl", chats)
     (tmp_path / "data.jsonl.zst").write_bytes(zstandard.compress((tmp_path / "data.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
-    write_lines(tmp_path / "chats.jsonl", ({"messages": [{"role": "user", "content": row["prompt"]}]} for row in rows))
     write_lines(tmp_path / "essays.jsonl", ({"text": ESSAY.format(number)} for number in range(9)))
     for name in ("topics.txt", "personas.txt"):
         (tmp_path / name).write_text("bread\nrivers\nbees\n")
@@ -196,18 +203,16 @@ def _why_not(words: Sequence[str]) -> str:
 def _make_place(words: Sequence[str], folder: Path, runs: Runs) -> None:
     """Give a command that reads a run one, and take away what its output would replace."""
     values = dict(pairwise(words))
-    if words[0] == "report" and "--compare" in values:
-        for name in words[words.index("--compare") + 1 :][:2]:
-            shutil.copytree(runs.large, folder / name, dirs_exist_ok=True)
-        return
-    place = folder / values.get("--run-dir", values.get("--training-data", "runs"))
-    if words[0] != "generate" and not place.exists():
-        shutil.copytree(runs.for_command(words[0]), place)
-    output = folder / values.get("--output", "none")
-    if output.is_dir():
-        shutil.rmtree(output)
-    output.unlink(missing_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    outputs = [folder / values[flag] for flag in ("--output", "--rejected") if flag in values]
+    read = [folder / word for word in words if word.startswith("runs/") and folder / word not in outputs]
+    for place in read if words[0] != "generate" else ():
+        if not place.exists():
+            shutil.copytree(runs.for_command(words[0]), place)
+    for output in outputs:
+        if output.is_dir():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _small(words: Sequence[str], server: FaultServer) -> list[str]:

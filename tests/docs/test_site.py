@@ -54,6 +54,9 @@ def test_the_reference_of_types_is_made_from_the_docstrings(site: Path) -> None:
     page = (site / "method-types.html").read_text(encoding="utf-8")
     assert 'id="fastgen.methods.base.Setup"' in page
     assert 'id="fastgen.methods.base.Step"' in page
+    runs = (site / "python-reference.html").read_text(encoding="utf-8")
+    assert 'id="fastgen.api.open_run"' in runs
+    assert 'id="fastgen.errors.InputError"' in runs
 
 
 def test_no_page_loads_anything_from_another_site(site: Path) -> None:
