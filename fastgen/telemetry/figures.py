@@ -383,7 +383,8 @@ def limit_of(seen: Sample) -> tuple[Limit, str]:
                  fills all cores; or the loop is late by `LATE_MS` on average
     user limit   a rate limit held requests back for `RATE_LIMITED_SHARE` of the time
     server       of the requests, `REFUSED_SHARE` were refused with 429, or slots are free because too many faults wait
-    ramp-up      slots are free because the pool is smaller than the limit in flight
+    ramp-up      slots are free because the pool is smaller than the limit in flight, or because answers have to come
+                 before more can be asked
     yield        slots are free because the plan has nothing to ask: the target is nearly reached
     yield        most of a step's last answers are unusable
     yield        novelty is below `DECAYED` of its best, so more speed brings ever fewer new instructions
@@ -457,6 +458,8 @@ def _too_little_to_ask(seen: Sample) -> Iterator[tuple[Limit, str]]:
             yield Limit.RAMP_UP, f"the pool has {seen.kept} instructions, {how_many}"
         missing = seen.target - seen.complete
         slots = f"{seen.in_flight:.0f} of {seen.concurrency:.0f} slots in use"
+        if missing > seen.pending + seen.in_flight:
+            yield Limit.RAMP_UP, f"no more can be asked until more answers come: {seen.pending} on the way, {slots}"
         yield Limit.YIELD, f"the target is nearly reached: {missing} to go, {seen.pending} on the way, {slots}"
     if seen.trouble:
         yield Limit.YIELD, seen.trouble

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgen.report.figures import gather
-from fastgen.report.live_view import PIECES, STATE, Follower, pieces
+from fastgen.report.live_view import PIECES, STATE, TITLE, Follower, pieces
 from fastgen.report.options import ReportOptions
 from fastgen.store.log import compress_segment
 from fastgen.store.reader import open_run
@@ -108,7 +108,7 @@ def test_damage_is_a_line_on_the_page_with_the_figures_up_to_there(tmp_path: Pat
         shown = pieces(follower, None, is_running=False)
         assert f"{log}:11: the line does not match its checksum" in shown["now"]
         assert follower.ledger.complete == 3
-        assert set(shown) == {*PIECES, STATE}
+        assert set(shown) == {*PIECES, STATE, TITLE}
     log.write_bytes(whole)
     assert read_all(follower).ledger.complete == 6
     assert follower.trouble is None

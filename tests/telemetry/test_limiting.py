@@ -117,6 +117,12 @@ CASES: list[tuple[str, dict[str, Any], Limit, str]] = [
         Limit.YIELD,
         "20 to go, 15 on the way, 12 of 256 slots",
     ),
+    (
+        "a pause for answers far from the end",
+        {"asked_for_nothing": True, "target": 2000, "in_flight": 190.0, "pending": 105},
+        Limit.RAMP_UP,
+        "until more answers come: 105 on the way, 190 of 256 slots",
+    ),
     ("decayed novelty", {"novelty": 2.0}, Limit.YIELD, "2.00 kept per 1,000 instruction tokens, it was 5.00"),
     (
         "decay before the window is full",
