@@ -83,6 +83,6 @@ def test_importing_fastgen_loads_nothing_and_the_names_are_there() -> None:
         "assert not {'numba', 'pyarrow', 'zstandard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert set(fastgen.__all__) <= {*vars(fastgen), "Decision", "Deduplicator"}
+    assert all(hasattr(fastgen, name) for name in fastgen.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fastgen.nothing  # noqa: B018 - the access is the test

@@ -163,6 +163,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"instruction": task.instruction, "prompt": task.instruction, "input": ""} for task in numbered(20)]
     for name in ("data.jsonl", "tasks.jsonl", "benchmark.jsonl", "rows.jsonl"):
         write_lines(tmp_path / name, rows)
+    chats = ({"messages": [{"role": "user", "content": row["instruction"]}]} for row in rows)
+    write_lines(tmp_path / "chats.jsonl", chats)
     (tmp_path / "data.jsonl.zst").write_bytes(zstandard.compress((tmp_path / "data.jsonl").read_bytes()))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
     write_lines(tmp_path / "essays.jsonl", ({"text": ESSAY.format(number)} for number in range(9)))

@@ -314,7 +314,8 @@ def test_mostly_empty_answers_are_reported_as_the_limit_of_the_run() -> None:
     )
     assert stopped is None
     assert "16 of the last 64 answers could be read (48 empty)" in health.trouble()
-    sample = Sample(session_s=60, in_flight=8, concurrency=8, servers=(ServerSample("a", completed=9),))
+    servers = (ServerSample("a", completed=9),)
+    sample = Sample(session_s=60, in_flight=8, concurrency=8, completions=9, servers=servers)
     assert limit_of(sample)[0] is Limit.SERVER
     assert limit_of(replace(sample, trouble=health.trouble())) == (Limit.YIELD, health.trouble())
 
