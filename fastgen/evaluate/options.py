@@ -60,7 +60,7 @@ class ModelOptions:
     """Whether a model that can reason does so before it answers a chat request. auto: as the server decides."""
     extra_body: str = "{}"
     """JSON object merged into every request."""
-    server_args: str = ""
+    server_args: Annotated[str, Parameter(allow_leading_hyphen=True)] = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait at the start until a server answers."""

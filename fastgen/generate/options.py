@@ -187,7 +187,7 @@ class ServerOptions:
     model's name; sampling flags win (docs/models.md); fixed for a run's life."""
     extra_body: str = "{}"
     """JSON object merged into every request, such as '{"min_p": 0.05}'; fixed for a run's life."""
-    server_args: Annotated[str, Parameter(group=_OWN_SERVERS)] = ""
+    server_args: Annotated[str, Parameter(group=_OWN_SERVERS, allow_leading_hyphen=True)] = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait for a server's first answer at the start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import Group, Parameter
 
@@ -71,7 +71,7 @@ class JudgeOptions:
     """Probability mass to sample from."""
     max_tokens: int = 120
     """Most tokens of an answer. An answer takes about 50; a judge that thinks needs thousands."""
-    server_args: str = ""
+    server_args: Annotated[str, Parameter(allow_leading_hyphen=True)] = ""
     """More arguments for the 'vllm serve' that fastgen starts, in one string."""
     server_timeout: float = 900.0
     """Seconds to wait at the start until a server answers."""

@@ -284,6 +284,11 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_not_shown(
     assert "not the key itself" in said
 
 
+def test_server_arguments_may_begin_with_hyphens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = options_for(monkeypatch, "--run-dir", str(tmp_path / "run"), "--server-args", "--max-model-len 8192")
+    assert options.server.server_args == "--max-model-len 8192"
+
+
 def with_server_args(text: str) -> Options:
     return dataclasses.replace(Options(), server=dataclasses.replace(Options().server, server_args=text))
 
