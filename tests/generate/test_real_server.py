@@ -30,7 +30,7 @@ def export(run: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
 
-@pytest.mark.parametrize("flags", [("--api", "completions"), ("--api", "chat", "--structured", "on")])
+@pytest.mark.parametrize("flags", [("--api", "completions"), ("--api", "chat", "--structured", "on", "--probe", "off")])
 def test_a_real_model_writes_instructions_with_instances(
     embedded_endpoint: tuple[str, str], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
