@@ -160,12 +160,7 @@ class _Walks:
 
     def shrink(self, request: Request) -> Request | None:
         """A creating prompt with half of its demonstrations."""
-        fewer = request.demonstrations[: len(request.demonstrations) // 2]
-        shrink = self._method.creation.shrink
-        if request.step != CREATION or not fewer or shrink is None:
-            return None
-        prompt = shrink(self._state, fewer, request.drawn or {})
-        return self._method.in_form(replace(request, prompt=prompt, demonstrations=fewer))
+        return self._method.with_fewer_demonstrations(request, self._state)
 
     def take(self, answers: Sequence[Answer]) -> None:
         """Read answers and queue what follows from them."""
@@ -192,17 +187,7 @@ class _Walks:
 
             ask = creation.ask(Draw(number, self._method.seed, state, draw_demonstrations, this_one))
             if ask is not None:
-                request = Request(
-                    number=number,
-                    step=CREATION,
-                    prompt=ask.prompt,
-                    sampling=ask.sampling or creation.sampling,
-                    demonstrations=ask.demonstrations,
-                    n=min(creation.samples, MOST_SAMPLES),
-                    role=creation.role,
-                    drawn=ask.drawn or None,
-                )
-                yield self._method.in_form(request)
+                yield self._method.request_to_create(number, ask, min(creation.samples, MOST_SAMPLES))
 
     def _take_creation(self, request: Request, choice: int, result: Completion | Failure) -> None:
         outcome: Outcome = result if isinstance(result, Failure) else self._created(request, result)
@@ -244,11 +229,8 @@ class _Walks:
         if place == len(self._method.steps):
             return
         step = self._method.steps[place]
-        ask = step.ask(subject)
         self._walking[walk] = (subject, place)
-        sampling = ask.sampling or step.sampling
-        request = Request(next(self._numbers), step.name, ask.prompt, sampling, (walk,), role=step.role)
-        self._ready.append(self._method.in_form(request, subject))
+        self._ready.append(self._method.request_to_ask(next(self._numbers), step, [subject]))
 
     def _take_step(self, request: Request, result: Completion | Failure) -> None:
         (walk,) = request.subjects
@@ -320,16 +302,21 @@ async def probe(plan: Plan, serving: Serving, options: Options, say: Callable[[s
         say("the server sends one answer, however many are asked for: --samples-per-prompt 1")
         options = replace(options, method=replace(options.method, samples_per_prompt=1))
         plan.sample_once()
-    options, findings = await _choose_form(plan, serving, options, findings, say)
+    options, findings = await _choose_form(plan, serving, limits, options, findings, say)
     _report(findings, options, say)
     return options
 
 
 async def _choose_form(
-    plan: Plan, serving: Serving, options: Options, findings: dict[str, Finding], say: Callable[[str], None]
+    plan: Plan,
+    serving: Serving,
+    limits: Limits,
+    options: Options,
+    findings: dict[str, Finding],
+    say: Callable[[str], None],
 ) -> tuple[Options, dict[str, Finding]]:
     """Ask a step for JSON where its answers are unreadable as text, and for text where its server refuses JSON."""
-    method, limits = plan.method, limits_of(options.speed, serving)
+    method = plan.method
     before = method.structured
     if options.method.structured == "auto":
         tried = {name for name in method.forms if findings[name].kinds.get(AnswerKind.UNREADABLE)}

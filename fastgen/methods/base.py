@@ -393,7 +393,41 @@ class Method:
         steps = (step.name for step in self.steps if step.form is not None)
         return frozenset((*steps, *([] if self.creation.form is None else [CREATION])))
 
-    def in_form(self, request: Request, subject: Subject | None = None) -> Request:
+    def request_to_create(self, number: int, ask: Ask, n: int) -> Request:
+        """A creating request for ``n`` completions."""
+        creation = self.creation
+        request = Request(
+            number=number,
+            step=CREATION,
+            prompt=ask.prompt,
+            sampling=ask.sampling or creation.sampling,
+            demonstrations=ask.demonstrations,
+            n=n,
+            role=creation.role,
+            drawn=ask.drawn or None,
+        )
+        return self._in_form(request)
+
+    def request_to_ask(self, number: int, step: Step, subjects: Sequence[Subject]) -> Request:
+        """A request of a step about a subject, or about several if the step is batched.
+
+        :raises ValueError: several prompts hold messages, and a request has room for one such prompt.
+        """
+        asks = [step.ask(subject) for subject in subjects]
+        prompt = asks[0].prompt if len(asks) == 1 else tuple(map(_text_of, asks))
+        sampling = asks[0].sampling or step.sampling
+        numbers = tuple(subject.number for subject in subjects)
+        return self._in_form(Request(number, step.name, prompt, sampling, numbers, role=step.role), subjects[0])
+
+    def with_fewer_demonstrations(self, request: Request, pool: Pool) -> Request | None:
+        """A creating request with half of its demonstrations, or ``None`` if it cannot be shorter."""
+        fewer, shorter = request.demonstrations[: len(request.demonstrations) // 2], self.creation.shrink
+        if request.step != CREATION or not fewer or shorter is None:
+            return None
+        prompt = shorter(pool, fewer, request.drawn or {})
+        return self._in_form(replace(request, prompt=prompt, demonstrations=fewer))
+
+    def _in_form(self, request: Request, subject: Subject | None = None) -> Request:
         """The request as it is sent: asking for JSON if its step does."""
         if request.step not in self.structured:
             return request
@@ -405,6 +439,12 @@ class Method:
     def sampling(self) -> dict[str, Sampling]:
         """How each step samples, by name."""
         return {CREATION: self.creation.sampling} | {step.name: step.sampling for step in self.steps}
+
+
+def _text_of(ask: Ask) -> str:
+    if not isinstance(ask.prompt, str):
+        raise ValueError("several chat prompts in one request")  # noqa: TRY004 - a mistake in the method
+    return ask.prompt
 
 
 # -- what a method is built from ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from fastgen.methods.admission import Admission
-from fastgen.methods.base import CREATION, Ask, Commit, Created, Draw, Method, Step
+from fastgen.methods.base import CREATION, Commit, Created, Draw, Method, Step
 from fastgen.methods.state import RunState
 from fastgen.similarity.novelty import NoveltyFilter
 from fastgen.types import Answer, Failure, Request
@@ -115,11 +115,7 @@ class Plan:
         """
         if request.prompts > 1:
             return self._split(request)
-        fewer = request.demonstrations[: len(request.demonstrations) // 2]
-        if request.step != CREATION or not fewer or (shorter := self.method.creation.shrink) is None:
-            return None
-        prompt = shorter(self.state, fewer, request.drawn or {})
-        return self.method.in_form(replace(request, prompt=prompt, demonstrations=fewer))
+        return self.method.with_fewer_demonstrations(request, self.state)
 
     def _split(self, request: Request) -> Request:
         first, *others = request.subjects
@@ -162,17 +158,7 @@ class Plan:
         self._creations_out += n
         if method.documents:
             self._sources_out.update(dict.fromkeys(ask.demonstrations, n))
-        request = Request(
-            number=self._take_number(),
-            step=CREATION,
-            prompt=ask.prompt,
-            sampling=ask.sampling or creation.sampling,
-            demonstrations=ask.demonstrations,
-            n=n,
-            role=creation.role,
-            drawn=ask.drawn or None,
-        )
-        return method.in_form(request)
+        return method.request_to_create(self._take_number(), ask, n)
 
     def _demonstrations(self, count: int, machine: int) -> tuple[int, ...]:
         state = self.state
@@ -202,13 +188,7 @@ class Plan:
         return subject in self._split_up or subject in self.state.alone
 
     def _ask(self, step: Step, subjects: Sequence[int], number: int) -> Request:
-        about = [self.state.subject(subject) for subject in subjects]
-        asks = [step.ask(one) for one in about]
-        prompt = asks[0].prompt if len(asks) == 1 else tuple(map(_text_of, asks))
-        sampling = asks[0].sampling or step.sampling
-        return self.method.in_form(
-            Request(number, step.name, prompt, sampling, tuple(subjects), role=step.role), about[0]
-        )
+        return self.method.request_to_ask(number, step, [self.state.subject(subject) for subject in subjects])
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -248,10 +228,3 @@ class Plan:
             queue.clear()
         for number, place in self.state.pool.unsettled():
             self._ready[self.method.steps[place].name].append(number)
-
-
-def _text_of(ask: Ask) -> str:
-    """:raises ValueError: the prompt holds messages, and a request has room for one such prompt."""
-    if not isinstance(ask.prompt, str):
-        raise ValueError("several chat prompts in one request")  # noqa: TRY004 - a mistake in the method
-    return ask.prompt
