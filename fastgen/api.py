@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastgen.cli import asked_of_generate
-from fastgen.errors import InputError, flag_name, how_to_install
+from fastgen.errors import InputError, flag_name, needs
 from fastgen.export.export import Exported, RowsWhileWritten, export, rows_of
 from fastgen.export.options import FORMATS, CardOptions, ChoiceOptions, Format
 from fastgen.export.rows import Feature
@@ -134,7 +134,7 @@ def stream(
     progress: bool | OnProgress = False,
     **options: Any,
 ) -> Generator[Row, None, None]:
-    """Make or resume a run as `generate` does, and give its rows while it goes on, in the order of the run.
+    """Make or resume a run as `generate` does, and give its rows while it is at work, in the order of the run.
 
     Begins with the rows that a resumed run has already. ``format`` is that of `Run.rows`. The run begins with the first
     row that is asked for. Leaving the loop early closes the iterator, which drains the run as Ctrl-C does;
@@ -231,7 +231,7 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """``done``, ``running``, ``resumable`` (the target is not reached, `generate` goes on) or ``damaged``."""
+        """``done``, ``running``, ``resumable`` (the target is not reached, `generate` resumes it) or ``damaged``."""
         return summary_of(self.path).state
 
     @property
@@ -293,10 +293,8 @@ class Run:
 
         :raises InputError: pandas is not installed (the extra ``data``).
         """
-        try:
+        with needs("pandas", "data", "to_pandas:"):
             import pandas as pd
-        except ModuleNotFoundError:
-            raise InputError(f"to_pandas: needs pandas, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         return pd.DataFrame(list(rows), columns=list(columns))
 
@@ -305,10 +303,8 @@ class Run:
 
         :raises InputError: datasets is not installed (the extra ``data``).
         """
-        try:
+        with needs("datasets", "data", "to_dataset:"):
             import datasets
-        except ModuleNotFoundError:
-            raise InputError(f"to_dataset: needs datasets, which is not installed: {how_to_install('data')}") from None
         columns, rows = self._table(format, choice)
         listed = list(rows)
         features = datasets.Features({name: _feature(kind, datasets.Value) for name, kind in columns.items()})

@@ -1,6 +1,7 @@
 """Every error that fastgen raises on purpose, the checks of option values that raise them, and one remedy.
 
-The remedy is `how_to_install`: what a user types to install an extra is said here only.
+The remedy is `how_to_install`: what a user types to install an extra is said here only. `needs` says it
+where a package is missing.
 
 ::
 
@@ -23,6 +24,8 @@ An unusable completion is not an error but data: a ``Rejection`` in the log.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Final
 
 DISTRIBUTION: Final = "fastgen-selfinstruct"
@@ -110,6 +113,18 @@ def how_to_install(extra: str) -> str:
     if IS_PUBLISHED:
         return f"pip install '{DISTRIBUTION}[{extra}]'"
     return f"pip install '.[{extra}]' in the folder of fastgen's source"
+
+
+@contextmanager
+def needs(package: str, extra: str, what: str) -> Iterator[None]:
+    """For a block that imports a package of an extra. ``what`` begins the message.
+
+    :raises InputError: the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise InputError(f"{what} needs {package}, which is not installed: {how_to_install(extra)}") from None
 
 
 def flag_name(option: str) -> str:

@@ -217,7 +217,7 @@ def rows_of(
 
 
 class RowsWhileWritten:
-    """The rows of a run that is being written, in the order of the run. Each `read` goes on where the last one ended.
+    """The rows of a run that is being written, in the order of the run. Each `read` begins where the last one ended.
 
     :raises InputError: options that do not fit the format.
     """

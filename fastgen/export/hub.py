@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastgen.errors import InputError, how_to_install
+from fastgen.errors import InputError, needs
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -32,12 +32,8 @@ def connect(repo: str, endpoint: str | None = None) -> HfApi:
 
     :raises InputError: the first of them that fails.
     """
-    try:
+    with needs("huggingface_hub", "hub", "--push-to-hub:"):
         from huggingface_hub import HfApi, hf_hub_url
-    except ModuleNotFoundError:
-        raise InputError(
-            f"--push-to-hub: needs huggingface_hub, which is not installed: {how_to_install('hub')}"
-        ) from None
     with _in_one_line(repo):
         hf_hub_url(repo, "README.md", repo_type="dataset")  # sends nothing; refuses what is no name
         api = HfApi(endpoint=endpoint)

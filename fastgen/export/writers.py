@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from fastgen.errors import InputError, how_to_install
+from fastgen.errors import needs
 from fastgen.export.options import digest
 from fastgen.store.output import json_line
 
@@ -163,13 +163,9 @@ class Parquet:
         group_rows: int = GROUP_ROWS,
         batch_rows: int = BATCH_ROWS,
     ) -> None:
-        try:
+        with needs("pyarrow", "parquet", "--format parquet:"):
             import pyarrow as pa
             from pyarrow.parquet import ParquetWriter
-        except ModuleNotFoundError:
-            raise InputError(
-                f"--format parquet: needs pyarrow, which is not installed: {how_to_install('parquet')}"
-            ) from None
         self._pa = pa
         message = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
         lists = {"strings": pa.list_(pa.string()), "messages": pa.list_(message)}

@@ -19,7 +19,7 @@ from fastgen.store.files import is_locked
 from fastgen.store.run_folder import RunFolder
 
 RunState = Literal["done", "running", "resumable", "damaged"]
-"""``running``: a process writes it now. ``resumable``: it is short of its target, and the same command goes on."""
+"""``running``: a process writes it now. ``resumable``: it is short of its target, and the same command resumes it."""
 _HEADERS = {"run.json", "unfinished-run.json"}
 _STATES = {"done": "done", "running": "running", "resumable": "can be resumed", "damaged": "damaged"}
 _UNITS = ((86_400 * 2, 86_400, "days"), (3_600 * 2, 3_600, "h"), (60 * 2, 60, "min"), (0, 1, "s"))

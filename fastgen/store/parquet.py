@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgen.errors import InputError, how_to_install
+from fastgen.errors import InputError, needs
 from fastgen.store.files import disk_errors
 from fastgen.store.tables import BATCH_ROWS, MISSING, Rejected, Rows, check_text, sync_file, value_at
 
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from typing import IO
 
 
-try:
+with needs("pyarrow", "parquet", "Parquet"):
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ModuleNotFoundError:
-    raise InputError(f"Parquet needs pyarrow, which is not installed: {how_to_install('parquet')}") from None
 
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 64 << 20
